@@ -1,0 +1,1 @@
+"""Losses and statements of reward-distillation preference optimisation, checked by machine."""
