@@ -6,6 +6,7 @@ module-level tuple `CLAIMS`. :func:`run` executes all that a claim brings and *d
 
 from __future__ import annotations
 
+import functools
 import importlib
 import pkgutil
 import time
@@ -86,16 +87,16 @@ def all_claims() -> Iterator[Claim]:
             yield from importlib.import_module(f"theory.propositions.{module.name}").CLAIMS
 
 
-def run(claim: Claim, *, examples: int, thorough: bool) -> Row:
+def run(claim: Claim, *, thorough: bool) -> Row:
     """Runs the proof, enumeration, counterexamples, controls and properties, and derives the verdict.
+
+    A property draws as many examples as the Hypothesis profile says that was current when its module was imported
+    (`theory.testing.load_profile`); the row has the number that really ran to the end.
 
     Args:
         claim: what to check.
-        examples: Hypothesis examples a property.
         thorough: enumerate to the larger size.
     """
-    from hypothesis import settings
-
     start, errors, drawn = time.perf_counter(), [], 0
 
     def attempt(what: str, check: Callable[[], Any]) -> Any:
@@ -122,8 +123,7 @@ def run(claim: Claim, *, examples: int, thorough: bool) -> Row:
         except Exception as error:
             errors.append(f"control {name}: {type(error).__name__}: {error}")
     for prop in claim.properties:
-        attempt(f"property {prop.__name__}", settings(max_examples=examples, deadline=None, database=None)(prop))
-        drawn += examples
+        drawn += attempt(f"property {prop.__name__}", functools.partial(_draw, prop)) or 0
     broken = attempt("search for a counterexample to the printed form", claim.printed) if claim.printed else None
     verdict: Verdict | None = None
     if not errors:
@@ -140,3 +140,21 @@ def run(claim: Claim, *, examples: int, thorough: bool) -> Row:
         seconds=time.perf_counter() - start,
         errors=errors,
     )
+
+
+def _draw(prop: Any) -> int:
+    """Runs a Hypothesis test; the number of examples that met its assumptions and passed."""
+    inner, passed = prop.hypothesis.inner_test, 0
+
+    @functools.wraps(inner)
+    def counted(*args: Any, **kwargs: Any) -> None:
+        nonlocal passed
+        inner(*args, **kwargs)
+        passed += 1
+
+    prop.hypothesis.inner_test = counted
+    try:
+        prop()
+    finally:
+        prop.hypothesis.inner_test = inner
+    return passed
