@@ -1,0 +1,316 @@
+"""The exact optimum over tabular policies of any objective of the project, with a certificate.
+
+    result = solve(DPO(beta=1.0), PreferenceGraph.chain(3), uniform(3), alpha=0.1)
+
+minimises mean over pairs of the loss + alpha KL(pi_ref || pi) over all distributions pi on the arms.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+import numpy as np
+
+from bandits.newton import Layout, dense_direction, evaluate, minimise, newton_diagonal, sparse_direction
+from bandits.objectives import (
+    DPO,
+    Distillation,
+    EnsembleHull,
+    EnsembleMin,
+    Floats,
+    Objective,
+    PairLoss,
+    Square,
+    positive,
+)
+from bandits.policy import reference
+from theory import losses
+from theory.certificates import Certificate, policy_kkt, simplex_kkt
+from theory.preferences import PreferenceGraph
+
+Reduction = Literal["mean", "sum"]
+
+_DENSE_ARMS = 64  # above it, conjugate gradients on the sparse Newton matrix are cheaper
+_MAX_ITERATIONS = 500
+_POLISH = 1e-3  # small problems go on below the tolerance: it costs one more iteration
+_ACCEPTED_SLOPE = 0.1
+_SHORTEST_STEP = 1e-6
+_TINY = np.finfo(np.float64).tiny
+
+
+class NotConverged(RuntimeError):
+    """The residual stayed above the tolerance: the problem is beyond double precision. Never returned as a result."""
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Optimum:
+    """A minimiser and what proves that it is one."""
+
+    log_probs: Floats
+    """log pi, [n], nats; -inf where the reference has no support."""
+    logratios: Floats
+    """u = log pi - log pi_ref, [n], nats; 0 exactly for arms that no pair mentions."""
+    value: float
+    """The objective there: mean (or sum) of the pair losses, plus alpha KL(pi_ref || pi)."""
+    certificate: Certificate
+    """`feasibility` and `stationarity` of `theory.certificates.policy_kkt`, in nats and loss a nat; `relative`, the
+    worst arm's stationarity over the sum of the absolute values of the terms it adds up (what the tolerance is on);
+    for ensembles also the conditions on the weights."""
+    unique: bool
+    """False where only the margins are determined: no KL, and a graph of several components. Then the optimum given
+    is the limit for alpha -> 0, which leaves every component its mass under pi_ref."""
+    iterations: int
+    weights: Floats | None = None
+    """For ensembles the mixture of the members that is fitted, [K]; one-hot for `EnsembleMin`."""
+    member_values: Floats | None = None
+    """For `EnsembleMin`, each member's own optimal value, [K]."""
+
+    @property
+    def probs(self) -> Floats:
+        """pi, [n]."""
+        return np.exp(self.log_probs)
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Unattained:
+    """DPO without a finite optimum: minimising sequences drive the margins of some pairs to infinity."""
+
+    diverging: list[tuple[int, int]]
+    """The pairs (winner, loser) whose log-ratio margin goes to +infinity: those on no preference cycle."""
+    infimum: float
+    """What the objective falls to without reaching it."""
+    direction: Floats
+    """[n]: along u + t direction the objective falls to its infimum as t -> infinity."""
+    inside: Optimum
+    """The optimum of the remaining pairs: the limits of all other margins are its margins."""
+
+    def __str__(self) -> str:
+        pairs = ", ".join(f"{w} > {el}" for w, el in self.diverging[:8]) + (" ..." if len(self.diverging) > 8 else "")
+        return (
+            f"no finite optimum: the margins of {len(self.diverging)} pair(s) on no preference cycle diverge ({pairs}); "
+            f"infimum {self.infimum:.6g}. A KL weight alpha > 0 makes the optimum finite."
+        )
+
+
+def solve(
+    objective: Objective,
+    graph: PreferenceGraph,
+    ref: Any,
+    *,
+    alpha: float | None = None,
+    reduction: Reduction = "mean",
+    tolerance: float = 1e-10,
+) -> Optimum | Unattained:
+    """Minimises the objective over all distributions on the arms.
+
+    Args:
+        objective: of `bandits.objectives`.
+        graph: the preference pairs over n arms, weighted.
+        ref: pi_ref, [n] probabilities; positive on every arm in a pair.
+        alpha: weight of KL(pi_ref || pi), > 0; None for no pessimism.
+        reduction: "mean" divides the weights by their sum (the losses are expectations), "sum" takes them as given.
+        tolerance: on the relative residual.
+
+    Returns:
+        The optimum; for DPO without KL on a graph with a pair on no cycle, what diverges instead.
+
+    Raises:
+        ValueError: bad input; the message names the field, the pair or the arm.
+        NotConverged: double precision does not reach the tolerance.
+    """
+    ref = reference(ref, graph)
+    pair_weights = reduced_weights(graph, reduction)
+    kl_weight = 0.0 if alpha is None else positive("alpha", alpha)
+    check_pairs(objective, graph)
+    problem = _Problem(graph, pair_weights, ref, kl_weight, tolerance)
+    if isinstance(objective, EnsembleMin):
+        # min over policies and members commute: the best member's own optimum is the optimum.
+        optima = [problem.optimum(objective.member(one)) for one in np.eye(len(objective.reward_margins))]
+        values = np.array([optimum.value for optimum in optima])
+        best = int(np.argmin(values))
+        return replace(optima[best], weights=np.eye(len(values))[best], member_values=values)
+    if isinstance(objective, EnsembleHull):
+        return problem.hull_optimum(objective)
+    if isinstance(objective, DPO) and alpha is None and graph.crossing.any():
+        return problem.unattained(objective)
+    return problem.optimum(objective)
+
+
+def reduced_weights(graph: PreferenceGraph, reduction: Reduction) -> Floats:
+    """The pair weights as they enter the objective, [m]; raises ValueError for an unknown reduction."""
+    if reduction not in ("mean", "sum"):
+        raise ValueError(f'reduction must be "mean" or "sum", got {reduction!r}')
+    total = graph.weights.sum() if reduction == "mean" and len(graph) else 1.0
+    return np.asarray(graph.weights / total)
+
+
+def check_pairs(objective: Objective, graph: PreferenceGraph) -> None:
+    """Raises ValueError where the objective's parameters do not fit one problem of this graph."""
+    if not isinstance(objective, Distillation | EnsembleMin | EnsembleHull):
+        scale = objective.beta if isinstance(objective, DPO) else objective.tau
+        name = "beta" if isinstance(objective, DPO) else "tau"
+    else:
+        scale, name = objective.beta, "beta"
+        expected = (len(graph),) if isinstance(objective, Distillation) else (len(objective.reward_margins), len(graph))
+        if objective.reward_margins.shape != expected:
+            raise ValueError(
+                f"reward_margins must have shape {expected}, one a pair, got {objective.reward_margins.shape}"
+            )
+    if np.ndim(scale):
+        raise ValueError(f"{name} must be one number for one problem, got shape {np.shape(scale)}")
+
+
+@dataclass(frozen=True, eq=False)
+class _Problem:
+    graph: PreferenceGraph
+    weights: Floats
+    ref: Floats
+    alpha: float
+    tolerance: float
+
+    def layout(self) -> Layout:
+        with np.errstate(divide="ignore"):
+            log_ref = np.log(self.ref)
+        edges = self.graph.edges
+        return Layout(edges[:, :1], edges[:, 1:], self.weights[:, None], log_ref[:, None], self.graph.components)
+
+    def minimise(self, loss: PairLoss, start: Floats) -> tuple[Floats, int]:
+        """u and the number of iterations."""
+        dense = self.graph.n <= _DENSE_ARMS
+        state, iterations = minimise(
+            self.layout(),
+            loss,
+            np.array([self.alpha]),
+            dense_direction if dense else sparse_direction,
+            start=start[:, None],
+            tolerance=self.tolerance * (_POLISH if dense else 1.0),
+            max_iterations=_MAX_ITERATIONS,
+        )
+        if not state.residual[0] <= self.tolerance:
+            raise NotConverged(
+                f"relative residual {state.residual[0]:.1e} above the tolerance {self.tolerance:g} after {iterations} "
+                "iterations"
+            )
+        return state.u[:, 0], iterations
+
+    def optimum(self, objective: DPO | Distillation | Any, start: Floats | None = None) -> Optimum:
+        loss = _column(objective.pair_loss())
+        u, iterations = self.minimise(loss, np.zeros(self.graph.n) if start is None else start)
+        return self.certified(loss, u, iterations)
+
+    def certified(self, loss: PairLoss, u: Floats, iterations: int) -> Optimum:
+        layout = self.layout()
+        log_probs = layout.log_ref[:, 0] + u
+        state = evaluate(layout, loss, np.array([self.alpha]), u[:, None])
+        # The free gradient of the objective in log pi; policy_kkt adds the multiplier of sum pi = 1.
+        free = (state.gradient[:, 0] - self.alpha * state.pi[:, 0]) if self.alpha else state.gradient[:, 0]
+        support = self.ref > 0
+        residuals = policy_kkt(log_probs[support], free[support]).residuals
+        pair_losses = loss.value(self.graph.margins(u)[:, None])[:, 0]
+        kl = losses.forward_kl(u[support]) @ self.ref[support]
+        return Optimum(
+            log_probs=log_probs,
+            logratios=u,
+            value=float(self.weights @ pair_losses + self.alpha * kl),
+            certificate=Certificate({**residuals, "relative": float(state.residual[0])}),
+            unique=bool(self.alpha or self.graph.is_connected),
+            iterations=iterations,
+        )
+
+    def unattained(self, objective: DPO) -> Unattained:
+        graph, crossing = self.graph, self.graph.crossing
+        inner = PreferenceGraph(graph.n, graph.edges[~crossing], graph.weights[~crossing])
+        inside = replace(self, graph=inner, weights=self.weights[~crossing]).optimum(objective)
+        return Unattained(
+            diverging=[(int(w), int(el)) for w, el in graph.edges[crossing]],
+            infimum=inside.value,
+            direction=graph.ranks.astype(np.float64),
+            inside=inside,
+        )
+
+    def hull_optimum(self, objective: EnsembleHull) -> Optimum:
+        """Newton on the mixture: V(w) = min over u of the objective is convex in w on the simplex, and smooth.
+
+        Its gradient needs no derivative of u (envelope theorem), its Hessian that of u by w (implicit functions).
+        """
+        rewards, pair_weights, beta = objective.reward_margins, self.weights, objective.beta
+        weights, optimum = np.full(len(rewards), 1 / len(rewards)), None
+        step, best = 1.0, None
+        move = slope = gradient = np.zeros(len(rewards))
+        for _ in range(_MAX_ITERATIONS):
+            trial_weights = weights + step * move
+            start = None if optimum is None else optimum.logratios
+            trial = self.optimum(objective.member(trial_weights), start)
+            margins = beta * self.graph.margins(trial.logratios)
+            slope = 2 * rewards @ (pair_weights * (trial_weights @ rewards - margins))
+            if optimum is not None and slope @ move > _ACCEPTED_SLOPE * abs(gradient @ move) and step > _SHORTEST_STEP:
+                step /= 2  # past the minimum along the move
+                continue
+            weights, optimum, gradient, step = trial_weights, trial, slope, 1.0
+            scale = 2 * np.abs(rewards) @ (pair_weights * (weights @ np.abs(rewards) + np.abs(margins)))
+            kkt = simplex_kkt(weights, gradient / max(float(scale.max()), _TINY)).residuals
+            residuals = {**optimum.certificate.residuals, **{f"weights_{name}": value for name, value in kkt.items()}}
+            worst = max(kkt.values())
+            if best is None or worst < best[0]:
+                best = worst, replace(optimum, weights=weights, certificate=Certificate(residuals))
+            elif best[0] <= self.tolerance:
+                return best[1]
+            if worst == 0:
+                break
+            move = simplex_newton_step(self.hessian(objective, optimum), gradient, weights)
+        if best is None or best[0] > self.tolerance:
+            raise NotConverged(f"the weights of the hull stay {best and best[0]:.1e} from their optimality conditions")
+        return best[1]
+
+    def hessian(self, objective: EnsembleHull, optimum: Optimum) -> Floats:
+        """Of V at the optimum of one mixture, [K, K]: 2 D'W (D - beta B du/dw), H du/dw = 2 beta B'W D."""
+        layout, k = self.layout(), len(objective.reward_margins)
+        wide = Layout(*[np.repeat(array, k, axis=1) for array in (layout.winners, layout.losers, layout.weights)], np.repeat(layout.log_ref, k, axis=1))
+        weighted = self.weights[:, None] * objective.reward_margins.T
+        state = evaluate(wide, Square(objective.beta, 0.0), np.full(k, self.alpha), np.repeat(optimum.logratios[:, None], k, axis=1))
+        diagonal = newton_diagonal(wide, np.full(k, self.alpha), state.pi)
+        rhs = 2 * objective.beta * wide.scatter(weighted)
+        response = dense_direction(wide, state.curvature, diagonal, rhs)
+        residual = objective.reward_margins.T - objective.beta * wide.margins(response)
+        return 2 * weighted.T @ residual
+
+
+def simplex_newton_step(hessian: Floats, gradient: Floats, weights: Floats) -> Floats:
+    """d that minimises gradient . d + d' hessian d / 2 with weights + d on the simplex, by the active-set method.
+
+    hessian [K, K] positive semi-definite, gradient and weights [K]. A ridge far below the curvature decides where
+    the members are affinely dependent; a fixed point is a minimum whatever the ridge.
+    """
+    k = len(weights)
+    ridged = hessian + (1e-10 * np.trace(hessian) / k + _TINY) * np.eye(k)
+    point, free = weights.copy(), weights > 0
+    for _ in range(20 * k):
+        slope = gradient + ridged @ (point - weights)
+        index = np.flatnonzero(free)
+        bordered = np.ones((len(index) + 1, len(index) + 1))
+        bordered[:-1, :-1], bordered[-1, -1] = ridged[np.ix_(index, index)], 0.0
+        solved = np.linalg.lstsq(bordered, np.append(-slope[index], 0.0), rcond=None)[0]
+        move = np.zeros(k)
+        move[index] = solved[:-1]
+        blocking = free & (point + move < 0)
+        if blocking.any():
+            ratios = np.where(blocking, point / np.where(blocking, -move, 1.0), np.inf)
+            first = int(np.argmin(ratios))
+            point = point + ratios[first] * move
+            point[first], free[first] = 0.0, False
+            continue
+        point = point + move
+        reduced = np.where(free, 0.0, gradient + ridged @ (point - weights) + solved[-1])
+        if reduced.min() >= -1e-14 * np.abs(gradient).max():
+            break
+        free[int(np.argmin(reduced))] = True
+    point = np.maximum(point, 0.0)
+    return np.asarray(point / point.sum() - weights)
+
+
+def _column(loss: PairLoss) -> PairLoss:
+    """The pair loss of one problem as that of a batch of one."""
+    if isinstance(loss, Square) and np.ndim(loss.target):
+        return Square(loss.scale, np.asarray(loss.target)[:, None])
+    return loss
