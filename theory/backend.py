@@ -46,10 +46,10 @@ class NumpyBackend:
                 np.log1p(-np.exp(np.where(near_zero, -1.0, z))),
             ).astype(np.result_type(z), copy=False)[()]
 
-    def expectation(self, log_weights: Array, values: Array) -> Array:
-        """sum over the last axis of e^log_weights * values; a weight of zero drops its value, even an infinite one."""
-        present = log_weights > -np.inf
-        return np.sum(np.where(present, np.exp(log_weights) * np.where(present, values, 0.0), 0.0), axis=-1)
+    def relative_entropy(self, log_p: Array, log_q: Array) -> Array:
+        """sum over the last axis of p (log p - log q); an outcome with p = 0 adds nothing, whatever its q."""
+        present = log_p != -np.inf  # a NaN is present, and propagates
+        return np.sum(np.exp(log_p) * (np.where(present, log_p, 0.0) - np.where(present, log_q, 0.0)), axis=-1)
 
     def one_hot_argmin(self, values: Array) -> Array:
         """[K] -> [K], one at the first smallest entry."""
@@ -94,11 +94,10 @@ class TorchBackend:
             self._torch.log1p(-self._torch.exp(where(near_zero, stand_in, z))),
         )
 
-    def expectation(self, log_weights: Array, values: Array) -> Array:
-        """sum over the last axis of e^log_weights * values; a weight of zero drops its value."""
-        where, zero = self._torch.where, self._torch.zeros_like(values)
-        present = log_weights > -math.inf
-        return where(present, self._torch.exp(log_weights) * where(present, values, zero), zero).sum(-1)
+    def relative_entropy(self, log_p: Array, log_q: Array) -> Array:
+        """sum over the last axis of p (log p - log q); an outcome with p = 0 adds nothing, to the gradient either."""
+        where, present = self._torch.where, log_p != -math.inf  # a NaN is present, and propagates
+        return (self._torch.exp(log_p) * (where(present, log_p, 0.0) - where(present, log_q, 0.0))).sum(-1)
 
     def one_hot_argmin(self, values: Array) -> Array:
         """[K] -> [K], one at the first smallest entry."""
@@ -139,9 +138,9 @@ class SympyBackend:
         """log(1 - e^z)."""
         return self._map(lambda x: self._sympy.log(1 - self._sympy.exp(x)), z)
 
-    def expectation(self, log_weights: Array, values: Array) -> Array:
-        """sum over the last axis of e^log_weights * values."""
-        return np.sum(self.exp(log_weights) * values, axis=-1)
+    def relative_entropy(self, log_p: Array, log_q: Array) -> Array:
+        """sum over the last axis of p (log p - log q); all finite."""
+        return np.sum(self.exp(log_p) * (log_p - log_q), axis=-1)
 
     def one_hot_argmin(self, values: Array) -> Array:
         """[K] -> [K] of Piecewise; ties go to the first, as in NumPy and torch."""
@@ -226,6 +225,10 @@ def _is_sympy(value: Any) -> bool:
     return sympy is not None and isinstance(value, sympy.Expr)
 
 
+def _is_exact(value: Any) -> bool:
+    return isinstance(value, (int, Fraction)) and not isinstance(value, bool)
+
+
 def _library(name: str, value: Any) -> str:
     torch = sys.modules.get("torch")
     if torch is not None and isinstance(value, torch.Tensor):
@@ -235,9 +238,9 @@ def _library(name: str, value: Any) -> str:
     if _is_sympy(value):
         return "sympy"
     if isinstance(value, np.ndarray) and value.dtype == object:
-        if all(_is_sympy(entry) or isinstance(entry, (int, Fraction)) for entry in value.flat):
+        if all(_is_sympy(entry) or _is_exact(entry) for entry in value.flat):
             return "sympy"
-        raise TypeError(f"{name} is an object array whose entries are not all SymPy expressions")
+        raise TypeError(f"{name} is an object array whose entries are not all SymPy expressions: {value!r}")
     if isinstance(value, bool) or (isinstance(value, np.ndarray | np.generic) and value.dtype.kind not in "fiu"):
         raise TypeError(f"{name} must hold real numbers, got {value!r}")
     if isinstance(value, np.ndarray | np.generic | numbers.Real):
@@ -268,10 +271,11 @@ def _as_array(backend: Backend, value: Array) -> Array:
     if backend.name == "numpy":
         array = np.asarray(value)
         return array.astype(np.float64) if array.dtype.kind in "iu" else array
-    if backend.name == "sympy" and isinstance(value, (int, Fraction)):
+    if backend.name == "sympy" and isinstance(value, (int, Fraction, np.ndarray)):
         import sympy
 
-        return sympy.Rational(value)
+        # Entry by entry too: a quotient of Python integers left in an object array would be a float.
+        return np.frompyfunc(sympy.sympify, 1, 1)(value) if isinstance(value, np.ndarray) else sympy.Rational(value)
     return value
 
 
@@ -289,20 +293,22 @@ def same_shapes(**arrays: Array) -> None:
 
 
 def hyperparameter(backend: Backend, name: str, value: Any, *, positive: bool) -> Any:
-    """The value, if it is a finite real > 0 (or >= 0); exact numbers become SymPy's next to SymPy arrays.
+    """The value, if it is a finite real > 0 (or >= 0): an exact one is SymPy's next to SymPy arrays, any other a float.
 
     A SymPy symbol passes unless its assumptions say no. Raises TypeError or ValueError with the name and the value.
     """
     bound = "> 0" if positive else ">= 0"
     if _is_sympy(value) and backend.name != "sympy":
         raise TypeError(f"{name} is the SymPy expression {value}, but the arrays are of {backend.name}")
-    if _is_sympy(value) and not value.is_number:
-        refused = value.is_real is False or (value.is_positive if positive else value.is_nonnegative) is False
-    elif isinstance(value, bool) or not (isinstance(value, numbers.Real) or _is_sympy(value)):
+    if isinstance(value, bool) or not (isinstance(value, numbers.Real) or _is_sympy(value)):
         raise TypeError(f"{name} must be a real number {bound}, got {type(value).__name__}: {value!r}")
+    if _is_sympy(value) and not (value.is_number and value.is_real):
+        sign = value.is_positive if positive else value.is_nonnegative
+        refused = value.is_number or value.is_real is False or sign is False
     else:
         number = float(value)
         refused = not math.isfinite(number) or number < 0 or (positive and number == 0)
     if refused:
         raise ValueError(f"{name} must be a finite number {bound}, got {value}")
-    return _as_array(backend, value) if backend.name == "sympy" else value
+    # A plain float: NumPy's scalars would widen float32 arrays, fractions would make object arrays of them.
+    return _as_array(backend, value) if backend.name == "sympy" else number

@@ -118,14 +118,14 @@ def forward_kl(ref_sample_logratios: Array) -> Array:
 def forward_kl_tokens(ref_logprobs: Array, policy_logprobs: Array) -> Array:
     """KL(pi_ref(. | y_<t) || pi(. | y_<t)) at each position of samples from pi_ref; [F] eq 9-13.
 
-    Both [..., V], log-probs over the vocabulary; returns [...]. Summed over the positions of a sample it has the mean
-    of :func:`forward_kl`, a smaller variance, and is never negative.
+    Both [..., V], log-probs over the vocabulary, -inf allowed; returns [...]. Summed over the positions of a sample it
+    has the mean of :func:`forward_kl` and is never negative. Its variance is usually smaller; for one position always.
     """
     b, ref, policy = backend_of(ref_logprobs=ref_logprobs, policy_logprobs=policy_logprobs)
     same_shapes(ref_logprobs=ref, policy_logprobs=policy)
     if not shape_of(ref):
         raise ValueError("ref_logprobs needs a vocabulary axis, got a scalar")
-    return b.expectation(ref, ref - policy)
+    return b.relative_entropy(ref, policy)
 
 
 def pessimistic(loss: Array, kl: Array, *, alpha: Scalar) -> Array:
@@ -197,7 +197,8 @@ def _ensemble(logratio_margin: Array, reward_margins: Array, beta: Scalar, gram:
     _check_ensemble(margin, members)
     if shape_of(g) != (len(members), len(members)):
         raise ValueError(f"gram has shape {shape_of(g)}, but reward_margins has {len(members)} members")
-    return distillation(margin, b.constant(choose(g)) @ members, beta=beta)
+    # Weights times rows, summed: unlike @, this lets members and Gram matrix be of different floating types.
+    return distillation(margin, (b.constant(choose(g))[:, None] * members).sum(0), beta=beta)
 
 
 def _ensemble_residuals(logratio_margin: Array, reward_margins: Array, beta: Scalar) -> tuple[Any, Array]:
