@@ -78,14 +78,14 @@ class PreferenceGraph:
 
     @property
     def winners(self) -> Ints:
-        """[m]."""
-        winners: Ints = self.edges[:, 0]
+        """[m], a fresh copy: torch refuses to index with read-only arrays."""
+        winners: Ints = self.edges[:, 0].copy()
         return winners
 
     @property
     def losers(self) -> Ints:
-        """[m]."""
-        losers: Ints = self.edges[:, 1]
+        """[m], likewise."""
+        losers: Ints = self.edges[:, 1].copy()
         return losers
 
     def margins(self, values: Any) -> Any:

@@ -66,6 +66,15 @@ def test_laplacian_is_the_quadratic_form_of_the_margins(data: st.DataObject) -> 
     np.testing.assert_allclose(graph.incidence @ values, graph.margins(values), rtol=0, atol=1e-15)
 
 
+def test_margins_of_torch_tensors() -> None:
+    import torch
+
+    values = torch.arange(6.0, requires_grad=True)
+    margins = PreferenceGraph(3, [(0, 1), (2, 0)]).margins(values.reshape(2, 3))
+    assert margins.tolist() == [[-1, 2], [-1, 2]]
+    assert torch.autograd.grad(margins.sum(), values)[0].tolist() == [0, -1, 1, 0, -1, 1]
+
+
 def test_repeated_edges_add_up() -> None:
     twice = PreferenceGraph(2, [(0, 1), (0, 1)], [1.0, 2.0])
     once = PreferenceGraph(2, [(0, 1)], [3.0])
