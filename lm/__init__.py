@@ -1,0 +1,1 @@
+"""Reward-distillation preference optimisation of language models, trained on the losses of `theory.losses`."""

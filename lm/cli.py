@@ -1,0 +1,91 @@
+"""What the commands share: options from YAML and the command line, and errors without tracebacks."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+import traceback
+import warnings
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from jsonargparse import ArgumentParser
+
+from lm.artifacts import CorruptArtifact, MissingArtifact
+from lm.config import Config
+from lm.io import write_text
+from lm.pipeline import Pipeline
+
+CONFIGS = Path(__file__).parent / "configs"
+USER_ERRORS = (ValueError, TypeError, FileNotFoundError, FloatingPointError, CorruptArtifact, MissingArtifact)
+
+
+def parser_of(command: str, description: str) -> ArgumentParser:
+    """All fields of :class:`lm.config.Config` as dotted options, plus --config, --print_config and --debug."""
+    parser = ArgumentParser(
+        prog=f"python -m {command}",
+        description=f"{description} Without --config, the preset demo.yaml (the embedded world) is used; other presets "
+        f"are in {CONFIGS}.",
+    )
+    parser.add_argument("--config", action="config", help="YAML file with options; later ones and options win.")
+    parser.add_argument("--debug", action="store_true", help="Show tracebacks of errors.")
+    parser.add_class_arguments(Config, fail_untyped=True)
+    return parser
+
+
+def parse(command: str, description: str, arguments: Sequence[str]) -> tuple[Config, str, bool]:
+    """(config, resolved YAML, debug). Leaves with status 2 and a message where an option is wrong."""
+    parser = parser_of(command, description)
+    if not any(argument == "--config" or argument.startswith("--config=") for argument in arguments):
+        arguments = ["--config", str(CONFIGS / "demo.yaml"), *arguments]
+    options = parser.parse_args(list(arguments))
+    resolved = parser.dump(options, skip_none=False)
+    fields = vars(parser.instantiate_classes(options))
+    debug = fields.pop("debug")
+    fields.pop("config")
+    return Config(**fields), resolved, debug
+
+
+def run(
+    command: str,
+    action: Callable[[Pipeline], Any],
+    *,
+    read_only: frozenset[str] = frozenset(),
+    arguments: Sequence[str] | None = None,
+) -> int:
+    """Runs a command's action on the pipeline of its options; returns the exit status.
+
+    Args:
+        command: module name; its docstring's first line is the help text.
+        action: what to do.
+        read_only: stages that the command never computes.
+        arguments: the command line without the program; sys.argv's by default.
+    """
+    description = (sys.modules["__main__"].__doc__ or "").strip().split("\n")[0]
+    _quieten()
+    config, resolved, debug = parse(command, description, sys.argv[1:] if arguments is None else arguments)
+    try:
+        write_text(Path(config.output_dir) / "config.yaml", resolved)
+        action(Pipeline(config, read_only=read_only))
+    except USER_ERRORS as error:
+        if debug:
+            traceback.print_exc()
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def _quieten() -> None:
+    """Progress bars and log lines of the libraries only on a terminal, and their news not at all."""
+    import datasets
+    import transformers
+
+    warnings.filterwarnings("ignore", category=FutureWarning)
+    transformers.logging.set_verbosity_error()
+    logging.getLogger("accelerate").setLevel(logging.ERROR)
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    if not sys.stderr.isatty():
+        datasets.disable_progress_bars()
+        transformers.logging.disable_progress_bar()

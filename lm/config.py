@@ -1,0 +1,299 @@
+"""Every option of the pipeline, typed and documented; `--help` is made from this file."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from lm.objectives import (
+    DPO,
+    DRDO,
+    IPO,
+    METHODS,
+    DistilledDPO,
+    EnsembleDPO,
+    HullDPO,
+    Method,
+    PessimisticDistilledDPO,
+    PessimisticDPO,
+)
+
+
+def _check(owner: object, condition: str, **values: tuple[Any, bool]) -> None:
+    for name, (value, good) in values.items():
+        if not good:
+            raise ValueError(f"{type(owner).__name__}.{name} must be {condition}, got {value!r}")
+
+
+def _positive(owner: object, *names: str) -> None:
+    _check(owner, "> 0", **{name: (getattr(owner, name), getattr(owner, name) > 0) for name in names})
+
+
+def _share(owner: object, *names: str) -> None:
+    _check(owner, "between 0 and 1", **{name: (getattr(owner, name), 0 <= getattr(owner, name) <= 1) for name in names})
+
+
+@dataclass(frozen=True, kw_only=True)
+class WorldConfig:
+    """The embedded world.
+
+    Args:
+        posts: number of posts, each with one reference summary.
+        pairs_per_post: compared pairs of summaries a post.
+        min_events: fewest events a post.
+        max_events: most events a post, at most 16.
+        annotator_sharpness: scale of the annotators' Bradley-Terry choice; larger is less noisy.
+        length_preference: what one more word is worth to the annotators, in units of utility.
+    """
+
+    posts: int = 6000
+    pairs_per_post: int = 4
+    min_events: int = 3
+    max_events: int = 5
+    annotator_sharpness: float = 3.0
+    length_preference: float = 0.05
+
+    def __post_init__(self) -> None:
+        _positive(self, "posts", "pairs_per_post", "min_events", "annotator_sharpness")
+        bounds = self.min_events <= self.max_events <= 16
+        _check(self, "at least min_events and at most 16", max_events=(self.max_events, bounds))
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataConfig:
+    """Preferences and reference completions.
+
+    Args:
+        kind: "world" generates the embedded world; "tldr" reads comparisons in the schema of
+            openai/summarize_from_feedback and a TL;DR reference set; "hh" reads Anthropic HH dialogues
+            (`chosen` and `rejected` sharing a prefix).
+        path: hub name, or a local .jsonl, .jsonl.gz or .parquet file, or a folder of them. Not read by "world".
+        subset: folder of a hub dataset to load from, e.g. "helpful-base"; hub names only.
+        sft_path: reference summaries, likewise; "tldr" only ("hh" learns from the chosen replies).
+        prompt_template: how a "tldr" or "world" prompt is written, with {subreddit}, {title} and {post}.
+        max_prompt_length: longest prompt, tokens; longer rows are dropped and counted.
+        max_completion_length: longest completion, tokens, end-of-text included; longer rows are dropped and counted.
+        valid_fraction: share of the prompts held out for validation.
+        test_fraction: share of the prompts held out for evaluation.
+        limit: use only this many preference rows, drawn by the seed; null for all.
+        world: the embedded world; "world" only.
+    """
+
+    kind: Literal["world", "tldr", "hh"] = "world"
+    path: str | None = None
+    subset: str | None = None
+    sft_path: str | None = None
+    prompt_template: str = "SUBREDDIT: r/{subreddit}\n\nTITLE: {title}\n\nPOST: {post}\n\nTL;DR:"
+    max_prompt_length: int = 512
+    max_completion_length: int = 128
+    valid_fraction: float = 0.05
+    test_fraction: float = 0.1
+    limit: int | None = None
+    world: WorldConfig = field(default_factory=WorldConfig)
+
+    def __post_init__(self) -> None:
+        _positive(self, "max_prompt_length", "max_completion_length")
+        _share(self, "valid_fraction", "test_fraction")
+        if self.valid_fraction + self.test_fraction >= 1:
+            raise ValueError(
+                "DataConfig.valid_fraction + test_fraction must leave a training split (sum below 1), got "
+                f"{self.valid_fraction} + {self.test_fraction}"
+            )
+        if self.kind == "world" and (self.path or self.sft_path or self.subset):
+            given = self.path or self.sft_path or self.subset
+            raise ValueError(
+                f'DataConfig.path, sft_path and subset go with kind "tldr" or "hh", got {given!r} for "world"'
+            )
+        if self.kind != "world" and not self.path:
+            raise ValueError(f'DataConfig.path is needed for kind "{self.kind}": a hub name or a local file or folder')
+        if (self.kind == "tldr") != bool(self.sft_path):
+            raise ValueError(f'DataConfig.sft_path goes with kind "tldr", and only with it; got {self.sft_path!r}')
+        if self.limit is not None:
+            _positive(self, "limit")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingConfig:
+    """One training run.
+
+    Args:
+        epochs: passes over the data; null where max_steps says it.
+        max_steps: optimiser steps; null where epochs says it.
+        batch_size: examples in the global mini-batch of one optimiser step (over all ranks and micro-batches).
+        micro_batch_size: examples a forward pass; null for the whole mini-batch. Changes speed and memory, not results.
+        learning_rate: peak learning rate of AdamW.
+        schedule: learning-rate schedule after warm-up.
+        warmup_fraction: share of the steps that warm up linearly.
+        weight_decay: AdamW's.
+        max_grad_norm: gradient-norm clip.
+        logging_steps: steps between log lines.
+        save_steps: steps between resumable checkpoints; null for none.
+    """
+
+    epochs: float | None = None
+    max_steps: int | None = None
+    batch_size: int = 16
+    micro_batch_size: int | None = None
+    learning_rate: float = 1e-6
+    schedule: Literal["linear", "cosine", "constant_with_warmup"] = "cosine"
+    warmup_fraction: float = 0.05
+    weight_decay: float = 0.0
+    max_grad_norm: float = 1.0
+    logging_steps: int = 25
+    save_steps: int | None = None
+
+    def __post_init__(self) -> None:
+        if (self.epochs is None) == (self.max_steps is None):
+            raise ValueError(
+                f"TrainingConfig needs exactly one of epochs and max_steps, got {self.epochs} and {self.max_steps}"
+            )
+        given = [name for name in ("epochs", "max_steps", "micro_batch_size", "save_steps") if getattr(self, name)]
+        zero = [n for n in ("epochs", "max_steps", "micro_batch_size", "save_steps") if getattr(self, n) == 0]
+        _positive(self, *given, *zero, "batch_size", "learning_rate", "max_grad_norm", "logging_steps")
+        _share(self, "warmup_fraction")
+        if self.micro_batch_size is not None and self.batch_size % self.micro_batch_size:
+            raise ValueError(
+                "TrainingConfig.micro_batch_size must divide batch_size, got "
+                f"{self.micro_batch_size} and {self.batch_size}"
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class BiasConfig:
+    """The length-biased training set D_rho, and the subsets that the reward ensemble learns from.
+
+    Args:
+        rho: share of D_rho in which the longer completion is preferred; null for the unbiased training split.
+        size: pairs in D_rho; null for the largest feasible.
+        length_ratio: a completion is longer if it has at least this many times the other's tokens. [set]
+        member_fractions: for each ensemble member, the share of its subset in which the longer is preferred. [set]
+        member_size: pairs in each member's subset; null for the largest that is feasible for all of them.
+    """
+
+    rho: float | None = 0.2
+    size: int | None = None
+    length_ratio: float = 1.1
+    member_fractions: list[float] = field(default_factory=lambda: [0.2, 0.4, 0.5, 0.6, 0.8])
+    member_size: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.rho is not None:
+            _share(self, "rho")
+        elif self.size is not None:
+            raise ValueError(f"BiasConfig.size goes with a rho; got size {self.size} and rho null")
+        _check(self, "> 1", length_ratio=(self.length_ratio, self.length_ratio > 1))
+        good = len(self.member_fractions) >= 2 and all(0 <= b <= 1 for b in self.member_fractions)
+        _check(self, "two or more shares between 0 and 1", member_fractions=(self.member_fractions, good))
+        for name in ("size", "member_size"):
+            if getattr(self, name) is not None:
+                _positive(self, name)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SamplingConfig:
+    """Sampling completions.
+
+    Args:
+        temperature: softmax temperature, > 0.
+        batch_size: prompts a `generate` call.
+    """
+
+    temperature: float = 1.0
+    batch_size: int = 256
+
+    def __post_init__(self) -> None:
+        _positive(self, "temperature", "batch_size")
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluationConfig:
+    """Evaluation on held-out prompts.
+
+    Args:
+        prompts: test prompts; null for all.
+        confidence: level of the bootstrap interval.
+        resamples: bootstrap resamples over prompts.
+    """
+
+    prompts: int | None = None
+    confidence: float = 0.95
+    resamples: int = 10_000
+
+    def __post_init__(self) -> None:
+        _positive(self, "resamples")
+        if self.prompts is not None:
+            _positive(self, "prompts")
+        _check(self, "between 0 and 1", confidence=(self.confidence, 0 < self.confidence < 1))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """A run: data, upstream models, methods, evaluation.
+
+    Args:
+        output_dir: where everything goes. Finished stages found there are reused.
+        model: base model: a hub name, a local folder, or "scratch:tiny" (a small Llama-type model from random weights
+            with a BPE tokenizer trained on the data).
+        methods: which methods to train and compare.
+        oracle_model: a reward model to judge by (hub name or local folder, one label, the tokenizer of `model`); null
+            to train the oracle on the full training split.
+        seed: seed of everything that is drawn.
+        dtype: parameter dtype of training and scoring.
+        device: "auto" (accelerator if there is one), or "cpu".
+        trust_remote_code: let a hub model run its own code. Off: such a model is refused.
+        data: preferences and reference completions.
+        sft: training of pi_ref on the reference completions.
+        oracle: training of the oracle reward model on the full training split.
+        bias: the biased training set and the ensemble's subsets.
+        reward: training of the reward models on the biased set and its subsets.
+        policy: training of the policies, the same for every method.
+        sampling: sampling from pi_ref (for the KL term) and from the policies (for evaluation).
+        evaluation: evaluation on held-out prompts.
+        dpo: DPO's hyper-parameters.
+        ipo: IPO's hyper-parameters.
+        d_dpo: d-DPO's hyper-parameters.
+        p_dpo: p-DPO's hyper-parameters.
+        dp_dpo: dp-DPO's hyper-parameters.
+        e_dpo: e-DPO's hyper-parameters.
+        hull_dpo: hull-DPO's hyper-parameters.
+        drdo: DRDO's hyper-parameters.
+    """
+
+    output_dir: str
+    model: str
+    sft: TrainingConfig
+    oracle: TrainingConfig
+    reward: TrainingConfig
+    policy: TrainingConfig
+    methods: list[str] = field(default_factory=lambda: list(METHODS))
+    oracle_model: str | None = None
+    seed: int = 0
+    dtype: Literal["float32", "bfloat16", "float64"] = "float32"
+    device: Literal["auto", "cpu"] = "auto"
+    trust_remote_code: bool = False
+    data: DataConfig = field(default_factory=DataConfig)
+    bias: BiasConfig = field(default_factory=BiasConfig)
+    sampling: SamplingConfig = field(default_factory=SamplingConfig)
+    evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+    dpo: DPO = field(default_factory=DPO)
+    ipo: IPO = field(default_factory=IPO)
+    d_dpo: DistilledDPO = field(default_factory=DistilledDPO)
+    p_dpo: PessimisticDPO = field(default_factory=PessimisticDPO)
+    dp_dpo: PessimisticDistilledDPO = field(default_factory=PessimisticDistilledDPO)
+    e_dpo: EnsembleDPO = field(default_factory=EnsembleDPO)
+    hull_dpo: HullDPO = field(default_factory=HullDPO)
+    drdo: DRDO = field(default_factory=DRDO)
+
+    def __post_init__(self) -> None:
+        unknown = [name for name in self.methods if name not in METHODS]
+        if unknown or not self.methods:
+            raise ValueError(f"Config.methods must name one or more of {', '.join(METHODS)}; got {self.methods}")
+        if len(set(self.methods)) < len(self.methods):
+            raise ValueError(f"Config.methods names a method twice: {self.methods}")
+        if not self.output_dir or not self.model:
+            raise ValueError("Config.output_dir and Config.model must not be empty")
+
+    def method(self, name: str) -> Method:
+        """The method of this name with its configured hyper-parameters."""
+        method: Method = getattr(self, name.replace("-", "_"))
+        return method

@@ -1,0 +1,141 @@
+"""Models and tokenizers: from the hub, from a local folder, or from scratch; safetensors only."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    LlamaConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    PreTrainedTokenizerFast,
+)
+
+from lm.config import Config
+
+SCRATCH = {"scratch:tiny": {"hidden_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4, "vocab_size": 4096}}
+"""Models from random weights, by name."""
+END, PAD = "<|endoftext|>", "<|padding|>"
+
+
+def check_model(spec: str, trust_remote_code: bool) -> None:
+    """Raises ValueError, before anything is computed, for what could be known to fail later.
+
+    A local folder needs a config, a tokenizer and safetensors weights; pickled weights are refused, as loading them
+    runs code from the file; so is code of the model's own unless `trust_remote_code`.
+    """
+    if spec.startswith("scratch:"):
+        if spec not in SCRATCH:
+            raise ValueError(f"model {spec!r}: the models from scratch are {', '.join(SCRATCH)}")
+        return
+    folder = Path(spec)
+    if not folder.exists():
+        if spec.startswith((".", "/", "~")) or spec.count("/") > 1:
+            raise ValueError(f"model {spec!r}: there is no such folder")
+        return  # a hub name: the hub's answer comes when it is loaded
+    if not (folder / "config.json").is_file():
+        raise ValueError(f"model {spec!r}: the folder has no config.json")
+    if not any((folder / name).is_file() for name in ("tokenizer.json", "tokenizer_config.json", "tokenizer.model")):
+        raise ValueError(f"model {spec!r}: the folder has no tokenizer (tokenizer.json); save one with the model")
+    if not any(folder.glob("*.safetensors")):
+        pickled = [file.name for pattern in ("*.bin", "*.pt", "*.pth", "*.ckpt") for file in folder.glob(pattern)]
+        found = (
+            f"only pickled ones ({', '.join(sorted(pickled))}), which can run code when loaded" if pickled else "none"
+        )
+        raise ValueError(f"model {spec!r}: safetensors weights are needed, the folder has {found}")
+    if "auto_map" in json.loads((folder / "config.json").read_text()) and not trust_remote_code:
+        raise ValueError(f"model {spec!r} brings code of its own; set trust_remote_code to true to run it")
+
+
+def load_tokenizer(spec: str, texts: Iterable[str], trust_remote_code: bool) -> PreTrainedTokenizerBase:
+    """The model's tokenizer, or for "scratch:" a byte-level BPE trained on the texts. It has an end-of-text token."""
+    if spec in SCRATCH:
+        return _train_bpe(texts, SCRATCH[spec]["vocab_size"])
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(spec, trust_remote_code=trust_remote_code)
+    except Exception as error:
+        raise ValueError(f"model {spec!r}: its tokenizer cannot be loaded ({type(error).__name__}: {error})") from None
+    if tokenizer.eos_token_id is None:
+        raise ValueError(f"model {spec!r}: its tokenizer has no end-of-text token")
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token  # padding is masked, never read
+    return tokenizer
+
+
+def _train_bpe(texts: Iterable[str], vocab_size: int) -> PreTrainedTokenizerBase:
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size,
+        special_tokens=[END, PAD],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(texts, trainer)
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token=END, pad_token=PAD)
+
+
+def same_tokenizer(one: PreTrainedTokenizerBase, other: PreTrainedTokenizerBase) -> bool:
+    """Whether two tokenizers give every text the same ids: one vocabulary, one end-of-text, one pipeline."""
+
+    def pipeline(tokenizer: PreTrainedTokenizerBase) -> Any:
+        backend = json.loads(tokenizer.backend_tokenizer.to_str()) if tokenizer.is_fast else {}
+        return {part: backend.get(part) for part in ("normalizer", "pre_tokenizer", "model")}
+
+    return bool(
+        one.get_vocab() == other.get_vocab()
+        and one.eos_token_id == other.eos_token_id
+        and pipeline(one) == pipeline(other)
+    )
+
+
+def load_policy(spec: str | Path, tokenizer: PreTrainedTokenizerBase, config: Config) -> PreTrainedModel:
+    """A causal LM in the run's dtype, on the CPU; from scratch under the current torch seed."""
+    if str(spec) in SCRATCH:
+        shape = SCRATCH[str(spec)]
+        model = AutoModelForCausalLM.from_config(
+            LlamaConfig(
+                hidden_size=shape["hidden_size"],
+                intermediate_size=shape["hidden_size"] * 8 // 3 // 32 * 32,
+                num_hidden_layers=shape["num_hidden_layers"],
+                num_attention_heads=shape["num_attention_heads"],
+                vocab_size=len(tokenizer),
+                max_position_embeddings=config.data.max_prompt_length + config.data.max_completion_length,
+                bos_token_id=None,
+                eos_token_id=tokenizer.eos_token_id,
+                pad_token_id=tokenizer.pad_token_id,
+                tie_word_embeddings=True,
+            ),
+            dtype=getattr(torch, config.dtype),
+        )
+    else:
+        model = _from_pretrained(AutoModelForCausalLM, spec, config)
+    return model
+
+
+def load_reward_model(spec: str | Path, config: Config) -> PreTrainedModel:
+    """A sequence-classification model with one label; a head that the weights lack is drawn under the torch seed."""
+    return _from_pretrained(AutoModelForSequenceClassification, spec, config, num_labels=1)
+
+
+def _from_pretrained(auto: Any, spec: str | Path, config: Config, **extra: Any) -> PreTrainedModel:
+    try:
+        model: PreTrainedModel = auto.from_pretrained(
+            str(spec),
+            dtype=getattr(torch, config.dtype),
+            use_safetensors=True,
+            trust_remote_code=config.trust_remote_code,
+            **extra,
+        )
+    except (OSError, ValueError) as error:
+        raise ValueError(f"model {str(spec)!r} cannot be loaded: {error}") from None
+    return model

@@ -1,0 +1,426 @@
+"""The stages of an experiment, each made when first asked for: data, pi_ref, oracle, labels, bias, rewards, scores, policies.
+
+Every stage is an artifact (see `lm.artifacts`) keyed by its own options and by the artifacts it was made from.
+"""
+
+from __future__ import annotations
+
+import json
+import zlib
+from collections import Counter
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import datasets
+import torch
+from datasets import Dataset
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
+
+from lm import data, world
+from lm.artifacts import Artifact, Store
+from lm.bias import LengthClass, biased_subset, largest_feasible, length_class
+from lm.config import Config, TrainingConfig
+from lm.io import sha256_of, write_json
+from lm.logprobs import CompletionModel
+from lm.models import SCRATCH, check_model, load_policy, load_reward_model, load_tokenizer, same_tokenizer
+from lm.score import open_policy, open_reward_model, sample_completions, score_pairs, score_rows
+from lm.trainer import PolicyTrainer, RewardTrainer, SFTTrainer, fit, pair_collator, sft_collator, training_arguments
+
+MAIN = "rho"
+"""Name of the reward model that is trained on all of D_rho."""
+
+
+class Pipeline:
+    """One run: a config and the store in its output folder.
+
+    Args:
+        config: every option.
+        read_only: stages that have to be finished already (see :class:`lm.artifacts.Store`).
+
+    Raises:
+        ValueError: a model or data path that cannot work, before anything is computed.
+    """
+
+    def __init__(self, config: Config, *, read_only: frozenset[str] = frozenset()) -> None:
+        check_model(config.model, config.trust_remote_code)
+        if config.oracle_model is not None:
+            check_model(config.oracle_model, config.trust_remote_code)
+        self.config = config
+        self.store = Store(Path(config.output_dir), seed=config.seed, read_only=read_only)
+
+    def seed(self, *what: str) -> int:
+        """A seed of its own for everything that draws, from the run's seed and the drawer's name."""
+        return (self.config.seed * 1_000_003 + zlib.crc32("/".join(what).encode())) % 2**31
+
+    # ------------------------------------------------------------ data
+
+    @cached_property
+    def data(self) -> Artifact:
+        """Tokenised preferences and reference completions, with the tokenizer."""
+        config = self.config.data
+        inputs = {
+            "data": config,
+            "content": [_content(path) for path in (config.path, config.sft_path)],
+            "model": _content(self.config.model),
+            "seed": self.config.seed,
+        }
+
+        def make(folder: Path, _: Path) -> dict[str, Any]:
+            source = None
+            if config.kind == "world":
+                source = folder / "source"
+                source.mkdir()
+                world.generate(config.world, self.config.seed, source)
+            loaded = data.load(config, self.config.seed, source)
+            texts = (
+                row[column]
+                for rows in (loaded.references, loaded.preferences)
+                for row in rows
+                if row["split"] == "train"
+                for column in ("prompt", "completion", "chosen", "rejected")
+                if column in row
+            )
+            tokenizer = load_tokenizer(self.config.model, texts, self.config.trust_remote_code)
+            tokenizer.save_pretrained(folder / "tokenizer")
+            report: dict[str, Any] = {}
+            for name, rows in (("preferences", loaded.preferences), ("references", loaded.references)):
+                dataset, too_long = data.tokenise(rows, tokenizer, config)
+                _save(dataset, folder / name)
+                splits = Counter(dataset["split"])
+                report[name] = {"kept": dict(splits), "dropped": {**loaded.dropped[name], **too_long}}
+            report["vocabulary"] = len(tokenizer)
+            return report
+
+        return self.store.get("data", config.kind, inputs, make)
+
+    @cached_property
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        """The tokenizer of the policy, and so of every model of the run."""
+        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(self.data.path / "tokenizer")
+        if self.config.oracle_model is not None:
+            theirs = load_tokenizer(self.config.oracle_model, (), self.config.trust_remote_code)
+            if not same_tokenizer(tokenizer, theirs):
+                raise ValueError(
+                    f"oracle_model {self.config.oracle_model!r}: its tokenizer differs from that of model "
+                    f"{self.config.model!r}; rewards are read from the same token ids, so both need the same one"
+                )
+        return tokenizer
+
+    def references(self) -> Dataset:
+        """Reference completions of the training split."""
+        return _split(self.data.path / "references", "train")
+
+    def given_pairs(self, split: str) -> Dataset:
+        """Preferences of a split with the labels that they came with."""
+        return _split(self.data.path / "preferences", split)
+
+    def labelled_pairs(self, split: str) -> Dataset:
+        """Preferences of a split with the oracle's labels."""
+        return _split(self.labels.path / "preferences", split)
+
+    # ------------------------------------------------------------ training
+
+    def _training(self, stage: str, training: TrainingConfig, **inputs: Any) -> dict[str, Any]:
+        """What decides a trained model, beside its data."""
+        keys = {"training": training, "seed": self.seed(stage), "dtype": self.config.dtype}
+        return {**keys, "base": _content(self.config.model), **inputs}
+
+    def _save_model(self, model: CompletionModel, folder: Path) -> None:
+        model.model.save_pretrained(folder)
+        self.tokenizer.save_pretrained(folder)
+        if model.reward_head is not None:
+            from safetensors.torch import save_file
+
+            save_file(
+                {"weight": model.reward_head.weight.detach().cpu().contiguous()}, folder / "reward_head.safetensors"
+            )
+
+    @cached_property
+    def sft(self) -> Artifact:
+        """pi_ref: the base model trained on the reference completions."""
+
+        def make(folder: Path, scratch: Path) -> dict[str, Any]:
+            seed = self.seed("sft")
+            torch.manual_seed(seed)
+            model = CompletionModel(load_policy(self.config.model, self.tokenizer, self.config))
+            arguments = training_arguments(self.config.sft, scratch, seed=seed, device=self.config.device)
+            collator = sft_collator(self.tokenizer.pad_token_id)
+            history = fit(SFTTrainer, model, self.references(), collator, arguments)
+            self._save_model(model, folder)
+            return {"parameters": sum(p.numel() for p in model.parameters()), "history": history}
+
+        return self.store.get("sft", "policy", self._training("sft", self.config.sft, data=self.data), make)
+
+    def _reward_model(
+        self, stage: str, name: str, training: TrainingConfig, pairs: Dataset, inputs: dict[str, Any]
+    ) -> Artifact:
+        """A Bradley-Terry model on these pairs, started from pi_ref."""
+
+        def make(folder: Path, scratch: Path) -> dict[str, Any]:
+            seed = self.seed(stage, name)
+            torch.manual_seed(seed)
+            model = CompletionModel(load_reward_model(self.sft.path, self.config))
+            arguments = training_arguments(training, scratch, seed=seed, device=self.config.device)
+            history = fit(RewardTrainer, model, pairs, pair_collator(self.tokenizer.pad_token_id), arguments)
+            self._save_model(model, folder)
+            held_out = self.given_pairs("valid") if stage == "oracle" else self.labelled_pairs("valid")
+            chosen, rejected = score_pairs(model.eval(), held_out, f"{name} on validation pairs")
+            return {"accuracy": self._accuracy(held_out, chosen > rejected), "history": history}
+
+        return self.store.get(stage, name, inputs, make)
+
+    def _accuracy(self, pairs: Dataset, right: torch.Tensor) -> dict[str, Any]:
+        """Share of pairs ordered right, in all and by which completion is preferred."""
+        classes = self._length_classes(pairs)
+        result: dict[str, Any] = {}
+        for name in ("all", "longer", "shorter", "neither"):
+            rows = [name in ("all", c) for c in classes]
+            count = sum(rows)
+            share = float(right[torch.tensor(rows)].float().mean()) if count else None
+            result[name] = {"accuracy": share, "pairs": count}
+        return result
+
+    def _length_classes(self, pairs: Dataset) -> list[LengthClass]:
+        ratio = self.config.bias.length_ratio
+        return [
+            length_class(len(c), len(r), ratio) for c, r in zip(pairs["chosen_ids"], pairs["rejected_ids"], strict=True)
+        ]
+
+    # ------------------------------------------------------------ oracle and labels
+
+    @cached_property
+    def oracle(self) -> Artifact:
+        """The oracle reward model, trained on the training split's own labels."""
+        pairs = self.given_pairs("train")
+        inputs = self._training("oracle", self.config.oracle, data=self.data, start=self.sft)
+        return self._reward_model("oracle", "oracle", self.config.oracle, pairs, inputs)
+
+    def open_oracle(self) -> CompletionModel:
+        """The given oracle, or the trained one, ready to score."""
+        return open_reward_model(self.config.oracle_model or self.oracle.path, self.config)
+
+    @property
+    def _oracle_input(self) -> Artifact | str | None:
+        """What the oracle counts as in an artifact's key."""
+        return _content(self.config.oracle_model) if self.config.oracle_model is not None else self.oracle
+
+    @cached_property
+    def labels(self) -> Artifact:
+        """Every pair of every split, relabelled by the oracle; ties are dropped and counted."""
+
+        def make(folder: Path, _: Path) -> dict[str, Any]:
+            pairs = _open(self.data.path / "preferences")
+            model = self.open_oracle()
+            first, second = score_pairs(model, pairs, "oracle rewards")
+            columns = {name: pairs[name] for name in pairs.column_names}
+            rows, flipped, ties = [], 0, 0
+            for i, (a, b) in enumerate(zip(first.tolist(), second.tolist(), strict=True)):
+                if a == b:
+                    ties += 1
+                    continue
+                row = {name: column[i] for name, column in columns.items()}
+                if b > a:
+                    flipped += 1
+                    for suffix in ("", "_ids"):
+                        one, other = f"chosen{suffix}", f"rejected{suffix}"
+                        row[one], row[other] = row[other], row[one]
+                rows.append({**row, "oracle_chosen_reward": max(a, b), "oracle_rejected_reward": min(a, b)})
+            relabelled = Dataset.from_list(rows)
+            _save(relabelled, folder / "preferences")
+            classes = Counter(self._length_classes(relabelled))
+            return {
+                "agreement": 1 - flipped / len(rows),
+                "ties_dropped": ties,
+                "longer_preferred": classes["longer"] / max(classes["longer"] + classes["shorter"], 1),
+            }
+
+        inputs = {"data": self.data, "oracle": self._oracle_input, "length_ratio": self.config.bias.length_ratio}
+        return self.store.get("labels", "oracle", inputs, make)
+
+    # ------------------------------------------------------------ bias, reward models
+
+    @cached_property
+    def bias(self) -> Artifact:
+        """D_rho and each member's subset of it, as row ids."""
+        config = self.config.bias
+
+        def make(folder: Path, _: Path) -> dict[str, Any]:
+            pairs = self.labelled_pairs("train")
+            ids, classes = pairs["id"], self._length_classes(pairs)
+            seed = self.seed("bias")
+            if config.rho is None:
+                rows = list(range(len(ids)))
+            else:
+                rows = biased_subset(classes, config.rho, config.size, seed=seed, what="bias.size")
+            inside = [classes[i] for i in rows]
+            size = config.member_size or min(largest_feasible(inside, share) for share in config.member_fractions)
+            members = {
+                f"b{share:g}": biased_subset(
+                    inside, share, size, seed=self.seed("bias", f"{share:g}"), what="bias.member_size"
+                )
+                for share in config.member_fractions
+            }
+            subsets = {MAIN: rows, **{name: [rows[i] for i in member] for name, member in members.items()}}
+            write_json(folder / "rows.json", {name: [ids[i] for i in subset] for name, subset in subsets.items()})
+            return {name: _length_report(pairs, classes, subset) for name, subset in subsets.items()}
+
+        return self.store.get("bias", "rows", {"labels": self.labels, "bias": config, "seed": self.seed("bias")}, make)
+
+    def subset(self, name: str) -> Dataset:
+        """The pairs of D_rho ("rho") or of a member's subset ("b0.2", ...), in the order of the labels."""
+        ids = set(json.loads((self.bias.path / "rows.json").read_text())[name])
+        subset = _open(self.labels.path / "preferences").filter(lambda row: row in ids, input_columns="id")
+        if len(subset) != len(ids):
+            raise RuntimeError(f"subset {name}: {len(ids)} row ids, but {len(subset)} rows were found")
+        return subset
+
+    @property
+    def members(self) -> list[str]:
+        """Names of the ensemble's members, in the order of every length-K list."""
+        return [f"b{share:g}" for share in self.config.bias.member_fractions]
+
+    def reward(self, name: str) -> Artifact:
+        """The reward model of D_rho ("rho"), or of a member's subset."""
+        inputs = self._training("reward", self.config.reward, bias=self.bias, subset=name, start=self.sft)
+        return self._reward_model("reward", name, self.config.reward, self.subset(name), inputs)
+
+    # ------------------------------------------------------------ scores
+
+    @cached_property
+    def scores(self) -> Artifact:
+        """The pairs of D_rho with every model's rewards, reference log-probs, and a sample of pi_ref for each prompt."""
+        names = [MAIN, *self.members]
+        models = {name: self.reward(name) for name in names}
+
+        def make(folder: Path, _: Path) -> dict[str, Any]:
+            pairs = self.subset(MAIN)
+            policy = open_policy(self.sft.path, self.tokenizer, self.config)
+            ref_chosen, ref_rejected = score_pairs(policy, pairs, "reference log-probs")
+            prompts = dict(zip(pairs["prompt"], pairs["prompt_ids"], strict=True))
+            samples = sample_completions(
+                policy,
+                list(prompts.values()),
+                self.tokenizer,
+                self.config,
+                seed=self.seed("score"),
+                what="reference samples",
+            )
+            ref_samples = score_rows(policy, list(prompts.values()), samples, "samples' log-probs").tolist()
+            of_prompt = {prompt: i for i, prompt in enumerate(prompts)}
+            rewards = [
+                score_pairs(open_reward_model(models[n].path, self.config), pairs, f"rewards of {n}") for n in names
+            ]
+            rows = [of_prompt[prompt] for prompt in pairs["prompt"]]
+            scored = pairs.select_columns(["id", "prompt_ids", "chosen_ids", "rejected_ids"])
+            for column, values in {
+                "ref_chosen_logps": ref_chosen.tolist(),
+                "ref_rejected_logps": ref_rejected.tolist(),
+                "sample_ids": [samples[i] for i in rows],
+                "ref_sample_logps": [ref_samples[i] for i in rows],
+                "chosen_rewards": torch.stack([chosen for chosen, _ in rewards], 1).tolist(),
+                "rejected_rewards": torch.stack([rejected for _, rejected in rewards], 1).tolist(),
+            }.items():
+                scored = scored.add_column(column, values)
+            _save(scored, folder / "pairs")
+            return {"reward_models": names, "pairs": len(scored), "prompts": len(prompts)}
+
+        inputs = {
+            "bias": self.bias,
+            "policy": self.sft,
+            "rewards": [models[name] for name in names],
+            "sampling": self.config.sampling,
+            "seed": self.seed("score"),
+        }
+        return self.store.get("score", "pairs", inputs, make)
+
+    def scored_pairs(self) -> Dataset:
+        """Training pairs as :func:`lm.trainer.pair_collator` reads them: reward margins instead of rewards.
+
+        Raises ValueError where a score is missing, or not finite.
+        """
+        pairs = _open(self.scores.path / "pairs")
+        return margins(pairs, self.scores.metrics["reward_models"])
+
+    # ------------------------------------------------------------ policies
+
+    def policy(self, name: str) -> Artifact:
+        """A policy trained by the named method on D_rho."""
+        method, training = self.config.method(name), self.config.policy
+
+        def make(folder: Path, scratch: Path) -> dict[str, Any]:
+            seed = self.seed("policy")  # the same for every method: they see the same batches
+            torch.manual_seed(seed)
+            model = load_policy(self.sft.path, self.tokenizer, self.config)
+            wrapped = CompletionModel(model, reward_head=method.needs_reward_head)
+            arguments = training_arguments(training, scratch, seed=seed, device=self.config.device)
+            collator = pair_collator(self.tokenizer.pad_token_id, sample=method.needs_samples)
+            history = fit(PolicyTrainer, wrapped, self.scored_pairs(), collator, arguments, method=method)
+            self._save_model(wrapped, folder)
+            return {"history": history}
+
+        inputs = self._training("policy", training, scores=self.scores, method=method, start=self.sft)
+        return self.store.get("policy", name, inputs, make)
+
+
+def margins(pairs: Dataset, names: list[str]) -> Dataset:
+    """Replaces the reward lists by reward_margin (of the first model) and member_margins (of the others).
+
+    Raises ValueError, with the row's id, for a missing column, or a reward or reference log-prob that is missing, not
+    finite, or not one for each reward model.
+    """
+    needed = ["ref_chosen_logps", "ref_rejected_logps", "ref_sample_logps", "chosen_rewards", "rejected_rewards"]
+    absent = [name for name in needed if name not in pairs.column_names]
+    if absent:
+        raise ValueError(f"scored pairs lack {', '.join(absent)}; there are {', '.join(pairs.column_names)}")
+    columns = {name: pairs[name] for name in needed}
+    for name, values in columns.items():
+        for row, value in zip(pairs["id"], values, strict=True):
+            listed = value if isinstance(value, list) else [value]
+            if any(v is None or not abs(v) < float("inf") for v in listed):
+                raise ValueError(f"row {row}: {name} is {value}; every value must be there and finite")
+            if isinstance(value, list) and len(value) != len(names):
+                raise ValueError(f"row {row}: {name} has {len(value)} values, there are {len(names)} reward models")
+    difference = [
+        [c - r for c, r in zip(chosen, rejected, strict=True)]
+        for chosen, rejected in zip(columns["chosen_rewards"], columns["rejected_rewards"], strict=True)
+    ]
+    return (
+        pairs.remove_columns(["chosen_rewards", "rejected_rewards"])
+        .add_column("reward_margin", [row[0] for row in difference])
+        .add_column("member_margins", [row[1:] for row in difference])
+    )
+
+
+def _length_report(pairs: Dataset, classes: list[LengthClass], rows: list[int]) -> dict[str, Any]:
+    count = Counter(classes[i] for i in rows)
+    chosen, rejected = pairs["chosen_ids"], pairs["rejected_ids"]
+    return {
+        "pairs": len(rows),
+        "longer_preferred": count["longer"],
+        "shorter_preferred": count["shorter"],
+        "mean_chosen_length": sum(len(chosen[i]) for i in rows) / len(rows),
+        "mean_rejected_length": sum(len(rejected[i]) for i in rows) / len(rows),
+    }
+
+
+def _save(dataset: Dataset, folder: Path) -> None:
+    dataset.save_to_disk(str(folder))
+
+
+def _open(folder: Path) -> Dataset:
+    """Memory-mapped."""
+    opened = datasets.load_from_disk(str(folder))
+    assert isinstance(opened, Dataset)
+    return opened
+
+
+def _split(folder: Path, split: str) -> Dataset:
+    return _open(folder).filter(lambda name: name == split, input_columns="split")
+
+
+def _content(path: str | Path | None) -> str | None:
+    """What a path stands for in an artifact's key: a digest of local content, a name otherwise."""
+    if path is None or str(path) in SCRATCH or not Path(path).exists():
+        return None if path is None else str(path)
+    return sha256_of(Path(path))

@@ -1,0 +1,136 @@
+"""Offline scoring: log-probs, rewards and samples of every row, by any model, once.
+
+`python -m lm.score` scores the training pairs by pi_ref and every reward model, and samples from pi_ref for the KL term.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from datasets import Dataset
+from torch import Tensor
+from tqdm import tqdm
+from transformers import PreTrainedTokenizerBase
+
+from lm.config import Config
+from lm.logprobs import CompletionModel, CompletionOutput, collate
+from lm.models import load_policy, load_reward_model
+
+Ids = Sequence[int]
+TOKENS_PER_BATCH = 16_384
+
+
+def device_of(config: Config) -> torch.device:
+    """Where scoring runs."""
+    if config.device == "cpu" or not torch.accelerator.is_available():
+        return torch.device("cpu")
+    accelerator = torch.accelerator.current_accelerator()
+    assert accelerator is not None
+    return accelerator
+
+
+def score_rows(model: CompletionModel, prompts: Sequence[Ids], completions: Sequence[Ids], what: str) -> Tensor:
+    """Summed log-probs (or rewards, for a reward model) of R completions, [R], float64 on the CPU, in the given order.
+
+    Eval mode, no gradient, batches of similar length. Raises FloatingPointError where a score is not finite.
+    """
+    lengths = [len(p) + len(c) for p, c in zip(prompts, completions, strict=True)]
+    order = sorted(range(len(lengths)), key=lengths.__getitem__, reverse=True)
+    device = next(model.parameters()).device
+    scores = torch.full((len(order),), float("nan"), dtype=torch.float64)
+    was_training = model.training
+    model.eval()
+    with torch.inference_mode(), tqdm(total=len(order), desc=what, unit="row", disable=None, leave=False) as bar:
+        start = 0
+        while start < len(order):
+            # The first row of a batch is its longest.
+            batch = order[start : start + max(1, TOKENS_PER_BATCH // lengths[order[start]])]
+            rows = collate([prompts[i] for i in batch], [completions[i] for i in batch], pad_id=0)
+            output: CompletionOutput = model(**{name: tensor.to(device) for name, tensor in rows.items()})
+            value = output.rewards if model.is_reward_model else output.logps
+            assert value is not None
+            scores[batch] = value.double().cpu()
+            start += len(batch)
+            bar.update(len(batch))
+    model.train(was_training)
+    if not torch.isfinite(scores).all():
+        bad = int((~torch.isfinite(scores)).nonzero()[0])
+        raise FloatingPointError(f"{what}: the score of row {bad} is {scores[bad].item()}; every score must be finite")
+    return scores
+
+
+def open_policy(folder: Path, tokenizer: PreTrainedTokenizerBase, config: Config) -> CompletionModel:
+    """A trained policy, ready to score or sample."""
+    return CompletionModel(load_policy(folder, tokenizer, config)).to(device_of(config)).eval()
+
+
+def open_reward_model(folder: Path | str, config: Config) -> CompletionModel:
+    """A trained reward model, ready to score."""
+    return CompletionModel(load_reward_model(folder, config)).to(device_of(config)).eval()
+
+
+def score_pairs(model: CompletionModel, pairs: Dataset, what: str) -> tuple[Tensor, Tensor]:
+    """Scores of the chosen and of the rejected completions, [N] each, float64."""
+    prompts = pairs["prompt_ids"]
+    both = score_rows(model, [*prompts, *prompts], [*pairs["chosen_ids"], *pairs["rejected_ids"]], what)
+    return both[: len(pairs)], both[len(pairs) :]
+
+
+def sample_completions(
+    model: CompletionModel,
+    prompts: Sequence[Ids],
+    tokenizer: PreTrainedTokenizerBase,
+    config: Config,
+    *,
+    seed: int,
+    what: str,
+) -> list[list[int]]:
+    """One completion a prompt, drawn at the configured temperature, end-of-text included where it was reached.
+
+    The draws come from a generator state of their own: sampling shifts no other draw. A completion without end-of-text
+    has config.data.max_completion_length tokens.
+    """
+    device = next(model.parameters()).device
+    devices = [device.index or 0] if device.type == "cuda" else []
+    order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]), reverse=True)
+    result: list[list[int]] = [[] for _ in prompts]
+    size = config.sampling.batch_size
+    with (
+        torch.random.fork_rng(devices),
+        tqdm(total=len(order), desc=what, unit="row", disable=None, leave=False) as bar,
+    ):
+        torch.manual_seed(seed)
+        for start in range(0, len(order), size):
+            batch = order[start : start + size]
+            longest = len(prompts[batch[0]])
+            ids = torch.tensor([[0] * (longest - len(prompts[i])) + list(prompts[i]) for i in batch], device=device)
+            mask = torch.tensor(
+                [[0] * (longest - len(prompts[i])) + [1] * len(prompts[i]) for i in batch], device=device
+            )
+            output = model.model.generate(
+                input_ids=ids,
+                attention_mask=mask,
+                do_sample=True,
+                temperature=config.sampling.temperature,
+                top_k=0,
+                top_p=1.0,
+                max_new_tokens=config.data.max_completion_length,
+                eos_token_id=tokenizer.eos_token_id,
+                pad_token_id=tokenizer.pad_token_id,
+            )
+            for i, tokens in zip(batch, output[:, longest:].tolist(), strict=True):
+                if tokenizer.eos_token_id in tokens:
+                    tokens = tokens[: tokens.index(tokenizer.eos_token_id) + 1]
+                result[i] = tokens
+            bar.update(len(batch))
+    return result
+
+
+if __name__ == "__main__":
+    import sys
+
+    from lm.cli import run
+
+    sys.exit(run("lm.score", lambda pipeline: pipeline.scores))
