@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from bandits.newton import Layout, dense_direction, evaluate, minimise, newton_diagonal, sparse_direction
+from bandits.newton import Direction, Layout, dense_direction, evaluate, minimise, newton_diagonal, sparse_direction
 from bandits.objectives import (
     DPO,
     Distillation,
@@ -169,6 +169,10 @@ class _Problem:
     alpha: float
     tolerance: float
 
+    @property
+    def direction(self) -> Direction:
+        return dense_direction if self.graph.n <= _DENSE_ARMS else sparse_direction
+
     def layout(self) -> Layout:
         with np.errstate(divide="ignore"):
             log_ref = np.log(self.ref)
@@ -177,14 +181,13 @@ class _Problem:
 
     def minimise(self, loss: PairLoss, start: Floats) -> tuple[Floats, int]:
         """u and the number of iterations."""
-        dense = self.graph.n <= _DENSE_ARMS
         state, iterations = minimise(
             self.layout(),
             loss,
             np.array([self.alpha]),
-            dense_direction if dense else sparse_direction,
+            self.direction,
             start=start[:, None],
-            tolerance=self.tolerance * (_POLISH if dense else 1.0),
+            tolerance=self.tolerance * (_POLISH if self.direction is dense_direction else 1.0),
             max_iterations=_MAX_ITERATIONS,
         )
         if not state.residual[0] <= self.tolerance:
@@ -244,6 +247,7 @@ class _Problem:
             trial = self.optimum(objective.member(trial_weights), start)
             margins = beta * self.graph.margins(trial.logratios)
             slope = 2 * rewards @ (pair_weights * (trial_weights @ rewards - margins))
+            slope -= trial_weights @ slope  # only differences count on the simplex
             if optimum is not None and slope @ move > _ACCEPTED_SLOPE * abs(gradient @ move) and step > _SHORTEST_STEP:
                 step /= 2  # past the minimum along the move
                 continue
@@ -264,16 +268,17 @@ class _Problem:
         return best[1]
 
     def hessian(self, objective: EnsembleHull, optimum: Optimum) -> Floats:
-        """Of V at the optimum of one mixture, [K, K]: 2 D'W (D - beta B du/dw), H du/dw = 2 beta B'W D."""
-        layout, k = self.layout(), len(objective.reward_margins)
-        wide = Layout(*[np.repeat(array, k, axis=1) for array in (layout.winners, layout.losers, layout.weights)], np.repeat(layout.log_ref, k, axis=1))
-        weighted = self.weights[:, None] * objective.reward_margins.T
-        state = evaluate(wide, Square(objective.beta, 0.0), np.full(k, self.alpha), np.repeat(optimum.logratios[:, None], k, axis=1))
-        diagonal = newton_diagonal(wide, np.full(k, self.alpha), state.pi)
-        rhs = 2 * objective.beta * wide.scatter(weighted)
-        response = dense_direction(wide, state.curvature, diagonal, rhs)
-        residual = objective.reward_margins.T - objective.beta * wide.margins(response)
-        return 2 * weighted.T @ residual
+        """Of V at the optimum of one mixture, [K, K]: 2 D' W (D - beta B du/dw) with H du/dw = 2 beta B' W D."""
+        layout, alpha, members = self.layout(), np.array([self.alpha]), objective.reward_margins.T
+        state = evaluate(layout, Square(objective.beta, 0.0), alpha, optimum.logratios[:, None])
+        diagonal = newton_diagonal(layout, alpha, state.pi)
+        weighted = self.weights[:, None] * members
+        responses = [
+            self.direction(layout, state.curvature, diagonal, 2 * objective.beta * layout.scatter(column[:, None]))
+            for column in weighted.T
+        ]
+        residual = members - objective.beta * np.hstack([layout.margins(response) for response in responses])
+        return np.asarray(2 * weighted.T @ residual)
 
 
 def simplex_newton_step(hessian: Floats, gradient: Floats, weights: Floats) -> Floats:
@@ -283,7 +288,8 @@ def simplex_newton_step(hessian: Floats, gradient: Floats, weights: Floats) -> F
     the members are affinely dependent; a fixed point is a minimum whatever the ridge.
     """
     k = len(weights)
-    ridged = hessian + (1e-10 * np.trace(hessian) / k + _TINY) * np.eye(k)
+    unit = max(float(np.trace(hessian)) / k, 1e-100)
+    ridged, gradient = hessian / unit + 1e-13 * np.eye(k), gradient / unit
     point, free = weights.copy(), weights > 0
     for _ in range(20 * k):
         slope = gradient + ridged @ (point - weights)

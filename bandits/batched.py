@@ -1,0 +1,121 @@
+"""Thousands of small problems at once: the same Newton method, vectorised over the problems."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from bandits.newton import Layout, dense_direction, minimise
+from bandits.objectives import DPO, IPO, Distillation, Floats, Square, positive
+from bandits.solve import NotConverged, Reduction
+
+_MAX_ITERATIONS = 500
+_CHUNK = 40_000  # Newton-matrix entries worked on at a time: they stay in the cache
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class BatchOptimum:
+    """The minimisers of P problems."""
+
+    log_probs: Floats
+    """log pi, [P, n], nats."""
+    logratios: Floats
+    """u, [P, n], nats."""
+    residual: Floats
+    """[P]: the worst arm's stationarity over the sum of the absolute values of the terms it adds up."""
+
+    @property
+    def probs(self) -> Floats:
+        """pi, [P, n]."""
+        return np.exp(self.log_probs)
+
+
+def solve_batch(
+    objective: DPO | IPO | Distillation,
+    edges: Any,
+    ref: Any,
+    *,
+    alpha: Any,
+    weights: Any = None,
+    reduction: Reduction = "mean",
+    tolerance: float = 1e-10,
+) -> BatchOptimum:
+    """Minimises P objectives of n arms and m pairs each, with a KL term each.
+
+    Args:
+        objective: its parameters are numbers or arrays [P] (reward margins [P, m]).
+        edges: (winner, loser) pairs, [P, m, 2]; (-1, -1) pads problems of fewer pairs.
+        ref: [P, n], distributions with full support.
+        alpha: weight of KL(pi_ref || pi), > 0, a number or [P].
+        weights: [P, m], > 0 (padding aside); all one where not given.
+        reduction: as in `bandits.solve.solve`.
+        tolerance: on the relative residual of every problem.
+
+    Raises:
+        ValueError: bad input; the message names the field, the problem, and the pair or arm.
+        NotConverged: names a problem that double precision does not solve to the tolerance.
+    """
+    edges, ref = np.asarray(edges), np.asarray(ref, dtype=np.float64)
+    if ref.ndim != 2 or edges.ndim != 3 or edges.shape[::2] != (len(ref), 2) or edges.dtype.kind not in "iu":
+        raise ValueError(
+            f"edges must be integers of shape [P, m, 2] and ref of shape [P, n], got {edges.shape} of dtype "
+            f"{edges.dtype} and {ref.shape}"
+        )
+    problems, n = ref.shape
+    m = edges.shape[1]
+    padding = (edges == -1).all(axis=2)
+    given = np.ones((problems, m)) if weights is None else np.asarray(weights, dtype=np.float64)
+    if given.shape != (problems, m):
+        raise ValueError(f"weights must have shape {(problems, m)}, one a pair, got {given.shape}")
+    winners, losers = edges[..., 0], edges[..., 1]
+    _refuse((((edges < 0) | (edges >= n)).any(axis=2)) & ~padding, "pair", f"arms must be in 0 ... {n - 1}", edges)
+    _refuse((winners == losers) & ~padding, "pair", "an arm cannot be preferred to itself", edges)
+    _refuse(~(np.isfinite(given) & (given > 0)) & ~padding, "pair", "the weight must be finite and > 0", given)
+    _refuse(~(np.isfinite(ref) & (ref > 0)), "arm", "ref must be a probability > 0", ref)
+    _refuse(abs(ref.sum(axis=1, keepdims=True) - 1) > 1e-9, "entry", "ref must sum to 1", ref.sum(axis=1, keepdims=True))
+    if reduction not in ("mean", "sum"):
+        raise ValueError(f'reduction must be "mean" or "sum", got {reduction!r}')
+    given = np.where(padding, 0.0, given)
+    if reduction == "mean":
+        given = given / np.maximum(given.sum(axis=1, keepdims=True), np.finfo(np.float64).tiny)
+    loss = objective.pair_loss()
+    if isinstance(objective, Distillation):
+        loss = Square(objective.beta, np.broadcast_to(objective.reward_margins, (problems, m)).T)
+    alphas = _per_problem("alpha", positive("alpha", alpha), problems)
+    _per_problem("tau" if isinstance(objective, IPO) else "beta", loss.scale if not isinstance(objective, IPO) else objective.tau, problems)
+
+    columns = [np.where(padding, 0, winners).T, np.where(padding, 0, losers).T, given.T, np.log(ref).T]
+    u, residual = np.empty((problems, n)), np.empty(problems)
+    size = max(64, _CHUNK // n**2)
+    for start in range(0, problems, size):
+        part = slice(start, start + size)
+        layout = Layout(*[np.ascontiguousarray(array[:, part]) for array in columns])
+        state, _ = minimise(
+            layout,
+            loss.subset(part),
+            alphas[part],
+            dense_direction,
+            start=np.zeros(layout.log_ref.shape),
+            tolerance=tolerance,
+            max_iterations=_MAX_ITERATIONS,
+        )
+        u[part], residual[part] = state.u.T, state.residual
+    failed = ~(residual <= tolerance)
+    if failed.any():
+        at = int(np.argmax(failed))
+        raise NotConverged(f"problem {at}: relative residual {residual[at]:.1e} above the tolerance {tolerance:g}")
+    return BatchOptimum(log_probs=np.log(ref) + u, logratios=u, residual=residual)
+
+
+def _per_problem(name: str, value: Any, problems: int) -> Floats:
+    if np.shape(value) not in ((), (problems,)):
+        raise ValueError(f"{name} must be a number or one a problem, [{problems}], got shape {np.shape(value)}")
+    return np.broadcast_to(np.asarray(value, dtype=np.float64), (problems,))
+
+
+def _refuse(bad: Any, what: str, rule: str, values: Any) -> None:
+    if bad.any():
+        problem, at = np.argwhere(bad)[0].tolist()
+        raise ValueError(f"problem {problem}, {what} {at}: {rule}, got {np.asarray(values)[problem, at].tolist()}")
