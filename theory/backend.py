@@ -30,7 +30,8 @@ class NumpyBackend:
 
     def logsigmoid(self, z: Array) -> Array:
         """log sigma(z), elementwise."""
-        return -np.logaddexp(0, -z)
+        with np.errstate(invalid="ignore"):  # a NaN propagates, as everywhere else, without a warning
+            return -np.logaddexp(0, -z)
 
     def exp(self, z: Array) -> Array:
         """e^z, elementwise."""
