@@ -2,7 +2,7 @@
 
 An artifact is `<root>/<stage>/<name>-<key>/` with an `artifact.json` (inputs, metrics, checksums, provenance). The key
 is a digest of the stage's inputs, upstream keys among them: another configuration gets another folder, nothing is
-overwritten, and what is unchanged is not computed again. It is made in a hidden working folder and renamed when complete.
+overwritten, and what is unchanged is not computed again. It is made in a hidden folder and renamed when complete.
 """
 
 from __future__ import annotations

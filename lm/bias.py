@@ -11,7 +11,7 @@ LengthClass = Literal["longer", "shorter", "neither"]
 
 
 def length_class(chosen_length: int, rejected_length: int, ratio: float) -> LengthClass:
-    """Which completion is preferred: the longer (at least `ratio` times the other's tokens), the shorter, or neither is."""
+    """Which completion is preferred: the longer (at least `ratio` times the other's tokens), the shorter, neither."""
     if chosen_length >= ratio * rejected_length:
         return "longer"
     return "shorter" if rejected_length >= ratio * chosen_length else "neither"

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import logging
 import os
 import sys
 import traceback
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -67,14 +69,33 @@ def run(
     _quieten()
     config, resolved, debug = parse(command, description, sys.argv[1:] if arguments is None else arguments)
     try:
-        write_text(Path(config.output_dir) / "config.yaml", resolved)
-        action(Pipeline(config, read_only=read_only))
+        with only_run_in(Path(config.output_dir)):
+            write_text(Path(config.output_dir) / "config.yaml", resolved)
+            action(Pipeline(config, read_only=read_only))
     except USER_ERRORS as error:
         if debug:
             traceback.print_exc()
         print(f"error: {error}", file=sys.stderr)
         return 2
     return 0
+
+
+@contextlib.contextmanager
+def only_run_in(folder: Path) -> Iterator[None]:
+    """Holds the folder's lock, which the system frees when the process ends however it ends.
+
+    Raises ValueError where another process holds it. The ranks of one torchrun share the first rank's.
+    """
+    if os.environ.get("RANK", "0") != "0":
+        yield
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / ".lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise ValueError(f"output_dir {folder} is in use by another run; wait for it, or name another") from None
+        yield
 
 
 def _quieten() -> None:

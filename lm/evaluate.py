@@ -1,4 +1,4 @@
-"""Evaluates the trained policies on held-out prompts: oracle advantage over pi_ref, intervals, lengths and divergences."""
+"""Evaluates trained policies on held-out prompts: oracle advantage over pi_ref, intervals, lengths, divergences."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ def evaluation(pipeline: Pipeline, name: str) -> Artifact:
     """Samples of one policy ("sft" for pi_ref) on the test prompts, judged by the oracle.
 
     The artifact has samples.jsonl: prompt, completion, oracle_reward, length (tokens, end-of-text included), finished
-    (whether end-of-text was reached), log_ratio (log pi - log pi_ref of the sample, nats), and for the embedded world the
-    true utility.
+    (whether end-of-text was reached), log_ratio (log pi - log pi_ref of the sample, nats), and for the embedded world
+    the true utility.
     """
     config = pipeline.config
     trained = pipeline.sft if name == SFT else pipeline.policy(name)

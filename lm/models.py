@@ -21,7 +21,7 @@ from transformers import (
 
 from lm.config import Config
 
-SCRATCH = {"scratch:tiny": {"hidden_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4, "vocab_size": 4096}}
+SCRATCH = {"scratch:tiny": {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2, "vocab_size": 4096}}
 """Models from random weights, by name."""
 END, PAD = "<|endoftext|>", "<|padding|>"
 
@@ -114,6 +114,8 @@ def load_policy(spec: str | Path, tokenizer: PreTrainedTokenizerBase, config: Co
                 eos_token_id=tokenizer.eos_token_id,
                 pad_token_id=tokenizer.pad_token_id,
                 tie_word_embeddings=True,
+                # The usual 0.02 starts a model this narrow so flat that it takes many times the steps to learn to copy.
+                initializer_range=0.1,
             ),
             dtype=getattr(torch, config.dtype),
         )

@@ -1,6 +1,7 @@
-"""The stages of an experiment, each made when first asked for: data, pi_ref, oracle, labels, bias, rewards, scores, policies.
+"""The stages of an experiment, each made when first asked for.
 
-Every stage is an artifact (see `lm.artifacts`) keyed by its own options and by the artifacts it was made from.
+Data, pi_ref, oracle, labels, bias, reward models, scores, policies; `lm.evaluate` adds the evaluations. Every stage is
+an artifact (see `lm.artifacts`) keyed by its own options and by the artifacts it was made from.
 """
 
 from __future__ import annotations
@@ -289,7 +290,7 @@ class Pipeline:
 
     @cached_property
     def scores(self) -> Artifact:
-        """The pairs of D_rho with every model's rewards, reference log-probs, and a sample of pi_ref for each prompt."""
+        """The pairs of D_rho with every model's rewards, reference log-probs, and a sample of pi_ref a prompt."""
         names = [MAIN, *self.members]
         models = {name: self.reward(name) for name in names}
 

@@ -1,6 +1,6 @@
 """Offline scoring: log-probs, rewards and samples of every row, by any model, once.
 
-`python -m lm.score` scores the training pairs by pi_ref and every reward model, and samples from pi_ref for the KL term.
+`python -m lm.score` scores the training pairs by pi_ref and every reward model, and samples pi_ref for the KL term.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """The embedded world: a generated, TL;DR-shaped preference corpus with a known utility, in the hub's schema.
 
-A post is a list of events, two words each (who did what); a star marks the important ones, a dash the others. A summary retells some
-of the events, perhaps with a slip or twice. Utility counts important events retold, minus what is invented or repeated.
-Simulated annotators compare two summaries with Bradley-Terry noise and a mild taste for length.
+A post is a list of events, a word each; a star marks the important ones, a dash the others. A summary retells some of
+the events, perhaps with a slip or twice. Utility counts important events retold, minus what is
+invented or repeated. Simulated annotators compare two summaries with Bradley-Terry noise and a mild taste for length.
 
 Everything is drawn from one seed with a private generator, so the same config gives the same bytes.
 """
@@ -20,10 +20,11 @@ import numpy as np
 from lm.config import WorldConfig
 from lm.io import write_jsonl
 
-SUBJECTS = "anna ben carla david elena felix grace henry irene jonas karin louis maria nadia oscar paula".split()
-VERBS = "won left sang fell slept cried danced smiled waited called failed prayed waved jumped joked swam".split()
-
-Event = tuple[str, str]
+EVENTS = (
+    "wedding fire flood strike picnic concert robbery election storm parade funeral match auction harvest fair "
+    "festival protest debate lecture banquet rescue crash outage trial regatta march jubilee opening eclipse drought "
+    "feast duel race play film dance quiz sale tour vote raid riot frost quake launch party truce"
+).split()
 
 
 @dataclass(frozen=True)
@@ -37,7 +38,7 @@ class Writer:
     repeats: float
 
 
-REFERENCE = Writer("ref", covers_important=0.8, covers_minor=0.25, invents=0.08, repeats=0.03)
+REFERENCE = Writer("ref", covers_important=0.8, covers_minor=0.25, invents=0.03, repeats=0.02)
 """Who writes the summaries that pi_ref learns from: decent, with room above."""
 
 WRITERS = (
@@ -53,42 +54,37 @@ WRITERS = (
 class Post:
     """Events in order, each with whether it is important."""
 
-    events: tuple[Event, ...]
+    events: tuple[str, ...]
     important: tuple[bool, ...]
 
     @property
     def text(self) -> str:
         """As it stands in the corpus."""
         return "".join(
-            f" {'*' if mark else '-'} {' '.join(event)}"
-            for event, mark in zip(self.events, self.important, strict=True)
+            f" {'*' if mark else '-'} {event}" for event, mark in zip(self.events, self.important, strict=True)
         )
 
 
 def parse_post(text: str) -> Post:
     """The post behind its text; ValueError where the text is not one of this world's."""
     words = text.split()
-    rows = [words[i : i + 3] for i in range(0, len(words), 3)]
-    if not rows or any(len(row) != 3 or row[0] not in "*-" for row in rows):
+    marks, events = words[::2], words[1::2]
+    if not words or len(marks) != len(events) or not set(marks) <= {"*", "-"}:
         raise ValueError(f"not a post of the embedded world: {text!r}")
-    return Post(tuple((who, what) for _, who, what in rows), tuple(row[0] == "*" for row in rows))
+    return Post(tuple(events), tuple(mark == "*" for mark in marks))
 
 
 def utility(post: Post, summary: str) -> float:
     """True worth of a summary: +1 for each important event retold, +0.1 for another, -1 for each sentence that is no
     event of the post, -0.5 for each repetition."""
-    sentences = [tuple(sentence.split()) for sentence in summary.split(".") if sentence.strip()]
-    worth: dict[tuple[str, ...], float] = dict(
-        zip(post.events, (1.0 if mark else 0.1 for mark in post.important), strict=True)
-    )
-    told: set[tuple[str, ...]] = set()
+    worth = dict(zip(post.events, (1.0 if mark else 0.1 for mark in post.important), strict=True))
+    told: set[str] = set()
     total = 0.0
-    for sentence in sentences:
-        if sentence in told:
-            total -= 0.5
-        else:
-            total += worth.get(sentence, -1.0)
-        told.add(sentence)
+    for sentence in summary.split("."):
+        event = sentence.strip()
+        if event:
+            total += -0.5 if event in told else worth.get(event, -1.0)
+            told.add(event)
     return total
 
 
@@ -112,30 +108,22 @@ def generate(config: WorldConfig, seed: int, folder: Path) -> None:
 
 def _draw_post(rng: np.random.Generator, config: WorldConfig) -> Post:
     count = int(rng.integers(config.min_events, config.max_events + 1))
-    columns = [rng.choice(words, count, replace=False) for words in (SUBJECTS, VERBS)]
-    events = tuple((str(who), str(what)) for who, what in zip(*columns, strict=True))
+    events = tuple(str(event) for event in rng.choice(EVENTS, count, replace=False))
     important = rng.random(count) < 0.5
     important[rng.integers(count)] = True
     return Post(events, tuple(bool(mark) for mark in important))
 
 
 def _write(rng: np.random.Generator, writer: Writer, post: Post) -> str:
-    sentences: list[Event] = []
+    told: list[str] = []
     for event, mark in zip(post.events, post.important, strict=True):
         if rng.random() < (writer.covers_important if mark else writer.covers_minor):
-            sentences.append(_slip(rng, event) if rng.random() < writer.invents else event)
+            told.append(str(rng.choice(EVENTS)) if rng.random() < writer.invents else event)
             if rng.random() < writer.repeats:
-                sentences.append(sentences[-1])
-    if not sentences:
-        sentences.append(post.events[post.important.index(True)])
-    return "".join(f" {' '.join(sentence)}." for sentence in sentences)
-
-
-def _slip(rng: np.random.Generator, event: Event) -> Event:
-    """The event with one word wrong."""
-    place = int(rng.integers(2))
-    wrong = str(rng.choice([word for word in (SUBJECTS, VERBS)[place] if word != event[place]]))
-    return (wrong, event[1]) if place == 0 else (event[0], wrong)
+                told.append(told[-1])
+    if not told:
+        told.append(post.events[post.important.index(True)])
+    return "".join(f" {event}." for event in told)
 
 
 def _draw_pair(rng: np.random.Generator, post: Post) -> list[tuple[Writer, str]] | None:

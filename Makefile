@@ -1,0 +1,29 @@
+# The README's two commands. Both make the virtual environment and install on first use.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+
+.PHONY: demo test check figures clean
+
+$(VENV)/installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt torch
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	touch $@
+
+demo: $(VENV)/installed  ## run the main job: every method on the embedded world
+	$(BIN)/python -m lm.train
+
+check: $(VENV)/installed  ## lint and types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy theory bandits lm figures
+
+test: check  ## lint, types and all tests
+	$(BIN)/python -m pytest
+
+figures: $(VENV)/installed  ## redraw every figure from saved results
+	$(BIN)/python -m figures
+
+clean:  ## remove the environment and caches, not results
+	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis *.egg-info

@@ -1,0 +1,120 @@
+"""Tiny models and data that the tests of this package share. Vocabulary of 50, weights in float64, seeded."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from datasets import Dataset
+from torch import nn
+from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    GPT2Config,
+    GPTNeoXConfig,
+    LlamaConfig,
+    MistralConfig,
+    PretrainedConfig,
+    PreTrainedModel,
+    Qwen2Config,
+)
+
+from lm.config import TrainingConfig
+
+VOCABULARY = 50
+END = 1
+"""End-of-text."""
+WINDOW = 5
+"""Sliding window of the Mistral: shorter than every row of :func:`pairs`."""
+
+_IDS = {"vocab_size": VOCABULARY, "pad_token_id": 0, "eos_token_id": END, "bos_token_id": None}
+_LLAMA = {
+    **_IDS,
+    "hidden_size": 16,
+    "intermediate_size": 24,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 1,
+}
+
+ARCHITECTURES: dict[str, Callable[..., PretrainedConfig]] = {
+    "llama": lambda **more: LlamaConfig(**{**_LLAMA, **more}),
+    "gpt2": lambda **more: GPT2Config(
+        **{**_IDS, "n_embd": 16, "n_layer": 2, "n_head": 2, "n_positions": 64, **_no_dropout("resid", "embd", "attn")},
+        **more,
+    ),
+    "mistral-sliding": lambda **more: MistralConfig(**{**_LLAMA, "sliding_window": WINDOW, **more}),
+    "qwen2": lambda **more: Qwen2Config(**{**_LLAMA, **more}),
+    "gpt-neox": lambda **more: GPTNeoXConfig(
+        **{**_LLAMA, "num_key_value_heads": None, **_no_dropout("attention", "hidden"), **more}
+    ),
+}
+
+
+def _no_dropout(*names: str) -> dict[str, float]:
+    return {f"{name}_pdrop" if name in {"resid", "embd", "attn"} else f"{name}_dropout": 0.0 for name in names}
+
+
+def spread(model: nn.Module, seed: int) -> nn.Module:
+    """Draws every parameter anew, far from its initialisation, so that no wrong position or mask goes unnoticed."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(torch.randn(parameter.shape, generator=generator, dtype=parameter.dtype) * 0.3)
+    return model
+
+
+def causal_lm(architecture: str = "llama", *, seed: int = 0, **config: Any) -> PreTrainedModel:
+    """A random causal LM, float64, in eval mode."""
+    model = AutoModelForCausalLM.from_config(ARCHITECTURES[architecture](**config), dtype=torch.float64)
+    return spread(model, seed).eval()
+
+
+def reward_model(architecture: str = "llama", *, seed: int = 0, **config: Any) -> PreTrainedModel:
+    """A random sequence classifier with one label, float64, in eval mode."""
+    shape = ARCHITECTURES[architecture](**{"num_labels": 1, **config})
+    return spread(AutoModelForSequenceClassification.from_config(shape, dtype=torch.float64), seed).eval()
+
+
+def completion(rng: random.Random, least: int = 1, most: int = 7) -> list[int]:
+    """Token ids that end with end-of-text."""
+    return [*(rng.randrange(2, VOCABULARY) for _ in range(rng.randint(least, most))), END]
+
+
+def pairs(count: int, *, members: int = 3, seed: int = 0) -> Dataset:
+    """Scored pairs as the policy trainer reads them; rows are of unequal length, scores are arbitrary numbers."""
+    rng = random.Random(seed)
+
+    def row(index: int) -> dict[str, Any]:
+        return {
+            "id": f"row{index}",
+            "prompt_ids": completion(rng, 3, 9)[:-1],
+            "chosen_ids": completion(rng, 3),
+            "rejected_ids": completion(rng, 3),
+            "sample_ids": completion(rng, 3),
+            "ref_chosen_logps": rng.gauss(-20, 3),
+            "ref_rejected_logps": rng.gauss(-20, 3),
+            "ref_sample_logps": rng.gauss(-20, 3),
+            "reward_margin": rng.gauss(0, 2),
+            "member_margins": [rng.gauss(0, 20) for _ in range(members)],
+        }
+
+    return Dataset.from_list([row(index) for index in range(count)])
+
+
+def training(**options: Any) -> TrainingConfig:
+    """One step of SGD-like size on a mini-batch of eight; options override."""
+    return TrainingConfig(
+        **{
+            "max_steps": 1,
+            "batch_size": 8,
+            "learning_rate": 1e-2,
+            "schedule": "constant_with_warmup",
+            "warmup_fraction": 0.0,
+            "max_grad_norm": 1e6,
+            "logging_steps": 1,
+            **options,
+        }
+    )
