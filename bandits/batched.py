@@ -74,7 +74,9 @@ def solve_batch(
     _refuse((winners == losers) & ~padding, "pair", "an arm cannot be preferred to itself", edges)
     _refuse(~(np.isfinite(given) & (given > 0)) & ~padding, "pair", "the weight must be finite and > 0", given)
     _refuse(~(np.isfinite(ref) & (ref > 0)), "arm", "ref must be a probability > 0", ref)
-    _refuse(abs(ref.sum(axis=1, keepdims=True) - 1) > 1e-9, "entry", "ref must sum to 1", ref.sum(axis=1, keepdims=True))
+    _refuse(
+        abs(ref.sum(axis=1, keepdims=True) - 1) > 1e-9, "entry", "ref must sum to 1", ref.sum(axis=1, keepdims=True)
+    )
     if reduction not in ("mean", "sum"):
         raise ValueError(f'reduction must be "mean" or "sum", got {reduction!r}')
     given = np.where(padding, 0.0, given)
@@ -84,7 +86,11 @@ def solve_batch(
     if isinstance(objective, Distillation):
         loss = Square(objective.beta, np.broadcast_to(objective.reward_margins, (problems, m)).T)
     alphas = _per_problem("alpha", positive("alpha", alpha), problems)
-    _per_problem("tau" if isinstance(objective, IPO) else "beta", loss.scale if not isinstance(objective, IPO) else objective.tau, problems)
+    _per_problem(
+        "tau" if isinstance(objective, IPO) else "beta",
+        loss.scale if not isinstance(objective, IPO) else objective.tau,
+        problems,
+    )
 
     columns = [np.where(padding, 0, winners).T, np.where(padding, 0, losers).T, given.T, np.log(ref).T]
     u, residual = np.empty((problems, n)), np.empty(problems)

@@ -113,7 +113,9 @@ class Layout:
         pi = np.exp(self.log_ref + u)
         ratio = self.mass / np.maximum(np.bincount(self.labels, pi.ravel()), _TINY)
         shift = np.log(np.maximum(ratio, _TINY))[self.labels].reshape(u.shape)
-        return np.where(self.compared, u + shift, 0.0), np.where(self.compared, pi * ratio[self.labels].reshape(u.shape), self.ref)
+        return np.where(self.compared, u + shift, 0.0), np.where(
+            self.compared, pi * ratio[self.labels].reshape(u.shape), self.ref
+        )
 
     def balanced(self, gradient: Floats, scale: Floats) -> Floats:
         """The gradient with its rounding errors moved, in each component, to the arm of the largest scale.

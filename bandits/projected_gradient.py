@@ -81,7 +81,9 @@ def projected_gradient(
             return pi
         move = project_to_simplex(pi - length * slope) - pi
         descent, step = float(slope @ move), 1.0
-        while value(pi + step * move) > max(history) + _SUFFICIENT * step * descent + _ROUNDING * max(1.0, abs(current)):
+        while value(pi + step * move) > max(history) + _SUFFICIENT * step * descent + _ROUNDING * max(
+            1.0, abs(current)
+        ):
             step /= 2
             if step < 1e-20:
                 break

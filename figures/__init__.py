@@ -1,0 +1,1 @@
+"""Figures and tables drawn from saved results; no module here computes or imports a trainer."""

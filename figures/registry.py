@@ -1,0 +1,61 @@
+"""Every module of this package with `draw(results) -> Figure` and `RESULTS = "<file>.json"` is a figure."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import pkgutil
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import figures
+from figures.paths import RESULTS, write_atomically
+from figures.style import style
+
+_FORMATS = ("png", "pdf")
+
+
+def modules() -> dict[str, ModuleType]:
+    """Figure name -> module."""
+    found = {}
+    for info in pkgutil.iter_modules(figures.__path__):
+        if not info.name.startswith("_") and not info.name.endswith("_test"):
+            module = importlib.import_module(f"figures.{info.name}")
+            if hasattr(module, "draw") and hasattr(module, "RESULTS"):
+                found[info.name] = module
+    return found
+
+
+def redraw(name: str, out: Path, results: Any = None) -> list[Path]:
+    """Draws one figure as PNG and PDF.
+
+    Args:
+        name: of a figure in :func:`modules`.
+        out: folder, made where missing.
+        results: what its `draw` takes; read from the committed results where not given.
+
+    Raises:
+        ValueError: no such figure; the message lists those there are.
+        FileNotFoundError: its results have not been computed.
+    """
+    known = modules()
+    if name not in known:
+        raise ValueError(f"no figure named {name!r}; there are {', '.join(known)}")
+    if results is None:
+        path = RESULTS / known[name].RESULTS
+        if not path.exists():
+            raise FileNotFoundError(
+                f"figure {name} is drawn from {path}, which does not exist: run its experiment first"
+            )
+        results = json.loads(path.read_text(encoding="utf-8"))
+    with style():
+        figure = known[name].draw(results)
+        # No creation date: the same results give the same file.
+        metadata: dict[str, Any] = {"png": {}, "pdf": {"CreationDate": None}}
+        return [
+            write_atomically(
+                out / f"{name}.{kind}", lambda path, kind=kind: figure.savefig(path, metadata=metadata[kind])
+            )
+            for kind in _FORMATS
+        ]
