@@ -1,4 +1,4 @@
-"""Batched log-probs and rewards are those of the plain forward, one unpadded sequence at a time, in value and gradient."""
+"""Batched log-probs and rewards equal the plain forward, one unpadded sequence at a time, in value and gradient."""
 
 from __future__ import annotations
 
@@ -11,9 +11,8 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from lm.logprobs import CompletionModel, collate
-from lm.testing import ARCHITECTURES, END, VOCABULARY, WINDOW, causal_lm, completion, reward_model
+from lm.testing import ARCHITECTURES, END, VOCABULARY, WINDOW, causal_lm, close, completion, reward_model
 
-TOLERANCE = {"rtol": 1e-10, "atol": 1e-10}
 Rows = list[tuple[list[int], list[int]]]
 
 
@@ -48,21 +47,22 @@ def plain_rewards(model: PreTrainedModel, data: Rows) -> Tensor:
         model.base_model(input_ids=torch.tensor([[*prompt, *tokens]]), use_cache=False).last_hidden_state[0, -1]
         for prompt, tokens in data
     ]
-    return model.score(torch.stack(states))[:, 0]
+    rewards: Tensor = model.score(torch.stack(states))[:, 0]
+    return rewards
 
 
 def gradients(model: nn.Module, values: Callable[[], Tensor]) -> dict[str, Tensor]:
     """Gradients of a sum that weighs every row differently; every parameter has one."""
     model.zero_grad()
     result = values()
-    (result * torch.linspace(0.5, 2, len(result), dtype=result.dtype)).sum().backward()
+    torch.autograd.backward((result * torch.linspace(0.5, 2, len(result), dtype=result.dtype)).sum())
     return {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
 
 
 def assert_same_gradients(one: dict[str, Tensor], other: dict[str, Tensor]) -> None:
     assert one.keys() == other.keys()
     for name, gradient in one.items():
-        torch.testing.assert_close(gradient, other[name], **TOLERANCE, msg=lambda text, n=name: f"{n}: {text}")
+        close(gradient, other[name], what=name)
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
@@ -70,7 +70,7 @@ def test_logps_and_every_parameters_gradient_equal_the_plain_forward(architectur
     model, data = causal_lm(architecture), rows()
     assert max(len(p) + len(c) for p, c in data) > WINDOW
     wrapped = CompletionModel(model)
-    torch.testing.assert_close(batched(wrapped, data), plain_logps(model, data), **TOLERANCE)
+    close(batched(wrapped, data), plain_logps(model, data))
     ours = gradients(model, lambda: batched(wrapped, data))
     assert set(ours) == {name for name, _ in model.named_parameters()}
     assert_same_gradients(ours, gradients(model, lambda: plain_logps(model, data)))
@@ -98,8 +98,8 @@ def test_padding_and_batch_order_change_nothing(architecture: str) -> None:
     model, data = CompletionModel(causal_lm(architecture)), rows()
     values = batched(model, data)
     torch.testing.assert_close(batched(model, data, pad_id=END), values, rtol=0, atol=0)
-    torch.testing.assert_close(batched(model, data[::-1]).flip(0), values, **TOLERANCE)
-    torch.testing.assert_close(torch.cat([batched(model, [row]) for row in data]), values, **TOLERANCE)
+    close(batched(model, data[::-1]).flip(0), values)
+    close(torch.cat([batched(model, [row]) for row in data]), values)
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
@@ -107,7 +107,7 @@ def test_padding_and_batch_order_change_nothing(architecture: str) -> None:
 def test_rewards_are_read_at_the_completions_last_token(architecture: str, pad_id: int) -> None:
     model, data = reward_model(architecture, pad_token_id=pad_id), rows()
     wrapped = CompletionModel(model)
-    torch.testing.assert_close(batched(wrapped, data, pad_id, rewards=True), plain_rewards(model, data), **TOLERANCE)
+    close(batched(wrapped, data, pad_id, rewards=True), plain_rewards(model, data))
     ours = gradients(model, lambda: batched(wrapped, data, pad_id, rewards=True))
     assert_same_gradients(ours, gradients(model, lambda: plain_rewards(model, data)))
     # Control: one token earlier is another number.
@@ -122,8 +122,8 @@ def test_a_policys_reward_head_reads_the_last_hidden_state_at_end_of_text() -> N
     assert wrapped.reward_head is not None
     states = [model.base_model(torch.tensor([[*p, *c]]), use_cache=False).last_hidden_state[0, -1] for p, c in data]
     expected = wrapped.reward_head(torch.stack(states))[:, 0]
-    torch.testing.assert_close(batched(wrapped, data, rewards=True), expected, **TOLERANCE)
-    torch.testing.assert_close(batched(wrapped, data), plain_logps(model, data), **TOLERANCE)
+    close(batched(wrapped, data, rewards=True), expected)
+    close(batched(wrapped, data), plain_logps(model, data))
     assert "reward_head.weight" in gradients(wrapped, lambda: batched(wrapped, data, rewards=True))
 
 
@@ -154,7 +154,7 @@ def test_every_completion_of_two_tokens_has_its_share_of_probability() -> None:
         values = batched(model, [([3, 4], [*prefix, token]) for token in range(VOCABULARY)])
         total = values.exp().sum()
         expected = batched(model, [([3, 4], prefix)]).exp().sum() if prefix else torch.ones((), dtype=torch.float64)
-        torch.testing.assert_close(total, expected, **TOLERANCE)
+        close(total, expected)
 
 
 @pytest.mark.parametrize(("prompt", "tokens", "side"), [([], [1], "prompt"), ([2], [], "completion")])

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable
 from typing import Any
 
 import torch
 from datasets import Dataset
-from torch import nn
+from torch import Tensor
 from transformers import (
     AutoModelForCausalLM,
     AutoModelForSequenceClassification,
@@ -39,43 +38,44 @@ _LLAMA = {
     "num_key_value_heads": 1,
 }
 
-ARCHITECTURES: dict[str, Callable[..., PretrainedConfig]] = {
-    "llama": lambda **more: LlamaConfig(**{**_LLAMA, **more}),
-    "gpt2": lambda **more: GPT2Config(
-        **{**_IDS, "n_embd": 16, "n_layer": 2, "n_head": 2, "n_positions": 64, **_no_dropout("resid", "embd", "attn")},
-        **more,
+ARCHITECTURES: dict[str, tuple[type[PretrainedConfig], dict[str, Any]]] = {
+    "llama": (LlamaConfig, _LLAMA),
+    "gpt2": (
+        GPT2Config,
+        {**_IDS, "n_embd": 16, "n_layer": 2, "n_head": 2, "resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0},
     ),
-    "mistral-sliding": lambda **more: MistralConfig(**{**_LLAMA, "sliding_window": WINDOW, **more}),
-    "qwen2": lambda **more: Qwen2Config(**{**_LLAMA, **more}),
-    "gpt-neox": lambda **more: GPTNeoXConfig(
-        **{**_LLAMA, "num_key_value_heads": None, **_no_dropout("attention", "hidden"), **more}
-    ),
+    "mistral-sliding": (MistralConfig, {**_LLAMA, "sliding_window": WINDOW}),
+    "qwen2": (Qwen2Config, _LLAMA),
+    "gpt-neox": (GPTNeoXConfig, {**_LLAMA, "num_key_value_heads": None}),
 }
 
 
-def _no_dropout(*names: str) -> dict[str, float]:
-    return {f"{name}_pdrop" if name in {"resid", "embd", "attn"} else f"{name}_dropout": 0.0 for name in names}
+def close(actual: Tensor, expected: Tensor, *, tolerance: float = 1e-10, what: str = "") -> None:
+    """Asserts that two tensors agree, absolutely or relatively, in value, shape and dtype."""
+    torch.testing.assert_close(
+        actual, expected, rtol=tolerance, atol=tolerance, msg=lambda text: f"{what}: {text}" if what else text
+    )
 
 
-def spread(model: nn.Module, seed: int) -> nn.Module:
-    """Draws every parameter anew, far from its initialisation, so that no wrong position or mask goes unnoticed."""
-    generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
+def _build(auto: Any, architecture: str, seed: int, options: dict[str, Any]) -> PreTrainedModel:
+    config, shape = ARCHITECTURES[architecture]
+    with torch.random.fork_rng(), torch.no_grad():
+        torch.manual_seed(seed)
+        model: PreTrainedModel = auto.from_config(config(**{**shape, **options}), dtype=torch.float64)
         for parameter in model.parameters():
-            parameter.add_(torch.randn(parameter.shape, generator=generator, dtype=parameter.dtype) * 0.3)
-    return model
+            # Far from the initialisation, so that no wrong position or mask goes unnoticed.
+            parameter.add_(torch.randn_like(parameter) * 0.3)
+    return model.eval()
 
 
 def causal_lm(architecture: str = "llama", *, seed: int = 0, **config: Any) -> PreTrainedModel:
     """A random causal LM, float64, in eval mode."""
-    model = AutoModelForCausalLM.from_config(ARCHITECTURES[architecture](**config), dtype=torch.float64)
-    return spread(model, seed).eval()
+    return _build(AutoModelForCausalLM, architecture, seed, config)
 
 
 def reward_model(architecture: str = "llama", *, seed: int = 0, **config: Any) -> PreTrainedModel:
     """A random sequence classifier with one label, float64, in eval mode."""
-    shape = ARCHITECTURES[architecture](**{"num_labels": 1, **config})
-    return spread(AutoModelForSequenceClassification.from_config(shape, dtype=torch.float64), seed).eval()
+    return _build(AutoModelForSequenceClassification, architecture, seed, {"num_labels": 1, **config})
 
 
 def completion(rng: random.Random, least: int = 1, most: int = 7) -> list[int]:
