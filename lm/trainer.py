@@ -89,6 +89,14 @@ class CompletionTrainer(Trainer):  # type: ignore[misc]
         folder.mkdir(parents=True, exist_ok=True)
         safetensors.torch.save_model(self.accelerator.unwrap_model(self.model), str(folder / "model.safetensors"))
 
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: torch.nn.Module | None = None) -> None:
+        """The counterpart: of tied tensors a checkpoint has one, which the Trainer's own loader takes for a fault."""
+        if self.is_fsdp_enabled:
+            super()._load_from_checkpoint(resume_from_checkpoint, model)
+        else:
+            weights = str(Path(resume_from_checkpoint) / "model.safetensors")
+            safetensors.torch.load_model(self.model if model is None else model, weights)
+
 
 class SFTTrainer(CompletionTrainer):
     """Mean negative log-likelihood of the completions' tokens."""
@@ -196,6 +204,9 @@ class PolicyTrainer(CompletionTrainer):
 
 # ---------------------------------------------------------------- collators: dataset rows -> batch
 
+SCORES = ("ref_chosen_logps", "ref_rejected_logps", "ref_sample_logps", "reward_margin", "member_margins")
+"""Columns of a scored pair that a batch carries; [N], member_margins [N, K]."""
+
 
 def sft_collator(pad_id: int) -> Callable[[list[dict[str, Any]]], Batch]:
     """Rows with id, prompt_ids, completion_ids."""
@@ -208,14 +219,13 @@ def sft_collator(pad_id: int) -> Callable[[list[dict[str, Any]]], Batch]:
 
 
 def pair_collator(pad_id: int, *, sample: bool = False) -> Callable[[list[dict[str, Any]]], Batch]:
-    """Pairs with id, prompt_ids, chosen_ids, rejected_ids (and sample_ids); every other numeric column is a score."""
+    """Pairs with id, prompt_ids, chosen_ids, rejected_ids (and sample_ids), and those of SCORES that are there."""
     names = ["chosen_ids", "rejected_ids", *(["sample_ids"] if sample else [])]
-    not_scores = {"id", "prompt_ids", "chosen_ids", "rejected_ids", "sample_ids"}
 
     def call(rows: list[dict[str, Any]]) -> Batch:
         packed = collate([r["prompt_ids"] for r in rows for _ in names], [r[n] for r in rows for n in names], pad_id)
         scores = {
-            name: torch.tensor([r[name] for r in rows], dtype=torch.float64) for name in rows[0].keys() - not_scores
+            name: torch.tensor([r[name] for r in rows], dtype=torch.float64) for name in SCORES if name in rows[0]
         }
         return {"ids": [r["id"] for r in rows], "rows": packed, "scores": scores}
 
