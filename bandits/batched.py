@@ -12,7 +12,7 @@ from bandits.objectives import DPO, IPO, Distillation, Floats, Square, positive
 from bandits.solve import NotConverged, Reduction
 
 _MAX_ITERATIONS = 500
-_CHUNK = 40_000  # Newton-matrix entries worked on at a time: they stay in the cache
+_CHUNK = 400_000  # Newton-matrix entries worked on at a time: they stay in the cache
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -94,7 +94,7 @@ def solve_batch(
 
     columns = [np.where(padding, 0, winners).T, np.where(padding, 0, losers).T, given.T, np.log(ref).T]
     u, residual = np.empty((problems, n)), np.empty(problems)
-    size = max(64, _CHUNK // n**2)
+    size = max(256, _CHUNK // n**2)
     for start in range(0, problems, size):
         part = slice(start, start + size)
         layout = Layout(*[np.ascontiguousarray(array[:, part]) for array in columns])

@@ -35,6 +35,7 @@ from scipy.sparse.linalg import splu
 from bandits.objectives import Floats, PairLoss
 
 _ACCEPTED_SLOPE = 0.1
+_WORTH_DROPPING = 0.6  # once fewer problems are pending, go on with those alone
 _EASY = 12  # iterations before rounding is looked after
 _TINY = np.finfo(np.float64).tiny
 _NARROW = 16
@@ -109,13 +110,15 @@ class Layout:
         return np.asarray(total).reshape(self.log_ref.shape)
 
     def normalise(self, u: Floats) -> tuple[Floats, Floats]:
-        """(u, pi), u shifted so that each component has its mass under pi_ref; arms in no pair get u = 0 exactly."""
+        """(u, pi), u shifted so that each component has its mass under pi_ref.
+
+        The ratio of an arm in no pair is exactly 1, so such an arm keeps u = 0 and its reference probability exactly.
+        """
         pi = np.exp(self.log_ref + u)
-        ratio = self.mass / np.maximum(np.bincount(self.labels, pi.ravel()), _TINY)
-        shift = np.log(np.maximum(ratio, _TINY))[self.labels].reshape(u.shape)
-        return np.where(self.compared, u + shift, 0.0), np.where(
-            self.compared, pi * ratio[self.labels].reshape(u.shape), self.ref
-        )
+        found = np.bincount(self.labels, pi.ravel())
+        ratio = np.divide(self.mass, found, out=np.ones_like(found), where=found > 0)
+        shape = u.shape
+        return u + np.log(ratio)[self.labels].reshape(shape), pi * ratio[self.labels].reshape(shape)
 
     def balanced(self, gradient: Floats, scale: Floats) -> Floats:
         """The gradient with its rounding errors moved, in each component, to the arm of the largest scale.
@@ -163,7 +166,7 @@ def evaluate(layout: Layout, loss: PairLoss, alpha: Floats, u: Floats) -> State:
     by_margin = loss.derivatives(layout.margins(u))
     gradient = layout.scatter(layout.weights * by_margin.slope) + alpha * (pi - layout.ref)
     scale = layout.scatter_abs(layout.weights * by_margin.magnitude) + alpha * (pi + layout.ref)
-    relative = np.where(layout.compared, np.abs(gradient) / np.maximum(scale, _TINY), 0.0)
+    relative = np.abs(gradient) / np.maximum(scale, _TINY)
     return State(u, pi, gradient, scale, layout.weights * by_margin.curvature, relative.max(axis=0))
 
 
@@ -228,13 +231,13 @@ def sparse_direction(layout: Layout, curvature: Floats, diagonal: Floats, rhs: F
     reach = np.zeros(n)
     np.maximum.at(reach, np.maximum(place[coo.row], place[coo.col]), np.abs(place[coo.row] - place[coo.col]))
     if reach.sum() <= _NARROW * (n + coo.nnz):
-        solved = _factorise(matrix)(rhs[:, 0])
-        return np.asarray(solved + _factorise(matrix)(rhs[:, 0] - matrix @ solved))[:, None]
+        solver = _factorise(matrix)
+        solved = solver(rhs[:, 0])
+        return np.asarray(solved + solver(rhs[:, 0] - matrix @ solved))[:, None]
 
     strongest = couplings.copy()
     strongest.data = 1 + np.log(couplings.data.max()) - np.log(couplings.data)
-    tree = csgraph.minimum_spanning_tree(strongest)
-    tree = sparse.csr_array(tree)
+    tree = sparse.csr_array(csgraph.minimum_spanning_tree(strongest))
     tree.data = np.exp(1 + np.log(couplings.data.max()) - tree.data)
     precondition = _factorise(sparse.csr_array(sparse.diags_array(full_diagonal) - tree - tree.T))
     return _conjugate_gradients(matrix, rhs[:, 0], precondition)[:, None]
@@ -299,11 +302,10 @@ def minimise(
         if not pending.any():
             break
         iteration += 1
-        if 2 * pending.sum() <= len(pending):  # go on with those that need it
+        if pending.sum() <= _WORTH_DROPPING * len(pending):
             result = _scattered(result, state, active)
             active, step, alpha = active[pending], step[pending], alpha[pending]
             layout, loss, state = layout.subset(pending), loss.subset(pending), state.subset(pending)
-            pending = pending[pending]
         diagonal = newton_diagonal(layout, alpha, state.pi)
         gradient = state.gradient if iteration <= _EASY else layout.balanced(state.gradient, state.scale)
         move = direction(layout, state.curvature, diagonal, -gradient)
@@ -314,8 +316,11 @@ def minimise(
         # Comparing slopes rather than values keeps the test meaningful down to the last digits.
         before, after = -(gradient * move).sum(axis=0), (trial.gradient * move).sum(axis=0)
         accepted = (after <= _ACCEPTED_SLOPE * before) | (trial.residual < 0.5 * state.residual)
-        step = np.where(accepted, 1.0, step * np.clip(before / np.maximum(before + after, _TINY), 0.1, 0.5))
-        state = state.replaced(accepted & pending, trial)
+        if accepted.all():
+            state, step = trial, np.ones_like(step)
+        else:
+            step = np.where(accepted, 1.0, step * np.clip(before / np.maximum(before + after, _TINY), 0.1, 0.5))
+            state = state.replaced(accepted, trial)
     return _scattered(result, state, active), iteration
 
 

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+
 from theory import losses
 
 Floats = npt.NDArray[np.float64]

@@ -93,7 +93,8 @@ def main(arguments: list[str] | None = None) -> int:
         choice = results[name]
         print(
             f"{name:<15} worst-case value {choice['worst_case']:+.4f}  KL(ref || pi) {choice['forward_kl']:.4f} nats  "
-            f"weights {np.round(choice['weights'], 3).tolist()}  adversary gap {choice['certificate']['adversary_gap']:.1e}"
+            f"weights {np.round(choice['weights'], 3).tolist()}  "
+            f"adversary gap {choice['certificate']['adversary_gap']:.1e}"
         )
     document = {"provenance": provenance(config, seed=None), "results": results}
     print("wrote", *write_figure("figure_1", document, options.out))

@@ -29,7 +29,7 @@ def project_to_simplex(point: Floats) -> Floats:
     point = point - point.max()  # changes nothing but the rounding errors
     descending = np.sort(point)[::-1]
     excess = (np.cumsum(descending) - 1) / np.arange(1, len(point) + 1)
-    return np.maximum(point - excess[np.flatnonzero(descending > excess)[-1]], 0.0)
+    return np.asarray(np.maximum(point - excess[np.flatnonzero(descending > excess)[-1]], 0.0))
 
 
 def projected_gradient(

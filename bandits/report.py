@@ -14,7 +14,7 @@ _REPOSITORY = Path(__file__).parent.parent
 
 
 def provenance(config: dict[str, Any], *, seed: int | None) -> dict[str, Any]:
-    """Where a result comes from: config, seed (None where nothing is drawn at random), versions, commit, machine, date."""
+    """Where a result comes from. `seed` is None where nothing is drawn at random."""
     return {
         "config": config,
         "seed": seed,
@@ -46,7 +46,7 @@ def write_json(path: Path, document: Any) -> Path:
 
 
 def write_figure(name: str, document: dict[str, Any], out: Path) -> list[Path]:
-    """Writes `<name>.json` and the figure drawn from it. Drawing is the only use that this package makes of `figures`."""
+    """Writes `<name>.json` and the figure drawn from it: all that this package uses `figures` for."""
     from figures.registry import redraw
 
     return [write_json(out / f"{name}.json", document), *redraw(name, out, document)]

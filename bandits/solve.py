@@ -88,7 +88,7 @@ class Unattained:
     def __str__(self) -> str:
         pairs = ", ".join(f"{w} > {el}" for w, el in self.diverging[:8]) + (" ..." if len(self.diverging) > 8 else "")
         return (
-            f"no finite optimum: the margins of {len(self.diverging)} pair(s) on no preference cycle diverge ({pairs}); "
+            f"no finite optimum: margins of {len(self.diverging)} pair(s) on no preference cycle diverge ({pairs}); "
             f"infimum {self.infimum:.6g}. A KL weight alpha > 0 makes the optimum finite."
         )
 
@@ -238,13 +238,14 @@ class _Problem:
         Its gradient needs no derivative of u (envelope theorem), its Hessian that of u by w (implicit functions).
         """
         rewards, pair_weights, beta = objective.reward_margins, self.weights, objective.beta
-        weights, optimum = np.full(len(rewards), 1 / len(rewards)), None
-        step, best = 1.0, None
+        weights = np.full(len(rewards), 1 / len(rewards))
+        optimum: Optimum | None = None
+        best: tuple[float, Optimum] | None = None
+        step = 1.0
         move = slope = gradient = np.zeros(len(rewards))
         for _ in range(_MAX_ITERATIONS):
             trial_weights = weights + step * move
-            start = None if optimum is None else optimum.logratios
-            trial = self.optimum(objective.member(trial_weights), start)
+            trial = self.optimum(objective.member(trial_weights), optimum.logratios if optimum else None)
             margins = beta * self.graph.margins(trial.logratios)
             slope = 2 * rewards @ (pair_weights * (trial_weights @ rewards - margins))
             slope -= trial_weights @ slope  # only differences count on the simplex

@@ -47,7 +47,8 @@ def draw(results: dict[str, Any]) -> Figure:
         figure,
         f"One pair, {winner} preferred to {loser}, from the uniform reference; β = {config['beta']:g}, "
         f"τ = {config['tau']:g}, α = {config['alpha']:g}, reward margin {config['reward_margin']:g}, "
-        f"step size {config['rate']:g}.\nDotted: the exact tabular optimum; DPO has none, those of d-DPO and IPO fix the margin only, shown is the limit of a "
+        f"step size {config['rate']:g}.\nDotted: the exact tabular optimum; DPO has none, "
+        "those of d-DPO and IPO fix the margin only, shown is the limit of a "
         "vanishing KL.\nOurs, not in the papers.",
     )
     return figure

@@ -17,7 +17,7 @@ _CORNERS = np.array([[0.0, 0.0], [0.5, np.sqrt(3) / 2], [1.0, 0.0]])
 
 def _place(policies: Any) -> npt.NDArray[np.float64]:
     """Barycentric coordinates: [..., 3] probabilities -> [..., 2] points in the triangle."""
-    return np.asarray(policies) @ _CORNERS
+    return np.asarray(np.asarray(policies) @ _CORNERS)
 
 
 def draw(results: dict[str, Any]) -> Figure:
@@ -62,6 +62,7 @@ def draw(results: dict[str, Any]) -> Figure:
         figure,
         f"Exact policies on three arms, {len(members)} rewards (ours), β = {beta:g}. Worst case: least advantage over "
         "pi_ref,\nreverse KL subtracted; KL: forward, nats. Paths: α from "
-        f"{data['alphas'][0]:g} to {data['alphas'][-1]:g}, all pairs, averaged.\n[F]'s Figure 1 is a sketch of the same idea.",
+        f"{data['alphas'][0]:g} to {data['alphas'][-1]:g}, all pairs, averaged.\n"
+        "[F]'s Figure 1 is a sketch of the same idea.",
     )
     return figure

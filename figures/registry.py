@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import json
 import pkgutil
+from functools import partial
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -12,8 +13,6 @@ from typing import Any
 import figures
 from figures.paths import RESULTS, write_atomically
 from figures.style import style
-
-_FORMATS = ("png", "pdf")
 
 
 def modules() -> dict[str, ModuleType]:
@@ -52,10 +51,7 @@ def redraw(name: str, out: Path, results: Any = None) -> list[Path]:
     with style():
         figure = known[name].draw(results)
         # No creation date: the same results give the same file.
-        metadata: dict[str, Any] = {"png": {}, "pdf": {"CreationDate": None}}
         return [
-            write_atomically(
-                out / f"{name}.{kind}", lambda path, kind=kind: figure.savefig(path, metadata=metadata[kind])
-            )
-            for kind in _FORMATS
+            write_atomically(out / f"{name}.png", figure.savefig),
+            write_atomically(out / f"{name}.pdf", partial(figure.savefig, metadata={"CreationDate": None})),
         ]
