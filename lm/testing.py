@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from types import MethodType
 from typing import Any
 
 import torch
@@ -57,6 +58,11 @@ def close(actual: Tensor, expected: Tensor, *, tolerance: float = 1e-10, what: s
     )
 
 
+def _rms_norm(self: Any, hidden: Tensor) -> Tensor:
+    scale: Tensor = self.weight * torch.rsqrt(hidden.pow(2).mean(-1, keepdim=True) + self.variance_epsilon)
+    return hidden * scale
+
+
 def _build(auto: Any, architecture: str, seed: int, options: dict[str, Any]) -> PreTrainedModel:
     config, shape = ARCHITECTURES[architecture]
     with torch.random.fork_rng(), torch.no_grad():
@@ -65,6 +71,9 @@ def _build(auto: Any, architecture: str, seed: int, options: dict[str, Any]) -> 
         for parameter in model.parameters():
             # Far from the initialisation, so that no wrong position or mask goes unnoticed.
             parameter.add_(torch.randn_like(parameter) * 0.3)
+    for module in model.modules():
+        if type(module).__name__.endswith("RMSNorm"):
+            module.forward = MethodType(_rms_norm, module)  # transformers' own computes in float32
     return model.eval()
 
 
