@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import math
+from bisect import bisect_left
 from collections.abc import Sequence
+from fractions import Fraction
+from functools import cache
 from typing import Literal
 
 import numpy as np
@@ -12,27 +16,34 @@ LengthClass = Literal["longer", "shorter", "neither"]
 
 def length_class(chosen_length: int, rejected_length: int, ratio: float) -> LengthClass:
     """Which completion is preferred: the longer (at least `ratio` times the other's tokens), the shorter, neither."""
-    if chosen_length >= ratio * rejected_length:
+    exact = _decimal(ratio)
+    if chosen_length >= exact * rejected_length:
         return "longer"
-    return "shorter" if rejected_length >= ratio * chosen_length else "neither"
+    return "shorter" if rejected_length >= exact * chosen_length else "neither"
 
 
 def counts(share: float, size: int) -> tuple[int, int]:
     """(longer preferred, shorter preferred) of a subset of this size: the share to the nearest pair, halves up."""
-    longer = int(np.floor(share * size + 0.5))
+    longer = math.floor(_decimal(share) * size + Fraction(1, 2))
     return longer, size - longer
+
+
+@cache
+def _decimal(value: float) -> Fraction:
+    """The number as it was written: 1.1 times 50 tokens is 55, but above it in binary."""
+    return Fraction(str(value))
 
 
 def largest_feasible(classes: Sequence[LengthClass], share: float) -> int:
     """The most pairs that a subset with this share can have."""
     longer, shorter = classes.count("longer"), classes.count("shorter")
-    bound = min(longer / share if share > 0 else np.inf, shorter / (1 - share) if share < 1 else np.inf)
-    # Rounding to whole pairs can give a little more or less than the quotient.
-    for size in range(int(bound) + 2, 0, -1):
+
+    def too_many(size: int) -> bool:
         need_longer, need_shorter = counts(share, size)
-        if need_longer <= longer and need_shorter <= shorter:
-            return size
-    return 0
+        return need_longer > longer or need_shorter > shorter
+
+    # Neither count falls as the size grows, so the sizes that fit come first.
+    return bisect_left(range(1, longer + shorter + 1), True, key=too_many)
 
 
 def biased_subset(classes: Sequence[LengthClass], share: float, size: int | None, *, seed: int, what: str) -> list[int]:
