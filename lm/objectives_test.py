@@ -1,0 +1,185 @@
+"""What a method refuses, what it needs, and where its KL term and reward estimate come from."""
+
+from __future__ import annotations
+
+from dataclasses import fields, replace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from lm.config import Config
+from lm.objectives import DPO, DRDO, IPO, METHODS, EnsembleDPO, HullDPO, PairBatch, Pessimism, PessimisticDPO
+from lm.testing import close
+from theory import losses
+
+BETA = [name for name, method in METHODS.items() if "beta" in {field.name for field in fields(method)}]
+
+
+def batch(count: int = 5, members: int = 3) -> PairBatch:
+    """Everything that any method may ask for."""
+    generator = torch.Generator().manual_seed(0)
+
+    def draw(*shape: int) -> Tensor:
+        return torch.randn(*shape, generator=generator, dtype=torch.float64)
+
+    return PairBatch(
+        policy_chosen_logps=-10 + draw(count),
+        policy_rejected_logps=-10 + draw(count),
+        ref_chosen_logps=-10 + draw(count),
+        ref_rejected_logps=-10 + draw(count),
+        chosen_lengths=torch.tensor([2, 3, 4, 5, 6]),
+        rejected_lengths=torch.tensor([6, 5, 4, 3, 2]),
+        reward_margin=draw(count),
+        member_margins=draw(members, count),
+        sample_logratios=draw(count),
+        estimated_reward_margin=draw(count),
+    )
+
+
+def without(pairs: PairBatch, *names: str) -> PairBatch:
+    absent: dict[str, Any] = dict.fromkeys(names)
+    return replace(pairs, **absent)
+
+
+@pytest.mark.parametrize("name", BETA)
+@pytest.mark.parametrize("value", [0.0, -1.0, float("nan"), float("inf")])
+def test_beta_must_be_positive_and_finite(name: str, value: float) -> None:
+    options: dict[str, Any] = {"beta": value, **({"reward_estimate": "implicit"} if name == "drdo" else {})}
+    with pytest.raises(ValueError, match=f"beta must be a finite number > 0, got {value}"):
+        METHODS[name](**options)
+
+
+@pytest.mark.parametrize("value", [0.0, -1.0, float("nan"), float("inf")])
+def test_tau_must_be_positive_and_finite(value: float) -> None:
+    with pytest.raises(ValueError, match=f"tau must be a finite number > 0, got {value}"):
+        IPO(tau=value)
+
+
+@pytest.mark.parametrize("owner", [Pessimism, DRDO])
+@pytest.mark.parametrize("value", [-1e-9, float("nan"), float("inf")])
+def test_weights_must_not_be_negative(owner: Any, value: float) -> None:
+    for name in ("alpha_start", "alpha_end") if owner is Pessimism else ("alpha", "gamma"):
+        with pytest.raises(ValueError, match=f"{name} must be a finite number >= 0, got {value}"):
+            owner(**{name: value})
+        assert getattr(owner(**{name: 0.0}), name) == 0.0
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_an_option_that_a_method_does_not_honour_does_not_exist(name: str) -> None:
+    unknown: dict[str, Any] = {"label_smoothing": 0.1}
+    with pytest.raises(TypeError, match="unexpected keyword argument"):
+        METHODS[name](**unknown)
+
+
+def test_drdos_beta_goes_with_the_implicit_estimate_only() -> None:
+    for options in ({"beta": 1.0}, {"reward_estimate": "implicit"}):
+        with pytest.raises(ValueError, match='beta goes with reward_estimate "implicit" and only with it'):
+            DRDO(**options)
+
+
+@pytest.mark.parametrize(
+    ("name", "field"),
+    [
+        ("d-dpo", "reward_margin"),
+        ("p-dpo", "sample_logratios"),
+        ("dp-dpo", "reward_margin"),
+        ("dp-dpo", "sample_logratios"),
+        ("e-dpo", "member_margins"),
+        ("e-dpo", "sample_logratios"),
+        ("hull-dpo", "member_margins"),
+        ("hull-dpo", "sample_logratios"),
+        ("drdo", "reward_margin"),
+        ("drdo", "estimated_reward_margin"),
+    ],
+)
+def test_what_a_method_needs_is_never_filled_in(name: str, field: str) -> None:
+    method = METHODS[name]()
+    assert method(batch()).shape == (5,)
+    with pytest.raises(ValueError, match=f"{field} is needed by this method, but the batch does not have it"):
+        method(without(batch(), field))
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_what_a_method_says_it_needs_is_what_it_reads(name: str) -> None:
+    """Drop everything optional that is not declared: the loss stays the same."""
+    method, full = METHODS[name](), batch()
+    declared = {
+        "reward_margin": "rewards" in method.needs,
+        "member_margins": "members" in method.needs,
+        "sample_logratios": method.needs_samples,
+        "estimated_reward_margin": method.needs_reward_head,
+    }
+    least = without(full, *(field for field, needed in declared.items() if not needed))
+    close(method(least), method(full))
+
+
+def test_alpha_is_linear_in_progress_and_constant_outside_it() -> None:
+    kl = Pessimism(alpha_start=1.0, alpha_end=3.0)
+    assert [kl.alpha(p) for p in (-1, 0, 0.25, 1, 2)] == [1, 1, 1.5, 3, 3]
+    assert Pessimism(alpha_start=0.2, alpha_end=0.2).alpha(0.7) == 0.2
+
+
+def test_the_kl_terms_samples_come_from_the_reference_or_from_the_pair() -> None:
+    pairs = batch()
+    base = losses.dpo(pairs.logratio_margin, beta=0.1)
+    reference, preferences = (
+        PessimisticDPO(kl=Pessimism(alpha_start=0.5, alpha_end=0.5, samples=samples))
+        for samples in ("reference", "preferences")
+    )
+    assert pairs.sample_logratios is not None
+    close(reference(pairs), base - 0.5 * pairs.sample_logratios)
+    chosen = pairs.policy_chosen_logps - pairs.ref_chosen_logps
+    rejected = pairs.policy_rejected_logps - pairs.ref_rejected_logps
+    close(preferences(pairs), base - 0.5 * (chosen + rejected) / 2)
+    assert reference.needs_samples
+    assert not preferences.needs_samples
+    assert preferences(replace(pairs, sample_logratios=None)).shape == (5,)
+
+
+def test_the_kl_weight_follows_progress() -> None:
+    method = PessimisticDPO(kl=Pessimism(alpha_start=0.0, alpha_end=1.0))
+    start, half = batch(), replace(batch(), progress=0.5)
+    assert start.sample_logratios is not None
+    close(method(start), DPO()(start))
+    close(method(half), DPO()(half) - 0.5 * start.sample_logratios)
+
+
+def test_drdo_estimates_rewards_with_its_head_or_implicitly() -> None:
+    pairs = batch()
+    head, implicit = DRDO(), DRDO(reward_estimate="implicit", beta=2.0)
+    shared = {"alpha": 0.1, "gamma": 2.0}
+    logps = pairs.policy_chosen_logps, pairs.policy_rejected_logps
+    close(head(pairs), losses.drdo(pairs.reward_margin, pairs.estimated_reward_margin, *logps, **shared))
+    close(implicit(pairs), losses.drdo(pairs.reward_margin, 2.0 * pairs.logratio_margin, *logps, **shared))
+    assert head.needs_reward_head
+    assert not implicit.needs_reward_head
+    moved = replace(pairs, ref_chosen_logps=pairs.ref_chosen_logps + 1)
+    close(head(moved), head(pairs))
+    assert not torch.isclose(implicit(moved), implicit(pairs)).any()
+
+
+def test_ipos_length_normalised_margin_is_an_option_with_its_own_name() -> None:
+    pairs = batch()
+    chosen = (pairs.policy_chosen_logps - pairs.ref_chosen_logps) / pairs.chosen_lengths
+    rejected = (pairs.policy_rejected_logps - pairs.ref_rejected_logps) / pairs.rejected_lengths
+    close(IPO(length_normalised=True)(pairs), losses.ipo(chosen - rejected, tau=1.0))
+    close(IPO()(pairs), losses.ipo(pairs.logratio_margin, tau=1.0))
+
+
+@pytest.mark.parametrize("method", [EnsembleDPO, HullDPO])
+def test_a_given_gram_matrix_decides_the_ensembles_choice(method: type[EnsembleDPO]) -> None:
+    """A Gram matrix under which only the last member fits makes it the target, whatever this batch says."""
+    pairs = batch()
+    assert pairs.member_margins is not None
+    gram = torch.diag(torch.tensor([1.0, 1.0, 0.0], dtype=torch.float64))
+    no_kl = method(kl=Pessimism(alpha_start=0.0, alpha_end=0.0))
+    expected = losses.distillation(pairs.logratio_margin, pairs.member_margins[2], beta=1.0)
+    close(no_kl(replace(pairs, gram=gram)), expected)
+    assert not torch.allclose(no_kl(pairs), expected)
+
+
+def test_every_method_has_its_options_in_the_config() -> None:
+    configured = {field.name for field in fields(Config)}
+    assert {name.replace("-", "_") for name in METHODS} <= configured
