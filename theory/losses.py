@@ -193,12 +193,12 @@ def ensemble_hull(logratio_margin: Array, reward_margins: Array, *, beta: Scalar
 def _ensemble(logratio_margin: Array, reward_margins: Array, beta: Scalar, gram: Array | None, choose: Any) -> Array:
     if gram is None:
         gram = ensemble_gram(logratio_margin, reward_margins, beta=beta)
-    b, margin, members, g = backend_of(logratio_margin=logratio_margin, reward_margins=reward_margins, gram=gram)
+    _, margin, members, g = backend_of(logratio_margin=logratio_margin, reward_margins=reward_margins, gram=gram)
     _check_ensemble(margin, members)
     if shape_of(g) != (len(members), len(members)):
         raise ValueError(f"gram has shape {shape_of(g)}, but reward_margins has {len(members)} members")
     # Weights times rows, summed: unlike @, this lets members and Gram matrix be of different floating types.
-    return distillation(margin, (b.constant(choose(g))[:, None] * members).sum(0), beta=beta)
+    return distillation(margin, (choose(g)[:, None] * members).sum(0), beta=beta)
 
 
 def _ensemble_residuals(logratio_margin: Array, reward_margins: Array, beta: Scalar) -> tuple[Any, Array]:
@@ -220,7 +220,7 @@ def _check_ensemble(margin: Array, members: Array) -> None:
 def _square_gram(gram: Array) -> tuple[Any, Array]:
     b, g = backend_of(gram=gram)
     shape = shape_of(g)
-    if len(shape) != 2 or shape[0] != shape[1] or shape[0] == 0:
+    if len(shape) != 2 or shape[0] != shape[1] or 0 in shape:
         raise ValueError(f"gram must have shape (K, K), K at least 1, got {shape}")
     return b, g
 

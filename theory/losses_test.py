@@ -444,7 +444,9 @@ def test_ensembles_against_exact_optima(ensemble: Any) -> None:
     residuals = exact(members) - sp.Rational(beta) * exact(margin)
     member_means = [sum(row**2) / n for row in residuals]
 
-    weights = losses.hull_weights(losses.ensemble_gram(exact(margin), exact(members), beta=beta))
+    gram = losses.ensemble_gram(exact(margin), exact(members), beta=beta)
+    assert (gram == residuals @ residuals.T / sp.Integer(n)).all()
+    weights = losses.hull_weights(gram)
     assert all(w >= 0 for w in weights)
     assert sum(weights) == 1
     assert simplex_gap(residuals, weights) == 0
