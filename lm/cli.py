@@ -28,6 +28,7 @@ def parser_of(command: str, description: str) -> ArgumentParser:
     """All fields of :class:`lm.config.Config` as dotted options, plus --config, --print_config and --debug."""
     parser = ArgumentParser(
         prog=f"python -m {command}",
+        usage="%(prog)s [--config FILE] [--OPTION VALUE ...]",  # the generated one hides an error under 90 lines
         description=f"{description} Without --config, the preset demo.yaml (the embedded world) is used; other presets "
         f"are in {CONFIGS}.",
     )
@@ -37,17 +38,17 @@ def parser_of(command: str, description: str) -> ArgumentParser:
     return parser
 
 
-def parse(command: str, description: str, arguments: Sequence[str]) -> tuple[Config, str, bool]:
-    """(config, resolved YAML, debug). Leaves with status 2 and a message where an option is wrong."""
+def parse(command: str, description: str, arguments: Sequence[str]) -> tuple[Config, str]:
+    """(config, resolved YAML). Leaves with status 2 and a message where an option is unknown or of the wrong type;
+    raises ValueError where its value is out of range."""
     parser = parser_of(command, description)
     if not any(argument == "--config" or argument.startswith("--config=") for argument in arguments):
         arguments = ["--config", str(CONFIGS / "demo.yaml"), *arguments]
     options = parser.parse_args(list(arguments))
     resolved = parser.dump(options, skip_none=False)
     fields = vars(parser.instantiate_classes(options))
-    debug = fields.pop("debug")
-    fields.pop("config")
-    return Config(**fields), resolved, debug
+    del fields["debug"], fields["config"]
+    return Config(**fields), resolved
 
 
 def run(
@@ -67,13 +68,15 @@ def run(
     """
     description = (sys.modules["__main__"].__doc__ or "").strip().split("\n")[0]
     _quieten()
-    config, resolved, debug = parse(command, description, sys.argv[1:] if arguments is None else arguments)
+    if arguments is None:
+        arguments = sys.argv[1:]
     try:
+        config, resolved = parse(command, description, arguments)
         with only_run_in(Path(config.output_dir)):
             write_text(Path(config.output_dir) / "config.yaml", resolved)
             action(Pipeline(config, read_only=read_only))
     except USER_ERRORS as error:
-        if debug:
+        if "--debug" in arguments:
             traceback.print_exc()
         print(f"error: {error}", file=sys.stderr)
         return 2
