@@ -307,7 +307,7 @@ CLAIMS = (
         source="[F] A.7, Proposition 4",
         statement=(
             "The minimiser of min_i distillation_i + alpha KL(pi_ref || pi) is the closest policy to pi_ref among "
-            "those whose implicit reward is within lambda of some member, lambda being the distillation loss it attains. "
+            "those whose implicit reward is within lambda of some member, lambda being the loss it attains. "
             "With alpha, lambda rises and the KL falls."
         ),
         formula=(

@@ -120,15 +120,38 @@ def check_saddle(slope: Callable[[Any, Any, Any], Any]) -> None:
     _identity(at["s"] - at["w"] + WEIGHT * step, "another step towards s")
 
 
+def check_any_number_of_arms(moment: Callable[[Any, Any], Any]) -> None:
+    """The identity, slope and curvature once more, as sums over n arms, n a symbol.
+
+    Args:
+        moment: (E_pi[d^2], E_pi[d]) -> beta times the curvature, d = r - s.
+    """
+    # beta forward_kl(u_y) = beta log Z - r(y) at every y, so beta KL(pi_ref || pi_r) = beta log Z - E_ref[r].
+    log_z = sp.Symbol("logZ", real=True)
+    require(sp.expand(BETA * losses.forward_kl(R[0] / BETA - log_z) - BETA * log_z + R[0]) == 0, "another divergence")
+    y, n = sp.symbols("y n", integer=True, positive=True)
+    q, r, s = (sp.IndexedBase(name)[y] for name in ("q", "r", "s"))
+    tilt = q * sp.exp((WEIGHT * r + (1 - WEIGHT) * s) / BETA)
+    z, first, second = (sp.Sum(tilt * (r - s) ** power, (y, 1, n)) for power in range(3))
+    require(sp.simplify(sp.diff(BETA * sp.log(z), WEIGHT) - first / z) == 0, "another slope")
+    curvature = sp.diff(first, WEIGHT) / z - first * sp.diff(z, WEIGHT) / z**2
+    require(sp.simplify(BETA * curvature - moment(second / z, first / z)) == 0, "another curvature")
+
+
+def variance(square: Any, mean: Any) -> Any:
+    """E[d^2] - E[d]^2 >= 0."""
+    return square - mean**2
+
+
 def prove_single() -> None:
     check_identity(forward_kl)
     check_saddle(envelope_slope)
 
 
 def prove_hull() -> None:
-    check_identity(forward_kl)
+    prove_single()
     check_slope(envelope_slope)
-    check_saddle(envelope_slope)
+    check_any_number_of_arms(variance)
 
 
 # ---------------------------------------------------------------- two members, in floating point
@@ -248,7 +271,7 @@ def smallest_counterexample(*, ties: bool) -> str | None:
                 return (
                     f"{n} arms, uniform reference, beta 1, S = {{{pair[0]}, {pair[1]}}}: worst-case value "
                     f"{float(max(exact, key=float)):.4f} of the closest member's policy, 0 of the reference, "
-                    f"{best:.4f} of the hull's"
+                    f"{max(best, 0.0):.4f} of the hull's"
                 )
     return None
 
@@ -399,6 +422,7 @@ CLAIMS = (
             **IDENTITY_CONTROLS,
             "slope of E_pi alone": lambda: check_slope(lambda p, q, d: sum(x * y for x, y in zip(p, d, strict=True))),
             "sign of the slope": lambda: check_slope(lambda p, q, d: -envelope_slope(p, q, d)),
+            "curvature without the mean": lambda: check_any_number_of_arms(lambda square, mean: square),
         },
         enumerate=enumerate_programs,
         properties=(
