@@ -27,6 +27,8 @@ from bandits.solve import Optimum, solve
 from theory.preferences import PreferenceGraph
 
 BETA, ALPHA = 1.0, 0.3
+ARMS = range(3, 11)
+SIZES = (156, 625, 2_500, 10_000)
 
 
 def small_problems(count: int, arms: int, rng: np.random.Generator) -> tuple[Any, Floats]:
@@ -65,7 +67,7 @@ def best_time(action: Callable[..., object], *arguments: Any, repeats: int = 3) 
 def batched(count: int, referee_count: int, rng: np.random.Generator) -> list[dict[str, float]]:
     """Problems a second of both solvers by number of arms, and how far their policies are apart."""
     rows = []
-    for arms in range(3, 11):
+    for arms in ARMS:
         edges, ref = small_problems(count, arms, rng)
         ours = best_time(partial(solve_batch, DPO(beta=BETA), edges, ref, alpha=ALPHA)) / count
         result = solve_batch(DPO(beta=BETA), edges, ref, alpha=ALPHA)
@@ -102,7 +104,7 @@ def sparse_graph(arms: int, pairs: int, rng: np.random.Generator) -> PreferenceG
 def ipo_scaling(rng: np.random.Generator) -> list[dict[str, Any]]:
     """Seconds of one exact IPO optimum on a chain, a random tree and a random graph of 5 pairs an arm."""
     rows = []
-    for arms in (156, 625, 2_500, 10_000):
+    for arms in SIZES:
         for name, graph in (
             ("chain", PreferenceGraph.chain(arms)),
             ("tree", sparse_graph(arms, arms - 1, rng)),

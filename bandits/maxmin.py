@@ -78,7 +78,9 @@ def max_min(rewards: Any, ref: Any, *, beta: float, tolerance: float = 1e-10) ->
     best = _described(weights, rewards, ref, beta)
     for _ in range(_MAX_ITERATIONS):
         centred = scaled - (scaled @ pi)[:, None]
-        move = simplex_newton_step((centred * pi) @ centred.T, slope, weights)
+        hessian = (centred * pi) @ centred.T
+        ridge = 1e-13 * float(np.trace(hessian)) + np.finfo(np.float64).tiny
+        move = simplex_newton_step(hessian, slope, weights, ridge=ridge)
         step = 1.0
         new_pi, new_slope = policy_and_slope(weights + move)
         while new_slope @ move > 0.1 * abs(slope @ move) and step > 1e-6:  # past the minimum of a convex function

@@ -39,8 +39,10 @@ _WORTH_DROPPING = 0.6  # once fewer problems are pending, go on with those alone
 _EASY = 12  # iterations before rounding is looked after
 _TINY = np.finfo(np.float64).tiny
 _NARROW = 16
-_SHORTEST_STEP = 1e-6  # below it, rounding errors decide about the move
-_LONGEST_STEP = 300.0  # nats: e^u stays representable before it is normalised
+_SHORTEST_STEP = 1e-14  # below it, rounding errors decide about the move
+_RESOLVED = 1e-5
+_NOTHING = 1e-16  # nats: no probability changes
+_OVERFLOWS, _UNDERFLOWS = 600.0, 1e-250  # exponent, and sum of exponentials
 
 
 @dataclass(eq=False)
@@ -78,6 +80,7 @@ class Layout:
         self.compared.ravel()[winners] = True
         self.compared.ravel()[losers] = True
         self.mass = np.bincount(self.labels, self.ref.ravel())
+        self.sizes = np.bincount(self.labels)
 
     @cached_property
     def grounded(self) -> Any:
@@ -114,11 +117,25 @@ class Layout:
 
         The ratio of an arm in no pair is exactly 1, so such an arm keeps u = 0 and its reference probability exactly.
         """
-        pi = np.exp(self.log_ref + u)
+        logits = self.log_ref + u
+        if np.max(logits) > _OVERFLOWS:
+            u, logits = self.lowered(u, logits)
+        pi = np.exp(logits)
         found = np.bincount(self.labels, pi.ravel())
+        if np.min(found, where=self.mass > 0, initial=1.0) < _UNDERFLOWS:
+            u, logits = self.lowered(u, logits)
+            pi = np.exp(logits)
+            found = np.bincount(self.labels, pi.ravel())
         ratio = np.divide(self.mass, found, out=np.ones_like(found), where=found > 0)
         shape = u.shape
         return u + np.log(ratio)[self.labels].reshape(shape), pi * ratio[self.labels].reshape(shape)
+
+    def lowered(self, u: Floats, logits: Floats) -> tuple[Floats, Floats]:
+        """Both shifted so that the largest logit of each component is 0: their exponentials are representable."""
+        largest = np.full(len(self.mass), -np.inf)
+        np.maximum.at(largest, self.labels, logits.ravel())
+        shift = np.where(np.isfinite(largest) & (self.sizes > 1), largest, 0.0)[self.labels].reshape(u.shape)
+        return u - shift, logits - shift
 
     def balanced(self, gradient: Floats, scale: Floats) -> Floats:
         """The gradient with its rounding errors moved, in each component, to the arm of the largest scale.
@@ -160,14 +177,16 @@ def evaluate(layout: Layout, loss: PairLoss, alpha: Floats, u: Floats) -> State:
 
     `scale` is the sum of the absolute values of the terms that make up an arm's gradient entry, and `residual` the
     worst |gradient| / scale: a relative measure, so that it means the same for alpha = 1e-6 and 1e3, and for arms of
-    probability 1e-12 and 1.
+    probability 1e-12 and 1. (Margins are not asked to be right to less than 1e-5 nats times the residual.)
     """
     u, pi = layout.normalise(u)
     by_margin = loss.derivatives(layout.margins(u))
     gradient = layout.scatter(layout.weights * by_margin.slope) + alpha * (pi - layout.ref)
-    scale = layout.scatter_abs(layout.weights * by_margin.magnitude) + alpha * (pi + layout.ref)
+    curvature = layout.weights * by_margin.curvature
+    scale = layout.scatter_abs(layout.weights * by_margin.magnitude + _RESOLVED * curvature)
+    scale = scale + alpha * (pi + layout.ref)
     relative = np.abs(gradient) / np.maximum(scale, _TINY)
-    return State(u, pi, gradient, scale, layout.weights * by_margin.curvature, relative.max(axis=0))
+    return State(u, pi, gradient, scale, curvature, relative.max(axis=0))
 
 
 Direction = Callable[[Layout, Floats, Floats, Floats], Floats]
@@ -309,17 +328,17 @@ def minimise(
         diagonal = newton_diagonal(layout, alpha, state.pi)
         gradient = state.gradient if iteration <= _EASY else layout.balanced(state.gradient, state.scale)
         move = direction(layout, state.curvature, diagonal, -gradient)
-        longest = np.abs(move).max(axis=0)
-        move *= step * (_LONGEST_STEP / np.maximum(longest, _LONGEST_STEP))
+        move *= step
         trial = evaluate(layout, loss, alpha, state.u + move)
         # F is convex along the move: a slope that is still negative there, or small, means that F has fallen.
         # Comparing slopes rather than values keeps the test meaningful down to the last digits.
         before, after = -(gradient * move).sum(axis=0), (trial.gradient * move).sum(axis=0)
         accepted = (after <= _ACCEPTED_SLOPE * before) | (trial.residual < 0.5 * state.residual)
-        if accepted.all():
+        if accepted.all() and np.abs(move).max() > _NOTHING:
             state, step = trial, np.ones_like(step)
         else:
             step = np.where(accepted, 1.0, step * np.clip(before / np.maximum(before + after, _TINY), 0.1, 0.5))
+            step[np.abs(move).max(axis=0) <= _NOTHING] = 0.0
             state = state.replaced(accepted, trial)
     return _scattered(result, state, active), iteration
 

@@ -36,6 +36,7 @@ _MAX_ITERATIONS = 500
 _POLISH = 1e-3  # small problems go on below the tolerance: it costs one more iteration
 _ACCEPTED_SLOPE = 0.1
 _SHORTEST_STEP = 1e-6
+_RIDGE = 1e-13
 _TINY = np.finfo(np.float64).tiny
 
 
@@ -260,10 +261,11 @@ class _Problem:
             if best is None or worst < best[0]:
                 best = worst, replace(optimum, weights=weights, certificate=Certificate(residuals))
             elif best[0] <= self.tolerance:
-                return best[1]
-            if worst == 0:
                 break
-            move = simplex_newton_step(self.hessian(objective, optimum), gradient, weights)
+            if worst <= _POLISH * self.tolerance:
+                break
+            ridge = _RIDGE * float((pair_weights * rewards**2).sum()) + _TINY
+            move = simplex_newton_step(self.hessian(objective, optimum), gradient, weights, ridge=ridge)
         if best is None or best[0] > self.tolerance:
             raise NotConverged(f"the weights of the hull stay {best and best[0]:.1e} from their optimality conditions")
         return best[1]
@@ -282,15 +284,16 @@ class _Problem:
         return np.asarray(2 * weighted.T @ residual)
 
 
-def simplex_newton_step(hessian: Floats, gradient: Floats, weights: Floats) -> Floats:
+def simplex_newton_step(hessian: Floats, gradient: Floats, weights: Floats, *, ridge: float) -> Floats:
     """d that minimises gradient . d + d' hessian d / 2 with weights + d on the simplex, by the active-set method.
 
-    hessian [K, K] positive semi-definite, gradient and weights [K]. A ridge far below the curvature decides where
-    the members are affinely dependent; a fixed point is a minimum whatever the ridge.
+    hessian [K, K] positive semi-definite, gradient and weights [K]. The ridge, > 0 and above the rounding errors of
+    the Hessian, decides where the members are affinely dependent; a fixed point is a minimum whatever the ridge.
     """
     k = len(weights)
-    unit = max(float(np.trace(hessian)) / k, 1e-100)
-    ridged, gradient = hessian / unit + 1e-13 * np.eye(k), gradient / unit
+    ridged = hessian + ridge * np.eye(k)
+    unit = float(np.trace(ridged)) / k
+    ridged, gradient = ridged / unit, gradient / unit
     point, free = weights.copy(), weights > 0
     for _ in range(20 * k):
         slope = gradient + ridged @ (point - weights)

@@ -1,0 +1,119 @@
+"""The commands: what they compute, what they write, what they refuse."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from bandits import bench, degeneration, pessimism, transitive
+from theory import losses
+
+
+def test_transitive_writes_the_documented_records(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    command = ["--arms", "4", "--out", str(tmp_path), "--beta", "0.1", "1", "--alpha", "0.1", "--tau", "0.5"]
+    assert transitive.main(command) == 0
+    rows = json.loads((tmp_path / "transitive.json").read_text())
+    assert len(rows) == 2 * (1 + 2)
+    for row in rows:
+        assert set(row) == {
+            *("objective", "data", "beta", "alpha", "tau", "log_probs", "weights", "spread", "certificate")
+        }
+        np.testing.assert_allclose(np.exp(row["log_probs"]), row["weights"])
+        assert max(row["certificate"].values()) <= 1e-10
+    spreads = {row["data"]: row["spread"] for row in rows if row["objective"] == "ipo"}
+    assert spreads == pytest.approx({"chain": 3 / (2 * 0.5), "closure": 3 / (4 * 0.5)})
+    assert {path.name for path in tmp_path.iterdir()} == {
+        *("transitive.json", "figure_b2.json", "figure_b2.png", "figure_b2.pdf")
+    }
+    assert json.loads((tmp_path / "figure_b2.json").read_text())["provenance"]["config"]["reduction"] == "mean"
+    assert "p-DPO changes by less than 0.01" in capsys.readouterr().out
+
+
+def test_the_reduction_matters_for_p_dpo_only() -> None:
+    """Averaging divides the loss, not the KL: summed over m pairs with alpha is averaged with alpha / m."""
+    mean, total, scaled = (
+        transitive.records(3, [1.0], [alpha], [0.5], reduction)
+        for alpha, reduction in ((0.1, "mean"), (0.1, "sum"), (0.2, "sum"))
+    )
+    for left, right, other in zip(mean, total, scaled, strict=True):
+        if left["objective"] == "ipo":
+            np.testing.assert_allclose(left["weights"], right["weights"])
+        elif left["data"] == "chain":  # two pairs
+            np.testing.assert_allclose(left["weights"], other["weights"], atol=1e-12)
+            assert np.abs(np.array(left["weights"]) - right["weights"]).max() > 1e-3
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--arms", "1"], "arms must be at least 2, got 1"),
+        (["--alpha", "0"], "alpha must be a finite number > 0, got 0.0"),
+        (["--beta", "-1"], "beta must be a finite number > 0, got -1.0"),
+        (["--tau", "nan"], "tau must be a finite number > 0, got nan"),
+        (["--reduction", "max"], "invalid choice: 'max'"),
+    ],
+)
+def test_transitive_refuses(
+    arguments: list[str], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        transitive.main([*arguments, "--out", str(tmp_path)])
+    assert message in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+
+def test_pessimism_chooses_the_hull(tmp_path: Path) -> None:
+    assert pessimism.main(["--out", str(tmp_path)]) == 0
+    results = json.loads((tmp_path / "figure_1.json").read_text())["results"]
+    assert results["max_min"]["forward_kl"] < results["closest_member"]["forward_kl"]
+    assert results["max_min"]["worst_case"] > 0 > results["closest_member"]["worst_case"]
+    # With little KL weight both optima approach their targets, with much the reference.
+    for name, target in (("e-dpo", "closest_member"), ("hull-dpo", "max_min")):
+        path = np.array(results["paths"][name])
+        np.testing.assert_allclose(path[0], results[target]["policy"], atol=5e-3)
+        np.testing.assert_allclose(path[-1], results["ref"], atol=2e-2)
+    with pytest.raises(ValueError, match=r"simplex of three arms, got rewards of shape \(1, 4\)"):
+        pessimism.compute([[1.0, 2.0, 3.0, 4.0]], [0.25] * 4, 1.0)
+
+
+def test_degeneration() -> None:
+    """Shared parameters: DPO moves all mass to the unseen aa; p-DPO with free logits reaches the exact optimum."""
+    results = degeneration.compute(beta=1.0, tau=0.1, alpha=0.1, reward_margin=2.0, rate=0.5, steps=4000)
+    final = {
+        (name, kind): np.exp(path[-1]) for name, paths in results["paths"].items() for kind, path in paths.items()
+    }
+    winner, unseen = results["strings"].index("ab"), results["strings"].index("aa")
+    assert final["dpo", "shared"][unseen] > 0.99
+    assert final["dpo", "shared"][winner] < 0.01 < 0.9 < final["dpo", "free"][winner]
+    assert final["p-dpo", "shared"][winner] > 0.05
+    np.testing.assert_allclose(final["p-dpo", "free"], results["optima"]["p-dpo"], atol=1e-5)
+    assert results["optima"]["dpo"] is None
+
+
+def test_descent_follows_the_gradient_of_the_losses() -> None:
+    features, alpha, step = degeneration.FEATURES["shared"], 0.3, 1e-6
+    (objective, _) = degeneration.objectives(1.5, 0.1, alpha, 2.0)["p-dpo"]
+
+    def value(parameters: np.ndarray) -> float:
+        logits = features @ parameters
+        u = logits - np.logaddexp.reduce(logits) - np.log(0.25)
+        margin = np.array([u[degeneration.STRINGS.index("ab")] - u[degeneration.STRINGS.index("bb")]])
+        return float(losses.dpo(margin, beta=1.5)[0] + alpha * losses.forward_kl(u).mean())
+
+    _, path = degeneration.descend(objective.pair_loss(), alpha, features, rate=0.1, steps=1)
+    slopes = np.array([(value(step * axis) - value(-step * axis)) / (2 * step) for axis in np.eye(2)])
+    logits = features @ (-0.1 * slopes)
+    np.testing.assert_allclose(path[1], logits - np.logaddexp.reduce(logits), atol=1e-9)
+
+
+def test_bench_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bench, "SIZES", (100,))
+    monkeypatch.setattr(bench, "ARMS", (3, 4))
+    assert bench.main(["--count", "64", "--referee-count", "2", "--json", str(tmp_path / "bench.json")]) == 0
+    document = json.loads((tmp_path / "bench.json").read_text())
+    assert [row["arms"] for row in document["batched"]] == [3, 4]
+    assert max(row["residual"] for row in document["batched"]) <= 1e-10
+    assert max(row["distance"] for row in document["batched"]) <= 1e-4
