@@ -262,8 +262,8 @@ CLAIMS = (
         statement=(
             "Bag-of-words policy, |y_w| = |y_l| = n, theta^0 = 0, gradient descent on DPO: theta^t = s(t) D with s "
             "increasing to infinity, and the bound log pihat(y_w) = s k never rises. Sharp: it falls at every step iff "
-            "y_w has a token with D_j < max D; log pi(y_w) is concave in s with first slope c_w.D, and tends to -infinity "
-            "under that same condition, else to -n log |argmax D|."
+            "y_w has a token with D_j < max D; log pi(y_w) is concave in s with first slope c_w.D, and tends to "
+            "-infinity under that same condition, else to -n log |argmax D|."
         ),
         formula=r"\theta^t=s(t)D,\quad \log\hat\pi_t(y_w)=s(t)k,\quad k=\sum_j c_w[j]\,(D_j-\max D)\le 0",
         assumptions={
