@@ -19,6 +19,8 @@ from typing import Any
 
 import datasets
 import numpy as np
+import pyarrow  # type: ignore[import-untyped]
+import pyarrow.parquet  # type: ignore[import-untyped]
 from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
 
@@ -80,13 +82,19 @@ def _read_local(path: Path) -> Iterator[tuple[str, Row]]:
         for number, row in read_jsonl(path):
             yield f"{path}, line {number}", row
     elif path.suffix == ".parquet":
-        for number, row in enumerate(Dataset.from_parquet(str(path), keep_in_memory=True)):
+        try:
+            rows = pyarrow.parquet.read_table(path).to_pylist()
+        except (OSError, pyarrow.ArrowException) as error:
+            raise ValueError(f"{path}: cannot be read as parquet ({error})") from None
+        for number, row in enumerate(rows):
             yield f"{path}, row {number}", row
     else:
         raise ValueError(f"{path}: a file of type {', '.join(SUFFIXES)} is needed")
 
 
 def _column(row: Mapping[str, Any], name: str, kind: type, where: str) -> Any:
+    if not isinstance(row, Mapping):
+        raise ValueError(f"{where}: an object with {name!r} is needed, got {type(row).__name__}: {row!r}")
     if name not in row:
         close = difflib.get_close_matches(name, row, n=1, cutoff=0.6)
         hint = f"; is {close[0]!r} meant to be it?" if close else ""
@@ -146,7 +154,7 @@ def tldr_pair(row: Row, where: str, template: str) -> Row | Drop:
     """One row of openai/summarize_from_feedback (comparisons)."""
     info, summaries = _column(row, "info", dict, where), _column(row, "summaries", list, where)
     choice = _column(row, "choice", int, where)
-    if info.get("post") is None:
+    if info.get("post") is None and ("post" in info or "article" in info):  # the set has news articles too
         return Drop("no Reddit post")
     if len(summaries) != 2 or choice not in (0, 1):
         raise ValueError(f"{where}: two summaries and a choice of 0 or 1 are needed, got {len(summaries)} and {choice}")
