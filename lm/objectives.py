@@ -82,7 +82,7 @@ class Pessimism:
     def __post_init__(self) -> None:
         for name in ("alpha_start", "alpha_end"):
             if not 0 <= getattr(self, name) < float("inf"):
-                raise ValueError(f"{name} must be a finite number >= 0, got {getattr(self, name)}")
+                raise ValueError(f"Pessimism.{name} must be a finite number >= 0, got {getattr(self, name)}")
 
     def alpha(self, progress: float) -> float:
         """The weight after this share of training."""
@@ -112,7 +112,7 @@ class Method:
         for field in fields(self):
             value = getattr(self, field.name)
             if field.name in {"beta", "tau"} and not 0 < value < float("inf"):
-                raise ValueError(f"{field.name} must be a finite number > 0, got {value}")
+                raise ValueError(f"{type(self).__name__}.{field.name} must be a finite number > 0, got {value}")
 
     @property
     def needs_samples(self) -> bool:
@@ -273,14 +273,14 @@ class DRDO(Method):
     def __post_init__(self) -> None:
         for name in ("alpha", "gamma"):
             if not 0 <= getattr(self, name) < float("inf"):
-                raise ValueError(f"{name} must be a finite number >= 0, got {getattr(self, name)}")
+                raise ValueError(f"DRDO.{name} must be a finite number >= 0, got {getattr(self, name)}")
         if (self.beta is None) != (self.reward_estimate == "head"):
             raise ValueError(
-                f'beta goes with reward_estimate "implicit" and only with it; got beta {self.beta} with '
+                f'DRDO.beta goes with reward_estimate "implicit" and only with it; got beta {self.beta} with '
                 f'"{self.reward_estimate}"'
             )
         if self.beta is not None and not 0 < self.beta < float("inf"):
-            raise ValueError(f"beta must be a finite number > 0, got {self.beta}")
+            raise ValueError(f"DRDO.beta must be a finite number > 0, got {self.beta}")
 
     @property
     def needs_reward_head(self) -> bool:
