@@ -1,0 +1,427 @@
+"""Reading, splitting and tokenising: what a prompt is, what is dropped and counted, what is refused and how."""
+
+from __future__ import annotations
+
+import gzip
+import json
+from collections import Counter
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import datasets
+import pytest
+from datasets import Dataset
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
+
+from lm.config import DataConfig
+from lm.data import Drop, hh_pair, load, read_rows, split_of, tldr_pair, tldr_reference, tokenise
+from lm.models import load_tokenizer
+
+SAMPLE = Path(__file__).parents[2] / "shared/data/hh-rlhf/harmless-base-sample.jsonl.gz"
+TEMPLATE = DataConfig().prompt_template
+
+
+def dialogue(*turns: str) -> str:
+    """Human and Assistant in turn."""
+    return "".join(f"\n\n{('Human', 'Assistant')[i % 2]}: {text}" for i, text in enumerate(turns))
+
+
+def hh(chosen: str, rejected: str) -> dict[str, Any] | Drop:
+    return hh_pair({"chosen": chosen, "rejected": rejected}, "here")
+
+
+def comparison(**changes: Any) -> dict[str, Any]:
+    """A row of openai/summarize_from_feedback."""
+    return {
+        "info": {"id": "t3_1", "subreddit": "pets", "title": "My cat", "post": "It sleeps all day."},
+        "summaries": [{"text": " Cat sleeps.", "policy": "ref", "note": None}, {"text": " Dog.", "policy": "a"}],
+        "choice": 0,
+        **changes,
+    }
+
+
+def write_jsonl(path: Path, rows: Iterable[Any]) -> str:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return str(path)
+
+
+# ---------------------------------------------------------------- HH: the last shared turn
+
+
+def test_the_prompt_is_every_shared_turn_and_the_opening_of_the_reply() -> None:
+    shared = ("Hi", "Hello", "How are you?")
+    assert hh(dialogue(*shared, "Well."), dialogue(*shared, "Bad.")) == {
+        "prompt": "\n\nHuman: Hi\n\nAssistant: Hello\n\nHuman: How are you?\n\nAssistant:",
+        "chosen": " Well.",
+        "rejected": " Bad.",
+    }
+
+
+def test_characters_that_both_last_replies_begin_with_stay_in_the_replies() -> None:
+    row = hh(dialogue("Hi", "I think that yes."), dialogue("Hi", "I think that no."))
+    assert isinstance(row, dict)
+    assert row["prompt"] == "\n\nHuman: Hi\n\nAssistant:"
+    assert (row["chosen"], row["rejected"]) == (" I think that yes.", " I think that no.")
+
+
+def test_a_reply_that_is_a_prefix_of_the_other_is_a_reply_all_the_same() -> None:
+    row = hh(dialogue("Hi", "Yes."), dialogue("Hi", "Yes. And more"))
+    assert isinstance(row, dict)
+    assert (row["chosen"], row["rejected"]) == (" Yes.", " Yes. And more")
+
+
+def test_speakers_named_inside_a_paragraph_are_text() -> None:
+    row = hh(dialogue("Hi", "The Human: a novel.\nAssistant: its author"), dialogue("Hi", "No."))
+    assert isinstance(row, dict)
+    assert row["chosen"] == " The Human: a novel.\nAssistant: its author"
+
+
+@pytest.mark.parametrize(
+    ("chosen", "rejected", "reason"),
+    [
+        (dialogue("Hi", "Yes"), dialogue("Hi", "Yes"), "identical completions"),
+        (dialogue("Hi", "Yes"), dialogue("Hi", " Yes "), "identical completions"),
+        (dialogue("Hi", "Yes"), dialogue("Hi", ""), "empty completion"),
+        (dialogue("Hi", ""), dialogue("Hi", "Yes"), "empty completion"),
+        (dialogue("Hi"), dialogue("Hi", "Yes"), "empty completion"),
+        (dialogue("Hi", "Yes", "Why?", "So"), dialogue("Hi", "Yes"), "empty completion"),
+        ("Hi", dialogue("Hi", "Yes"), "not a dialogue of Human and Assistant turns"),
+        ("Once upon a time" + dialogue("Hi", "A"), dialogue("Hi", "B"), "not a dialogue of Human and Assistant turns"),
+        ("", "", "not a dialogue of Human and Assistant turns"),
+        (dialogue("Hi", "A", "Why?", "So"), dialogue("Hi", "B", "Why?", "So"), "differs by more than one final reply"),
+        (dialogue("Hi", "A"), dialogue("Ho", "B"), "differs by more than one final reply"),
+        (dialogue("Hi", "A", "What?"), dialogue("Hi", "A", "When?"), "differs by more than one final reply"),
+        (dialogue("Hi", "A", "What?", "C"), dialogue("Hi", "B"), "differs by more than one final reply"),
+    ],
+)
+def test_what_cannot_be_split_is_dropped_with_its_reason(chosen: str, rejected: str, reason: str) -> None:
+    assert hh(chosen, rejected) == Drop(reason)
+
+
+def test_every_dropped_row_is_counted(tmp_path: Path) -> None:
+    good = [{"chosen": dialogue(f"Q{i}", "A"), "rejected": dialogue(f"Q{i}", "B")} for i in range(5)]
+    bad = [{"chosen": "no", "rejected": "turns"}] * 2 + [{"chosen": dialogue("Q", "A"), "rejected": dialogue("Q", "A")}]
+    path = write_jsonl(tmp_path / "hh.jsonl", [*bad, *good])
+    loaded = load(DataConfig(kind="hh", path=path), 0)
+    assert len(loaded.preferences) == 5
+    counted = {"not a dialogue of Human and Assistant turns": 2, "identical completions": 1}
+    assert loaded.dropped == {"preferences": counted, "references": {}}
+    assert [row["completion"] for row in loaded.references] == [row["chosen"] for row in loaded.preferences]
+
+
+@pytest.mark.skipif(not SAMPLE.exists(), reason=f"{SAMPLE} is not there")
+def test_every_row_of_real_dialogues_is_accounted_for_and_can_be_put_together_again() -> None:
+    rows = [row for _, row in read_rows(str(SAMPLE))]
+    outcomes = [hh_pair(row, "here") for row in rows]
+    kept = 0
+    for row, outcome in zip(rows, outcomes, strict=True):
+        if isinstance(outcome, Drop):
+            continue
+        kept += 1
+        for side in ("chosen", "rejected"):
+            text = f"{outcome['prompt']}{outcome[side]}"
+            # The one thing not kept is white space at the two ends of a reply.
+            head = len(outcome["prompt"])
+            assert row[side][:head] == text[:head]
+            assert row[side][head:].strip() == text[head:].strip()
+        assert outcome["prompt"].endswith("\n\nAssistant:")
+        assert "\n\nHuman:" not in outcome["chosen"] + outcome["rejected"]
+    loaded = load(DataConfig(kind="hh", path=str(SAMPLE)), 0)
+    dropped = loaded.dropped["preferences"]
+    assert len(loaded.preferences) == kept
+    assert kept + sum(dropped.values()) == len(rows) == 1500
+    assert kept > 1300, dropped
+
+
+# ---------------------------------------------------------------- TL;DR
+
+
+def test_the_chosen_summary_is_the_one_of_the_choice() -> None:
+    for choice, (chosen, rejected) in enumerate([(" Cat sleeps.", " Dog."), (" Dog.", " Cat sleeps.")]):
+        row = tldr_pair(comparison(choice=choice), "here", TEMPLATE)
+        assert row == {
+            "prompt": "SUBREDDIT: r/pets\n\nTITLE: My cat\n\nPOST: It sleeps all day.\n\nTL;DR:",
+            "chosen": chosen,
+            "rejected": rejected,
+        }
+
+
+@pytest.mark.parametrize(
+    "info",
+    [
+        {"id": "cnn", "site": "cnn.com", "article": "News.", "title": None, "post": None, "subreddit": None},
+        {"id": "cnn", "site": "cnn.com", "article": "News.", "title": "News"},
+    ],
+    ids=["null post", "no post"],
+)
+def test_news_articles_are_dropped_and_counted(info: dict[str, Any]) -> None:
+    assert tldr_pair(comparison(info=info), "here", TEMPLATE) == Drop("no Reddit post")
+
+
+def test_a_misspelt_post_is_an_error_and_not_a_dropped_row() -> None:
+    info = {"id": "t3_1", "subreddit": "pets", "title": "My cat", "posts": "It sleeps all day."}
+    with pytest.raises(ValueError, match=r"here: column 'post' is missing, there are .*; is 'posts' meant to be it"):
+        tldr_pair(comparison(info=info), "here", TEMPLATE)
+
+
+@pytest.mark.parametrize("count", [0, 1, 3])
+def test_a_comparison_has_two_summaries(count: int) -> None:
+    with pytest.raises(ValueError, match=f"here: two summaries and a choice of 0 or 1 are needed, got {count} and 0"):
+        tldr_pair(comparison(summaries=[{"text": "a"}] * count), "here", TEMPLATE)
+
+
+def test_a_choice_is_zero_or_one() -> None:
+    with pytest.raises(ValueError, match="here: two summaries and a choice of 0 or 1 are needed, got 2 and 2"):
+        tldr_pair(comparison(choice=2), "here", TEMPLATE)
+
+
+def test_a_reference_summary_continues_its_prompt_after_a_space() -> None:
+    row = {"subreddit": "pets", "title": "My cat", "post": "It sleeps.", "summary": "Sleepy cat.\n"}
+    outcome = tldr_reference(row, "here", "{post} TL;DR:")
+    assert outcome == {"prompt": "It sleeps. TL;DR:", "completion": " Sleepy cat."}
+    assert tldr_reference({**row, "summary": " "}, "here", TEMPLATE) == Drop("empty completion")
+
+
+# ---------------------------------------------------------------- faults
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        (
+            {"chosne": "a", "rejected": "b"},
+            r"column 'chosen' is missing, there are \['chosne', 'rejected'\]; is 'chosne'",
+        ),
+        ({"text": "a", "rejected": "b"}, r"column 'chosen' is missing, there are \['rejected', 'text'\]$"),
+        ({"chosen": 1, "rejected": "b"}, "'chosen' must be of type str, got int: 1"),
+        ({"chosen": None, "rejected": "b"}, "'chosen' must be of type str, got NoneType: None"),
+        ({"chosen": ["a"], "rejected": "b"}, "'chosen' must be of type str, got list"),
+    ],
+)
+def test_a_column_that_is_not_there_or_of_another_type_is_named(row: Any, message: str, tmp_path: Path) -> None:
+    good = {"chosen": dialogue("Q", "A"), "rejected": dialogue("Q", "B")}
+    path = write_jsonl(tmp_path / "hh.jsonl", [good, row])
+    with pytest.raises(ValueError, match=f"{path}, line 2: {message}"):
+        load(DataConfig(kind="hh", path=path), 0)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"choice": "0"}, "'choice' must be of type int, got str: '0'"),
+        ({"choice": True}, "'choice' must be of type int, got bool: True"),
+        ({"info": None}, "'info' must be of type dict, got NoneType"),
+        ({"summaries": "a b"}, "'summaries' must be of type list, got str"),
+        (
+            {"summaries": [{"txt": "a"}, {"text": "b"}]},
+            "summaries: column 'text' is missing, .* is 'txt' meant to be it",
+        ),
+        ({"summaries": ["a", "b"]}, "summaries: an object with 'text' is needed, got str: 'a'"),
+    ],
+)
+def test_a_comparisons_columns_are_checked(change: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=f"here.* ?{message}"):
+        tldr_pair(comparison(**change), "here", TEMPLATE)
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ('{"chosen": "a", "rejected": ', "line 3: not JSON"),
+        ("[1, 2]", "line 3: a JSON object is needed, got list"),
+    ],
+)
+@pytest.mark.parametrize("suffix", [".jsonl", ".jsonl.gz"])
+def test_a_malformed_line_is_named_with_its_file(line: str, message: str, suffix: str, tmp_path: Path) -> None:
+    path = tmp_path / f"hh{suffix}"
+    good = json.dumps({"chosen": "a", "rejected": "b"})
+    text = f"{good}\n\n{line}\n".encode()
+    path.write_bytes(gzip.compress(text) if suffix.endswith("gz") else text)
+    with pytest.raises(ValueError, match=f"{path}, {message}"):
+        list(read_rows(str(path)))
+
+
+def test_a_file_cut_short_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "hh.jsonl.gz"
+    path.write_bytes(gzip.compress(b'{"chosen": "a"}\n' * 1000)[:-20])
+    with pytest.raises(ValueError, match=rf"{path}, after line \d+: cannot be read"):
+        list(read_rows(str(path)))
+    parquet = tmp_path / "hh.parquet"
+    parquet.write_bytes(b"PAR1 but no more")
+    with pytest.raises(ValueError, match=f"{parquet}: cannot be read as parquet"):
+        list(read_rows(str(parquet)))
+
+
+def test_paths_that_lead_nowhere_are_named(tmp_path: Path) -> None:
+    with pytest.raises(
+        FileNotFoundError, match=r"nowhere.jsonl': there is no such file or folder, and it is no hub name"
+    ):
+        list(read_rows(str(tmp_path / "nowhere.jsonl")))
+    with pytest.raises(FileNotFoundError, match=r"data/here.jsonl.gz': there is no such file"):
+        list(read_rows("data/here.jsonl.gz"))
+    (tmp_path / "a.csv").write_text("chosen,rejected\n")
+    with pytest.raises(ValueError, match=r"a.csv: a file of type .jsonl, .jsonl.gz, .parquet is needed"):
+        list(read_rows(str(tmp_path / "a.csv")))
+    with pytest.raises(ValueError, match=r"holds no .jsonl, .jsonl.gz, .parquet file"):
+        list(read_rows(str(tmp_path)))
+    with pytest.raises(ValueError, match=r"data.subset 'helpful-base' goes with a hub name, but .* is local"):
+        list(read_rows(str(tmp_path), "helpful-base"))
+
+
+def test_a_hub_dataset_is_read_in_all_its_splits(monkeypatch: pytest.MonkeyPatch) -> None:
+    def load_dataset(path: str, data_dir: str | None) -> dict[str, Dataset]:
+        assert (path, data_dir) == ("owner/name", "part")
+        return {"train": Dataset.from_list([{"a": 1}, {"a": 2}]), "test": Dataset.from_list([{"a": 3}])}
+
+    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+    assert list(read_rows("owner/name", "part")) == [
+        ("owner/name/train, row 0", {"a": 1}),
+        ("owner/name/train, row 1", {"a": 2}),
+        ("owner/name/test, row 0", {"a": 3}),
+    ]
+
+
+def test_a_hub_dataset_that_cannot_be_loaded_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    def load_dataset(*_: Any, **__: Any) -> None:
+        raise ConnectionError("no route to the hub")
+
+    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+    with pytest.raises(
+        ValueError, match=r"'owner/name' is neither a local file or folder nor a hub dataset .*no route"
+    ):
+        list(read_rows("owner/name"))
+
+
+def test_jsonl_gz_parquet_and_folders_give_the_same_rows(tmp_path: Path) -> None:
+    rows = [comparison(choice=i % 2) for i in range(4)]
+    lines = "".join(json.dumps(row) + "\n" for row in rows)
+    files = {name: tmp_path / name / "rows" for name in ("jsonl", "jsonl.gz", "parquet")}
+    for suffix, stem in files.items():
+        stem.parent.mkdir()
+        files[suffix] = stem.with_suffix(f".{suffix}")
+    files["jsonl"].write_text(lines)
+    files["jsonl.gz"].write_bytes(gzip.compress(lines.encode()))
+    Dataset.from_list(rows).to_parquet(str(files["parquet"]))
+    expected = [tldr_pair(row, "here", TEMPLATE) for row in rows]
+    for file in files.values():
+        for path in (file, file.parent):
+            assert [tldr_pair(row, where, TEMPLATE) for where, row in read_rows(str(path))] == expected
+    everything = [where for where, _ in read_rows(str(tmp_path))]
+    order = [str(file) for file in sorted(files.values()) for _ in range(4)]
+    assert [where.rsplit(",", 1)[0] for where in everything] == order
+
+
+# ---------------------------------------------------------------- splits
+
+
+def many(path: Path, prompts: int = 60, each: int = 3) -> str:
+    return write_jsonl(
+        path,
+        (
+            {"chosen": dialogue(f"Question {p}", f"Good {i}"), "rejected": dialogue(f"Question {p}", f"Bad {i}")}
+            for p in range(prompts)
+            for i in range(each)
+        ),
+    )
+
+
+def test_no_prompt_is_in_two_splits_of_any_set(tmp_path: Path) -> None:
+    config = DataConfig(kind="hh", path=many(tmp_path / "hh.jsonl"), valid_fraction=0.2, test_fraction=0.3)
+    loaded = load(config, 7)
+    splits: dict[str, set[str]] = {}
+    for row in [*loaded.preferences, *loaded.references]:
+        splits.setdefault(row["prompt"], set()).add(row["split"])
+    assert len(splits) == 60
+    assert all(len(found) == 1 for found in splits.values())
+    shares = Counter(next(iter(found)) for found in splits.values())
+    assert set(shares) == {"train", "valid", "test"}
+    assert load(config, 7) == loaded
+    assert load(config, 8).preferences != loaded.preferences
+
+
+def test_split_shares_are_the_asked_ones() -> None:
+    config = DataConfig(valid_fraction=0.2, test_fraction=0.3)
+    drawn = Counter(split_of(f"prompt {i}", config, 0) for i in range(4000))
+    for split, share in (("train", 0.5), ("valid", 0.2), ("test", 0.3)):
+        assert abs(drawn[split] / 4000 - share) < 4 * (share * (1 - share) / 4000) ** 0.5
+
+
+def test_a_limit_draws_pairs_and_keeps_their_references_only(tmp_path: Path) -> None:
+    config = DataConfig(kind="hh", path=many(tmp_path / "hh.jsonl"), limit=50)
+    loaded = load(config, 0)
+    assert len({row["id"] for row in loaded.preferences}) == 50
+    assert {row["id"] for row in loaded.references} == {row["id"] for row in loaded.preferences}
+
+
+# ---------------------------------------------------------------- tokenising
+
+
+@pytest.fixture(scope="module")
+def tokenizer() -> PreTrainedTokenizerBase:
+    return load_tokenizer("scratch:tiny", ["Question and answer. " * 20, *(f"{i} good bad" for i in range(60))], False)
+
+
+def test_completions_end_with_end_of_text_and_nothing_is_cut(
+    tokenizer: PreTrainedTokenizerBase, tmp_path: Path
+) -> None:
+    config = DataConfig(kind="hh", path=many(tmp_path / "hh.jsonl"), valid_fraction=0.2, test_fraction=0.2)
+    dataset, dropped = tokenise(load(config, 0).preferences, tokenizer, config)
+    assert dropped == {}
+    assert len(dataset) == 180
+    for row in dataset:
+        for side in ("chosen", "rejected"):
+            ids = row[f"{side}_ids"]
+            assert ids[-1] == tokenizer.eos_token_id
+            assert ids.count(tokenizer.eos_token_id) == 1
+            assert tokenizer.decode(ids[:-1]) == row[side]
+        assert tokenizer.decode(row["prompt_ids"]) == row["prompt"]
+
+
+def test_over_long_rows_are_dropped_and_counted(tokenizer: PreTrainedTokenizerBase) -> None:
+    def row(prompt: int, completion: int, split: str = "train") -> dict[str, str]:
+        texts = {"prompt": "!" * prompt, "chosen": "?" * completion, "rejected": "?"}
+        return {"id": f"{prompt}-{completion}-{split}", **texts, "split": split}
+
+    assert len(tokenizer("!" * 9)["input_ids"]) == 9, "one token a mark, by the training texts"
+    config = DataConfig(max_prompt_length=5, max_completion_length=4)
+    rows = [row(5, 3), row(6, 3), row(5, 4), row(6, 4), row(1, 1, "valid"), row(1, 1, "test")]
+    dataset, dropped = tokenise(rows, tokenizer, config)
+    assert dataset["id"][:] == ["5-3-train", "1-1-valid", "1-1-test"]
+    assert dropped == {"prompt longer than 5 tokens": 2, "completion longer than 4 tokens": 1}
+
+
+def test_nothing_left_is_an_error_that_says_what_was_dropped(tokenizer: PreTrainedTokenizerBase) -> None:
+    rows = [
+        {"id": str(i), "prompt": "a", "chosen": "!" * 9, "rejected": "?", "split": split}
+        for i, split in enumerate(("train", "valid", "test"))
+    ]
+    config = DataConfig(max_completion_length=4)
+    with pytest.raises(
+        ValueError,
+        match=r"no preference pairs are left in the train split: 3 rows before length limits, "
+        r"dropped {'completion longer than 4 tokens': 3}; look at data.path",
+    ):
+        tokenise(rows, tokenizer, config)
+    with pytest.raises(ValueError, match="no reference completions are left in the train split: 0 rows"):
+        tokenise([], tokenizer, config)
+    only_train = [{"id": "0", "prompt": "a", "chosen": "b", "rejected": "c", "split": "train"}]
+    with pytest.raises(ValueError, match="no preference pairs are left in the valid split"):
+        tokenise(only_train, tokenizer, config)
+
+
+def test_prompt_and_completion_are_tokenised_apart() -> None:
+    """A vocabulary in which "a b" joined would become one token across the boundary."""
+    merging = Tokenizer(models.BPE(vocab={"a": 0, "b": 1, "ab": 2, "<end>": 3}, merges=[("a", "b")]))
+    merging.pre_tokenizer = pre_tokenizers.Split("|", "removed")
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=merging, eos_token="<end>", pad_token="<end>")
+    assert tokenizer("ab")["input_ids"] == [2], "joined, the boundary is lost"
+    rows = [
+        {"id": split, "prompt": "a", "chosen": "b", "rejected": "bb", "split": split}
+        for split in ("train", "valid", "test")
+    ]
+    dataset, _ = tokenise(rows, tokenizer, DataConfig())
+    assert dataset[0]["prompt_ids"] == [0]
+    assert dataset[0]["chosen_ids"] == [1, 3]
+    assert dataset[0]["rejected_ids"] == [1, 1, 3]
