@@ -135,6 +135,7 @@ def check_counts(vocabulary: int, length: int, strict: Callable[[Counts, Counts]
     vectors, count = list(count_vectors(vocabulary, length)), 0
     for chosen, rejected in product(vectors, vectors):
         d, previous = difference(chosen, rejected), Fraction(0)
+        require(sum(d) == 0, "D does not add up to 0, so the first slope of log pi(y_w) is not c_w.D")
         for s in (Fraction(1, 3), Fraction(1), Fraction(7, 2)):
             value = bound(chosen, [s * x for x in d])
             require(value == s * bound_slope(chosen, d), f"the bound is not s k for counts {chosen}, {rejected}")
