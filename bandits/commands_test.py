@@ -34,10 +34,9 @@ def test_transitive_writes_the_documented_records(tmp_path: Path, capsys: pytest
 
 def test_the_reduction_matters_for_p_dpo_only() -> None:
     """Averaging divides the loss, not the KL: summed over m pairs with alpha is averaged with alpha / m."""
-    mean, total, scaled = (
-        transitive.records(3, [1.0], [alpha], [0.5], reduction)
-        for alpha, reduction in ((0.1, "mean"), (0.1, "sum"), (0.2, "sum"))
-    )
+    mean = transitive.records(3, [1.0], [0.1], [0.5], "mean")
+    total = transitive.records(3, [1.0], [0.1], [0.5], "sum")
+    scaled = transitive.records(3, [1.0], [0.2], [0.5], "sum")
     for left, right, other in zip(mean, total, scaled, strict=True):
         if left["objective"] == "ipo":
             np.testing.assert_allclose(left["weights"], right["weights"])
@@ -82,14 +81,12 @@ def test_pessimism_chooses_the_hull(tmp_path: Path) -> None:
 def test_degeneration() -> None:
     """Shared parameters: DPO moves all mass to the unseen aa; p-DPO with free logits reaches the exact optimum."""
     results = degeneration.compute(beta=1.0, tau=0.1, alpha=0.1, reward_margin=2.0, rate=0.5, steps=4000)
-    final = {
-        (name, kind): np.exp(path[-1]) for name, paths in results["paths"].items() for kind, path in paths.items()
-    }
+    final = {(name, kind): np.exp(path[-1]) for name, paths in results["paths"].items() for kind, path in paths.items()}
     winner, unseen = results["strings"].index("ab"), results["strings"].index("aa")
     assert final["dpo", "shared"][unseen] > 0.99
     assert final["dpo", "shared"][winner] < 0.01 < 0.9 < final["dpo", "free"][winner]
     assert final["p-dpo", "shared"][winner] > 0.05
-    np.testing.assert_allclose(final["p-dpo", "free"], results["optima"]["p-dpo"], atol=1e-5)
+    np.testing.assert_allclose(final["p-dpo", "free"], results["optima"]["p-dpo"], atol=1e-4)
     assert results["optima"]["dpo"] is None
 
 

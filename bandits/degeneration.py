@@ -32,7 +32,7 @@ FEATURES = {
 """Logits are features @ parameters; [4, parameters]."""
 
 _PAIR = PreferenceGraph(4, [(STRINGS.index("ab"), STRINGS.index("bb"))])
-_RECORDED = 160
+_RECORDED = 80
 
 
 def objectives(beta: float, tau: float, alpha: float, reward_margin: float) -> dict[str, tuple[Any, float | None]]:
@@ -76,7 +76,7 @@ def compute(beta: float, tau: float, alpha: float, reward_margin: float, rate: f
         for kind, features in FEATURES.items():
             recorded, path = descend(objective.pair_loss(), weight or 0.0, features, rate=rate, steps=steps)
             results["steps"] = recorded
-            results["paths"][name][kind] = np.round(path, 6).tolist()
+            results["paths"][name][kind] = np.round(path, 5).tolist()
     return results
 
 

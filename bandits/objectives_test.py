@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import mpmath
 import numpy as np
 import pytest
@@ -14,7 +16,7 @@ MARGINS = np.array([-80.0, -3.0, -1e-3, 0.0, 0.25, 4.0, 300.0])
 SCALE, TARGET = 1.7, 0.6
 
 _DELTA = sp.Symbol("Delta", real=True)
-CASES = {
+CASES: dict[str, tuple[Any, Any]] = {
     "dpo": (DPO(beta=SCALE), losses.dpo(_DELTA, beta=sp.Float(SCALE, 60))),
     "ipo": (IPO(tau=TARGET), losses.ipo(_DELTA, tau=sp.Float(TARGET, 60))),
     "distillation": (

@@ -30,7 +30,7 @@ def _commit() -> str | None:
     try:
         command = ["git", "-C", str(_REPOSITORY)]
         commit = subprocess.run([*command, "rev-parse", "HEAD"], capture_output=True, text=True, check=True).stdout
-        code = [*command, "status", "--porcelain", "--", "bandits", "theory"]
+        code = [*command, "status", "--porcelain", "--untracked-files=no", "--", "bandits", "theory"]
         changed = subprocess.run(code, capture_output=True, text=True, check=True).stdout
     except (OSError, subprocess.CalledProcessError):
         return None
@@ -38,7 +38,7 @@ def _commit() -> str | None:
 
 
 def write_json(path: Path, document: Any) -> Path:
-    """Writes it with a temporary name first; one line a list of numbers, so that it stays short."""
+    """Writes it under a temporary name first, then renames."""
     from figures.paths import write_atomically
 
     text = json.dumps(document, indent=1, allow_nan=False)

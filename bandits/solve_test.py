@@ -1,4 +1,4 @@
-"""Exact optima against independent referees: CVXPY + Clarabel, projected gradient, 60-digit arithmetic, closed forms."""
+"""Exact optima against referees: CVXPY + Clarabel, projected gradient, 60-digit arithmetic, closed forms."""
 
 from __future__ import annotations
 
@@ -177,7 +177,7 @@ def test_ipo_without_kl_meets_the_normal_equations(graph: PreferenceGraph, tau: 
 
 
 def component_mass(graph: PreferenceGraph, probs: Floats) -> Floats:
-    return np.bincount(graph.components, probs)
+    return np.asarray(np.bincount(graph.components, probs), dtype=np.float64)
 
 
 @given(graph=preference_graphs(max_responses=6), tau=st.floats(0.3, 3))

@@ -32,7 +32,7 @@ def test_redraws(name: str, tmp_path: Path) -> None:
 
 
 def test_same_results_same_files(tmp_path: Path) -> None:
-    first, second = redraw("figure_b2", tmp_path / "a"), redraw("figure_b2", tmp_path / "b")
+    first, second = redraw("figure_1", tmp_path / "a"), redraw("figure_1", tmp_path / "b")
     assert [path.read_bytes() for path in first] == [path.read_bytes() for path in second]
 
 
@@ -42,7 +42,7 @@ def test_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit, match="2"):
         main(["figure_9", "--out", str(tmp_path)])
     assert "no figure named figure_9; there are" in capsys.readouterr().err
-    with pytest.raises(ValueError, match="no figure named 'figure_9'; there are .*figure_1"):
+    with pytest.raises(ValueError, match=r"no figure named 'figure_9'; there are .*figure_1"):
         redraw("figure_9", tmp_path)
 
 
