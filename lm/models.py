@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import (
+    AutoConfig,
     AutoModelForCausalLM,
     AutoModelForSequenceClassification,
     AutoTokenizer,
@@ -53,6 +54,25 @@ def check_model(spec: str, trust_remote_code: bool) -> None:
         raise ValueError(f"model {spec!r}: safetensors weights are needed, the folder has {found}")
     if "auto_map" in json.loads((folder / "config.json").read_text()) and not trust_remote_code:
         raise ValueError(f"model {spec!r} brings code of its own; set trust_remote_code to true to run it")
+
+
+def check_reward_model(spec: str, trust_remote_code: bool) -> None:
+    """:func:`check_model` for a model that is to judge: it needs a trained head with one label.
+
+    Without this, a head that the weights lack would be drawn at random, and judge.
+    """
+    if spec.startswith("scratch:"):
+        raise ValueError(f"oracle_model {spec!r}: a trained reward model is needed; null trains one")
+    check_model(spec, trust_remote_code)
+    try:
+        config = AutoConfig.from_pretrained(spec, trust_remote_code=trust_remote_code)
+    except (OSError, ValueError) as error:
+        raise ValueError(f"oracle_model {spec!r}: its config cannot be loaded ({error})") from None
+    kinds = config.architectures or ["model of no named class"]
+    if not any("ForSequenceClassification" in kind for kind in kinds):
+        raise ValueError(f"oracle_model {spec!r}: a sequence-classification model is needed, it is a {kinds[0]}")
+    if config.num_labels != 1:
+        raise ValueError(f"oracle_model {spec!r}: a reward model has one label, it has {config.num_labels}")
 
 
 def load_tokenizer(spec: str, texts: Iterable[str], trust_remote_code: bool) -> PreTrainedTokenizerBase:
@@ -99,7 +119,11 @@ def same_tokenizer(one: PreTrainedTokenizerBase, other: PreTrainedTokenizerBase)
 
 
 def load_policy(spec: str | Path, tokenizer: PreTrainedTokenizerBase, config: Config) -> PreTrainedModel:
-    """A causal LM in the run's dtype, on the CPU; from scratch under the current torch seed."""
+    """A causal LM in the run's dtype, on the CPU; from scratch under the current torch seed.
+
+    Raises ValueError where it has fewer positions than the longest row of the configured data.
+    """
+    longest = config.data.max_prompt_length + config.data.max_completion_length + 1  # evaluation may add end-of-text
     if str(spec) in SCRATCH:
         shape = SCRATCH[str(spec)]
         model = AutoModelForCausalLM.from_config(
@@ -109,7 +133,7 @@ def load_policy(spec: str | Path, tokenizer: PreTrainedTokenizerBase, config: Co
                 num_hidden_layers=shape["num_hidden_layers"],
                 num_attention_heads=shape["num_attention_heads"],
                 vocab_size=len(tokenizer),
-                max_position_embeddings=config.data.max_prompt_length + config.data.max_completion_length,
+                max_position_embeddings=longest,
                 bos_token_id=None,
                 eos_token_id=tokenizer.eos_token_id,
                 pad_token_id=tokenizer.pad_token_id,
@@ -121,6 +145,12 @@ def load_policy(spec: str | Path, tokenizer: PreTrainedTokenizerBase, config: Co
         )
     else:
         model = _from_pretrained(AutoModelForCausalLM, spec, config)
+    positions = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    if positions is not None and positions < longest:
+        raise ValueError(
+            f"data.max_prompt_length {config.data.max_prompt_length} + data.max_completion_length "
+            f"{config.data.max_completion_length} + 1 must be at most the {positions} positions of model {str(spec)!r}"
+        )
     return model
 
 

@@ -24,7 +24,15 @@ from lm.bias import LengthClass, biased_subset, largest_feasible, length_class
 from lm.config import Config, TrainingConfig
 from lm.io import sha256_of, write_json
 from lm.logprobs import CompletionModel
-from lm.models import SCRATCH, check_model, load_policy, load_reward_model, load_tokenizer, same_tokenizer
+from lm.models import (
+    SCRATCH,
+    check_model,
+    check_reward_model,
+    load_policy,
+    load_reward_model,
+    load_tokenizer,
+    same_tokenizer,
+)
 from lm.score import open_policy, open_reward_model, sample_completions, score_pairs, score_rows
 from lm.trainer import PolicyTrainer, RewardTrainer, SFTTrainer, fit, pair_collator, sft_collator, training_arguments
 
@@ -46,7 +54,7 @@ class Pipeline:
     def __init__(self, config: Config, *, read_only: frozenset[str] = frozenset()) -> None:
         check_model(config.model, config.trust_remote_code)
         if config.oracle_model is not None:
-            check_model(config.oracle_model, config.trust_remote_code)
+            check_reward_model(config.oracle_model, config.trust_remote_code)
         self.config = config
         self.store = Store(Path(config.output_dir), seed=config.seed, read_only=read_only)
 
@@ -93,12 +101,18 @@ class Pipeline:
             report["vocabulary"] = len(tokenizer)
             return report
 
-        return self.store.get("data", config.kind, inputs, make)
+        artifact = self.store.get("data", config.kind, inputs, make)
+        self._checked_tokenizer(artifact)  # before anything reads the ids, and not when it is first decoded
+        return artifact
 
     @cached_property
     def tokenizer(self) -> PreTrainedTokenizerBase:
         """The tokenizer of the policy, and so of every model of the run."""
-        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(self.data.path / "tokenizer")
+        return self._checked_tokenizer(self.data)
+
+    def _checked_tokenizer(self, prepared: Artifact) -> PreTrainedTokenizerBase:
+        """ValueError where a given oracle would read the token ids by another tokenizer."""
+        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(prepared.path / "tokenizer")
         if self.config.oracle_model is not None:
             theirs = load_tokenizer(self.config.oracle_model, (), self.config.trust_remote_code)
             if not same_tokenizer(tokenizer, theirs):
