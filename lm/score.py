@@ -12,7 +12,7 @@ import torch
 from datasets import Dataset
 from torch import Tensor
 from tqdm import tqdm
-from transformers import PreTrainedTokenizerBase
+from transformers import GenerationConfig, PreTrainedTokenizerBase
 
 from lm.config import Config
 from lm.logprobs import CompletionModel, CompletionOutput, collate
@@ -102,6 +102,8 @@ def sample_completions(
         tqdm(total=len(order), desc=what, unit="row", disable=None, leave=False) as bar,
     ):
         torch.manual_seed(seed)
+        # What a hub model would rather do (penalties, truncation) is not sampling from the policy.
+        model.model.generation_config = GenerationConfig()
         for start in range(0, len(order), size):
             batch = order[start : start + size]
             longest = len(prompts[batch[0]])
