@@ -1,0 +1,113 @@
+"""Scores keep the given order and are finite; samples come from the policy's own distribution."""
+
+from __future__ import annotations
+
+import random
+from typing import Any
+
+import pytest
+import torch
+from transformers import PreTrainedTokenizerFast
+
+from lm.config import Config, DataConfig, SamplingConfig
+from lm.logprobs import CompletionModel, collate
+from lm.score import sample_completions, score_rows
+from lm.testing import END, VOCABULARY, causal_lm, close, completion, reward_model, training
+
+
+class Ends(PreTrainedTokenizerFast):  # type: ignore[misc]
+    """All that sampling reads of a tokenizer."""
+
+    def __init__(self) -> None:
+        pass
+
+    eos_token_id, pad_token_id = END, 0
+
+
+def config(temperature: float = 1.0, batch_size: int = 4, longest: int = 6) -> Config:
+    once: Any = training()
+    return Config(
+        output_dir="unused",
+        model="unused",
+        device="cpu",
+        sft=once,
+        oracle=once,
+        reward=once,
+        policy=once,
+        data=DataConfig(max_completion_length=longest),
+        sampling=SamplingConfig(temperature=temperature, batch_size=batch_size),
+    )
+
+
+def draw(model: CompletionModel, prompts: list[list[int]], options: Config, seed: int = 0) -> list[list[int]]:
+    return sample_completions(model, prompts, Ends(), options, seed=seed, what="samples")
+
+
+def prompts_of(count: int) -> list[list[int]]:
+    rng = random.Random(0)
+    return [completion(rng, 2, 9)[:-1] for _ in range(count)]
+
+
+@pytest.mark.parametrize("reward", [False, True])
+def test_scores_are_in_the_given_order_whatever_the_batches(reward: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    rng = random.Random(1)
+    prompts, completions = prompts_of(9), [completion(rng) for _ in range(9)]
+    model = CompletionModel(reward_model() if reward else causal_lm()).train()
+    monkeypatch.setattr("lm.score.TOKENS_PER_BATCH", 25)
+    scores = score_rows(model, prompts, completions, "scores")
+    one_by_one = [model(**collate([p], [c], 0)) for p, c in zip(prompts, completions, strict=True)]
+    close(scores, torch.cat([out.rewards if reward else out.logps for out in one_by_one]).detach())
+    assert model.training, "the mode is put back"
+
+
+def test_a_score_that_is_not_finite_is_an_error() -> None:
+    model = causal_lm()
+    with torch.no_grad():
+        model.get_output_embeddings().weight[7] = float("nan")
+    with pytest.raises(FloatingPointError, match="log-probs: the score of row 0 is nan; every score must be finite"):
+        score_rows(CompletionModel(model), [[2]], [[3, END]], "log-probs")
+
+
+def test_samples_are_cut_after_end_of_text_or_have_full_length() -> None:
+    samples = draw(CompletionModel(causal_lm()), prompts_of(60), config(batch_size=16))
+    assert any(sample[-1] == END for sample in samples)
+    for sample in samples:
+        assert END not in sample[:-1]
+        assert sample[-1] == END or len(sample) == 6
+
+
+def test_sampling_is_a_function_of_its_seed_and_shifts_no_other_draw() -> None:
+    model, prompts = CompletionModel(causal_lm()), prompts_of(8)
+    torch.manual_seed(5)
+    state = torch.get_rng_state()
+    first = draw(model, prompts, config())
+    assert torch.equal(torch.get_rng_state(), state)
+    torch.manual_seed(6)
+    assert draw(model, prompts, config()) == first
+    assert draw(model, prompts, config(), seed=1) != first
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.5])
+def test_first_tokens_have_the_policys_probabilities(temperature: float) -> None:
+    """Pearson's statistic on 4,000 draws against the softmax at the temperature, and against a wrong temperature."""
+    model, count = causal_lm(), 4000
+    samples = draw(CompletionModel(model), [[3, 4]] * count, config(temperature, batch_size=count, longest=1))
+    seen = torch.bincount(torch.tensor([sample[0] for sample in samples]), minlength=VOCABULARY).double()
+    logits = model(input_ids=torch.tensor([[3, 4]])).logits[0, -1].detach()
+
+    def statistic(at: float) -> float:
+        expected = count * (logits / at).softmax(-1)
+        return float(((seen - expected) ** 2 / expected).mean())
+
+    assert statistic(temperature) < 2
+    assert statistic(1.5 - temperature) > 10
+
+
+def test_a_models_own_generation_habits_are_not_used() -> None:
+    """Hub models ship penalties and truncations; a sample with them is not one of the policy."""
+    plain, habits = causal_lm(), causal_lm()
+    habits.generation_config.update(
+        repetition_penalty=5.0, no_repeat_ngram_size=2, min_p=0.5, top_k=1, suppress_tokens=[3, 4], max_length=3
+    )
+    prompts = prompts_of(12)
+    assert draw(CompletionModel(habits), prompts, config()) == draw(CompletionModel(plain), prompts, config())
