@@ -41,6 +41,7 @@ _TINY = np.finfo(np.float64).tiny
 _NARROW = 16
 _SHORTEST_STEP = 1e-14  # below it, rounding errors decide about the move
 _RESOLVED = 1e-5
+_LONGEST_STEP = 40.0  # nats
 _NOTHING = 1e-16  # nats: no probability changes
 _OVERFLOWS, _UNDERFLOWS = 600.0, 1e-250  # exponent, and sum of exponentials
 
@@ -328,7 +329,9 @@ def minimise(
         diagonal = newton_diagonal(layout, alpha, state.pi)
         gradient = state.gradient if iteration <= _EASY else layout.balanced(state.gradient, state.scale)
         move = direction(layout, state.curvature, diagonal, -gradient)
-        move *= step
+        largest = np.abs(move).max(axis=0)
+        # Below its place, an arm of little mass sees almost no curvature: unlimited, the step to it is e^distance.
+        move *= step * np.where(alpha > 0, np.minimum(1.0, _LONGEST_STEP / np.maximum(largest, 1.0)), 1.0)
         trial = evaluate(layout, loss, alpha, state.u + move)
         # F is convex along the move: a slope that is still negative there, or small, means that F has fallen.
         # Comparing slopes rather than values keeps the test meaningful down to the last digits.
