@@ -12,7 +12,7 @@ from bandits.objectives import DPO, IPO, Distillation, Floats, Square, positive
 from bandits.solve import NotConverged, Reduction
 
 _MAX_ITERATIONS = 500
-_CHUNK = 400_000  # Newton-matrix entries worked on at a time: they stay in the cache
+_CHUNK = 200_000  # Newton-matrix entries worked on at a time: they stay in the cache
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
