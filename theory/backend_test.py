@@ -83,7 +83,7 @@ PAIRS: dict[str, Callable[[Any, Any], Any]] = {
     "forward_kl_tokens": losses.forward_kl_tokens,
     "logratio_margin": lambda a, b: losses.logratio_margin(a, a, a, b),
     "normalised_logratio_margin": lambda a, b: losses.normalised_logratio_margin(a, a, a, b),
-    "drdo": lambda a, b: losses.drdo(a, a, a, b),
+    "drdo": lambda a, b: losses.drdo(a, b, a, a),
 }
 
 

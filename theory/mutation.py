@@ -26,7 +26,9 @@ import theory
 
 ROOT = Path(__file__).parents[1]
 SOURCE = Path(__file__).with_name("losses.py")
-TESTS = ("theory/losses_test.py", "theory/backend_test.py")
+TESTS = ("theory/backend_test.py", "theory/losses_test.py")
+REFEREE = "test_value_and_gradient"
+IMPORTS = "theory/backend_test.py::test_no_torch_without_a_tensor_and_no_sympy_without_an_expression"
 
 OPPOSITE: dict[type[ast.AST], Any] = {
     ast.Add: ast.Sub,
@@ -139,14 +141,16 @@ def put(parent: ast.AST, field: str, index: int | None, node: ast.AST) -> None:
 def accepted(losses: ModuleType | None, function: str) -> bool:
     """Whether the tests pass with this module as `theory.losses` (None: as it is).
 
-    The test that knows the function best goes first; the rest only run if it passes.
+    The test that knows the function best goes first, the slow ones of the other functions last.
     """
 
     def test() -> int:
         if losses is not None:
             sys.modules["theory.losses"] = theory.losses = losses  # type: ignore[attr-defined]
-        status = run_tests("-k", f"test_value_and_gradient and {function}")
-        return run_tests() if status in (0, 5) else status  # 5: no test has this function's name
+        for selected in (f"{REFEREE} and {function}", f"not {REFEREE}", REFEREE):
+            if (status := run_tests(selected)) not in (0, 5):  # 5: nothing was selected
+                return status
+        return 0
 
     status = in_fork(test)
     if status not in (0, 1):
@@ -170,8 +174,8 @@ def in_fork(task: Callable[[], int]) -> int:
     return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
 
 
-def run_tests(*options: str) -> int:
-    """Exit status of pytest on the tests of the losses, stopping at the first failure, without shrinking it."""
+def run_tests(selected: str) -> int:
+    """Exit status of pytest on some tests of the losses, stopping at the first failure, without shrinking it."""
     import pytest
     from hypothesis import Phase, settings
 
@@ -183,15 +187,12 @@ def run_tests(*options: str) -> int:
             settings.register_profile("no shrinking", settings.get_profile("default"), phases=[Phase.generate])
             settings.load_profile("no shrinking")
 
-    arguments = ["-x", "--tb=no", "--assert=plain", "--noconftest", *options]
+    arguments = ["-x", "--tb=no", "--assert=plain", "--noconftest", "-k", selected]
     for plugin in ("cacheprovider", "unraisableexception", "anyio"):  # each costs as much as a test does here
         arguments += ["-p", f"no:{plugin}"]
     arguments += ["-W", "ignore::pytest.PytestAssertRewriteWarning"]  # Hypothesis was imported before pytest
-    arguments += ["--deselect", f"{TESTS[1]}::{IMPORTS}"]  # starts a Python of its own, which has no mutant in it
+    arguments += ["--deselect", IMPORTS]  # starts a Python of its own, which has no mutant in it
     return int(pytest.main([*arguments, *TESTS], plugins=[Profile()]))
-
-
-IMPORTS = "test_no_torch_without_a_tensor_and_no_sympy_without_an_expression"
 
 
 def main(arguments: list[str] | None = None, show: Callable[[str], None] = print) -> int:
@@ -206,7 +207,7 @@ def main(arguments: list[str] | None = None, show: Callable[[str], None] = print
     if unknown:
         parser.error(f"--only {sorted(unknown)[0]}: theory.losses has no such function; it has {', '.join(names)}")
     os.chdir(ROOT)
-    for library in ("torch", "cvxpy", "sympy", "mpmath", "pytest", "_hypothesis_pytestplugin"):
+    for library in ("torch", "cvxpy", "sympy", "mpmath", "hypothesis", "pytest", "_hypothesis_pytestplugin"):
         importlib.import_module(library)  # once, here, and not in each fork
     gc.freeze()
 
