@@ -45,8 +45,8 @@ def parse(command: str, description: str, arguments: Sequence[str]) -> tuple[Con
     if not any(argument == "--config" or argument.startswith("--config=") for argument in arguments):
         arguments = ["--config", str(CONFIGS / "demo.yaml"), *arguments]
     options = parser.parse_args(list(arguments))
-    resolved = parser.dump(options, skip_none=False)
-    fields = vars(parser.instantiate_classes(options))
+    resolved = parser.dump(options, skip_unset=False)
+    fields = vars(parser.instantiate(options))
     del fields["debug"], fields["config"]
     return Config(**fields), resolved
 

@@ -49,7 +49,7 @@ class WorldConfig:
     posts: int = 6000
     pairs_per_post: int = 4
     min_events: int = 4
-    max_events: int = 7
+    max_events: int = 8
     annotator_sharpness: float = 3.0
     length_preference: float = 0.05
 

@@ -109,7 +109,7 @@ def _truth(pipeline: Pipeline, prompt: str, sample: list[int]) -> dict[str, floa
     if pipeline.config.data.kind != "world":
         return {}
     before, after = pipeline.config.data.prompt_template.split("{post}")
-    post = world.parse_post(prompt.removeprefix(before.format(subreddit="town", title="news")).removesuffix(after))
+    post = prompt.removeprefix(before.format(subreddit="town", title="news")).removesuffix(after)
     return {"utility": world.utility(post, pipeline.tokenizer.decode(sample, skip_special_tokens=True))}
 
 
@@ -205,12 +205,14 @@ def table(report: dict[str, Any]) -> Table:
 def report(pipeline: Pipeline) -> None:
     """Writes results.json and results.png, and prints the table."""
     from figures.methods import draw
-    from figures.paths import save
+    from figures.paths import write_atomically
+    from figures.style import style
 
     values = results(pipeline)
     folder = Path(pipeline.config.output_dir)
     write_json(folder / "results.json", values)
-    save(draw(values), folder / "results")
+    with style():
+        write_atomically(folder / "results.png", draw(values).savefig)
     Console().print(table(values))
     print(f"written: {folder / 'results.json'}, {folder / 'results.png'}", file=sys.stderr)
 

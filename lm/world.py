@@ -1,8 +1,9 @@
 """The embedded world: a generated, TL;DR-shaped preference corpus with a known utility, in the hub's schema.
 
-A post is a list of events, a word each; a star marks the important ones, a dash the others. A summary retells some of
-the events, perhaps with a slip or twice. Utility counts important events retold, minus what is
-invented or repeated. Simulated annotators compare two summaries with Bradley-Terry noise and a mild taste for length.
+A post is a telegram of events, a word each, some of which matter more than others (a fire more than a picnic). A
+summary names some of the events, perhaps with a slip or twice. Utility is the importance of the events named, minus
+what is invented or repeated. Simulated annotators compare two summaries with Bradley-Terry noise and a mild taste for
+length.
 
 Everything is drawn from one seed with a private generator, so the same config gives the same bytes.
 """
@@ -20,11 +21,14 @@ import numpy as np
 from lm.config import WorldConfig
 from lm.io import write_jsonl
 
-EVENTS = (
-    "wedding fire flood strike picnic concert robbery election storm parade funeral match auction harvest fair "
-    "festival protest debate lecture banquet rescue crash outage trial regatta march jubilee opening eclipse drought "
-    "feast duel race play film dance quiz sale tour vote raid riot frost quake launch party truce"
-).split()
+IMPORTANT = "fire flood strike robbery crash outage riot quake war plague".split()
+ORDINARY = "wedding storm funeral match harvest protest debate rescue sale vote".split()
+TRIVIAL = "picnic fair lecture banquet feast play dance quiz party nap".split()
+WORTH = {**dict.fromkeys(IMPORTANT, 1.0), **dict.fromkeys(ORDINARY, 0.3), **dict.fromkeys(TRIVIAL, -0.1)}
+"""What naming an event of the post adds to a summary's utility."""
+EVENTS = tuple(WORTH)
+INVENTED, REPEATED = -1.0, -0.5
+"""What a word that is no event of the post adds, and each repetition of a word."""
 
 
 @dataclass(frozen=True)
@@ -32,60 +36,37 @@ class Writer:
     """A summary-writing policy: the chances of its habits."""
 
     name: str
-    covers_important: float
-    covers_minor: float
+    covers: tuple[float, float, float]
+    """Chance of naming an important, an ordinary, a trivial event."""
     invents: float
     repeats: float
 
 
-REFERENCE = Writer("ref", covers_important=0.8, covers_minor=0.25, invents=0.03, repeats=0.02)
+REFERENCE = Writer("ref", covers=(0.75, 0.5, 0.3), invents=0.04, repeats=0.03)
 """Who writes the summaries that pi_ref learns from: decent, with room above."""
 
 WRITERS = (
     REFERENCE,
-    Writer("careful", covers_important=0.95, covers_minor=0.1, invents=0.02, repeats=0.0),
-    Writer("terse", covers_important=0.5, covers_minor=0.02, invents=0.05, repeats=0.0),
-    Writer("verbose", covers_important=0.9, covers_minor=0.8, invents=0.1, repeats=0.05),
-    Writer("sloppy", covers_important=0.6, covers_minor=0.4, invents=0.3, repeats=0.1),
+    Writer("careful", covers=(0.95, 0.7, 0.1), invents=0.02, repeats=0.0),
+    Writer("terse", covers=(0.6, 0.15, 0.05), invents=0.02, repeats=0.0),
+    Writer("verbose", covers=(0.95, 0.9, 0.8), invents=0.1, repeats=0.1),
+    Writer("sloppy", covers=(0.6, 0.6, 0.6), invents=0.3, repeats=0.2),
 )
 
 
-@dataclass(frozen=True)
-class Post:
-    """Events in order, each with whether it is important."""
-
-    events: tuple[str, ...]
-    important: tuple[bool, ...]
-
-    @property
-    def text(self) -> str:
-        """As it stands in the corpus."""
-        return "".join(
-            f" {'*' if mark else '-'} {event}" for event, mark in zip(self.events, self.important, strict=True)
-        )
+def events_of(post: str) -> tuple[str, ...]:
+    """The events of a post, in order; ValueError where the text is not a post of this world."""
+    events = tuple(post.split())
+    if not events or not set(events) <= WORTH.keys():
+        raise ValueError(f"not a post of the embedded world: {post!r}")
+    return events
 
 
-def parse_post(text: str) -> Post:
-    """The post behind its text; ValueError where the text is not one of this world's."""
-    words = text.split()
-    marks, events = words[::2], words[1::2]
-    if not words or len(marks) != len(events) or not set(marks) <= {"*", "-"}:
-        raise ValueError(f"not a post of the embedded world: {text!r}")
-    return Post(tuple(events), tuple(mark == "*" for mark in marks))
-
-
-def utility(post: Post, summary: str) -> float:
-    """True worth of a summary: +1 for each important event retold, +0.1 for another, -1 for each sentence that is no
-    event of the post, -0.5 for each repetition."""
-    worth = dict(zip(post.events, (1.0 if mark else 0.1 for mark in post.important), strict=True))
-    told: set[str] = set()
-    total = 0.0
-    for sentence in summary.split("."):
-        event = sentence.strip()
-        if event:
-            total += -0.5 if event in told else worth.get(event, -1.0)
-            told.add(event)
-    return total
+def utility(post: str, summary: str) -> float:
+    """True utility of a summary of a post: see WORTH, INVENTED and REPEATED."""
+    events, words = set(events_of(post)), summary.split()
+    named = set(words)
+    return sum(WORTH[word] if word in events else INVENTED for word in named) + REPEATED * (len(words) - len(named))
 
 
 def generate(config: WorldConfig, seed: int, folder: Path) -> None:
@@ -94,53 +75,46 @@ def generate(config: WorldConfig, seed: int, folder: Path) -> None:
     rng = np.random.default_rng([seed, 0x0DD])
     comparisons: list[dict[str, Any]] = []
     references: list[dict[str, Any]] = []
+    low, high = config.min_events, config.max_events
     for index in range(config.posts):
-        post = _draw_post(rng, config)
-        info = {"id": f"w{index}", "subreddit": "town", "title": "news", "post": post.text}
-        references.append({**info, "summary": _write(rng, REFERENCE, post)})
+        events = tuple(str(e) for e in rng.choice(EVENTS, rng.integers(low, high + 1), replace=False))
+        info = {"id": f"w{index}", "subreddit": "town", "title": "news", "post": "".join(f" {e}" for e in events)}
+        references.append({**info, "summary": _write(rng, REFERENCE, events)})
         for _ in range(config.pairs_per_post):
-            pair = _draw_pair(rng, post)
+            pair = _draw_pair(rng, events)
             if pair is not None:
-                comparisons.append(_judge(rng, config, post, info, pair))
+                comparisons.append(_judge(rng, config, info, pair))
     write_jsonl(folder / "comparisons.jsonl", comparisons)
     write_jsonl(folder / "sft.jsonl", references)
 
 
-def _draw_post(rng: np.random.Generator, config: WorldConfig) -> Post:
-    count = int(rng.integers(config.min_events, config.max_events + 1))
-    events = tuple(str(event) for event in rng.choice(EVENTS, count, replace=False))
-    important = rng.random(count) < 0.5
-    important[rng.integers(count)] = True
-    return Post(events, tuple(bool(mark) for mark in important))
-
-
-def _write(rng: np.random.Generator, writer: Writer, post: Post) -> str:
-    told: list[str] = []
-    for event, mark in zip(post.events, post.important, strict=True):
-        if rng.random() < (writer.covers_important if mark else writer.covers_minor):
-            told.append(str(rng.choice(EVENTS)) if rng.random() < writer.invents else event)
+def _write(rng: np.random.Generator, writer: Writer, events: Sequence[str]) -> str:
+    kinds = (IMPORTANT, ORDINARY, TRIVIAL)
+    chance = {event: cover for kind, cover in zip(kinds, writer.covers, strict=True) for event in kind}
+    named: list[str] = []
+    for event in events:
+        if rng.random() < chance[event]:
+            named.append(str(rng.choice(EVENTS)) if rng.random() < writer.invents else event)
             if rng.random() < writer.repeats:
-                told.append(told[-1])
-    if not told:
-        told.append(post.events[post.important.index(True)])
-    return "".join(f" {event}." for event in told)
+                named.append(named[-1])
+    return "".join(f" {event}" for event in named or [max(events, key=WORTH.__getitem__)])
 
 
-def _draw_pair(rng: np.random.Generator, post: Post) -> list[tuple[Writer, str]] | None:
+def _draw_pair(rng: np.random.Generator, events: Sequence[str]) -> list[tuple[Writer, str]] | None:
     for _ in range(10):
         writers = [WRITERS[i] for i in rng.choice(len(WRITERS), 2, replace=False)]
-        pair = [(writer, _write(rng, writer, post)) for writer in writers]
+        pair = [(writer, _write(rng, writer, events)) for writer in writers]
         if pair[0][1] != pair[1][1]:
             return pair
     return None
 
 
 def _judge(
-    rng: np.random.Generator, config: WorldConfig, post: Post, info: dict[str, str], pair: Sequence[tuple[Writer, str]]
+    rng: np.random.Generator, config: WorldConfig, info: dict[str, str], pair: Sequence[tuple[Writer, str]]
 ) -> dict[str, Any]:
     """One annotator's comparison, in the hub's schema."""
     taste = [
-        config.annotator_sharpness * (utility(post, text) + config.length_preference * len(text.split()))
+        config.annotator_sharpness * (utility(info["post"], text) + config.length_preference * len(text.split()))
         for _, text in pair
     ]
     first_preferred = 1 / (1 + math.exp(taste[1] - taste[0]))

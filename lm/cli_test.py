@@ -1,0 +1,172 @@
+"""Commands: every option explained, configs that round-trip, and mistakes that are one message and status 2."""
+
+from __future__ import annotations
+
+import re
+import runpy
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from lm.cli import CONFIGS, parse, parser_of, run
+from lm.config import Config
+from lm.objectives import METHODS
+from lm.pipeline import Pipeline
+
+COMMANDS = ["prepare", "sft", "oracle", "relabel", "bias", "reward", "score", "policy", "train", "evaluate"]
+
+
+def config_of(*arguments: str) -> Config:
+    return parse("lm.test", "", arguments)[0]
+
+
+def attempt(folder: Path, *arguments: str, action: Any = lambda pipeline: None) -> int:
+    """Exit status, however the command leaves."""
+    try:
+        return run("lm.test", action, arguments=["--output_dir", str(folder), *arguments])
+    except SystemExit as end:
+        return int(end.code or 0)
+
+
+@pytest.mark.filterwarnings("ignore:.*found in sys.modules:RuntimeWarning")
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_says_what_it_does(
+    command: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", [command, "--help"])
+    with pytest.raises(SystemExit) as end:
+        runpy.run_module(f"lm.{command}", run_name="__main__", alter_sys=True)
+    assert end.value.code == 0
+    out = capsys.readouterr().out
+    assert f"python -m lm.{command}" in out
+    paragraph = out.split("\n\n")[1].replace("\n", " ")
+    assert not paragraph.startswith("Without --config"), "the module's docstring opens the description"
+    assert "--policy.learning_rate" in out
+
+
+def test_no_other_module_is_a_command() -> None:
+    found = {path.stem for path in Path(CONFIGS).parent.glob("*.py") if '__name__ == "__main__"' in path.read_text()}
+    assert found == set(COMMANDS)
+
+
+def test_every_option_is_explained() -> None:
+    parser = parser_of("lm.test", "")
+    options = {name: action.help for action in parser._actions for name in action.option_strings[-1:]}
+    assert len(options) > 80
+    assert not [name for name, text in options.items() if not (text or "").strip()]
+    assert {"--bias.rho", "--hull_dpo.kl.alpha_end", "--data.world.posts", "--evaluation.prompts"} <= options.keys()
+
+
+@pytest.mark.parametrize("preset", sorted(CONFIGS.glob("*.yaml")), ids=lambda path: path.stem)
+def test_every_preset_is_a_config(preset: Path) -> None:
+    assert config_of("--config", str(preset)).methods
+
+
+def test_the_demo_is_the_preset_and_options_win_over_it() -> None:
+    assert config_of() == config_of("--config", str(CONFIGS / "demo.yaml"))
+    assert config_of().methods == list(METHODS)
+    changed = config_of("--dpo.beta=0.5", "--methods", "[dpo, e-dpo]", "--e_dpo.kl.samples", "preferences")
+    assert changed.dpo.beta == 0.5
+    assert changed.methods == ["dpo", "e-dpo"]
+    assert changed.e_dpo.kl.samples == "preferences"
+    assert changed.ipo == config_of().ipo
+
+
+def test_print_config_round_trips(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ["--dpo.beta", "0.25", "--bias.rho", "null", "--data.limit", "100", "--drdo.gamma", "3"]
+    assert attempt(tmp_path / "a", *arguments, "--print_config") == 0
+    printed = tmp_path / "printed.yaml"
+    printed.write_text(capsys.readouterr().out)
+    again = config_of("--config", str(printed))
+    assert again == config_of("--output_dir", str(tmp_path / "a"), *arguments)
+    assert (again.dpo.beta, again.bias.rho, again.drdo.gamma) == (0.25, None, 3.0)
+
+
+def test_a_run_writes_its_resolved_config(tmp_path: Path) -> None:
+    seen: list[Pipeline] = []
+    assert attempt(tmp_path, "--seed", "5", action=seen.append) == 0
+    assert config_of("--config", str(tmp_path / "config.yaml")) == seen[0].config
+    assert seen[0].config.seed == 5
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--methods", "[dpo, rpo]"], "Config.methods must name one or more of dpo, ipo, .*got \\['dpo', 'rpo'\\]"),
+        (["--methods", "[]"], "Config.methods must name one or more of"),
+        (["--methods", "[dpo, dpo]"], "Config.methods names a method twice"),
+        (["--dop.beta", "1"], "unrecognized arguments: --dop.beta 1"),
+        (["--policy.batch_size", "many"], 'key "policy.batch_size"'),
+        (["--policy.learning_rate", "fast"], 'key "policy.learning_rate"'),
+        (["--dtype", "float16"], 'key "dtype"'),
+        (["--dpo.beta", "-1"], "DPO.beta must be a finite number > 0, got -1"),
+        (["--ipo.tau", "0"], "IPO.tau must be a finite number > 0, got 0"),
+        (["--p_dpo.kl.alpha_end", "-1"], "Pessimism.alpha_end must be a finite number >= 0, got -1"),
+        (["--drdo.beta", "1"], 'DRDO.beta goes with reward_estimate "implicit"'),
+        (["--bias.rho", "1.5"], "BiasConfig.rho must be between 0 and 1, got 1.5"),
+        (["--bias.rho", "null", "--bias.size", "10"], "BiasConfig.size goes with a rho"),
+        (["--bias.length_ratio", "1"], "BiasConfig.length_ratio must be > 1, got 1"),
+        (["--bias.member_fractions", "[0.5]"], "BiasConfig.member_fractions must be two or more shares"),
+        (["--policy.epochs", "null"], "exactly one of epochs and max_steps, got None and None"),
+        (["--policy.max_steps", "0", "--policy.epochs", "null"], "TrainingConfig.max_steps must be > 0, got 0"),
+        (["--policy.micro_batch_size", "7"], "micro_batch_size must divide batch_size, got 7 and"),
+        (["--policy.learning_rate", "0"], "TrainingConfig.learning_rate must be > 0, got 0"),
+        (["--policy.warmup_fraction", "2"], "TrainingConfig.warmup_fraction must be between 0 and 1, got 2"),
+        (["--data.valid_fraction", "0.5", "--data.test_fraction", "0.5"], "must leave a training split"),
+        (["--data.path", "x.jsonl"], 'path, sft_path and subset go with kind "tldr" or "hh", got \'x.jsonl\''),
+        (["--data.kind", "hh"], 'DataConfig.path is needed for kind "hh"'),
+        (["--data.kind", "tldr", "--data.path", "x.jsonl"], 'sft_path goes with kind "tldr"'),
+        (["--data.limit", "0"], "DataConfig.limit must be > 0, got 0"),
+        (["--data.world.max_events", "99"], "WorldConfig.max_events must be at least min_events and at most"),
+        (["--sampling.temperature", "0"], "SamplingConfig.temperature must be > 0, got 0"),
+        (["--evaluation.confidence", "95"], "EvaluationConfig.confidence must be between 0 and 1, got 95"),
+        (["--model", "scratch:huge"], "model 'scratch:huge': the models from scratch are"),
+        (["--model", "/no/where"], "model '/no/where': there is no such folder"),
+        (["--oracle_model", "/no/where"], "model '/no/where': there is no such folder"),
+        (["--config", "/no/where.yaml"], "/no/where.yaml"),
+    ],
+    ids=lambda value: " ".join(value)[:40] if isinstance(value, list) else "",
+)
+def test_a_mistake_is_one_message_with_status_2(
+    arguments: list[str], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    started: list[Pipeline] = []
+    assert attempt(tmp_path, *arguments, action=started.append) == 2
+    assert not started
+    error = capsys.readouterr().err
+    assert "Traceback" not in error
+    assert len(error.splitlines()) < 12, "the message is not buried under the usage"
+    last = error[error.index("error: ") :].replace("\n", " ")
+    assert re.search(message, last), last
+
+
+def test_a_wrong_value_in_a_file_is_a_message_too(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "mine.yaml").write_text("dpo: {bta: 1}\n")
+    demo = ["--config", str(CONFIGS / "demo.yaml")]
+    assert attempt(tmp_path, *demo, "--config", str(tmp_path / "mine.yaml")) == 2
+    assert "bta" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("error", [ValueError, FloatingPointError, FileNotFoundError])
+def test_debug_shows_where_an_error_came_from(
+    error: type[Exception], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail(_: Pipeline) -> None:
+        raise error("row 5: what is wrong")
+
+    assert attempt(tmp_path, action=fail) == 2
+    assert capsys.readouterr().err == "error: row 5: what is wrong\n"
+    assert attempt(tmp_path, "--debug", action=fail) == 2
+    shown = capsys.readouterr().err
+    assert "Traceback" in shown
+    assert shown.endswith("error: row 5: what is wrong\n")
+
+
+def test_our_own_faults_keep_their_traceback(tmp_path: Path) -> None:
+    def fail(_: Pipeline) -> None:
+        raise AssertionError("ours")
+
+    with pytest.raises(AssertionError, match="ours"):
+        attempt(tmp_path, action=fail)
