@@ -1,0 +1,417 @@
+"""The whole pipeline on very small data: every stage, what is computed again, and faults before any training."""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Iterable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from datasets import Dataset
+
+from lm.cli import run
+from lm.config import (
+    BiasConfig,
+    Config,
+    DataConfig,
+    EvaluationConfig,
+    SamplingConfig,
+    TrainingConfig,
+    WorldConfig,
+)
+from lm.evaluate import UPSTREAM, evaluation, results, table
+from lm.io import read_jsonl
+from lm.models import SCRATCH, load_tokenizer
+from lm.objectives import DPO, METHODS
+from lm.pipeline import MAIN, Pipeline, margins
+from lm.testing import causal_lm, reward_model
+
+pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _tiny() -> Iterable[None]:
+    """The pipeline is under test, not the model."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(SCRATCH, "scratch:tiny", {**SCRATCH["scratch:tiny"], "hidden_size": 32, "vocab_size": 400})
+        yield
+
+
+def steps(count: int) -> TrainingConfig:
+    return TrainingConfig(max_steps=count, batch_size=8, learning_rate=1e-3)
+
+
+def config(output_dir: Path, data: DataConfig, **options: Any) -> Config:
+    return Config(
+        **{
+            "output_dir": str(output_dir),
+            "model": "scratch:tiny",
+            "sft": steps(3),
+            "oracle": steps(3),
+            "reward": steps(3),
+            "policy": steps(3),
+            "device": "cpu",
+            "data": data,
+            "bias": BiasConfig(rho=0.4, member_fractions=[0.4, 0.5, 0.6]),
+            "sampling": SamplingConfig(batch_size=64),
+            "evaluation": EvaluationConfig(resamples=100),
+            **options,
+        }
+    )
+
+
+WORLD = DataConfig(
+    prompt_template="{post}\n\nTL;DR:",
+    max_prompt_length=120,
+    max_completion_length=60,
+    valid_fraction=0.1,
+    test_fraction=0.15,
+    world=WorldConfig(posts=120),
+)
+
+
+@pytest.fixture(scope="module")
+def world_run(tmp_path_factory: pytest.TempPathFactory) -> tuple[Config, dict[str, Any]]:
+    """A finished run of every method on the embedded world."""
+    done = config(tmp_path_factory.mktemp("world"), WORLD)
+    return done, results(Pipeline(done))
+
+
+def stages_made(capsys: pytest.CaptureFixture[str], run_config: Config) -> list[str]:
+    """What a run computes, as it says itself."""
+    capsys.readouterr()
+    results(Pipeline(run_config))
+    return [line for line in capsys.readouterr().err.splitlines() if line.startswith("[")]
+
+
+# ---------------------------------------------------------------- the embedded world
+
+
+def test_results_have_every_method_and_where_they_come_from(world_run: tuple[Config, dict[str, Any]]) -> None:
+    _, report = world_run
+    report = json.loads(json.dumps(report, allow_nan=False))
+    assert list(report["methods"]) == list(METHODS)
+    prompts = report["sft"]["n"]
+    for row in report["methods"].values():
+        low, high = row["ci"]
+        assert low <= row["advantage"] <= high
+        assert row["n"] == prompts >= 5
+        assert row["length"] > 0
+        for name in ("kl", "chosen_logratio", "rejected_logratio", "utility"):
+            assert np.isfinite(row[name])
+    assert {"length", "kl", "oracle_reward", "utility"} <= report["sft"].keys()
+    assert report["sft"]["kl"] == report["sft"]["chosen_logratio"] == 0, "pi_ref against itself"
+    assert {"versions", "commit", "machine", "date", "seed", "command"} <= report["provenance"].keys()
+    assert len(report["wald"]) == len(METHODS) * (len(METHODS) - 1) // 2
+    assert set(report["reward_models"]) == {MAIN, "b0.4", "b0.5", "b0.6"}
+    assert len({row["policy"] for row in report["methods"].values()}) == len(METHODS)
+
+
+def test_the_advantage_is_the_paired_difference_of_oracle_rewards(world_run: tuple[Config, dict[str, Any]]) -> None:
+    run_config, report = world_run
+    pipeline = Pipeline(run_config)
+    rows = {
+        name: [row for _, row in read_jsonl(evaluation(pipeline, name).path / "samples.jsonl")]
+        for name in ("sft", "ipo")
+    }
+    assert [row["prompt"] for row in rows["sft"]] == [row["prompt"] for row in rows["ipo"]]
+    difference = np.mean(
+        [a["oracle_reward"] - b["oracle_reward"] for a, b in zip(rows["ipo"], rows["sft"], strict=True)]
+    )
+    assert report["methods"]["ipo"]["advantage"] == pytest.approx(difference)
+    assert report["methods"]["ipo"]["kl"] == pytest.approx(np.mean([row["log_ratio"] for row in rows["ipo"]]))
+    tests = set(pipeline.labelled_pairs("test")["prompt"])
+    assert {row["prompt"] for row in rows["sft"]} == tests
+    assert not tests & set(pipeline.labelled_pairs("train")["prompt"])
+    assert not tests & set(pipeline.references()["prompt"])
+
+
+def test_the_table_shows_every_method(world_run: tuple[Config, dict[str, Any]]) -> None:
+    assert list(table(world_run[1]).columns[0].cells) == ["sft", *METHODS]
+
+
+def test_the_biased_set_has_the_asked_share_and_the_members_are_parts_of_it(
+    world_run: tuple[Config, dict[str, Any]],
+) -> None:
+    pipeline = Pipeline(world_run[0])
+    report = world_run[1]["bias"]
+    whole = set(pipeline.subset(MAIN)["id"])
+    sizes = set()
+    for name, share in ((MAIN, 0.4), ("b0.4", 0.4), ("b0.5", 0.5), ("b0.6", 0.6)):
+        subset = pipeline.subset(name)
+        assert set(subset["id"]) <= whole
+        lengths = [(len(c), len(r)) for c, r in zip(subset["chosen_ids"], subset["rejected_ids"], strict=True)]
+        longer = sum(c > r for c, r in lengths)
+        assert longer == report[name]["longer_preferred"] == int(share * len(subset) + 0.5)
+        assert all(10 * max(pair) >= 11 * min(pair) for pair in lengths)
+        sizes.add((name == MAIN, len(subset)))
+    assert len(sizes) == 2, "all members are of one size"
+
+
+def test_labels_are_the_oracles(world_run: tuple[Config, dict[str, Any]]) -> None:
+    pipeline = Pipeline(world_run[0])
+    given = {row["id"]: row for row in pipeline.given_pairs("train")}
+    labelled = list(pipeline.labelled_pairs("train"))
+    assert all(row["oracle_chosen_reward"] > row["oracle_rejected_reward"] for row in labelled)
+    kept = [row["chosen"] == given[row["id"]]["chosen"] for row in labelled]
+    assert 0 < sum(kept) < len(kept), "some labels change and some do not"
+    for row, same in zip(labelled, kept, strict=True):
+        other = given[row["id"]]
+        sides = ("chosen", "rejected") if same else ("rejected", "chosen")
+        assert (row["chosen_ids"], row["rejected_ids"]) == tuple(other[f"{side}_ids"] for side in sides)
+
+
+def test_a_second_run_computes_nothing(
+    world_run: tuple[Config, dict[str, Any]], capsys: pytest.CaptureFixture[str]
+) -> None:
+    run_config, report = world_run
+    assert stages_made(capsys, run_config) == []
+    again = results(Pipeline(run_config, read_only=UPSTREAM))
+    assert again["methods"] == report["methods"]
+
+
+def test_another_beta_of_one_method_is_that_methods_business(
+    world_run: tuple[Config, dict[str, Any]], capsys: pytest.CaptureFixture[str]
+) -> None:
+    run_config, _ = world_run
+    changed = replace(run_config, dpo=DPO(beta=0.5))
+    assert stages_made(capsys, changed) == ["[policy] dpo", "[evaluate] dpo"]
+    assert stages_made(capsys, run_config) == [], "what was there is still there"
+    assert stages_made(capsys, replace(run_config, methods=["ipo"])) == []
+
+
+def test_evaluation_does_not_train(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    status = run("lm.evaluate", results, read_only=UPSTREAM, arguments=["--output_dir", str(tmp_path)])
+    assert status == 2
+    assert "error: there is no finished data world in" in capsys.readouterr().err
+    assert not (tmp_path / "data").exists()
+
+
+def test_more_evaluation_prompts_than_there_are_is_an_error(world_run: tuple[Config, dict[str, Any]]) -> None:
+    greedy = replace(world_run[0], evaluation=EvaluationConfig(prompts=10_000, resamples=100))
+    with pytest.raises(ValueError, match=r"evaluation.prompts is 10000, but the test split has only \d+ prompts"):
+        results(Pipeline(greedy, read_only=UPSTREAM))
+
+
+def test_an_infeasible_bias_names_the_largest_size(world_run: tuple[Config, dict[str, Any]]) -> None:
+    run_config, _ = world_run
+    greedy = replace(run_config, bias=replace(run_config.bias, size=10_000))
+    with pytest.raises(ValueError, match=r"bias.size: 10000 pairs of which 40% .* the largest feasible size is \d+"):
+        results(Pipeline(greedy))
+
+
+# ---------------------------------------------------------------- real schemas, local files
+
+
+def write_jsonl(path: Path, rows: Iterable[Any]) -> str:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return str(path)
+
+
+def sentence(rng: random.Random, least: int, most: int) -> str:
+    words = "cat dog sun tea red old big new ran sat saw ate".split()
+    return " ".join(rng.choice(words) for _ in range(rng.randint(least, most)))
+
+
+def comparisons(rng: random.Random) -> Iterable[dict[str, Any]]:
+    """In the schema of openai/summarize_from_feedback, with the news articles that the set has too."""
+    for number in range(80):
+        info = {"id": f"t3_{number}", "subreddit": "pets", "title": sentence(rng, 2, 3), "post": sentence(rng, 8, 12)}
+        for _ in range(4):
+            texts = [sentence(rng, 2, 4), sentence(rng, 6, 9)]
+            yield {
+                "info": info,
+                "summaries": [{"text": f" {text}", "policy": "sup", "note": None} for text in texts],
+                "choice": rng.randrange(2),
+                "worker": "w",
+                "batch": "b",
+                "split": "train",
+                "extra": {"confidence": 5},
+            }
+    for number in range(3):
+        news: dict[str, Any] = {
+            "id": f"cnn_{number}",
+            "site": "cnndm",
+            "article": "News.",
+            "post": None,
+            "title": None,
+            "subreddit": None,
+        }
+        yield {"info": news, "summaries": [{"text": "a"}, {"text": "b c"}], "choice": 0}
+
+
+def references(rng: random.Random) -> Iterable[dict[str, Any]]:
+    for number in range(60):
+        post = {"subreddit": "pets", "title": sentence(rng, 2, 3), "post": sentence(rng, 8, 12)}
+        yield {"id": f"s{number}", **post, "summary": sentence(rng, 3, 6)}
+
+
+def dialogues(rng: random.Random) -> Iterable[dict[str, str]]:
+    for _ in range(300):
+        prompt = f"\n\nHuman: {sentence(rng, 3, 6)}\n\nAssistant: {sentence(rng, 3, 6)}\n\nHuman: {sentence(rng, 3, 6)}"
+        replies = [sentence(rng, 2, 4), sentence(rng, 6, 9)]
+        rng.shuffle(replies)
+        yield {
+            side: f"{prompt}\n\nAssistant: {text}" for side, text in zip(("chosen", "rejected"), replies, strict=True)
+        }
+    yield {"chosen": "\n\nHuman: a\n\nAssistant: b", "rejected": "\n\nHuman: a\n\nAssistant: b"}
+
+
+@pytest.fixture(scope="module")
+def local(tmp_path_factory: pytest.TempPathFactory) -> dict[str, DataConfig]:
+    folder, rng = tmp_path_factory.mktemp("local"), random.Random(0)
+    shape: dict[str, Any] = {
+        "max_prompt_length": 200,
+        "max_completion_length": 60,
+        "valid_fraction": 0.1,
+        "test_fraction": 0.2,
+    }
+    return {
+        "tldr": DataConfig(
+            kind="tldr",
+            path=write_jsonl(folder / "comparisons.jsonl", comparisons(rng)),
+            sft_path=write_jsonl(folder / "sft.jsonl", references(rng)),
+            **shape,
+        ),
+        "hh": DataConfig(kind="hh", path=write_jsonl(folder / "hh.jsonl", dialogues(rng)), **shape),
+    }
+
+
+def check_local(report: dict[str, Any], rows: int, dropped: dict[str, int]) -> None:
+    assert list(report["methods"]) == ["dpo", "e-dpo"]
+    assert report["sft"]["n"] >= 5
+    assert "utility" not in report["sft"]
+    assert report["data"]["preferences"]["dropped"] == dropped
+    assert sum(report["data"]["preferences"]["kept"].values()) == rows
+
+
+def test_local_dialogues_go_all_the_way(local: dict[str, DataConfig], tmp_path: Path) -> None:
+    report = results(Pipeline(config(tmp_path, local["hh"], methods=["dpo", "e-dpo"])))
+    check_local(report, 300, {"identical completions": 1})
+
+
+def test_local_summaries_go_all_the_way_and_give_the_same_numbers_again(
+    local: dict[str, DataConfig], tmp_path: Path
+) -> None:
+    one, two = (
+        results(Pipeline(config(tmp_path / name, local["tldr"], methods=["dpo", "e-dpo"]))) for name in ("one", "two")
+    )
+    check_local(one, 320, {"no Reddit post": 3})
+
+    def numbers(report: dict[str, Any]) -> Any:
+        rows = {name: {**row, "policy": None} for name, row in {**report["methods"], "sft": report["sft"]}.items()}
+        return rows, report["wald"], report["reward_models"], report["bias"], report["labels"]
+
+    assert numbers(one) == numbers(two)
+    other_seed = Pipeline(config(tmp_path / "three", local["tldr"], seed=1))
+    assert other_seed.data.metrics != one["data"], "other prompts are held out"
+
+
+# ---------------------------------------------------------------- a given oracle
+
+
+def save_oracle(folder: Path, tokenizer: Any, **shape: Any) -> str:
+    model = reward_model(vocab_size=len(tokenizer), **shape).float()
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return str(folder)
+
+
+def save_policy(folder: Path, tokenizer: Any) -> str:
+    causal_lm(vocab_size=len(tokenizer), eos_token_id=tokenizer.eos_token_id).float().save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return str(folder)
+
+
+def test_a_given_oracle_judges_and_none_is_trained(
+    local: dict[str, DataConfig], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tokenizer = load_tokenizer("scratch:tiny", [sentence(random.Random(1), 200, 200)], False)
+    run_config = config(
+        tmp_path / "run",
+        local["hh"],
+        model=save_policy(tmp_path / "policy", tokenizer),
+        oracle_model=save_oracle(tmp_path / "oracle", tokenizer),
+        methods=["d-dpo"],
+    )
+    made = stages_made(capsys, run_config)
+    assert "[labels] oracle" in made
+    assert not [line for line in made if line.startswith("[oracle]")]
+    assert results(Pipeline(run_config))["oracle"] is None
+
+
+@pytest.mark.parametrize("command", ["lm.relabel", "lm.train"])
+def test_an_oracle_with_another_tokenizer_is_refused_before_any_training(
+    command: str, local: dict[str, DataConfig], tmp_path: Path
+) -> None:
+    other = load_tokenizer("scratch:tiny", ["quite other words here"] * 9, False)
+    oracle = save_oracle(tmp_path / "oracle", other)
+    pipeline = Pipeline(config(tmp_path / "run", local["hh"], oracle_model=oracle))
+    with pytest.raises(
+        ValueError, match=r"oracle_model '.*oracle': its tokenizer differs from that of model 'scratch:tiny'"
+    ):
+        _ = pipeline.labels if command == "lm.relabel" else results(pipeline)
+    assert sorted(path.name for path in (tmp_path / "run").iterdir() if not path.name.startswith(".")) == ["data"]
+
+
+def test_an_oracle_that_cannot_judge_is_refused_before_anything(local: dict[str, DataConfig], tmp_path: Path) -> None:
+    tokenizer = load_tokenizer("scratch:tiny", ["words"] * 9, False)
+    two = save_oracle(tmp_path / "two", tokenizer, num_labels=2)
+    with pytest.raises(ValueError, match="a reward model has one label, it has 2"):
+        Pipeline(config(tmp_path / "run", local["hh"], oracle_model=two))
+    policy = save_policy(tmp_path / "policy", tokenizer)
+    with pytest.raises(ValueError, match="a sequence-classification model is needed"):
+        Pipeline(config(tmp_path / "run", local["hh"], oracle_model=policy))
+
+
+# ---------------------------------------------------------------- scored pairs
+
+
+def scored(**changes: Any) -> Dataset:
+    """Two scored pairs by two reward models; changes replace the second row's values."""
+    row = {
+        "id": "a",
+        "prompt_ids": [3],
+        "chosen_ids": [4, 1],
+        "rejected_ids": [5, 1],
+        "sample_ids": [6, 1],
+        "ref_chosen_logps": -1.0,
+        "ref_rejected_logps": -2.0,
+        "ref_sample_logps": -3.0,
+        "chosen_rewards": [1.0, 2.0],
+        "rejected_rewards": [0.5, 4.0],
+    }
+    return Dataset.from_list([row, {**row, "id": "b", **changes}])
+
+
+def test_margins_are_the_differences_of_the_rewards() -> None:
+    pairs = margins(scored(chosen_rewards=[3.0, 3.0]), [MAIN, "b0.5"])
+    assert pairs["reward_margin"][:] == [0.5, 2.5]
+    assert pairs["member_margins"][:] == [[-2.0], [-1.0]]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"chosen_rewards": [float("nan"), 1.0]}, r"row b: chosen_rewards is \[nan, 1.0\]; every value must be there"),
+        ({"rejected_rewards": [1.0, float("inf")]}, r"row b: rejected_rewards is \[1.0, inf\]; every value"),
+        ({"rejected_rewards": [1.0, None]}, r"row b: rejected_rewards is \[1.0, None\]; every value"),
+        ({"chosen_rewards": [1.0]}, "row b: chosen_rewards has 1 values, there are 2 reward models"),
+        ({"chosen_rewards": []}, "row b: chosen_rewards has 0 values, there are 2 reward models"),
+        ({"chosen_rewards": None}, "row b: chosen_rewards is None; every value must be there and finite"),
+        ({"ref_chosen_logps": None}, "row b: ref_chosen_logps is None; every value must be there and finite"),
+        ({"ref_sample_logps": float("-inf")}, "row b: ref_sample_logps is -inf; every value must be there"),
+    ],
+)
+def test_a_score_that_is_missing_or_not_finite_names_its_row(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        margins(scored(**changes), [MAIN, "b0.5"])
+
+
+def test_a_missing_column_is_named() -> None:
+    with pytest.raises(ValueError, match="scored pairs lack ref_rejected_logps; there are id, "):
+        margins(scored().remove_columns("ref_rejected_logps"), [MAIN, "b0.5"])
