@@ -125,9 +125,6 @@ def run(claim: Claim, *, thorough: bool) -> Row:
     for prop in claim.properties:
         drawn += attempt(f"property {prop.__name__}", functools.partial(_draw, prop)) or 0
     broken = attempt("search for a counterexample to the printed form", claim.printed) if claim.printed else None
-    verdict: Verdict | None = None
-    if not errors:
-        verdict = "fails as printed" if broken else "holds as sharpened" if claim.sharpens else "holds"
     return Row(
         id=claim.id,
         source=claim.source,
@@ -135,11 +132,16 @@ def run(claim: Claim, *, thorough: bool) -> Row:
         symbolic=symbolic,
         enumerated=enumerated,
         examples=drawn,
-        verdict=verdict,
+        verdict=None if errors else verdict(claim, broken),
         counterexample=broken,
         seconds=time.perf_counter() - start,
         errors=errors,
     )
+
+
+def verdict(claim: Claim, counterexample: str | None) -> Verdict:
+    """The verdict on a claim that passed all its checks, given what breaks its printed form."""
+    return "fails as printed" if counterexample else "holds as sharpened" if claim.sharpens else "holds"
 
 
 def _draw(prop: Any) -> int:

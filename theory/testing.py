@@ -58,6 +58,7 @@ def _checks(claim: Claim) -> Iterator[tuple[str, Callable[[], None]]]:
     def shape() -> None:
         for field in ("source", "statement", "formula"):
             assert getattr(claim, field).strip(), f"{claim.id} has no {field}"
+            assert getattr(claim, field).isprintable(), f"{field} of {claim.id} has a control character: a raw string?"
         assert set(claim.counterexamples) == set(claim.assumptions), "one counterexample for each assumption"
         assert claim.controls, f"{claim.id} has no wrong variant that its checks reject"
 

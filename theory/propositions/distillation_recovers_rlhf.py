@@ -313,7 +313,7 @@ CLAIMS = (
             "The minimiser is that one policy iff the compared pairs connect all responses (for each prompt); with "
             "several components the split of the mass between them is undetermined, and all else is determined."
         ),
-        formula=r"\dim\{\pi:\ell=0\}=\#	ext{components}-1",
+        formula=r"\dim\{\pi:\ell=0\}=\#\text{components}-1",
         assumptions={
             "finite reward": "r is finite",
             "deterministic reward": "r is a function of prompt and response",

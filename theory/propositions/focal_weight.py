@@ -210,7 +210,7 @@ CLAIMS = (
             "1/2, 1; steepest at p_w = 1/(1 + gamma). The preference term's slope in log pi(y_w) is -alpha, "
             "-alpha 2^-gamma (1 - gamma g/2), 0 there; the last needs pi(y_w) bounded away from 0."
         ),
-        formula=r"\tfrac{\partial T}{\partial\log\pi(y_w)}=-\alpha(1-p)^\gamma(1-\gamma p\,g),\quad"
+        formula=r"\tfrac{\partial T}{\partial\log\pi(y_w)}=-\alpha(1-p)^\gamma(1-\gamma p\,g),\quad "
         r"g=\log\tfrac{\pi(y_w)}{1-\pi(y_l)}",
         assumptions={
             "gamma > 0": "the focal exponent is positive",

@@ -1,0 +1,270 @@
+"""The ledger command: what it writes, when it fails, what it refuses; and that the README shows the present ledger."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
+
+import theory.__main__ as ledger
+from theory.claim import CheckFailed, Claim, all_claims, require, run, verdict
+from theory.testing import claim_tests, is_thorough
+
+README = Path(__file__).with_name("README.md")
+IDS = """prop1 prop1-scc cor1 thm1 thm1-connected thm2 thm2-hull prop2 prop3 prop4 prop4-pdpo prop5 prop6 prop7
+prop7-graph mass-transfer drdo-prop drdo-sampling drdo-lemma1a drdo-lemma1b drdo-lemma1c drdo-lemma2 drdo-focal"""
+
+
+@given(st.integers(0, 10**6))
+def squares(n: int) -> None:
+    assume(n % 2)
+    assert n * n % 8 == 1
+
+
+@given(st.integers(0, 10**6))
+def wrong(n: int) -> None:
+    assert n * n % 8 == 1
+
+
+def reject() -> None:
+    raise CheckFailed("as it should")
+
+
+def claim(**changes: Any) -> Claim:
+    """A claim that holds, with changes."""
+    parts: dict[str, Any] = {
+        "id": "odd-squares",
+        "source": "[F] A.1 | a test",
+        "statement": "Odd squares are 1 modulo 8.",
+        "formula": r"(2k+1)^2\equiv 1",
+        "assumptions": {"odd": "n is odd"},
+        "prove": lambda: require(True, "proof"),
+        "counterexamples": {"odd": lambda: "4"},
+        "controls": {"modulo 7": reject},
+        "properties": (squares,),
+        "enumerate": lambda thorough: "n < 9" if not thorough else "n < 99",
+    }
+    return Claim(**(parts | changes))
+
+
+@pytest.fixture
+def claims(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Claim]]:
+    """The claims that the command finds; the profile that it loads ends with the test."""
+    found = [claim()]
+    monkeypatch.setattr(ledger, "all_claims", lambda: iter(found))
+    profile = settings.get_current_profile_name()
+    yield found
+    settings.load_profile(profile)
+
+
+# ---------------------------------------------------------------- the rows
+
+
+def test_row_of_a_claim_that_holds() -> None:
+    row = run(claim(), thorough=False)
+    assert (row.verdict, row.symbolic, row.enumerated, row.counterexample) == ("holds", True, "n < 9", None)
+    assert row.examples == settings().max_examples
+    assert run(claim(), thorough=True).enumerated == "n < 99"
+    assert run(claim(sharpens=True), thorough=False).verdict == "holds as sharpened"
+    broken = run(claim(sharpens=True, printed=lambda: "n = 2"), thorough=False)
+    assert (broken.verdict, broken.counterexample) == ("fails as printed", "n = 2")
+
+
+@pytest.mark.parametrize(
+    ("changes", "error"),
+    [
+        ({"prove": reject}, "proof: CheckFailed: as it should"),
+        ({"prove": lambda: 1 / 0}, "proof: ZeroDivisionError"),
+        ({"enumerate": lambda thorough: reject()}, "enumeration: CheckFailed"),
+        ({"counterexamples": {"odd": reject}}, "counterexample without odd: CheckFailed"),
+        ({"counterexamples": {}}, "counterexamples set() are not those of {'odd'}"),
+        ({"controls": {"modulo 7": lambda: None}}, "control modulo 7: the wrong variant was accepted"),
+        ({"controls": {"modulo 7": lambda: 1 / 0}}, "control modulo 7: ZeroDivisionError"),
+        ({"properties": (wrong,)}, "property wrong: AssertionError"),
+        ({"printed": reject}, "search for a counterexample to the printed form: CheckFailed"),
+    ],
+)
+def test_any_failing_check_takes_the_verdict_away(changes: dict[str, Any], error: str) -> None:
+    row = run(claim(**changes), thorough=False)
+    assert row.verdict is None
+    assert row.errors[0].startswith(error)
+    assert row.symbolic == ("prove" not in changes)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"statement": " "},
+        {"formula": "\text"},
+        {"controls": {}},
+        {"prove": reject},
+        {"counterexamples": {"odd": reject}},
+        {"controls": {"modulo 7": lambda: None}},
+        {"properties": (wrong,)},
+        {"printed": lambda: None},
+        {"enumerate": lambda thorough: ""},
+    ],
+    ids=lambda changes: next(iter(changes)),
+)
+def test_pytest_fails_where_the_ledger_does(changes: dict[str, Any]) -> None:
+    for test in claim_tests([claim()]).values():
+        test()
+    failures = 0
+    for test in claim_tests([claim(**changes)]).values():
+        try:
+            test()
+        except (AssertionError, CheckFailed):
+            failures += 1
+    assert failures == 1
+
+
+def test_two_checks_of_one_name() -> None:
+    with pytest.raises(
+        ValueError, match="two checks are called test_odd_squares_rejects_a_b: rename one of odd-squares's"
+    ):
+        claim_tests([claim(controls={"a b": reject, "a-b": reject})])
+
+
+@pytest.mark.parametrize("undecided", [False, None, 1, "yes", st.nothing()])
+def test_require_takes_nothing_but_true(undecided: object) -> None:
+    with pytest.raises(CheckFailed, match="not shown"):
+        require(undecided, "not shown")
+
+
+# ---------------------------------------------------------------- the command
+
+
+def test_files_and_exit_status(claims: list[Claim], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    claims.append(claim(id="broken", source="[N] eq 1", properties=(), controls={"modulo 7": lambda: None}))
+    files = tmp_path / "ledger.json", tmp_path / "ledger.md"
+    assert ledger.main(["--json", str(files[0]), "--markdown", str(files[1])]) == 1
+    output = capsys.readouterr()
+    assert "1 checks failed" in output.out
+    assert "broken: control modulo 7: the wrong variant was accepted" in " ".join(output.err.split())
+    assert sorted(tmp_path.iterdir()) == sorted(files), "nothing else is left behind"
+
+    good, bad = json.loads(files[0].read_text())
+    seconds = good.pop("seconds")
+    assert isinstance(seconds, float)
+    assert good == {
+        "id": "odd-squares",
+        "source": "[F] A.1 | a test",
+        "assumptions": ["odd"],
+        "symbolic": True,
+        "enumerated": "n < 9",
+        "examples": settings().max_examples,
+        "verdict": "holds",
+        "counterexample": None,
+    }
+    assert bad["verdict"] is None
+    text = files[1].read_text()
+    assert r"| [odd-squares](#odd-squares) | [F] A.1 \| a test | yes | n < 9 |" in text
+    assert "**a check failed**" in text
+    assert "$$(2k+1)^2\\equiv 1$$\n\nNeeds *odd*: n is odd." in text
+
+    del claims[1]
+    assert ledger.main([]) == 0
+
+
+def test_only_and_thorough(claims: list[Claim], tmp_path: Path) -> None:
+    claims.append(claim(id="other", properties=()))
+    file = tmp_path / "ledger.json"
+    assert ledger.main(["--only", "other", "--thorough", "--json", str(file)]) == 0
+    [row] = json.loads(file.read_text())
+    assert (row["id"], row["enumerated"]) == ("other", "n < 99")
+    assert settings().max_examples >= 10_000
+    ledger.main(["--only", "other", "--examples", "7"])
+    assert settings().max_examples == 7
+
+
+def test_markdown_goes_between_markers(claims: list[Claim], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "README.md"
+    file.write_text(f"before\n{ledger.START}\nstale\n{ledger.END}\nafter\n")
+    assert ledger.main(["--markdown", str(file)]) == 0
+    text = file.read_text()
+    assert text.startswith(f"before\n{ledger.START}\n| statement |")
+    assert text.endswith(f"{ledger.END}\nafter\n")
+    assert "stale" not in text
+    with pytest.raises(SystemExit):
+        ledger.main(["--only", "odd-squares", "--markdown", str(file)])
+    assert f"would leave statements out of the ledger in {file}" in capsys.readouterr().err
+    assert file.read_text() == text
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--only", "prop99"], "--only prop99: no such statement; there are odd-squares"),
+        (["--examples", "0"], "argument --examples: '0' is no positive whole number"),
+        (["--examples", "many"], "argument --examples: 'many' is no positive whole number"),
+        (["--json", "no/such/ledger.json"], "argument --json: no/such/ledger.json: there is no folder no/such"),
+        (["--markdown", "/"], "argument --markdown: / is a folder; a file is needed"),
+    ],
+)
+def test_bad_arguments(
+    claims: list[Claim], arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as exit_:
+        ledger.main(arguments)
+    assert exit_.value.code == 2
+    assert message in capsys.readouterr().err
+
+
+def test_a_failed_write_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = tmp_path / "ledger.json"
+    file.write_text("old")
+
+    def full(*_: object) -> None:
+        raise OSError("disk full")
+
+    monkeypatch.setattr("os.replace", full)
+    with pytest.raises(OSError, match="disk full"):
+        ledger.write(file, "new")
+    assert [path.read_text() for path in tmp_path.iterdir()] == ["old"]
+
+
+def test_the_command_as_users_run_it(tmp_path: Path) -> None:
+    file = tmp_path / "ledger.json"
+    command = [sys.executable, "-m", "theory", "--only", "drdo-prop", "--examples", "5", "--json", str(file)]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=README.parents[1], check=True)
+    [row] = json.loads(file.read_text())
+    assert list(row) == list(ledger.FIELDS)
+    assert (row["id"], row["verdict"], row["symbolic"]) == ("drdo-prop", "holds", True)
+    assert row["examples"] == 5 * len(next(c for c in all_claims() if c.id == "drdo-prop").properties)
+    assert "drdo-prop" in done.stdout
+
+
+# ---------------------------------------------------------------- the statements
+
+
+def test_every_statement_of_both_papers_is_there_once() -> None:
+    ids = [claim.id for claim in all_claims()]
+    assert len(set(ids)) == len(ids)
+    assert set(IDS.split()) <= set(ids)
+
+
+def test_readme_shows_the_present_ledger() -> None:
+    """Ids, sources, statements and verdicts; the verdicts by running all checks where there is time for it.
+
+    Else as they follow when every check passes, which the test files of the propositions establish.
+    """
+    shown = re.search(f"{ledger.START}\n(.*){ledger.END}", README.read_text(), flags=re.DOTALL)
+    assert shown is not None
+    claims = sorted(all_claims(), key=ledger.paper_order)
+    rows = {
+        claim.id: run(claim, thorough=True).verdict if is_thorough() else verdict(claim, claim.printed and "found")
+        for claim in claims
+    }
+    in_readme = dict(re.findall(r"^\| \[([\w-]+)\].*\| (holds as sharpened|holds|fails as printed)\b", shown[1], re.M))
+    assert in_readme == rows
+    assert list(in_readme) == list(rows)
+    statements = shown[1][shown[1].index("\n#### ") + 1 :]
+    assert statements == ledger.markdown(claims, []).split("\n\n", 1)[1]
