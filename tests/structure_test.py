@@ -1,0 +1,165 @@
+"""Rules of the layout: which package imports which, that losses are written once, that every statement is tested."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+PACKAGES = ("theory", "bandits", "lm", "figures")
+
+MAY_IMPORT = {"theory": set[str](), "bandits": {"theory"}, "lm": {"theory", "torch"}, "figures": set[str]()}
+"""On import, of our packages and torch."""
+MAY_IMPORT_WHEN_CALLED = {"theory": {"torch"}, "bandits": {"figures"}, "lm": {"figures"}, "figures": set[str]()}
+"""Inside functions, besides: commands that draw what they computed, and theory where it has been given a tensor."""
+
+LOSS_PRIMITIVES = {
+    "logsigmoid",
+    "log_sigmoid",
+    "LogSigmoid",
+    "log_expit",
+    "softplus",
+    "Softplus",
+    "logaddexp",
+    "log1mexp",
+    "kl_div",
+    "KLDivLoss",
+    "mse_loss",
+    "MSELoss",
+    "binary_cross_entropy_with_logits",
+    "BCEWithLogitsLoss",
+}
+"""What one would write a pair loss or a KL term with."""
+LOSSES_ARE_WRITTEN_IN = {"theory/losses.py", "theory/backend.py"}
+
+
+def modules(package: str) -> Iterator[Path]:
+    """The files of a package that are no tests."""
+    return (path for path in sorted((ROOT / package).rglob("*.py")) if not path.stem.endswith("_test"))
+
+
+def imports(tree: ast.Module) -> Iterator[tuple[str, bool]]:
+    """(top-level package, whether it is imported as the module is) of every import."""
+    inside = {id(n) for f in ast.walk(tree) if isinstance(f, ast.FunctionDef | ast.Lambda) for n in ast.walk(f)}
+    for node in ast.walk(tree):
+        names = []
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            names = [node.module or ""]
+        for name in names:
+            yield name.split(".")[0], id(node) not in inside
+
+
+def forbidden_imports(package: str, tree: ast.Module) -> list[str]:
+    """Packages that a module of a package imports against the rules."""
+    watched = {*PACKAGES, "torch"} - {package}
+    on_import, when_called = MAY_IMPORT[package], MAY_IMPORT[package] | MAY_IMPORT_WHEN_CALLED[package]
+    return [name for name, now in imports(tree) if name in watched - (on_import if now else when_called)]
+
+
+def loss_primitives(tree: ast.Module) -> list[str]:
+    """Uses of LOSS_PRIMITIVES; `logaddexp.reduce` is none: it normalises a distribution."""
+    reduced = {id(n.value) for n in ast.walk(tree) if isinstance(n, ast.Attribute) and n.attr == "reduce"}
+    found = []
+    for node in ast.walk(tree):
+        names = []
+        if isinstance(node, ast.Attribute) and id(node) not in reduced:
+            names = [node.attr]
+        elif isinstance(node, ast.ImportFrom):
+            names = [alias.name for alias in node.names]
+        found += [name for name in names if name in LOSS_PRIMITIVES]
+    return found
+
+
+@pytest.mark.parametrize("package", PACKAGES)
+def test_imports_run_one_way(package: str) -> None:
+    found = {str(path): forbidden_imports(package, ast.parse(path.read_text())) for path in modules(package)}
+    assert found, f"{package} has no modules"
+    assert not {path: names for path, names in found.items() if names}
+
+
+@pytest.mark.parametrize(
+    ("package", "code", "names"),
+    [
+        ("theory", "import torch", ["torch"]),
+        ("theory", "def f():\n    import torch", []),
+        ("theory", "def f():\n    from bandits.solve import solve", ["bandits"]),
+        ("bandits", "import figures.style", ["figures"]),
+        ("bandits", "def f():\n    from figures.style import save", []),
+        ("bandits", "from lm import data", ["lm"]),
+        ("bandits", "import torch", ["torch"]),
+        ("lm", "if True:\n    from bandits import solve", ["bandits"]),
+        ("figures", "def f():\n    import lm.trainer, theory.losses", ["lm", "theory"]),
+    ],
+)
+def test_the_import_rule_itself(package: str, code: str, names: list[str]) -> None:
+    assert forbidden_imports(package, ast.parse(code)) == names
+
+
+@pytest.mark.parametrize("package", PACKAGES)
+def test_losses_are_written_once(package: str) -> None:
+    found = {
+        path.relative_to(ROOT).as_posix(): loss_primitives(ast.parse(path.read_text())) for path in modules(package)
+    }
+    assert {path for path, names in found.items() if names} == {
+        p for p in LOSSES_ARE_WRITTEN_IN if p.startswith(package)
+    }
+
+
+@pytest.mark.parametrize(
+    ("code", "names"),
+    [
+        ("-F.logsigmoid(beta * margin)", ["logsigmoid"]),
+        ("from torch.nn.functional import softplus as f", ["softplus"]),
+        ("loss = np.logaddexp\nloss(0, -z)", ["logaddexp"]),
+        ("logits - np.logaddexp.reduce(logits)", []),
+        ("losses.dpo(margin, beta=0.1)", []),
+    ],
+)
+def test_the_loss_rule_itself(code: str, names: list[str]) -> None:
+    assert loss_primitives(ast.parse(code)) == names
+
+
+@pytest.mark.parametrize(
+    ("package", "absent"),
+    [
+        ("theory", ["torch", "bandits", "lm", "figures"]),
+        ("bandits", ["torch", "lm", "figures"]),
+        ("figures", ["torch", "transformers", "theory", "bandits", "lm"]),
+    ],
+)
+def test_what_importing_a_whole_package_loads(package: str, absent: list[str]) -> None:
+    """By importing it, since third-party packages may import torch on their own."""
+    names = [path.relative_to(ROOT).with_suffix("").as_posix().replace("/", ".") for path in modules(package)]
+    code = f"import importlib, sys\nfor name in {names}: importlib.import_module(name)\n"
+    code += f"print(*sorted(set({absent}) & set(sys.modules)))"
+    loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=True).stdout
+    assert loaded.split() == []
+
+
+def test_every_proposition_is_tested_by_all_that_it_claims() -> None:
+    files = {path for path in modules("theory/propositions") if path.stem != "__init__"}
+    assert files
+    for path in files:
+        test = path.with_name(f"{path.stem}_test.py")
+        assert test.exists(), f"{path.name} has no {test.name}"
+        assert "claim_tests(CLAIMS)" in test.read_text(), f"{test.name} does not run the claims"
+        assert f"theory.propositions.{path.stem} import" in test.read_text(), f"{test.name} tests something else"
+
+
+def test_no_proposition_sets_its_own_number_of_examples() -> None:
+    """`--thorough` and `--examples` could not reach it."""
+    for path in modules("theory/propositions"):
+        names = {
+            alias.name
+            for n in ast.walk(ast.parse(path.read_text()))
+            if isinstance(n, ast.ImportFrom)
+            for alias in n.names
+        }
+        assert "settings" not in names, path.name
