@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 from datasets import Dataset
+from rich import box
 from rich.console import Console
 from rich.table import Table
 from scipy import stats
@@ -181,19 +182,20 @@ def table(report: dict[str, Any]) -> Table:
     percent = f"{report['confidence']:.0%}"
     truth = "utility" in report["sft"]
     rho = "unbiased pairs" if report["rho"] is None else f"rho = {report['rho']:g}"
-    view = Table(title=f"Oracle advantage over SFT on {report['sft']['n']} test prompts ({rho})")
-    for heading in (
+    # Narrow enough for 80 columns, where a terminal or a log file would otherwise lose digits.
+    title = f"Oracle advantage over SFT on {report['sft']['n']} test prompts ({rho})"
+    view = Table(title=title, box=box.SIMPLE, padding=0)
+    headings = [
         "method",
         "advantage",
-        f"{percent} interval",
+        f"{percent}\ninterval",
         "length",
-        "KL to ref",
-        "Δlogp winners",
-        "Δlogp losers",
-    ):
-        view.add_column(heading, justify="left" if heading == "method" else "right")
-    if truth:
-        view.add_column("utility", justify="right")
+        "KL\nto ref",
+        "Δlogp\nwinners",
+        "Δlogp\nlosers",
+    ]
+    for heading in [*headings, *(["utility"] if truth else [])]:
+        view.add_column(heading, justify="left" if heading == "method" else "right", no_wrap=True)
     for name, row in [(SFT, report["sft"]), *report["methods"].items()]:
         cells = ["", ""] if name == SFT else [f"{row['advantage']:+.3f}", "[{:+.3f}, {:+.3f}]".format(*row["ci"])]
         cells += [f"{row['length']:.2f}", f"{row['kl']:.2f}"]
