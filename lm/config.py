@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from string import Formatter
 from typing import Any, Literal
 
 from lm.objectives import (
@@ -110,6 +111,15 @@ class DataConfig:
             raise ValueError(f'DataConfig.sft_path goes with kind "tldr", and only with it; got {self.sft_path!r}')
         if self.limit is not None:
             _positive(self, "limit")
+        try:
+            placed = [name for _, name, _, _ in Formatter().parse(self.prompt_template) if name is not None]
+        except ValueError:
+            placed = []
+        if placed.count("post") != 1 or not {"subreddit", "title", "post"} >= set(placed):
+            raise ValueError(
+                "DataConfig.prompt_template must have {post} once, and beside it only {subreddit} and {title} in "
+                f"braces, got {self.prompt_template!r}"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -145,7 +155,8 @@ class TrainingConfig:
     def __post_init__(self) -> None:
         if (self.epochs is None) == (self.max_steps is None):
             raise ValueError(
-                f"TrainingConfig needs exactly one of epochs and max_steps, got {self.epochs} and {self.max_steps}"
+                "TrainingConfig needs exactly one of epochs and max_steps, and null for the other; got "
+                f"{self.epochs} and {self.max_steps}"
             )
         given = [name for name in ("epochs", "max_steps", "micro_batch_size", "save_steps") if getattr(self, name)]
         zero = [n for n in ("epochs", "max_steps", "micro_batch_size", "save_steps") if getattr(self, n) == 0]
