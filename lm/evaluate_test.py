@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import io
+
 import numpy as np
 import pytest
 from datasets import Dataset
 from hypothesis import given
 from hypothesis import strategies as st
+from rich.console import Console
 from scipy import stats
 
 from lm.evaluate import _interval, _test_prompts, table, wald
@@ -91,9 +94,15 @@ def test_the_table_has_a_line_for_each_method_and_utility_only_where_it_is_known
         **({"utility": 1.2} if truth else {}),
     }
     method = {**row, "advantage": 0.1, "ci": [0.05, 0.15], "n": 20}
-    view = table({"confidence": 0.9, "rho": 0.2, "sft": {**row, "n": 20}, "methods": {"dpo": method, "e-dpo": method}})
-    assert list(view.columns[0].cells) == ["sft", "dpo", "e-dpo"]
+    view = table(
+        {"confidence": 0.9, "rho": 0.2, "sft": {**row, "n": 20}, "methods": {"dpo": method, "hull-dpo": method}}
+    )
+    assert list(view.columns[0].cells) == ["sft", "dpo", "hull-dpo"]
     assert list(view.columns[1].cells) == ["", "+0.100", "+0.100"]
-    headings = [str(column.header) for column in view.columns]
-    assert "90% interval" in headings
-    assert ("utility" in headings) == truth
+    console = Console(width=80, file=io.StringIO())
+    console.print(view)
+    assert isinstance(console.file, io.StringIO)
+    shown = console.file.getvalue()
+    assert shown.count("[+0.050, +0.150]") == 2, "nothing is cut off at 80 columns"
+    assert "90%" in shown
+    assert ("utility" in shown) == truth

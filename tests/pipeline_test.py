@@ -23,7 +23,7 @@ from lm.config import (
     TrainingConfig,
     WorldConfig,
 )
-from lm.evaluate import UPSTREAM, evaluation, results, table
+from lm.evaluate import UPSTREAM, evaluation, report, results
 from lm.io import read_jsonl
 from lm.models import SCRATCH, load_tokenizer
 from lm.objectives import DPO, METHODS
@@ -130,8 +130,17 @@ def test_the_advantage_is_the_paired_difference_of_oracle_rewards(world_run: tup
     assert not tests & set(pipeline.references()["prompt"])
 
 
-def test_the_table_shows_every_method(world_run: tuple[Config, dict[str, Any]]) -> None:
-    assert list(table(world_run[1]).columns[0].cells) == ["sft", *METHODS]
+def test_a_report_is_a_table_a_file_and_a_picture(
+    world_run: tuple[Config, dict[str, Any]], capsys: pytest.CaptureFixture[str]
+) -> None:
+    run_config, values = world_run
+    names = ["sft", *METHODS]
+    report(Pipeline(run_config, read_only=UPSTREAM))
+    folder = Path(run_config.output_dir)
+    assert json.loads((folder / "results.json").read_text())["methods"] == values["methods"]
+    assert (folder / "results.png").read_bytes().startswith(b"\x89PNG")
+    shown = capsys.readouterr().out
+    assert [line.split()[0] for line in shown.splitlines() if line.split()[:1] and line.split()[0] in names] == names
 
 
 def test_the_biased_set_has_the_asked_share_and_the_members_are_parts_of_it(
