@@ -263,17 +263,23 @@ def test_log1mexp_gradient_is_finite_on_both_branches() -> None:
     np.testing.assert_allclose(z.grad, np.exp(values) / np.expm1(values), rtol=1e-14)
 
 
-def run_python(code: str) -> str:
-    return subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT
-    ).stdout.strip()
-
-
 def test_no_torch_without_a_tensor_and_no_sympy_without_an_expression() -> None:
-    code = "import sys, numpy as np; from theory import losses; "
-    numpy = "losses.drdo(*[-np.ones(2)] * 4); losses.ensemble_hull(np.ones(2), np.eye(2), beta=1); "
-    sympy = "import sympy; losses.drdo(*sympy.symbols('a b c d')); "
-    report = "print(*[name for name in ('sympy', 'torch') if name in sys.modules])"
-    assert run_python(code + numpy + report) == ""
-    assert run_python(code + sympy + numpy + report) == "sympy"
-    assert run_python(code + "import torch; losses.ipo(torch.ones(2), tau=1); " + report).endswith("torch")
+    code = """
+import sys
+import numpy as np
+from theory import losses
+
+def report():
+    print(*[name for name in ("sympy", "torch") if name in sys.modules], sep="+")
+
+losses.drdo(*[-np.ones(2)] * 4), losses.ensemble_hull(np.ones(2), np.eye(2), beta=1)
+report()
+import sympy
+losses.drdo(*sympy.symbols("a b c d")), losses.dpo(np.ones(2), beta=1)
+report()
+import torch
+losses.ipo(torch.ones(2), tau=1)
+report()
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
+    assert done.stdout.splitlines() == ["", "sympy", "sympy+torch"]

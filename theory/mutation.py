@@ -99,11 +99,12 @@ def mutants(source: str) -> Iterator[Mutant]:
         for parent, field, index in places(function):
             node = get(parent, field, index)
             for variant in variants(node):
-                changed = copy.deepcopy((tree, parent))  # one deep copy of both keeps the parent inside its tree
-                put(changed[1], field, index, copy.deepcopy(variant) if variant else ast.Pass())
+                changed, place = copy.deepcopy((function, parent))  # copied as one, so that the place is in the copy
+                put(place, field, index, copy.deepcopy(variant) if variant else ast.Pass())
+                body = [changed if statement is function else statement for statement in tree.body]
                 after = ast.unparse(variant) if variant else "nothing"
-                change = f"{ast.unparse(node)} -> {after}"
-                yield Mutant(function.name, node.lineno, change, ast.fix_missing_locations(changed[0]))
+                mutated = ast.fix_missing_locations(ast.Module(body=body, type_ignores=[]))
+                yield Mutant(function.name, node.lineno, f"{ast.unparse(node)} -> {after}", mutated)
 
 
 def places(function: ast.FunctionDef) -> Iterator[tuple[ast.AST, str, int | None]]:
