@@ -118,6 +118,25 @@ def test_a_ragged_last_mini_batch_weighs_its_pairs_equally(name: str, tmp_path: 
     assert max(distance(runs[0], other) for other in runs[1:]) <= 1e-10
 
 
+class MeanOfMeans(PolicyTrainer):
+    """Control: averages each micro-batch, then the micro-batches."""
+
+    def compute_loss(
+        self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> Tensor:
+        mean: Tensor = self.losses(model, inputs).mean() / self.current_gradient_accumulation_steps
+        return mean
+
+
+def test_a_mean_of_micro_batch_means_is_noticed(tmp_path: Path) -> None:
+    method, data = DPO(), pairs(11)
+    options = {"micro_batch_size": 2, "epochs": 1, "max_steps": None}
+    right = run_policy(tmp_path / "right", method, data, **options).parameters
+    model = policy_model(method)
+    wrong = _run(MeanOfMeans, model, data, pair_collator(0), tmp_path / "wrong", options, method=method).parameters
+    assert distance(right, wrong) > 1e-6
+
+
 @pytest.mark.parametrize("kind", ["sft", "reward"])
 def test_sft_and_reward_steps_do_not_depend_on_the_micro_batches(kind: str, tmp_path: Path) -> None:
     data = pairs(8)
