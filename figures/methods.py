@@ -33,7 +33,9 @@ def draw(results: dict[str, Any]) -> Figure:
     length.barh(rows, [methods[name]["length"] for name in names], color="0.75", edgecolor="black", height=0.6)
     length.axvline(results["sft"]["length"], color="black", linestyle="--", linewidth=0.8)
     length.set_xlabel("tokens (dashed: SFT)")
-    divergence.barh(rows, [methods[name]["kl"] for name in names], color="white", edgecolor="black", hatch="//", height=0.6)
+    divergence.barh(
+        rows, [methods[name]["kl"] for name in names], color="white", edgecolor="black", hatch="//", height=0.6
+    )
     divergence.set_xlabel("KL to reference, nats")
     rho = "unbiased pairs" if results["rho"] is None else f"$\\rho$ = {results['rho']:g}"
     figure.suptitle(f"{rho}, {results['sft']['n']} test prompts, seed {results['provenance']['seed']}", fontsize=10)

@@ -68,7 +68,8 @@ class DataConfig:
         kind: "world" generates the embedded world; "tldr" reads comparisons in the schema of
             openai/summarize_from_feedback and a TL;DR reference set; "hh" reads Anthropic HH dialogues
             (`chosen` and `rejected` sharing a prefix).
-        path: hub name, or a local .jsonl, .jsonl.gz or .parquet file, or a folder of them. Not read by "world".
+        path: hub name (owner/name, or owner/name/folder for one folder of it), or a local .jsonl, .jsonl.gz or
+            .parquet file, or a folder of them. Not read by "world".
         subset: folder of a hub dataset to load from, e.g. "helpful-base"; hub names only.
         sft_path: reference summaries, likewise; "tldr" only ("hh" learns from the chosen replies).
         prompt_template: how a "tldr" or "world" prompt is written, with {subreddit}, {title} and {post}.

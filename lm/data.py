@@ -44,6 +44,8 @@ class Drop:
 def read_rows(path: str, subset: str | None = None) -> Iterator[tuple[str, Row]]:
     """(where it stands, row) of a local file, a folder of files, or a hub dataset (all its splits).
 
+    A hub dataset is owner/name, or owner/name/folder for one folder of it.
+
     Raises FileNotFoundError for a local path that is not there, ValueError for a malformed line, an unknown file type,
     or a hub dataset that cannot be loaded.
     """
@@ -54,9 +56,9 @@ def read_rows(path: str, subset: str | None = None) -> Iterator[tuple[str, Row]]
                 f"data.subset {subset!r} goes with a hub name, but {path} is local; name the folder itself"
             )
         yield from _read_local(local)
-    elif re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", path) and not path.endswith(SUFFIXES):
+    elif (hub := re.fullmatch(r"([\w-][\w.-]*/[\w.-]+)(?:/([\w.-]+))?", path)) and not path.endswith(SUFFIXES):
         try:
-            loaded = datasets.load_dataset(path, data_dir=subset)
+            loaded = datasets.load_dataset(hub[1], data_dir=subset or hub[2])
         except Exception as error:
             raise ValueError(
                 f"data path {path!r} is neither a local file or folder nor a hub dataset that can be loaded "
