@@ -1,4 +1,4 @@
-"""Oracle advantage of every method over pi_ref, with its interval, beside how long and how far from pi_ref it writes."""
+"""Oracle advantage of every method over pi_ref with its interval, mean length, and distance from pi_ref."""
 
 from __future__ import annotations
 
