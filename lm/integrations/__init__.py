@@ -1,0 +1,1 @@
+"""Our methods inside other people's trainers; each module needs the optional extra of its name."""

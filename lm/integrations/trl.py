@@ -1,0 +1,453 @@
+"""Our methods in TRL: a `DPOTrainer` whose loss is a :class:`lm.objectives.Method` on a scored preference set.
+
+TRL loads the models, tokenises, computes log-probs (in float32: its fused head knows nothing finer) and keeps the
+reference; ours are the loss, its mean over the *global* mini-batch, and e-DPO's choice of a member there. An option
+that this would have to ignore is refused.
+"""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+from collections.abc import Iterator
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+from datasets import Dataset
+from torch import Tensor
+from transformers import TrainingArguments
+
+from lm.objectives import DRDO, IPO, METHODS, Method, PairBatch
+from theory import losses
+
+try:
+    from trl import DPOConfig, DPOTrainer
+    from trl.trainer.utils import pad
+except ImportError as error:
+    raise ImportError("lm.integrations.trl needs TRL: pip install 'reward-distillation[trl]'") from error
+
+HONOURED = frozenset(
+    {
+        "activation_offloading",
+        "beta",
+        "dataset_num_proc",
+        "disable_dropout",
+        "learning_rate",
+        "max_length",
+        "model_init_kwargs",
+        "pad_to_multiple_of",
+        "pad_token",
+        "precompute_ref_batch_size",
+        "precompute_ref_log_probs",
+        "router_aux_loss_coef",
+        "trust_remote_code",
+    }
+)
+"""Fields of `DPOConfig` that mean here what they mean in TRL. Every other field that it adds to transformers'
+arguments has to keep its default: the method says what the loss is."""
+
+TOKENS = ("prompt_ids", "chosen_ids", "rejected_ids")
+PAIR_REFERENCES = ("ref_chosen_logps", "ref_rejected_logps")
+SAMPLES = ("sample_ids", "ref_sample_logps", "sample_weights")
+SCORES = ("reward_margin", "member_margins", *PAIR_REFERENCES, *SAMPLES[1:])
+"""Columns that reach the loss, [N], member_margins [N, K], the last two [N, S]; in float64 until the log-probs' type
+is known."""
+
+
+class RewardDistillationTrainer(DPOTrainer):  # type: ignore[misc]
+    """`DPOTrainer` with one of our methods for its loss.
+
+    Args:
+        model: as in TRL.
+        method: a name of :data:`lm.objectives.METHODS`, whose beta (IPO: tau) is then `args.beta`, or a
+            :class:`Method` with that same beta. A method that needs samples of pi_ref wants `sample_ids`; without them,
+            give the method `kl=Pessimism(samples="preferences")`.
+        train_dataset: a scored preference set: text, or the token ids prompt_ids, chosen_ids, rejected_ids with
+            end-of-text, and what the method needs of reward_margin (or chosen_reward and rejected_reward),
+            member_margins ([K] a row) and sample_ids (S completions a row; token ids only). With
+            `args.precompute_ref_log_probs`, the columns ref_chosen_logps, ref_rejected_logps (and ref_sample_logps)
+            are taken where they are there.
+        args: TRL's options. Nothing is cut: a pair longer than `max_length` is an error.
+        eval_dataset: likewise; not with an ensemble, whose member is chosen on a training mini-batch.
+        options: `ref_model`, `processing_class`, `callbacks`, `optimizers`, `quantization_config`, `peft_config`.
+
+    Raises:
+        ValueError, TypeError: an option that could not be honoured, a column that is missing or not finite.
+        FloatingPointError: in training, a loss that is not finite.
+    """
+
+    loss_is_scaled_for_ga = True
+    _name = "Reward distillation"
+    _tag_names = ["trl", "reward-distillation"]  # noqa: RUF012  (TRL's own attributes)
+    _paper = {  # noqa: RUF012
+        "title": "Robust Preference Optimization through Reward Model Distillation",
+        "id": "2405.19316",
+        "citation": "Adam Fisch et al. Robust Preference Optimization through Reward Model Distillation. 2024.",
+    }
+
+    def __init__(
+        self,
+        model: Any,
+        *,
+        method: Method | str,
+        train_dataset: Dataset,
+        args: DPOConfig | None = None,
+        eval_dataset: Any = None,
+        **options: Any,
+    ) -> None:
+        args = DPOConfig() if args is None else args
+        self.method = resolve(method, args.beta)
+        refuse_ignored(args)
+        for name in ("data_collator", "compute_metrics"):
+            if options.pop(name, None) is not None:
+                raise ValueError(f"{name} cannot be honoured: the batches and the loss are the method's; leave it out")
+        if eval_dataset is not None:
+            self._refuse_evaluation_of_ensembles()
+        self._has_reference = options.get("ref_model") is not None
+        self._gram: Tensor | None = None
+        super().__init__(
+            model=model,
+            args=args,
+            train_dataset=train_dataset,
+            eval_dataset=eval_dataset,
+            data_collator=partial(collate, pad_to_multiple_of=args.pad_to_multiple_of),
+            **options,
+        )
+        if self._is_vlm:
+            raise TypeError("processing_class must be a tokenizer, got a processor; pairs with images have no rewards")
+        if self.aux_loss_enabled:
+            raise ValueError(
+                f"router_aux_loss_coef {self.router_aux_loss_coef} of a mixture-of-experts model would be ignored; "
+                "set DPOConfig(router_aux_loss_coef=0.0)"
+            )
+
+    # ------------------------------------------------------------ data
+
+    def _prepare_dataset(self, dataset: Any, processing_class: Any, args: DPOConfig, dataset_name: str) -> Dataset:
+        """Tokenised by TRL unless it is already; every score and length checked."""
+        if not isinstance(dataset, Dataset):
+            raise TypeError(
+                f"{dataset_name}: scores can be checked of a datasets.Dataset only, got {type(dataset).__name__}"
+            )
+        dataset = with_margins(dataset, self.method, dataset_name)
+        self._check_references(dataset, args, dataset_name)
+        if not self.method.needs_samples:
+            dataset = dataset.remove_columns([column for column in SAMPLES if column in dataset.column_names])
+        if not set(TOKENS) <= set(dataset.column_names):
+            uncut = copy.copy(args)  # with a limit, TRL drops pairs without a word
+            uncut.max_length = None
+            dataset = super()._prepare_dataset(dataset, processing_class, uncut, dataset_name)
+        check_lengths(dataset, args.max_length, dataset_name)
+        return dataset
+
+    def _check_references(self, dataset: Dataset, args: DPOConfig, name: str) -> None:
+        wanted = [*PAIR_REFERENCES]
+        if self.method.needs_samples:
+            wanted.append("ref_sample_logps")
+            missing = [column for column in (*TOKENS, "sample_ids") if column not in dataset.column_names]
+            if missing:
+                raise ValueError(
+                    f"{name}: {type(self.method).__name__} with samples of the reference needs {', '.join(missing)}, "
+                    "as `python -m lm.score` writes them; or let the pairs be the samples, with "
+                    f'{type(self.method).__name__}(kl=Pessimism(samples="preferences"))'
+                )
+        given = [column for column in wanted if column in dataset.column_names]
+        if given and not args.precompute_ref_log_probs:
+            raise ValueError(
+                f"{name} has {', '.join(given)}, which precompute_ref_log_probs=False would ignore; set it to True, "
+                "or remove them"
+            )
+        if given and self._has_reference:
+            raise ValueError(f"{name} has {', '.join(given)}, so ref_model would be ignored; leave one of them out")
+        if given and given != wanted:
+            raise ValueError(f"{name} has {', '.join(given)} of {', '.join(wanted)}; all of them are needed, or none")
+        if args.precompute_ref_log_probs and self.method.needs_samples and not given:
+            raise ValueError(
+                f"{name}: TRL precomputes log-probs of pairs, not of samples; give {', '.join(wanted)}, or set "
+                "precompute_ref_log_probs=False"
+            )
+
+    def _precompute_ref_logps(self, dataset: Dataset, name: str, batch_size: int) -> Dataset:
+        """The columns that are there, else TRL's."""
+        if set(PAIR_REFERENCES) <= set(dataset.column_names):
+            return dataset
+        return super()._precompute_ref_logps(dataset, name, batch_size)
+
+    def _set_signature_columns_if_needed(self) -> None:
+        """What `remove_unused_columns` keeps."""
+        self._signature_columns = [*TOKENS, *SAMPLES[:1], *SCORES]
+
+    # ------------------------------------------------------------ the loss
+
+    def get_batch_samples(
+        self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device
+    ) -> tuple[list[Any], Tensor | int | None]:
+        """The micro-batches of one step. For an ensemble, a pass without gradient comes first where there are several:
+        the member, or the mixture, is chosen on the global mini-batch and not on a part of it."""
+        batches, count = super().get_batch_samples(epoch_iterator, num_batches, device)
+        self._gram = None
+        if "members" in self.method.needs and batches and (len(batches) > 1 or self.accelerator.num_processes > 1):
+            self._gram = self._global_gram(batches, count)
+        return batches, count
+
+    def _global_gram(self, batches: list[Any], count: Any) -> Tensor:
+        model = self.model_wrapped
+        was_training = model.training
+        model.eval()
+        grams = []
+        with torch.no_grad(), self.compute_loss_context_manager():
+            for batch in batches:
+                pairs = self._pairs(model, self._prepare_inputs(batch))
+                margin, members = pairs.logratio_margin, pairs.known("member_margins")
+                beta = getattr(self.method, "beta")  # noqa: B009
+                grams.append(losses.ensemble_gram(margin, members, beta=beta) * len(margin))
+        model.train(was_training)
+        mean: Tensor = self.accelerator.reduce(torch.stack(grams).sum(0), "sum") / count
+        return mean
+
+    def _get_num_items_in_batch(self, batch_samples: list[Any], device: torch.device) -> Tensor:
+        """Pairs in the global mini-batch."""
+        pairs = torch.tensor(sum(pairs_in(batch) for batch in batch_samples), device=device)
+        total: Tensor = self.accelerator.reduce(pairs, "sum")
+        return total
+
+    def _pairs(self, model: Any, inputs: dict[str, Any]) -> PairBatch:
+        rows = {name: inputs[name] for name in ("input_ids", "attention_mask", "completion_mask")}
+        labels = rows["input_ids"].masked_fill(rows["completion_mask"] == 0, -100)
+        output = model(
+            input_ids=rows["input_ids"],
+            attention_mask=rows["attention_mask"],
+            use_cache=False,
+            labels=labels,
+            fused_lm_head=True,
+        )
+        # Prompt-learning adapters put virtual tokens before the real ones.
+        logps = output.log_probs[:, -labels.shape[1] + 1 :].sum(1)
+        scores = {name: inputs[name].to(logps.dtype) for name in SCORES if name in inputs}
+        count = pairs_in(inputs)
+        chosen, rejected, samples = logps[:count], logps[count : 2 * count], logps[2 * count :].view(count, -1)
+        if self.precompute_ref_logps:
+            ref_chosen, ref_rejected = (scores[name] for name in PAIR_REFERENCES)
+            ref_samples = scores.get("ref_sample_logps")
+        else:
+            ref_logps = torch.cat(self.compute_ref_log_probs(self.ref_model or self.model, rows)).to(logps.dtype)
+            ref_chosen, ref_rejected = ref_logps[:count], ref_logps[count : 2 * count]
+            ref_samples = ref_logps[2 * count :].view(count, -1)
+        lengths = rows["completion_mask"].sum(1)
+        return PairBatch(
+            policy_chosen_logps=chosen,
+            policy_rejected_logps=rejected,
+            ref_chosen_logps=ref_chosen,
+            ref_rejected_logps=ref_rejected,
+            chosen_lengths=lengths[:count],
+            rejected_lengths=lengths[count : 2 * count],
+            reward_margin=scores.get("reward_margin"),
+            member_margins=scores["member_margins"].T if "member_margins" in scores else None,
+            sample_logratios=(
+                (scores["sample_weights"] * (samples - ref_samples)).sum(1) if self.method.needs_samples else None
+            ),
+            gram=self._gram,
+            progress=self.state.global_step / max(self.state.max_steps - 1, 1),
+        )
+
+    def compute_loss(
+        self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> Tensor:
+        """In training this micro-batch's share of the global mini-batch's mean loss, in evaluation its own mean."""
+        if return_outputs:
+            raise ValueError("return_outputs cannot be honoured: TRL's fused head makes no logits")
+        pairs = self._pairs(model, inputs)
+        loss = self.method(pairs)
+        if not torch.isfinite(loss).all():
+            raise FloatingPointError(f"a loss at step {self.state.global_step} is not finite: {loss.tolist()}")
+        self._record(pairs, inputs)
+        if num_items_in_batch is None:
+            return loss.mean()
+        # DDP and FSDP average gradients over ranks; the mean over pairs has to be a sum over ranks.
+        share: Tensor = loss.sum() * (self.accelerator.num_processes / num_items_in_batch)
+        return share
+
+    def _record(self, pairs: PairBatch, inputs: dict[str, Any]) -> None:
+        """TRL's metrics that need no logits, by TRL's names."""
+        chosen = self.beta * (pairs.policy_chosen_logps - pairs.ref_chosen_logps)
+        rejected = self.beta * (pairs.policy_rejected_logps - pairs.ref_rejected_logps)
+        metrics = {
+            "logps/chosen": pairs.policy_chosen_logps,
+            "logps/rejected": pairs.policy_rejected_logps,
+            "rewards/chosen": chosen,
+            "rewards/rejected": rejected,
+            "rewards/accuracies": (chosen > rejected).float(),
+            "rewards/margins": chosen - rejected,
+        }
+        if pairs.sample_logratios is not None:
+            metrics["forward_kl"] = losses.forward_kl(pairs.sample_logratios)
+        kept = self._metrics["train" if self.model.training else "eval"]
+        for name, value in metrics.items():
+            kept[name].append(self.accelerator.gather(value.detach()).mean().item())
+        if self.model.training:
+            self._total_train_tokens += int(self.accelerator.gather(inputs["attention_mask"].sum()).sum())
+        kept["num_tokens"] = [self._total_train_tokens]
+
+    def evaluate(self, eval_dataset: Any = None, *args: Any, **kwargs: Any) -> dict[str, float]:
+        """As in TRL, not with an ensemble."""
+        self._refuse_evaluation_of_ensembles()
+        metrics: dict[str, float] = super().evaluate(eval_dataset, *args, **kwargs)
+        return metrics
+
+    def _refuse_evaluation_of_ensembles(self) -> None:
+        if "members" in self.method.needs:
+            raise ValueError(
+                f"{type(self.method).__name__} chooses on a training mini-batch, so its loss on eval_dataset would "
+                "depend on the evaluation's batch size; leave it out and compare policies by their rewards"
+            )
+
+
+# ---------------------------------------------------------------- options
+
+
+def resolve(method: Method | str, beta: float) -> Method:
+    """The method of this name with beta (IPO: tau) from TRL's option, or the method that was given.
+
+    Raises ValueError for an unknown name, for one that needs a reward head, and where the two scales differ.
+    """
+    if isinstance(method, str):
+        if method not in METHODS:
+            raise ValueError(f"method must be one of {', '.join(METHODS)}, or a Method, got {method!r}")
+        if METHODS[method] is not DRDO:
+            method = METHODS[method](**{"tau" if METHODS[method] is IPO else "beta": beta})
+        else:
+            method = DRDO()
+    if not isinstance(method, Method):
+        raise TypeError(f"method must be a name or an lm.objectives.Method, got {type(method).__name__}: {method!r}")
+    if method.needs_reward_head:
+        raise ValueError(
+            f"{method} needs a reward head, which TRL's model does not have; train it with `python -m lm.policy`, or "
+            'give DRDO(reward_estimate="implicit", beta=...)'
+        )
+    scale = "tau" if isinstance(method, IPO) else "beta"
+    own = getattr(method, scale)
+    if own != beta:
+        raise ValueError(
+            f"{type(method).__name__}.{scale} is {own}, but DPOConfig.beta is {beta}; give both the "
+            "same value, or name the method"
+        )
+    return method
+
+
+def refuse_ignored(args: DPOConfig) -> None:
+    """ValueError where an option is set that has no meaning with our losses."""
+    transformers_own = {field.name for field in dataclasses.fields(TrainingArguments)}
+    for field in dataclasses.fields(DPOConfig):
+        if field.name in transformers_own or field.name in HONOURED:
+            continue
+        default = field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
+        if getattr(args, field.name) != default:
+            raise ValueError(
+                f"DPOConfig.{field.name} is {getattr(args, field.name)!r}, which this trainer would ignore: the loss "
+                f"is the method's; leave it at {default!r}"
+            )
+    for name, kept, why in (
+        ("label_smoothing_factor", 0, "it is for next-token losses"),
+        ("average_tokens_across_devices", True, "pairs are averaged over all ranks"),
+    ):
+        if getattr(args, name) != kept:
+            raise ValueError(
+                f"DPOConfig.{name} is {getattr(args, name)!r}, which would be ignored: {why}; leave it at {kept!r}"
+            )
+
+
+# ---------------------------------------------------------------- data
+
+
+def with_margins(dataset: Dataset, method: Method, name: str) -> Dataset:
+    """Adds reward_margin where there are chosen_reward and rejected_reward, and checks what the method reads.
+
+    Raises ValueError for a column that is missing or there in two forms, and for a value, with its row, that is not
+    finite.
+    """
+    both = [column for column in ("chosen_reward", "rejected_reward") if column in dataset.column_names]
+    if "rewards" in method.needs and both:
+        if len(both) == 1 or "reward_margin" in dataset.column_names:
+            raise ValueError(
+                f"{name}: either chosen_reward and rejected_reward, or reward_margin; there are "
+                f"{', '.join(c for c in dataset.column_names if 'reward' in c)}"
+            )
+        chosen, rejected = (numbers(dataset, column, name) for column in both)
+        dataset = dataset.add_column("reward_margin", (chosen - rejected).tolist())
+    wanted = {"rewards": "reward_margin", "members": "member_margins"}
+    for column in [wanted[need] for need in sorted(method.needs)]:
+        if column not in dataset.column_names:
+            raise ValueError(
+                f"{name}: {type(method).__name__} needs {column}; there are {', '.join(dataset.column_names)}. "
+                "`python -m lm.score` writes lists chosen_rewards and rejected_rewards, of which lm.pipeline.margins "
+                "makes reward_margin (the first reward model) and member_margins (the others)"
+            )
+    for column in SCORES:
+        if column in dataset.column_names:
+            numbers(dataset, column, name)
+    return dataset
+
+
+def numbers(dataset: Dataset, column: str, name: str) -> np.ndarray[Any, np.dtype[np.float64]]:
+    """A column as [N] or [N, K]; ValueError, with the row, where a value is not finite or rows differ in K."""
+    values = list(dataset[column])
+    for row, value in enumerate(values):
+        listed = value if isinstance(value, list) else [value]
+        if not listed or len(listed) != len(values[0] if isinstance(values[0], list) else [0]):
+            raise ValueError(f"{name}, row {row}: {column} has {len(listed)} values, row 0 has {values[0]!r}")
+        if any(isinstance(v, bool) or not isinstance(v, int | float) or not abs(v) < float("inf") for v in listed):
+            raise ValueError(f"{name}, row {row}: {column} must be finite numbers, got {value!r}")
+    return np.asarray(values, dtype=np.float64)
+
+
+def check_lengths(dataset: Dataset, max_length: int | None, name: str) -> None:
+    """ValueError where a prompt or completion is empty, a row has another number of samples, or a pair would be cut."""
+    longest = 0
+    samples = list(dataset["sample_ids"]) if "sample_ids" in dataset.column_names else [[]] * len(dataset)
+    for row, (prompt, chosen, rejected, sampled) in enumerate(
+        zip(*(dataset[column] for column in TOKENS), samples, strict=True)
+    ):
+        if not all([prompt, chosen, rejected, *sampled]):
+            raise ValueError(f"{name}, row {row}: prompt and completions need at least one token each")
+        if len(sampled) != len(samples[0]) or not all(isinstance(completion, list) for completion in sampled):
+            raise ValueError(f"{name}, row {row}: sample_ids must be {len(samples[0])} lists of tokens, as in row 0")
+        longest = max(longest, len(prompt) + max(map(len, [chosen, rejected, *sampled])))
+    if max_length is not None and longest > max_length:
+        raise ValueError(
+            f"{name}: the longest prompt with a completion has {longest} tokens, which max_length={max_length} would "
+            "cut, and its reward is that of the whole; filter the set, or raise max_length"
+        )
+
+
+def collate(rows: list[dict[str, Any]], pad_to_multiple_of: int | None = None) -> dict[str, Tensor]:
+    """Rows padded on the right (masked and read by nothing): all chosen, all rejected, then each pair's samples.
+
+    Returns:
+        input_ids, attention_mask, completion_mask [(2 + S) N, T], and those of SCORES that the rows have, float64;
+        sample_weights are 1 / S where the rows have none.
+    """
+    pairs = [(row["prompt_ids"], row[name]) for name in ("chosen_ids", "rejected_ids") for row in rows]
+    pairs += [(row["prompt_ids"], completion) for row in rows for completion in row.get("sample_ids", [])]
+    ids = [torch.tensor([*prompt, *completion]) for prompt, completion in pairs]
+    masks = [torch.tensor([0] * len(prompt) + [1] * len(completion)) for prompt, completion in pairs]
+    batch = {
+        name: pad(values, padding_value=value, padding_side="right", pad_to_multiple_of=pad_to_multiple_of)
+        for name, values, value in (
+            ("input_ids", ids, 0),
+            ("attention_mask", [torch.ones_like(row) for row in ids], 0),
+            ("completion_mask", masks, 0),
+        )
+    }
+    batch |= {n: torch.tensor([row[n] for row in rows], dtype=torch.float64) for n in SCORES if n in rows[0]}
+    count = len(rows[0].get("sample_ids", []))
+    if count and "sample_weights" not in batch:
+        batch["sample_weights"] = torch.full((len(rows), count), 1 / count, dtype=torch.float64)
+    return batch
+
+
+def pairs_in(batch: dict[str, Any]) -> int:
+    """N of a batch of (2 + S) N rows."""
+    samples = batch["sample_weights"].shape[1] if "sample_weights" in batch else 0
+    return int(batch["input_ids"].shape[0] // (2 + samples))

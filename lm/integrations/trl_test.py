@@ -1,0 +1,532 @@
+"""TRL's trainer with our methods computes what our own trainer computes, and refuses what it would ignore."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.util
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from datasets import Dataset, IterableDataset
+from peft import LoraConfig
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from tokenizers.pre_tokenizers import WhitespaceSplit
+from torch import Tensor
+from transformers import PreTrainedTokenizerFast, TrainingArguments
+from trl import DPOConfig
+from trl.trainer import utils as trl_utils
+
+from lm.integrations import trl
+from lm.integrations.trl import RewardDistillationTrainer, collate, refuse_ignored, resolve
+from lm.logprobs import CompletionModel
+from lm.objectives import DPO, DRDO, IPO, METHODS, DistilledDPO, EnsembleDPO, Method, Pessimism
+from lm.testing import END, VOCABULARY, causal_lm, close, pairs, training
+from lm.trainer import PolicyTrainer, pair_collator, training_arguments
+
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:`is_gradient_checkpointing` is deprecated:FutureWarning"
+)  # by TRL, PEFT
+
+REFERENCES = ["ref_chosen_logps", "ref_rejected_logps", "ref_sample_logps"]
+CARRIED = {
+    **{name: METHODS[name]() for name in METHODS if name != "drdo"},
+    "drdo-implicit": DRDO(reward_estimate="implicit", beta=0.7),
+    "ipo-normalised": IPO(length_normalised=True),
+    "e-dpo-on-pairs": EnsembleDPO(kl=Pessimism(samples="preferences")),
+}
+"""Every method that TRL's model can carry."""
+
+
+@pytest.fixture(autouse=True)
+def quiet(monkeypatch: pytest.MonkeyPatch) -> None:
+    """TRL reports a trainer's construction to its makers, but not from CI."""
+    monkeypatch.setenv("CI", "1")
+
+
+class ExactHead:
+    """TRL's chunked head in the hidden states' own type; TRL's rounds to float32."""
+
+    @staticmethod
+    def apply(hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, *_: Any) -> tuple[Any, ...]:
+        logps = torch.nn.functional.linear(hidden, weight, bias).log_softmax(-1)
+        return (logps.gather(1, targets[:, None])[:, 0], None, None, None, None)
+
+
+@pytest.fixture
+def exact(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(trl_utils, "_ChunkedLogProbFunction", ExactHead)
+
+
+def tokenizer() -> PreTrainedTokenizerFast:
+    """Words w2 ... w49, before them padding and end-of-text."""
+    vocabulary = ["<pad>", "<end>", *(f"w{i}" for i in range(2, VOCABULARY))]
+    words = Tokenizer(WordLevel({word: i for i, word in enumerate(vocabulary)}, unk_token="w49"))
+    words.pre_tokenizer = WhitespaceSplit()
+    return PreTrainedTokenizerFast(tokenizer_object=words, eos_token=vocabulary[END], pad_token=vocabulary[0])
+
+
+def scale_of(method: Method) -> float:
+    return float(method.tau if isinstance(method, IPO) else getattr(method, "beta"))  # noqa: B009
+
+
+def options(folder: Path, **changes: Any) -> DPOConfig:
+    """The options of :func:`lm.testing.training`, in TRL's terms."""
+    ours = training_arguments(training(), folder, seed=3, device="cpu")
+    same = ("lr_scheduler_type", "max_grad_norm", "weight_decay", "adam_beta1", "adam_beta2", "adam_epsilon", "seed")
+    return DPOConfig(
+        **{
+            "output_dir": str(folder),
+            "learning_rate": 1e-2,
+            "max_steps": 1,
+            "logging_steps": 1,
+            "per_device_train_batch_size": 8,
+            "activation_checkpointing": False,
+            "bf16": False,
+            "use_cpu": True,
+            "report_to": "none",
+            "save_strategy": "no",
+            "disable_tqdm": True,
+            **{name: getattr(ours, name) for name in same},
+            **changes,
+        }
+    )
+
+
+def in_trl(
+    folder: Path,
+    method: Method,
+    data: Dataset,
+    *,
+    trainer_class: type[RewardDistillationTrainer] = RewardDistillationTrainer,
+    **changes: Any,
+) -> RewardDistillationTrainer:
+    """On the data's own reference log-probs unless a ref_model is given."""
+    ref_model = changes.pop("ref_model", None)
+    extra = {name: changes.pop(name) for name in ("eval_dataset", "peft_config") if name in changes}
+    if ref_model is not None:
+        data = data.remove_columns([name for name in REFERENCES if name in data.column_names])
+    changes = {"beta": scale_of(method), "precompute_ref_log_probs": ref_model is None, **changes}
+    return trainer_class(
+        causal_lm(),
+        method=method,
+        train_dataset=data,
+        args=options(folder, **changes),
+        processing_class=tokenizer(),
+        ref_model=ref_model,
+        **extra,
+    )
+
+
+def ours(folder: Path, method: Method, data: Dataset, **changes: Any) -> PolicyTrainer:
+    arguments = training_arguments(training(**changes), folder, seed=3, device="cpu")
+    collator = pair_collator(sample=method.needs_samples)
+    model = CompletionModel(causal_lm())
+    return PolicyTrainer(model=model, args=arguments, train_dataset=data, data_collator=collator, method=method)
+
+
+def parameters_of(model: torch.nn.Module) -> list[Tensor]:
+    return [p.detach().clone() for p in model.parameters()]
+
+
+def distance(one: list[Tensor], other: list[Tensor]) -> float:
+    return max(float((a - b).abs().max()) for a, b in zip(one, other, strict=True))
+
+
+# ---------------------------------------------------------------- parity
+
+
+@pytest.mark.parametrize("name", CARRIED)
+@pytest.mark.usefixtures("exact")
+def test_loss_and_gradient_are_those_of_our_trainer(name: str, tmp_path: Path) -> None:
+    method, data = CARRIED[name], pairs(6)
+    mine, theirs = ours(tmp_path / "ours", method, data), in_trl(tmp_path / "trl", method, data)
+    for trainer in (mine, theirs):
+        trainer.state.max_steps, trainer.state.global_step = 5, 2  # half of training is done
+    theirs.model.train()
+    expected = mine.losses(mine.model, pair_collator(sample=method.needs_samples)(list(data))).mean()
+    loss = theirs.compute_loss(theirs.model, collate(list(theirs.train_dataset)))
+    close(loss, expected, what=name)
+    pairwise = zip(
+        torch.autograd.grad(loss, list(theirs.model.parameters())),
+        torch.autograd.grad(expected, list(mine.model.parameters())),
+        strict=True,
+    )
+    for gradient, expected_gradient in pairwise:
+        close(gradient, expected_gradient, what=name)
+
+
+def test_what_trls_own_head_rounds(tmp_path: Path) -> None:
+    """TRL computes log-probs in float32 even of a float64 model: the parity above is to the last digit without it."""
+    method, data = DistilledDPO(), pairs(6)
+    mine, theirs = ours(tmp_path / "ours", method, data), in_trl(tmp_path / "trl", method, data)
+    expected = mine.losses(mine.model, pair_collator()(list(data))).mean()
+    loss = theirs.compute_loss(theirs.model, collate(list(theirs.train_dataset)))
+    assert loss.dtype == torch.float32
+    assert loss.item() == pytest.approx(expected.item(), rel=1e-4)
+    assert loss.item() != pytest.approx(expected.item(), rel=1e-12)
+
+
+@pytest.mark.parametrize("name", ["dpo", "p-dpo", "e-dpo", "hull-dpo"])
+@pytest.mark.usefixtures("exact")
+def test_training_ends_where_our_trainer_does_however_the_mini_batch_is_cut(name: str, tmp_path: Path) -> None:
+    method, data = CARRIED[name], pairs(8)
+    mine = ours(tmp_path / "ours", method, data, max_steps=3)
+    start = parameters_of(mine.model)
+    mine.train()
+    assert distance(start, parameters_of(mine.model)) > 1e-2
+    for micro in (8, 2):
+        cut: dict[str, Any] = {"per_device_train_batch_size": micro, "gradient_accumulation_steps": 8 // micro}
+        theirs = in_trl(tmp_path / str(micro), method, data, max_steps=3, **cut)
+        theirs.train()
+        assert distance(parameters_of(mine.model), parameters_of(theirs.model)) <= 1e-9, micro
+        for entry, other in zip(mine.state.log_history[:3], theirs.state.log_history[:3], strict=True):
+            assert other["loss"] == pytest.approx(entry["loss"], rel=1e-4)
+            assert other["logps/chosen"] == pytest.approx(entry["chosen_logps"], rel=1e-4)
+
+
+class MeanOfMeans(RewardDistillationTrainer):
+    """Control: averages each micro-batch, then the micro-batches, as TRL does."""
+
+    loss_is_scaled_for_ga = False
+
+    def compute_loss(self, model: Any, inputs: Any, *_: Any, **__: Any) -> Tensor:
+        return super().compute_loss(model, inputs)
+
+
+@pytest.mark.usefixtures("exact")
+def test_a_ragged_last_mini_batch_weighs_its_pairs_equally(tmp_path: Path) -> None:
+    """Eleven pairs, eight at a time, in micro-batches of 8 or 2: the last step has three pairs, cut as 3 or 2 + 1."""
+    ends = []
+    for micro, trainer_class in ((8, RewardDistillationTrainer), (2, RewardDistillationTrainer), (2, MeanOfMeans)):
+        cut: dict[str, Any] = {
+            "per_device_train_batch_size": micro,
+            "gradient_accumulation_steps": 8 // micro,
+            "max_steps": 2,
+        }
+        trainer = in_trl(
+            tmp_path / f"{micro}{trainer_class.__name__}", DPO(), pairs(11), trainer_class=trainer_class, **cut
+        )
+        trainer.train()
+        ends.append(parameters_of(trainer.model))
+    assert distance(ends[0], ends[1]) <= 1e-9
+    assert distance(ends[0], ends[2]) > 1e-6
+
+
+class PerMicroBatchChoice(RewardDistillationTrainer):
+    """Control: lets every micro-batch choose its own member."""
+
+    def _global_gram(self, batches: Any, count: Any) -> Any:
+        return None
+
+
+@pytest.mark.usefixtures("exact")
+def test_the_member_is_chosen_on_the_global_mini_batch(tmp_path: Path) -> None:
+    cut: dict[str, Any] = {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 4}
+    right = in_trl(tmp_path / "right", CARRIED["e-dpo"], pairs(8), **cut)
+    wrong = in_trl(tmp_path / "wrong", CARRIED["e-dpo"], pairs(8), trainer_class=PerMicroBatchChoice, **cut)
+    for trainer in (right, wrong):
+        trainer.train()
+    assert distance(parameters_of(right.model), parameters_of(wrong.model)) > 1e-4
+
+
+def run_on_ranks(folder: Path) -> None:
+    """What each process of the test below does."""
+    trl_utils._ChunkedLogProbFunction = ExactHead
+    cut: dict[str, Any] = {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 2}
+    trainer = in_trl(folder, CARRIED["e-dpo"], pairs(8), max_steps=2, **cut)
+    trainer.train()
+    if trainer.is_world_process_zero():
+        torch.save(parameters_of(trainer.accelerator.unwrap_model(trainer.model)), folder / "parameters.pt")
+
+
+@pytest.mark.usefixtures("exact")
+def test_two_ranks_end_where_one_does(tmp_path: Path) -> None:
+    one = in_trl(tmp_path / "one", CARRIED["e-dpo"], pairs(8), max_steps=2)
+    one.train()
+    root = Path(__file__).parents[2]
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "-m"]
+    environment = {**os.environ, "PYTHONPATH": str(root), "OMP_NUM_THREADS": "1"}
+    ran = subprocess.run(
+        [*launch, "lm.integrations.trl_test", str(tmp_path)],
+        check=False,
+        capture_output=True,
+        text=True,
+        env=environment,
+    )
+    assert ran.returncode == 0, ran.stderr
+    assert distance(parameters_of(one.model), torch.load(tmp_path / "parameters.pt")) <= 1e-9
+
+
+# ---------------------------------------------------------------- the reference
+
+
+def reference_columns(data: Dataset, reference: CompletionModel) -> Dataset:
+    """The data with the reference's own log-probs, by our core."""
+    batch = pair_collator(sample=True)(list(data))
+    with torch.no_grad():
+        logps = reference(batch["input_ids"], batch["lengths"]).logps.view(len(data), -1).tolist()
+    columns = {"ref_chosen_logps": 0, "ref_rejected_logps": 1, "ref_sample_logps": slice(2, None)}
+    return data.remove_columns(list(columns)).map(
+        lambda row, i: {name: logps[i][at] for name, at in columns.items()}, with_indices=True
+    )
+
+
+@pytest.mark.parametrize("name", ["d-dpo", "e-dpo"])
+@pytest.mark.usefixtures("exact")
+def test_references_by_trl_are_the_columns_that_our_core_computes(name: str, tmp_path: Path) -> None:
+    method, data = CARRIED[name], pairs(6)
+    given = in_trl(tmp_path / "given", method, reference_columns(data, CompletionModel(causal_lm(seed=1))))
+    computed = in_trl(tmp_path / "computed", method, data, ref_model=causal_lm(seed=1))
+    arbitrary = in_trl(tmp_path / "arbitrary", method, data)
+    loss, same, other = (
+        trainer.compute_loss(trainer.model, collate(list(trainer.train_dataset)))
+        for trainer in (given, computed, arbitrary)
+    )
+    close(same, loss)
+    assert (other - loss).detach().abs() > 1e-3
+
+
+@pytest.mark.usefixtures("exact")
+def test_trl_precomputes_references_of_pairs(tmp_path: Path) -> None:
+    data = pairs(6)
+    stream = {"ref_model": causal_lm(seed=1)}
+    computed = in_trl(tmp_path / "stream", DistilledDPO(), data, **stream)
+    ahead = in_trl(tmp_path / "ahead", DistilledDPO(), data, **stream, precompute_ref_log_probs=True)
+    assert set(REFERENCES[:2]) <= set(ahead.train_dataset.column_names)
+    one, other = (t.compute_loss(t.model, collate(list(t.train_dataset))) for t in (computed, ahead))
+    close(one, other)
+
+
+def test_the_reference_of_an_adapter_is_the_model_without_it(tmp_path: Path) -> None:
+    data = pairs(6).remove_columns(REFERENCES)
+    trainer = in_trl(
+        tmp_path,
+        DistilledDPO(),
+        data,
+        precompute_ref_log_probs=False,
+        peft_config=LoraConfig(target_modules=["q_proj"], init_lora_weights=False, task_type="CAUSAL_LM"),
+    )
+    pairs_seen = trainer._pairs(trainer.model, collate(list(trainer.train_dataset)))
+    base = CompletionModel(causal_lm())
+    batch = pair_collator()(list(data))
+    expected = base(batch["input_ids"], batch["lengths"]).logps.view(6, 2)
+    close(pairs_seen.ref_chosen_logps, expected[:, 0].float(), tolerance=1e-5)
+    assert (pairs_seen.policy_chosen_logps - pairs_seen.ref_chosen_logps).abs().max() > 1e-3
+
+
+# ---------------------------------------------------------------- text, names, evaluation, the card
+
+
+def words(ids: list[int]) -> str:
+    return " ".join(f"w{i}" for i in ids)
+
+
+def as_text(data: Dataset) -> Dataset:
+    """Prompt, chosen and rejected as text, rewards as TRL users have them, without end-of-text."""
+    return Dataset.from_list(
+        [
+            {
+                "prompt": words(row["prompt_ids"]),
+                "chosen": " " + words(row["chosen_ids"][:-1]),
+                "rejected": " " + words(row["rejected_ids"][:-1]),
+                "chosen_reward": row["reward_margin"] + 3.0,
+                "rejected_reward": 3.0,
+            }
+            for row in data
+        ]
+    )
+
+
+@pytest.mark.usefixtures("exact")
+def test_text_and_rewards_give_the_batch_of_token_ids_and_margins(tmp_path: Path) -> None:
+    data, reference = pairs(6), causal_lm(seed=1)
+    text = in_trl(tmp_path / "text", DistilledDPO(), as_text(data), ref_model=reference)
+    ids = in_trl(tmp_path / "ids", DistilledDPO(), data, ref_model=reference)
+    one, other = (collate(list(trainer.train_dataset)) for trainer in (text, ids))
+    assert one.keys() == other.keys() - {"member_margins"}
+    for name in ("input_ids", "attention_mask", "completion_mask"):
+        assert torch.equal(one[name], other[name]), name
+    close(one["reward_margin"], other["reward_margin"])
+
+
+@pytest.mark.parametrize("name", [name for name in METHODS if name != "drdo"])
+def test_a_name_takes_its_scale_from_trls_beta(name: str) -> None:
+    method = resolve(name, 0.3)
+    assert type(method) is METHODS[name]
+    assert scale_of(method) == 0.3
+
+
+def test_evaluation_is_the_mean_over_its_pairs(tmp_path: Path) -> None:
+    data = pairs(6)
+    trainer = in_trl(tmp_path, DistilledDPO(), data, eval_dataset=data, per_device_eval_batch_size=4)
+    metrics = trainer.evaluate()
+    loss = trainer.compute_loss(trainer.model, collate(list(trainer.train_dataset)))
+    assert metrics["eval_loss"] == pytest.approx(loss.item(), rel=1e-5)
+    assert 0 <= metrics["eval_rewards/accuracies"] <= 1
+
+
+def test_the_model_card_names_the_paper_of_the_method(tmp_path: Path) -> None:
+    in_trl(tmp_path, DPO(), pairs(6)).create_model_card(model_name="tiny")
+    card = (tmp_path / "README.md").read_text()
+    assert "2405.19316" in card
+    assert "Rafailov" not in card
+
+
+# ---------------------------------------------------------------- refusals
+
+
+ADDED = {field.name for field in dataclasses.fields(DPOConfig)} - {
+    f.name for f in dataclasses.fields(TrainingArguments)
+}
+REFUSED: dict[str, Any] = {
+    "loss_type": "hinge",
+    "loss_weights": [2.0],
+    "ld_alpha": 0.5,
+    "f_divergence_type": "forward_kl",
+    "f_alpha_divergence_coef": 0.4,
+    "label_smoothing": 0.1,
+    "use_weighting": True,
+    "discopop_tau": 0.1,
+    "padding_free": True,
+    "sync_ref_model": True,
+    "ref_model_mixup_alpha": 0.5,
+    "ref_model_sync_steps": 64,
+    "truncation_mode": "keep_end",
+}
+
+
+def test_every_option_that_trl_adds_is_honoured_or_refused() -> None:
+    own = {"learning_rate", "bf16", "logging_steps"}  # redeclared by TRL with other defaults
+    assert ADDED | own >= trl.HONOURED | set(REFUSED)
+    assert trl.HONOURED | set(REFUSED) >= ADDED
+    assert not trl.HONOURED & set(REFUSED)
+
+
+@pytest.mark.filterwarnings("ignore:The `'keep_end'` truncation mode is deprecated:FutureWarning")
+@pytest.mark.parametrize("name", [*REFUSED, "label_smoothing_factor", "average_tokens_across_devices"])
+def test_an_option_that_would_be_ignored_is_refused(name: str, tmp_path: Path) -> None:
+    value = {**REFUSED, "label_smoothing_factor": 0.1, "average_tokens_across_devices": False}[name]
+    refuse_ignored(options(tmp_path))
+    with pytest.raises(ValueError, match=rf"DPOConfig\.{name} is .* ignore.* leave it at"):
+        in_trl(tmp_path, DPO(), pairs(2), **{name: value})
+
+
+@pytest.mark.parametrize(
+    ("method", "beta", "error", "message"),
+    [
+        ("edpo", 1.0, ValueError, "method must be one of dpo, ipo, .* got 'edpo'"),
+        (DPO, 1.0, TypeError, "method must be a name or an lm.objectives.Method, got type"),
+        ("drdo", 1.0, ValueError, "needs a reward head, which TRL's model does not have"),
+        (DRDO(), 1.0, ValueError, "needs a reward head"),
+        (DPO(beta=0.2), 0.1, ValueError, r"DPO.beta is 0.2, but DPOConfig.beta is 0.1; give both the same"),
+        (IPO(tau=0.2), 0.1, ValueError, r"IPO.tau is 0.2, but DPOConfig.beta is 0.1"),
+        ("dpo", -1.0, ValueError, "DPO.beta must be a finite number > 0, got -1.0"),
+    ],
+)
+def test_a_method_that_does_not_fit_is_refused(method: Any, beta: float, error: type[Exception], message: str) -> None:
+    with pytest.raises(error, match=message):
+        resolve(method, beta)
+
+
+def without(*columns: str) -> Dataset:
+    return pairs(4).remove_columns(list(columns))
+
+
+def with_value(column: str, value: Any) -> Dataset:
+    data = pairs(4)
+    values = list(data[column])
+    values[2] = value
+    return data.remove_columns(column).add_column(column, values)
+
+
+@pytest.mark.parametrize(
+    ("name", "data", "changes", "message"),
+    [
+        ("d-dpo", without("reward_margin"), {}, "train: DistilledDPO needs reward_margin; there are .*lm.score"),
+        ("e-dpo", without("member_margins"), {}, "train: EnsembleDPO needs member_margins"),
+        ("e-dpo", without("sample_ids"), {}, r"needs sample_ids, .*Pessimism\(samples=\"preferences\"\)"),
+        ("d-dpo", with_value("reward_margin", float("nan")), {}, "train, row 2: reward_margin must be finite numbers"),
+        (
+            "d-dpo",
+            with_value("reward_margin", None),
+            {},
+            "train, row 2: reward_margin must be finite numbers, got None",
+        ),
+        ("e-dpo", with_value("member_margins", [1.0]), {}, "train, row 2: member_margins has 1 values"),
+        ("dpo", with_value("chosen_ids", []), {}, "train, row 2: prompt and completions need at least one token"),
+        ("e-dpo", with_value("sample_ids", [[5, 1]]), {}, "train, row 2: sample_ids must be 2 lists of tokens"),
+        ("dpo", pairs(4), {"max_length": 6}, "the longest .* has .* tokens, which max_length=6 would cut"),
+        ("dpo", pairs(4), {"precompute_ref_log_probs": False}, "which precompute_ref_log_probs=False would ignore"),
+        ("e-dpo", without("ref_sample_logps"), {}, "has ref_chosen_logps, ref_rejected_logps of .*ref_sample_logps"),
+        ("e-dpo", without(*REFERENCES), {}, "TRL precomputes log-probs of pairs, not of samples"),
+        ("e-dpo", pairs(4), {"eval_dataset": pairs(4)}, "EnsembleDPO chooses on a training mini-batch"),
+    ],
+)
+def test_data_that_does_not_fit_is_refused(
+    name: str, data: Dataset, changes: dict[str, Any], message: str, tmp_path: Path
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        in_trl(tmp_path, CARRIED[name], data, **changes)
+
+
+def test_rewards_in_two_forms_and_a_reference_beside_its_log_probs_are_refused(tmp_path: Path) -> None:
+    rewards = pairs(4).add_column("chosen_reward", [0.0] * 4).add_column("rejected_reward", [0.0] * 4)
+    for data in (rewards, rewards.remove_columns(["reward_margin", "rejected_reward"])):
+        with pytest.raises(ValueError, match="either chosen_reward and rejected_reward, or reward_margin; there are"):
+            in_trl(tmp_path, DistilledDPO(), data)
+    given = {"args": options(tmp_path, precompute_ref_log_probs=True), "processing_class": tokenizer()}
+    with pytest.raises(ValueError, match="ref_chosen_logps, ref_rejected_logps, so ref_model would be ignored"):
+        RewardDistillationTrainer(
+            causal_lm(), method="dpo", train_dataset=pairs(4), ref_model=causal_lm(seed=1), **given
+        )
+
+
+@pytest.mark.parametrize("name", ["data_collator", "compute_metrics"])
+def test_a_hook_that_would_be_ignored_is_refused(name: str, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=f"{name} cannot be honoured"):
+        RewardDistillationTrainer(
+            causal_lm(), method="dpo", train_dataset=pairs(2), args=options(tmp_path), **{name: lambda x: x}
+        )
+
+
+def test_a_stream_is_refused(tmp_path: Path) -> None:
+    stream = IterableDataset.from_generator(lambda: iter(pairs(2)))
+    with pytest.raises(
+        TypeError, match=r"train: scores can be checked of a datasets.Dataset only, got IterableDataset"
+    ):
+        in_trl(tmp_path, DPO(), stream)
+
+
+def test_logits_and_an_ensembles_evaluation_are_refused(tmp_path: Path) -> None:
+    trainer = in_trl(tmp_path, CARRIED["e-dpo"], pairs(4))
+    with pytest.raises(ValueError, match="return_outputs cannot be honoured"):
+        trainer.compute_loss(trainer.model, collate(list(trainer.train_dataset)), return_outputs=True)
+    with pytest.raises(ValueError, match="chooses on a training mini-batch"):
+        trainer.evaluate(pairs(4))
+
+
+def test_a_loss_that_is_not_finite_stops_training(tmp_path: Path) -> None:
+    trainer = in_trl(tmp_path, DistilledDPO(), pairs(8))
+    with torch.no_grad():
+        trainer.model.get_output_embeddings().weight[5] = float("nan")
+    with pytest.raises(FloatingPointError, match="a loss at step 0 is not finite"):
+        trainer.train()
+
+
+def test_without_trl_the_error_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    spec = importlib.util.spec_from_file_location("another_copy", trl.__file__)
+    assert spec is not None
+    assert spec.loader is not None
+    monkeypatch.setitem(sys.modules, "trl", None)
+    with pytest.raises(ImportError, match=r"needs TRL: pip install 'reward-distillation\[trl\]'"):
+        spec.loader.exec_module(importlib.util.module_from_spec(spec))
+
+
+if __name__ == "__main__":
+    run_on_ranks(Path(sys.argv[1]))
