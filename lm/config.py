@@ -131,7 +131,9 @@ class TrainingConfig:
         epochs: passes over the data; null where max_steps says it.
         max_steps: optimiser steps; null where epochs says it.
         batch_size: examples in the global mini-batch of one optimiser step (over all ranks and micro-batches).
-        micro_batch_size: examples a forward pass; null for the whole mini-batch. Changes speed and memory, not results.
+        micro_batch_size: most examples a forward pass and rank; null for no limit. Changes memory and speed only.
+        micro_batch_tokens: most tokens a forward pass and rank, prompts counted once; null for no limit. An example
+            that is longer goes alone. Changes memory and speed only.
         learning_rate: peak learning rate of AdamW.
         schedule: learning-rate schedule after warm-up.
         warmup_fraction: share of the steps that warm up linearly.
@@ -145,6 +147,7 @@ class TrainingConfig:
     max_steps: int | None = None
     batch_size: int = 16
     micro_batch_size: int | None = None
+    micro_batch_tokens: int | None = None
     learning_rate: float = 1e-6
     schedule: Literal["linear", "cosine", "constant_with_warmup"] = "cosine"
     warmup_fraction: float = 0.05
@@ -159,15 +162,10 @@ class TrainingConfig:
                 "TrainingConfig needs exactly one of epochs and max_steps, and null for the other; got "
                 f"{self.epochs} and {self.max_steps}"
             )
-        given = [name for name in ("epochs", "max_steps", "micro_batch_size", "save_steps") if getattr(self, name)]
-        zero = [n for n in ("epochs", "max_steps", "micro_batch_size", "save_steps") if getattr(self, n) == 0]
-        _positive(self, *given, *zero, "batch_size", "learning_rate", "max_grad_norm", "logging_steps")
+        optional = ("epochs", "max_steps", "micro_batch_size", "micro_batch_tokens", "save_steps")
+        given = [name for name in optional if getattr(self, name) is not None]
+        _positive(self, *given, "batch_size", "learning_rate", "max_grad_norm", "logging_steps")
         _share(self, "warmup_fraction")
-        if self.micro_batch_size is not None and self.batch_size % self.micro_batch_size:
-            raise ValueError(
-                "TrainingConfig.micro_batch_size must divide batch_size, got "
-                f"{self.micro_batch_size} and {self.batch_size}"
-            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -208,13 +206,15 @@ class SamplingConfig:
     Args:
         temperature: softmax temperature, > 0.
         batch_size: prompts a `generate` call.
+        reference_samples: completions of pi_ref for each training prompt, which estimate the forward KL.
     """
 
     temperature: float = 1.0
     batch_size: int = 256
+    reference_samples: int = 1
 
     def __post_init__(self) -> None:
-        _positive(self, "temperature", "batch_size")
+        _positive(self, "temperature", "batch_size", "reference_samples")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -239,6 +239,31 @@ class EvaluationConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class LogprobsConfig:
+    """How log-probs and rewards are computed. Changes speed and memory; results only by rounding.
+
+    Args:
+        route: "packed" computes a prompt once for all its completions, without padding; "padded" is the plain forward;
+            "auto" takes packed where a trial on the longest rows shows the same numbers, and says where not.
+        onednn: float32 matrix products through oneDNN on the CPU; "auto" where that gains (AMD with AVX-512).
+        compile: torch.compile each layer; pays off on long runs.
+        autocast: bfloat16 activations and products over float32 parameters; log-probs are summed in float32.
+        allocator: let the C library keep freed memory on the CPU, which saves page faults every step.
+        scoring_tokens: most tokens a forward pass of scoring.
+    """
+
+    route: Literal["auto", "packed", "padded"] = "auto"
+    onednn: Literal["auto", "on", "off"] = "auto"
+    compile: bool = False
+    autocast: bool = False
+    allocator: bool = True
+    scoring_tokens: int = 8192
+
+    def __post_init__(self) -> None:
+        _positive(self, "scoring_tokens")
+
+
+@dataclass(frozen=True, kw_only=True)
 class Config:
     """A run: data, upstream models, methods, evaluation.
 
@@ -259,6 +284,7 @@ class Config:
         bias: the biased training set and the ensemble's subsets.
         reward: training of the reward models on the biased set and its subsets.
         policy: training of the policies, the same for every method.
+        logprobs: how log-probs and rewards are computed, in training and scoring alike.
         sampling: sampling from pi_ref (for the KL term) and from the policies (for evaluation).
         evaluation: evaluation on held-out prompts.
         dpo: DPO's hyper-parameters.
@@ -285,6 +311,7 @@ class Config:
     trust_remote_code: bool = False
     data: DataConfig = field(default_factory=DataConfig)
     bias: BiasConfig = field(default_factory=BiasConfig)
+    logprobs: LogprobsConfig = field(default_factory=LogprobsConfig)
     sampling: SamplingConfig = field(default_factory=SamplingConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
     dpo: DPO = field(default_factory=DPO)
@@ -309,3 +336,76 @@ class Config:
         """The method of this name with its configured hyper-parameters."""
         method: Method = getattr(self, name.replace("-", "_"))
         return method
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExactConfig:
+    """The exact world: a language whose every completion is listed, so that trained policies have known optima.
+
+    Args:
+        output_dir: where exact.json, exact.png and the resolved options go.
+        sft: training of pi_ref on draws from a random distribution.
+        policy: training of the policies. Its batch_size is read only where the pairs are all pairs of completions;
+            elsewhere a mini-batch is all pairs, so that the KL term is exact and the gradient has no noise.
+        seed: seed of everything that is drawn.
+        tokens: vocabulary beside end-of-text, at least 2.
+        max_length: longest completion, tokens; one of this length ends without end-of-text.
+        prompts: number of prompts, at most `tokens`.
+        reward_range: rewards are uniform between minus this and this.
+        disagreement: members of the ensemble are the rewards plus uniform noise of this half-width.
+        members: members of the ensemble, at least 2.
+        compared: share of the completions that some pair mentions, where mass transfer is shown.
+        reference_samples: draws from pi_ref for each prompt that the sampled KL is estimated from.
+        dpo: DPO's hyper-parameters.
+        ipo: IPO's hyper-parameters.
+        d_dpo: d-DPO's hyper-parameters.
+        p_dpo: p-DPO's hyper-parameters.
+        dp_dpo: dp-DPO's hyper-parameters.
+        e_dpo: e-DPO's hyper-parameters.
+        hull_dpo: hull-DPO's hyper-parameters.
+        drdo: DRDO's hyper-parameters.
+    """
+
+    output_dir: str
+    sft: TrainingConfig
+    policy: TrainingConfig
+    dpo: DPO
+    ipo: IPO
+    d_dpo: DistilledDPO
+    p_dpo: PessimisticDPO
+    dp_dpo: PessimisticDistilledDPO
+    e_dpo: EnsembleDPO
+    hull_dpo: HullDPO
+    drdo: DRDO
+    seed: int = 0
+    tokens: int = 4
+    max_length: int = 3
+    prompts: int = 3
+    reward_range: float = 2.0
+    disagreement: float = 1.5
+    members: int = 3
+    compared: float = 0.5
+    reference_samples: int = 200_000
+
+    def __post_init__(self) -> None:
+        if not self.output_dir:
+            raise ValueError("ExactConfig.output_dir must not be empty")
+        _positive(self, "max_length", "prompts", "reward_range", "disagreement", "reference_samples")
+        _check(self, "at least 2", tokens=(self.tokens, self.tokens >= 2), members=(self.members, self.members >= 2))
+        _check(self, "at most tokens", prompts=(self.prompts, self.prompts <= self.tokens))
+        _share(self, "compared")
+        if self.policy.max_steps is None or self.sft.max_steps is None:
+            raise ValueError(
+                "ExactConfig.sft and .policy need max_steps, got epochs: an exact world has no size to pass"
+            )
+        if self.ipo.length_normalised:
+            raise ValueError(
+                "ExactConfig.ipo.length_normalised must be false: the Laplacian optimum is the paper's IPO's"
+            )
+        for name in ("p_dpo", "dp_dpo", "e_dpo", "hull_dpo"):
+            kl = getattr(self, name).kl
+            if kl.alpha_start != kl.alpha_end or not kl.alpha_end > 0 or kl.samples != "reference":
+                raise ValueError(
+                    f"ExactConfig.{name}.kl must have alpha_start equal to alpha_end, > 0, and samples "
+                    f'"reference": else there is no one optimum to compare with; got {kl}'
+                )

@@ -145,6 +145,7 @@ def load_policy(spec: str | Path, tokenizer: PreTrainedTokenizerBase, config: Co
         )
     else:
         model = _from_pretrained(AutoModelForCausalLM, spec, config)
+    _disable_dropout(model)
     positions = getattr(model.config.get_text_config(), "max_position_embeddings", None)
     if positions is not None and positions < longest:
         raise ValueError(
@@ -156,7 +157,19 @@ def load_policy(spec: str | Path, tokenizer: PreTrainedTokenizerBase, config: Co
 
 def load_reward_model(spec: str | Path, config: Config) -> PreTrainedModel:
     """A sequence-classification model with one label; a head that the weights lack is drawn under the torch seed."""
-    return _from_pretrained(AutoModelForSequenceClassification, spec, config, num_labels=1)
+    model = _from_pretrained(AutoModelForSequenceClassification, spec, config, num_labels=1)
+    _disable_dropout(model)
+    return model
+
+
+def _disable_dropout(model: PreTrainedModel) -> None:
+    """Log-ratios and rewards compare models: noise in one is no regulariser. The config keeps its values."""
+    for module in model.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0.0
+        for name, value in vars(module).items():
+            if "dropout" in name and isinstance(value, float):
+                setattr(module, name, 0.0)
 
 
 def _from_pretrained(auto: Any, spec: str | Path, config: Config, **extra: Any) -> PreTrainedModel:

@@ -158,9 +158,11 @@ class Pipeline:
         def make(folder: Path, scratch: Path) -> dict[str, Any]:
             seed = self.seed("sft")
             torch.manual_seed(seed)
-            model = CompletionModel(load_policy(self.config.model, self.tokenizer, self.config))
+            model = CompletionModel(
+                load_policy(self.config.model, self.tokenizer, self.config), options=self.config.logprobs
+            )
             arguments = training_arguments(self.config.sft, scratch, seed=seed, device=self.config.device)
-            collator = sft_collator(self.tokenizer.pad_token_id)
+            collator = sft_collator()
             history = fit(SFTTrainer, model, self.references(), collator, arguments)
             self._save_model(model, folder)
             return {"parameters": sum(p.numel() for p in model.parameters()), "history": history}
@@ -175,9 +177,9 @@ class Pipeline:
         def make(folder: Path, scratch: Path) -> dict[str, Any]:
             seed = self.seed(stage, name)
             torch.manual_seed(seed)
-            model = CompletionModel(load_reward_model(self.sft.path, self.config))
+            model = CompletionModel(load_reward_model(self.sft.path, self.config), options=self.config.logprobs)
             arguments = training_arguments(training, scratch, seed=seed, device=self.config.device)
-            history = fit(RewardTrainer, model, pairs, pair_collator(self.tokenizer.pad_token_id), arguments)
+            history = fit(RewardTrainer, model, pairs, pair_collator(), arguments)
             self._save_model(model, folder)
             held_out = self.given_pairs("valid") if stage == "oracle" else self.labelled_pairs("valid")
             chosen, rejected = score_pairs(model.eval(), held_out, f"{name} on validation pairs")
@@ -304,7 +306,7 @@ class Pipeline:
 
     @cached_property
     def scores(self) -> Artifact:
-        """The pairs of D_rho with every model's rewards, reference log-probs, and a sample of pi_ref a prompt."""
+        """The pairs of D_rho with every model's rewards, reference log-probs, and samples of pi_ref for each prompt."""
         names = [MAIN, *self.members]
         models = {name: self.reward(name) for name in names}
 
@@ -313,16 +315,18 @@ class Pipeline:
             policy = open_policy(self.sft.path, self.tokenizer, self.config)
             ref_chosen, ref_rejected = score_pairs(policy, pairs, "reference log-probs")
             prompts = dict(zip(pairs["prompt"], pairs["prompt_ids"], strict=True))
+            each = self.config.sampling.reference_samples
+            repeated = [ids for ids in prompts.values() for _ in range(each)]
             samples = sample_completions(
                 policy,
-                list(prompts.values()),
+                repeated,
                 self.tokenizer,
                 self.config,
                 seed=self.seed("score"),
                 what="reference samples",
             )
-            ref_samples = score_rows(policy, list(prompts.values()), samples, "samples' log-probs").tolist()
-            of_prompt = {prompt: i for i, prompt in enumerate(prompts)}
+            ref_samples = score_rows(policy, repeated, samples, "samples' log-probs").tolist()
+            of_prompt = {prompt: slice(i * each, (i + 1) * each) for i, prompt in enumerate(prompts)}
             rewards = [
                 score_pairs(open_reward_model(models[n].path, self.config), pairs, f"rewards of {n}") for n in names
             ]
@@ -367,9 +371,9 @@ class Pipeline:
             seed = self.seed("policy")  # the same for every method: they see the same batches
             torch.manual_seed(seed)
             model = load_policy(self.sft.path, self.tokenizer, self.config)
-            wrapped = CompletionModel(model, reward_head=method.needs_reward_head)
+            wrapped = CompletionModel(model, reward_head=method.needs_reward_head, options=self.config.logprobs)
             arguments = training_arguments(training, scratch, seed=seed, device=self.config.device)
-            collator = pair_collator(self.tokenizer.pad_token_id, sample=method.needs_samples)
+            collator = pair_collator(sample=method.needs_samples)
             history = fit(PolicyTrainer, wrapped, self.scored_pairs(), collator, arguments, method=method)
             self._save_model(wrapped, folder)
             return {"history": history}
@@ -394,8 +398,8 @@ def margins(pairs: Dataset, names: list[str]) -> Dataset:
             listed = value if isinstance(value, list) else [value]
             if any(v is None or not abs(v) < float("inf") for v in listed):
                 raise ValueError(f"row {row}: {name} is {value}; every value must be there and finite")
-            if isinstance(value, list) and len(value) != len(names):
-                raise ValueError(f"row {row}: {name} has {len(value)} values, there are {len(names)} reward models")
+            if name.endswith("_rewards") and len(listed) != len(names):
+                raise ValueError(f"row {row}: {name} has {len(listed)} values, there are {len(names)} reward models")
     difference = [
         [c - r for c, r in zip(chosen, rejected, strict=True)]
         for chosen, rejected in zip(columns["chosen_rewards"], columns["rejected_rewards"], strict=True)

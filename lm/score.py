@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from datasets import Dataset
@@ -15,11 +16,10 @@ from tqdm import tqdm
 from transformers import GenerationConfig, PreTrainedTokenizerBase
 
 from lm.config import Config
-from lm.logprobs import CompletionModel, CompletionOutput, collate
+from lm.logprobs import CompletionModel, collate
 from lm.models import load_policy, load_reward_model
 
 Ids = Sequence[int]
-TOKENS_PER_BATCH = 16_384
 
 
 def device_of(config: Config) -> torch.device:
@@ -34,26 +34,37 @@ def device_of(config: Config) -> torch.device:
 def score_rows(model: CompletionModel, prompts: Sequence[Ids], completions: Sequence[Ids], what: str) -> Tensor:
     """Summed log-probs (or rewards, for a reward model) of R completions, [R], float64 on the CPU, in the given order.
 
-    Eval mode, no gradient, batches of similar length. Raises FloatingPointError where a score is not finite.
+    Eval mode, no gradient; rows of the same prompt share it, batches are of similar length. Raises FloatingPointError
+    where a score is not finite.
     """
-    lengths = [len(p) + len(c) for p, c in zip(prompts, completions, strict=True)]
-    order = sorted(range(len(lengths)), key=lengths.__getitem__, reverse=True)
+    examples = _by_prompt(prompts, completions, model.options.scoring_tokens)
+    tokens = [len(prompts[rows[0]]) + sum(len(completions[i]) for i in rows) for rows in examples]
+    examples = [examples[i] for i in sorted(range(len(examples)), key=tokens.__getitem__, reverse=True)]
+    tokens.sort(reverse=True)
     device = next(model.parameters()).device
-    scores = torch.full((len(order),), float("nan"), dtype=torch.float64)
+    scores = torch.full((len(prompts),), float("nan"), dtype=torch.float64)
     was_training = model.training
     model.eval()
-    with torch.inference_mode(), tqdm(total=len(order), desc=what, unit="row", disable=None, leave=False) as bar:
+
+    def batch_of(chosen: list[list[int]]) -> dict[str, Any]:
+        batch = collate([prompts[rows[0]] for rows in chosen], [[completions[i] for i in rows] for rows in chosen])
+        return {**batch, "input_ids": batch["input_ids"].to(device)}
+
+    if examples and model.route is None:
+        model.settle(**batch_of(examples[:1]))
+    with torch.inference_mode(), tqdm(total=len(prompts), desc=what, unit="row", disable=None, leave=False) as bar:
         start = 0
-        while start < len(order):
-            # The first row of a batch is its longest.
-            batch = order[start : start + max(1, TOKENS_PER_BATCH // lengths[order[start]])]
-            rows = collate([prompts[i] for i in batch], [completions[i] for i in batch], pad_id=0)
-            output: CompletionOutput = model(**{name: tensor.to(device) for name, tensor in rows.items()})
+        while start < len(examples):
+            end, size = start + 1, tokens[start]
+            while end < len(examples) and size + tokens[end] <= model.options.scoring_tokens:
+                size += tokens[end]
+                end += 1
+            rows = [i for example in examples[start:end] for i in example]
+            output = model(**batch_of(examples[start:end]))
             value = output.rewards if model.is_reward_model else output.logps
-            assert value is not None
-            scores[batch] = value.double().cpu()
-            start += len(batch)
-            bar.update(len(batch))
+            scores[rows] = value.double().cpu()
+            bar.update(len(rows))
+            start = end
     model.train(was_training)
     if not torch.isfinite(scores).all():
         bad = int((~torch.isfinite(scores)).nonzero()[0])
@@ -61,14 +72,29 @@ def score_rows(model: CompletionModel, prompts: Sequence[Ids], completions: Sequ
     return scores
 
 
+def _by_prompt(prompts: Sequence[Ids], completions: Sequence[Ids], most: int) -> list[list[int]]:
+    """Rows with the same prompt together, in groups of at most `most` tokens (a single row may be longer)."""
+    groups: list[list[int]] = []
+    open_group: dict[tuple[int, ...], tuple[list[int], int]] = {}
+    for row, (prompt, completion) in enumerate(zip(prompts, completions, strict=True)):
+        key = tuple(prompt)
+        group, size = open_group.get(key, ([], most))
+        if size + len(completion) > most:
+            group, size = [], len(prompt)
+            groups.append(group)
+        group.append(row)
+        open_group[key] = (group, size + len(completion))
+    return groups
+
+
 def open_policy(folder: Path, tokenizer: PreTrainedTokenizerBase, config: Config) -> CompletionModel:
     """A trained policy, ready to score or sample."""
-    return CompletionModel(load_policy(folder, tokenizer, config)).to(device_of(config)).eval()
+    return CompletionModel(load_policy(folder, tokenizer, config), options=config.logprobs).to(device_of(config)).eval()
 
 
 def open_reward_model(folder: Path | str, config: Config) -> CompletionModel:
     """A trained reward model, ready to score."""
-    return CompletionModel(load_reward_model(folder, config)).to(device_of(config)).eval()
+    return CompletionModel(load_reward_model(folder, config), options=config.logprobs).to(device_of(config)).eval()
 
 
 def score_pairs(model: CompletionModel, pairs: Dataset, what: str) -> tuple[Tensor, Tensor]:
@@ -100,10 +126,11 @@ def sample_completions(
     with (
         torch.random.fork_rng(devices),
         tqdm(total=len(order), desc=what, unit="row", disable=None, leave=False) as bar,
+        model.stock() as policy,
     ):
         torch.manual_seed(seed)
         # What a hub model would rather do (penalties, truncation) is not sampling from the policy.
-        model.model.generation_config = GenerationConfig()
+        policy.generation_config = GenerationConfig()
         for start in range(0, len(order), size):
             batch = order[start : start + size]
             longest = len(prompts[batch[0]])
@@ -111,7 +138,7 @@ def sample_completions(
             mask = torch.tensor(
                 [[0] * (longest - len(prompts[i])) + [1] * len(prompts[i]) for i in batch], device=device
             )
-            output = model.model.generate(
+            output = policy.generate(
                 input_ids=ids,
                 attention_mask=mask,
                 do_sample=True,

@@ -9,7 +9,7 @@ import pytest
 import torch
 from transformers import PreTrainedTokenizerFast
 
-from lm.config import Config, DataConfig, SamplingConfig
+from lm.config import Config, DataConfig, LogprobsConfig, SamplingConfig
 from lm.logprobs import CompletionModel, collate
 from lm.score import sample_completions, score_rows
 from lm.testing import END, VOCABULARY, causal_lm, close, completion, reward_model, training
@@ -49,13 +49,14 @@ def prompts_of(count: int) -> list[list[int]]:
 
 
 @pytest.mark.parametrize("reward", [False, True])
-def test_scores_are_in_the_given_order_whatever_the_batches(reward: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_scores_are_in_the_given_order_whatever_the_batches(reward: bool) -> None:
     rng = random.Random(1)
-    prompts, completions = prompts_of(9), [completion(rng) for _ in range(9)]
-    model = CompletionModel(reward_model() if reward else causal_lm()).train()
-    monkeypatch.setattr("lm.score.TOKENS_PER_BATCH", 25)
+    # Prompts come again, so that rows share one.
+    prompts, completions = prompts_of(6) * 3, [completion(rng) for _ in range(18)]
+    wrapped = reward_model() if reward else causal_lm()
+    model = CompletionModel(wrapped, options=LogprobsConfig(scoring_tokens=25)).train()
     scores = score_rows(model, prompts, completions, "scores")
-    one_by_one = [model(**collate([p], [c], 0)) for p, c in zip(prompts, completions, strict=True)]
+    one_by_one = [model(**collate([p], [[c]])) for p, c in zip(prompts, completions, strict=True)]
     close(scores, torch.cat([out.rewards if reward else out.logps for out in one_by_one]).detach())
     assert model.training, "the mode is put back"
 

@@ -7,19 +7,10 @@ from types import MethodType
 from typing import Any
 
 import torch
+import transformers
 from datasets import Dataset
 from torch import Tensor
-from transformers import (
-    AutoModelForCausalLM,
-    AutoModelForSequenceClassification,
-    GPT2Config,
-    GPTNeoXConfig,
-    LlamaConfig,
-    MistralConfig,
-    PretrainedConfig,
-    PreTrainedModel,
-    Qwen2Config,
-)
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, PreTrainedModel
 
 from lm.config import TrainingConfig
 
@@ -38,17 +29,72 @@ _LLAMA = {
     "num_attention_heads": 2,
     "num_key_value_heads": 1,
 }
-
-ARCHITECTURES: dict[str, tuple[type[PretrainedConfig], dict[str, Any]]] = {
-    "llama": (LlamaConfig, _LLAMA),
-    "gpt2": (
-        GPT2Config,
-        {**_IDS, "n_embd": 16, "n_layer": 2, "n_head": 2, "resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0},
-    ),
-    "mistral-sliding": (MistralConfig, {**_LLAMA, "sliding_window": WINDOW}),
-    "qwen2": (Qwen2Config, _LLAMA),
-    "gpt-neox": (GPTNeoXConfig, {**_LLAMA, "num_key_value_heads": None}),
+_HEADS = {**_LLAMA, "head_dim": 8}
+_EXPERTS = {"num_experts_per_tok": 2, "moe_intermediate_size": 8}
+_SLIDING = {"sliding_window": WINDOW}
+_GPT2 = {**_IDS, "n_embd": 16, "n_layer": 2, "n_head": 2}
+_OPT = {**_IDS, "hidden_size": 16, "ffn_dim": 24, "num_hidden_layers": 2, "num_attention_heads": 2}
+_NEXT = {
+    f"linear_{what}": value
+    for what, value in zip(
+        ("num_key_heads", "num_value_heads", "key_head_dim", "value_head_dim"), (2, 2, 8, 8), strict=True
+    )
 }
+
+Architectures = dict[str, tuple[str, dict[str, Any]]]
+PACKED: Architectures = {
+    "llama": ("Llama", _LLAMA),
+    "mistral-sliding": ("Mistral", {**_LLAMA, **_SLIDING}),
+    "qwen2": ("Qwen2", _LLAMA),
+    "qwen2-sliding": ("Qwen2", {**_LLAMA, **_SLIDING, "use_sliding_window": True, "max_window_layers": 1}),
+    "qwen3": ("Qwen3", _HEADS),
+    "qwen3-moe": ("Qwen3Moe", {**_HEADS, **_EXPERTS, "num_experts": 4, "decoder_sparse_step": 1}),
+    "gemma2": ("Gemma2", {**_HEADS, **_SLIDING, "query_pre_attn_scalar": 8}),
+    "gemma3": (
+        "Gemma3Text",
+        {**_HEADS, **_SLIDING, "query_pre_attn_scalar": 8, "layer_types": ["sliding_attention", "full_attention"]},
+    ),
+    "phi3-sliding": ("Phi3", {**_LLAMA, **_SLIDING}),
+    "phi": ("Phi", _LLAMA),
+    "gpt2": ("GPT2", {**_GPT2, "resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0}),
+    "gpt-neox": ("GPTNeoX", {**_LLAMA, "num_key_value_heads": None}),
+    "opt": ("OPT", {**_OPT, "word_embed_proj_dim": 16, "dropout": 0.0}),
+    "olmo2": ("Olmo2", _LLAMA),
+    "smollm3": ("SmolLM3", {**_LLAMA, "no_rope_layers": [1, 0]}),
+    "granite": ("Granite", {**_LLAMA, "logits_scaling": 4.0, "attention_multiplier": 0.3}),
+    "cohere2": ("Cohere2", {**_LLAMA, **_SLIDING, "logit_scale": 0.5}),
+    "gpt-oss": ("GptOss", {**_HEADS, **_SLIDING, "num_local_experts": 4, "num_experts_per_tok": 2}),
+}
+"""Architectures that take packed rows: transformers' config class and a small shape."""
+PADDED: Architectures = {
+    "bloom": ("Bloom", {**_IDS, "hidden_size": 16, "n_layer": 2, "n_head": 2}),
+    "mpt": ("Mpt", {**_IDS, "d_model": 16, "n_layers": 2, "n_heads": 2}),
+    "mamba": ("Mamba", {**_IDS, "hidden_size": 16, "num_hidden_layers": 2, "state_size": 4}),
+    "lfm2": ("Lfm2", {**_LLAMA, "layer_types": ["conv", "full_attention"], "block_multiple_of": 8}),
+    "recurrent-gemma": (
+        "RecurrentGemma",
+        {**_HEADS, "num_hidden_layers": 3, "attention_window_size": WINDOW, "lru_width": 16},
+    ),
+    "qwen3-next": (
+        "Qwen3Next",
+        {
+            **_HEADS,
+            **_EXPERTS,
+            **_NEXT,
+            "num_experts": 4,
+            "shared_expert_intermediate_size": 8,
+            "layer_types": ["linear_attention", "full_attention"],
+        },
+    ),
+    "stablelm": ("StableLm", _LLAMA),
+    "falcon-alibi": (
+        "Falcon",
+        {**_IDS, "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "alibi": True},
+    ),
+    "gptj": ("GPTJ", {**_GPT2, "rotary_dim": 4}),
+}
+"""Architectures that cannot: recurrence, convolution, ALiBi, or attention that does not take the layout."""
+ARCHITECTURES: Architectures = PACKED | PADDED
 
 
 def close(actual: Tensor, expected: Tensor, *, tolerance: float = 1e-10, what: str = "") -> None:
@@ -64,15 +110,18 @@ def _rms_norm(self: Any, hidden: Tensor) -> Tensor:
 
 
 def _build(auto: Any, architecture: str, seed: int, options: dict[str, Any]) -> PreTrainedModel:
-    config, shape = ARCHITECTURES[architecture]
+    name, shape = ARCHITECTURES[architecture]
+    config = getattr(transformers, f"{name}Config")
+    # Mixtures of experts have grouped products that do not know float64.
+    experts = {"experts_implementation": "eager"} if {"num_experts", "num_local_experts"} & set(shape) else {}
     with torch.random.fork_rng(), torch.no_grad():
         torch.manual_seed(seed)
-        model: PreTrainedModel = auto.from_config(config(**{**shape, **options}), dtype=torch.float64)
+        model: PreTrainedModel = auto.from_config(config(**{**shape, **options}), dtype=torch.float64, **experts)
         for parameter in model.parameters():
             # Far from the initialisation, so that no wrong position or mask goes unnoticed.
             parameter.add_(torch.randn_like(parameter) * 0.3)
     for module in model.modules():
-        if type(module).__name__.endswith("RMSNorm"):
+        if type(module).__name__.endswith("RMSNorm") and hasattr(module, "variance_epsilon"):
             module.forward = MethodType(_rms_norm, module)  # transformers' own computes in float32
     return model.eval()
 
@@ -102,10 +151,10 @@ def pairs(count: int, *, members: int = 3, seed: int = 0) -> Dataset:
             "prompt_ids": completion(rng, 3, 9)[:-1],
             "chosen_ids": completion(rng, 3),
             "rejected_ids": completion(rng, 3),
-            "sample_ids": completion(rng, 3),
+            "sample_ids": [completion(rng, 3), completion(rng, 3)],
             "ref_chosen_logps": rng.gauss(-20, 3),
             "ref_rejected_logps": rng.gauss(-20, 3),
-            "ref_sample_logps": rng.gauss(-20, 3),
+            "ref_sample_logps": [rng.gauss(-20, 3), rng.gauss(-20, 3)],
             "reward_margin": rng.gauss(0, 2),
             "member_margins": [rng.gauss(0, 20) for _ in range(members)],
         }

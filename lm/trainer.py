@@ -1,17 +1,25 @@
-"""transformers' `Trainer` with our losses: every pair (or token) of the *global* mini-batch weighs the same."""
+"""transformers' `Trainer` with our losses: every pair (or token) of the *global* mini-batch weighs the same.
+
+A mini-batch is what one optimiser step sees. Every rank loads all of it (token ids are small), takes its share, and
+cuts that into micro-batches by number or tokens; so how it is cut is known everywhere and changes nothing.
+"""
 
 from __future__ import annotations
 
 import os
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import safetensors.torch
 import torch
+from accelerate.data_loader import prepare_data_loader
 from datasets import Dataset
 from torch import Tensor
+from torch.utils.data import DataLoader
 from transformers import Trainer, TrainingArguments
 from transformers.trainer_utils import get_last_checkpoint
 
@@ -21,6 +29,15 @@ from lm.objectives import Method, PairBatch
 from theory import losses
 
 Batch = dict[str, Any]
+"""ids [N]; input_ids and lengths as of :func:`lm.logprobs.collate`; scores: tensors [N, ...] of SCORES."""
+
+
+@dataclass
+class CompletionArguments(TrainingArguments):  # type: ignore[misc]
+    """transformers' options and the limits of a micro-batch, see :class:`lm.config.TrainingConfig`."""
+
+    micro_batch_size: int | None = field(default=None)
+    micro_batch_tokens: int | None = field(default=None)
 
 
 class CompletionTrainer(Trainer):  # type: ignore[misc]
@@ -30,55 +47,75 @@ class CompletionTrainer(Trainer):  # type: ignore[misc]
     makes the result independent of how the mini-batch was cut up.
     """
 
-    loss_is_scaled_for_ga = True
+    args: CompletionArguments
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._sums: dict[str, Tensor] = defaultdict(lambda: torch.zeros((), device=self.args.device))
         self._units_seen = 0
+        self._weight = 1.0
 
     def units(self, batch: Batch) -> int:
-        """How many equally weighted losses this micro-batch has."""
+        """How many equally weighted losses a batch has."""
         return len(batch["ids"])
 
     def losses(self, model: torch.nn.Module, batch: Batch) -> Tensor:
         """One loss a unit, or anything that sums to their sum."""
         raise NotImplementedError
 
-    def _get_num_items_in_batch(self, batch_samples: list[Batch], device: torch.device) -> Tensor:
-        count = torch.tensor(sum(self.units(batch) for batch in batch_samples), device=device)
-        total: Tensor = self.accelerator.reduce(count, "sum")
-        return total
+    def before_step(self, model: torch.nn.Module, parts: Sequence[tuple[Batch, float]], units: int) -> None:
+        """What has to be known of the whole mini-batch (`units` units) before its parts, this rank's micro-batches
+        with their weights, are differentiated."""
 
-    def compute_loss(
-        self,
-        model: torch.nn.Module,
-        inputs: Batch,
-        return_outputs: bool = False,
-        num_items_in_batch: Tensor | int | None = None,
+    def get_train_dataloader(self) -> DataLoader[Any]:
+        """Global mini-batches, the same on every rank, in an order that only the seed decides."""
+        size = self.args.per_device_train_batch_size * self.args.world_size
+        loader = DataLoader(self.train_dataset, batch_size=size, shuffle=True, collate_fn=self.data_collator)
+        prepared: DataLoader[Any] = prepare_data_loader(
+            loader, num_processes=1, process_index=0, use_seedable_sampler=True, data_seed=self.args.data_seed
+        )
+        return prepared
+
+    def training_step(
+        self, model: torch.nn.Module, inputs: Batch, num_items_in_batch: Tensor | int | None = None
     ) -> Tensor:
-        """Share of this micro-batch in the global mini-batch's mean loss; FloatingPointError where it is not finite."""
-        assert num_items_in_batch is not None
-        assert not return_outputs
-        total = self.losses(model, inputs).sum()
-        if not torch.isfinite(total):
-            raise FloatingPointError(
-                f"loss is {total.item()} at step {self.state.global_step}, rows {', '.join(inputs['ids'])}"
-            )
-        self._units_seen += self.units(inputs)
-        # DDP and FSDP average gradients over ranks; the mean over units has to be a sum over ranks.
-        share: Tensor = total * (self.accelerator.num_processes / num_items_in_batch)
+        """Gradients of the mini-batch's mean loss; returns this rank's share of it, times the number of ranks.
+
+        Raises:
+            FloatingPointError: a loss is not finite; it names the step and the rows.
+        """
+        model.train()
+        batch = self._prepare_inputs(inputs)
+        units = self.units(batch)
+        mine = cut(batch, self.args)[self.args.process_index :: self.args.world_size]
+        self.before_step(model, mine, units)
+        share = torch.zeros((), device=self.args.device)
+        for index, (part, weight) in enumerate(mine):
+            last, self._weight = index == len(mine) - 1, weight
+            with nullcontext() if last else self.accelerator.no_sync(model):
+                total = self.losses(model, part).sum() * weight
+                if not torch.isfinite(total):
+                    raise FloatingPointError(
+                        f"loss is {total.item()} at step {self.state.global_step}, rows {', '.join(part['ids'])}"
+                    )
+                # DDP and FSDP average gradients over ranks; the mean over units has to be a sum over ranks.
+                loss = total * (self.args.world_size / units)
+                self.accelerator.backward(loss)
+            share = share + loss.detach()
+        self._units_seen += units
         return share
 
     def record(self, **sums: Tensor) -> None:
         """Adds to the sums whose means over units go into the next log line."""
         for name, value in sums.items():
-            self._sums[name] = self._sums[name] + value.detach().sum().float()
+            self._sums[name] = self._sums[name] + self._weight * value.detach().sum().float()
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Adds the recorded means."""
         if self._units_seen and "loss" in logs:
-            logs |= {name: (value / self._units_seen).item() for name, value in self._sums.items()}
+            if self._sums:
+                totals = self.accelerator.reduce(torch.stack(list(self._sums.values())), "sum") / self._units_seen
+                logs |= dict(zip(self._sums, totals.tolist(), strict=True))
             self._sums.clear()
             self._units_seen = 0
         super().log(logs, start_time)
@@ -98,72 +135,108 @@ class CompletionTrainer(Trainer):  # type: ignore[misc]
             safetensors.torch.load_model(self.model if model is None else model, weights)
 
 
+def cut(batch: Batch, limits: CompletionArguments) -> list[tuple[Batch, float]]:
+    """A mini-batch cut into micro-batches with weights, ranks x n of them for the least n that keeps the limits.
+
+    Examples of similar length go together, and all parts have about the same number of tokens. Every rank gets n
+    parts, as collective operations need; where the examples do not suffice, the first is repeated with weight 0.
+    """
+    tokens = [sum(example) for example in batch["lengths"]]
+    order = sorted(range(len(tokens)), key=lambda i: (-tokens[i], i))
+    most, budget = limits.micro_batch_size or len(tokens), limits.micro_batch_tokens or sum(tokens)
+    for a_rank in range(1, len(tokens) + 1):
+        groups = _even(order, tokens, a_rank * limits.world_size)
+        if all(len(g) <= 1 or (len(g) <= most and sum(tokens[i] for i in g) <= budget) for g in groups):
+            break
+    if len(groups) == 1:
+        return [(batch, 1.0)]
+    examples = batch["input_ids"].split(tokens)
+    return [(_part(batch, examples, group), 1.0) if group else (_part(batch, examples, [0]), 0.0) for group in groups]
+
+
+def _even(order: Sequence[int], tokens: Sequence[int], parts: int) -> list[list[int]]:
+    """Consecutive runs of `order`, with about the same tokens each; as few empty ones as can be."""
+    groups: list[list[int]] = [[] for _ in range(parts)]
+    left, index = sum(tokens), 0
+    for part, group in enumerate(groups):
+        goal, size = left / (parts - part), 0
+        while index < len(order):
+            enough = len(order) - index <= parts - part - 1  # one each for the parts to come
+            if group and (enough or size + tokens[order[index]] / 2 > goal):
+                break
+            group.append(order[index])
+            size += tokens[order[index]]
+            index += 1
+        left -= size
+    groups[-1].extend(order[index:])
+    return groups
+
+
+def _part(batch: Batch, examples: Sequence[Tensor], group: Sequence[int]) -> Batch:
+    return {
+        "ids": [batch["ids"][i] for i in group],
+        "input_ids": torch.cat([examples[i] for i in group]),
+        "lengths": [batch["lengths"][i] for i in group],
+        "scores": {name: values[list(group)] for name, values in batch["scores"].items()},
+    }
+
+
 class SFTTrainer(CompletionTrainer):
     """Mean negative log-likelihood of the completions' tokens."""
 
     def units(self, batch: Batch) -> int:
         """Completion tokens."""
-        return int(batch["rows"]["completion_mask"].sum())
+        return sum(sum(completions) for _, *completions in batch["lengths"])
 
     def losses(self, model: torch.nn.Module, batch: Batch) -> Tensor:
         """Summed over each row's tokens, [R]."""
-        logps: Tensor = model(**batch["rows"]).logps
+        logps: Tensor = model(batch["input_ids"], batch["lengths"]).logps
         return -logps
 
 
 class RewardTrainer(CompletionTrainer):
-    """Bradley-Terry reward model, [F] eq 2. Rows alternate chosen and rejected."""
+    """Bradley-Terry reward model, [F] eq 2. An example has its chosen and its rejected completion."""
 
     def losses(self, model: torch.nn.Module, batch: Batch) -> Tensor:
         """[N] pairs."""
-        chosen, rejected = model(**batch["rows"]).rewards.view(-1, 2).unbind(1)
+        chosen, rejected = model(batch["input_ids"], batch["lengths"]).rewards.view(-1, 2).unbind(1)
         self.record(accuracy=(chosen > rejected).float(), margin=chosen - rejected)
         loss: Tensor = losses.bradley_terry(chosen - rejected)
         return loss
 
 
 class PolicyTrainer(CompletionTrainer):
-    """Any :class:`Method` on scored pairs. A pair has rows chosen, rejected and, where needed, a sample."""
+    """Any :class:`Method` on scored pairs. An example has its chosen, its rejected and, where needed, S >= 1 sampled
+    completions."""
 
     def __init__(self, *args: Any, method: Method, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.method = method
         self._gram: Tensor | None = None
 
-    def get_batch_samples(
-        self, epoch_iterator: Iterator[Batch], num_batches: int, device: torch.device
-    ) -> tuple[list[Batch], Tensor | int | None]:
-        """The micro-batches of one step. For an ensemble, a pass without gradient comes first where there are several:
-        the member, or the mixture, is chosen on the global mini-batch and not on a part of it."""
-        batches, count = super().get_batch_samples(epoch_iterator, num_batches, device)
+    def before_step(self, model: torch.nn.Module, parts: Sequence[tuple[Batch, float]], units: int) -> None:
+        """For an ensemble, a pass without gradient where there are several parts: the member, or the mixture, is chosen
+        on the global mini-batch and not on a part of it."""
         self._gram = None
-        if "members" in self.method.needs and batches and (len(batches) > 1 or self.accelerator.num_processes > 1):
-            self._gram = self._global_gram(batches)
-        return batches, count
-
-    def _global_gram(self, batches: Sequence[Batch]) -> Tensor:
-        was_training = self.model_wrapped.training
-        self.model_wrapped.eval()
-        total, pairs_seen = None, 0
+        if "members" not in self.method.needs or (len(parts) == 1 and self.args.world_size == 1):
+            return
+        total: Tensor | None = None
         with torch.no_grad():
-            for batch in batches:
-                pairs = self._pairs(self.model_wrapped, batch)
+            for part, weight in parts:
+                pairs = self._pairs(model, part)
                 gram = losses.ensemble_gram(
                     pairs.logratio_margin,
                     pairs.known("member_margins"),
                     beta=getattr(self.method, "beta"),  # noqa: B009
                 )
-                total = gram * self.units(batch) + (0 if total is None else total)
-                pairs_seen += self.units(batch)
-        self.model_wrapped.train(was_training)
+                gram = gram * (weight * self.units(part))  # a mean over the part's pairs
+                total = gram if total is None else total + gram
         assert total is not None
-        count = torch.tensor(pairs_seen, device=total.device)
-        mean: Tensor = self.accelerator.reduce(total, "sum") / self.accelerator.reduce(count, "sum")
-        return mean
+        self._gram = self.accelerator.reduce(total, "sum") / units
 
     def _pairs(self, model: torch.nn.Module, batch: Batch) -> PairBatch:
         count = self.units(batch)
-        output = model(**batch["rows"])
+        output = model(batch["input_ids"], batch["lengths"])
         logps, lengths = output.logps.view(count, -1), output.lengths.view(count, -1)
         scores = {name: value.to(logps.dtype) for name, value in batch["scores"].items()}
         rewards = None if output.rewards is None else output.rewards.view(count, -1)
@@ -177,7 +250,7 @@ class PolicyTrainer(CompletionTrainer):
             rejected_lengths=lengths[:, 1],
             reward_margin=scores.get("reward_margin"),
             member_margins=scores["member_margins"].T if "member_margins" in scores else None,
-            sample_logratios=logps[:, 2] - scores["ref_sample_logps"] if self.method.needs_samples else None,
+            sample_logratios=_over_samples(logps[:, 2:], scores) if self.method.needs_samples else None,
             estimated_reward_margin=None if rewards is None else rewards[:, 0] - rewards[:, 1],
             gram=self._gram,
             progress=self.state.global_step / last_step,
@@ -202,32 +275,47 @@ class PolicyTrainer(CompletionTrainer):
         return self.method(pairs)
 
 
+def _over_samples(logps: Tensor, scores: dict[str, Tensor]) -> Tensor:
+    """Weighted mean of log pi - log pi_ref over each pair's samples, [N, S] -> [N]; weights 1 / S if none are given."""
+    logratios = logps - scores["ref_sample_logps"]
+    weights = scores.get("sample_weights")
+    return logratios.mean(1) if weights is None else (weights * logratios).sum(1)
+
+
 # ---------------------------------------------------------------- collators: dataset rows -> batch
 
-SCORES = ("ref_chosen_logps", "ref_rejected_logps", "ref_sample_logps", "reward_margin", "member_margins")
-"""Columns of a scored pair that a batch carries; [N], member_margins [N, K]."""
+SCORES = (
+    "ref_chosen_logps",
+    "ref_rejected_logps",
+    "reward_margin",
+    "member_margins",
+    "ref_sample_logps",
+    "sample_weights",
+)
+"""Columns of a scored pair that a batch carries; [N], member_margins [N, K], the last two [N, S]."""
 
 
-def sft_collator(pad_id: int) -> Callable[[list[dict[str, Any]]], Batch]:
+def sft_collator() -> Callable[[list[dict[str, Any]]], Batch]:
     """Rows with id, prompt_ids, completion_ids."""
 
     def call(rows: list[dict[str, Any]]) -> Batch:
-        packed = collate([r["prompt_ids"] for r in rows], [r["completion_ids"] for r in rows], pad_id)
-        return {"ids": [r["id"] for r in rows], "rows": packed}
+        packed = collate([r["prompt_ids"] for r in rows], [[r["completion_ids"]] for r in rows])
+        return {"ids": [r["id"] for r in rows], "scores": {}, **packed}
 
     return call
 
 
-def pair_collator(pad_id: int, *, sample: bool = False) -> Callable[[list[dict[str, Any]]], Batch]:
-    """Pairs with id, prompt_ids, chosen_ids, rejected_ids (and sample_ids), and those of SCORES that are there."""
-    names = ["chosen_ids", "rejected_ids", *(["sample_ids"] if sample else [])]
+def pair_collator(*, sample: bool = False) -> Callable[[list[dict[str, Any]]], Batch]:
+    """Pairs with id, prompt_ids, chosen_ids, rejected_ids (and sample_ids, a list of completions), and those of SCORES
+    that are there."""
 
     def call(rows: list[dict[str, Any]]) -> Batch:
-        packed = collate([r["prompt_ids"] for r in rows for _ in names], [r[n] for r in rows for n in names], pad_id)
+        completions = [[r["chosen_ids"], r["rejected_ids"], *(r["sample_ids"] if sample else [])] for r in rows]
+        packed = collate([r["prompt_ids"] for r in rows], completions)
         scores = {
             name: torch.tensor([r[name] for r in rows], dtype=torch.float64) for name in SCORES if name in rows[0]
         }
-        return {"ids": [r["id"] for r in rows], "rows": packed, "scores": scores}
+        return {"ids": [r["id"] for r in rows], "scores": scores, **packed}
 
     return call
 
@@ -235,18 +323,16 @@ def pair_collator(pad_id: int, *, sample: bool = False) -> Callable[[list[dict[s
 # ---------------------------------------------------------------- running
 
 
-def training_arguments(config: TrainingConfig, folder: Path, *, seed: int, device: str) -> TrainingArguments:
-    """Our options in transformers' terms. ValueError where ranks and micro-batches do not divide the mini-batch."""
+def training_arguments(config: TrainingConfig, folder: Path, *, seed: int, device: str) -> CompletionArguments:
+    """Our options in transformers' terms. ValueError where the ranks do not divide the mini-batch."""
     ranks = int(os.environ.get("WORLD_SIZE", "1"))
-    micro = config.micro_batch_size or config.batch_size // ranks
-    if micro == 0 or config.batch_size % (micro * ranks):
-        raise ValueError(
-            f"batch_size {config.batch_size} must be a multiple of micro_batch_size x ranks = {micro} x {ranks}"
-        )
-    arguments = TrainingArguments(
+    if config.batch_size % ranks:
+        raise ValueError(f"batch_size {config.batch_size} must be a multiple of the number of ranks, {ranks}")
+    arguments = CompletionArguments(
         output_dir=str(folder),
-        per_device_train_batch_size=micro,
-        gradient_accumulation_steps=config.batch_size // (micro * ranks),
+        per_device_train_batch_size=config.batch_size // ranks,
+        micro_batch_size=config.micro_batch_size,
+        micro_batch_tokens=config.micro_batch_tokens,
         num_train_epochs=config.epochs or 1,
         max_steps=config.max_steps or -1,
         learning_rate=config.learning_rate,
@@ -275,12 +361,19 @@ def fit(
     model: CompletionModel,
     dataset: Dataset,
     collator: Callable[[list[dict[str, Any]]], Batch],
-    arguments: TrainingArguments,
+    arguments: CompletionArguments,
     **extra: Any,
 ) -> list[dict[str, float]]:
     """Trains, resuming from the last checkpoint in the arguments' folder if there is one; returns the log history."""
     assert arguments.output_dir is not None
+    longest = collator([max(dataset, key=_tokens)])
+    model.settle(longest["input_ids"], longest["lengths"], arguments.device)
     trainer = trainer_class(model=model, args=arguments, train_dataset=dataset, data_collator=collator, **extra)
     checkpoint = get_last_checkpoint(arguments.output_dir) if os.path.isdir(arguments.output_dir) else None
     trainer.train(resume_from_checkpoint=checkpoint)
     return list(trainer.state.log_history)
+
+
+def _tokens(row: dict[str, Any]) -> int:
+    """Prompt and completions of a dataset row."""
+    return sum(len(value) for name, value in row.items() if name in ("prompt_ids", "completion_ids", "chosen_ids"))

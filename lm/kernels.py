@@ -1,0 +1,194 @@
+"""The arithmetic under the log-prob core: log-probs straight from hidden states, matrix products, the allocator.
+
+Tensor names carry shapes: C completion tokens, V vocabulary, H hidden.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import platform
+import sys
+from types import MethodType
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+STORED_LOGITS = 2**27
+"""Most entries of a [C, V] buffer kept from forward to backward; above it chunks are computed again in the backward."""
+
+
+def at_least_float32(values: Tensor) -> Tensor:
+    """Low-precision values as float32: sums over tokens, and losses, need the digits."""
+    return values if values.dtype == torch.float64 else values.float()
+
+
+class _LinearLogProbs(torch.autograd.Function):
+    """log softmax(hidden @ weight.T + bias)[targets], in float32 (float64 for float64), with no copy of the logits."""
+
+    @staticmethod
+    def forward(ctx: Any, hidden_CH: Tensor, weight_VH: Tensor, bias_V: Tensor | None, targets_C: Tensor) -> Tensor:
+        chunk = max(1, STORED_LOGITS // weight_VH.shape[0])
+        ctx.chunk = chunk
+        # What the backward needs of one chunk, if there is but one and a backward at all.
+        keep = any(ctx.needs_input_grad) and len(hidden_CH) <= chunk
+        logps, ctx.stored = [], None
+        for hidden, targets in zip(torch.split(hidden_CH, chunk), torch.split(targets_C, chunk), strict=True):
+            logps_c, exponentials, sums = _softmax(hidden, weight_VH, bias_V, targets)
+            logps.append(logps_c)
+            if keep:
+                ctx.stored = (exponentials, sums)
+            del exponentials
+        ctx.save_for_backward(hidden_CH, weight_VH, bias_V, targets_C)
+        return torch.cat(logps)
+
+    @staticmethod
+    def backward(ctx: Any, grad_C: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None, None]:
+        hidden_CH, weight_VH, bias_V, targets_C = ctx.saved_tensors
+        wants_hidden, wants_weight, wants_bias, _ = ctx.needs_input_grad
+        grad_hidden, grad_weight, grad_bias = [], None, None
+        for hidden, targets, grad in zip(
+            *(torch.split(tensor, ctx.chunk) for tensor in (hidden_CH, targets_C, grad_C)), strict=True
+        ):
+            if ctx.stored is None:
+                _, exponentials, sums = _softmax(hidden, weight_VH, bias_V, targets)
+            else:
+                (exponentials, sums), ctx.stored = ctx.stored, None
+            # d logp / d logits = one-hot - softmax; in place, the buffer is not needed again.
+            logits_grad = exponentials.mul_((-grad / sums)[:, None])
+            logits_grad[torch.arange(len(targets), device=targets.device), targets] += grad
+            if wants_bias:
+                total = logits_grad.sum(0).to(weight_VH.dtype)
+                grad_bias = total if grad_bias is None else grad_bias + total
+            logits_grad = logits_grad.to(weight_VH.dtype)
+            if wants_hidden:
+                grad_hidden.append(_product(logits_grad, weight_VH.t()))
+            if wants_weight:
+                part = _weight_gradient(logits_grad, hidden)
+                grad_weight = part if grad_weight is None else grad_weight + part
+        return torch.cat(grad_hidden) if wants_hidden else None, grad_weight, grad_bias, None
+
+
+def _softmax(hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Log-probs of the targets, exp(logits - max), and its row sums."""
+    logits = at_least_float32(_product(hidden, weight))
+    if bias is not None:
+        logits += bias
+    logits -= logits.amax(1, keepdim=True)
+    picked = logits.gather(1, targets[:, None])[:, 0]
+    exponentials = logits.exp_()
+    sums = exponentials.sum(1)
+    return picked - sums.log(), exponentials, sums
+
+
+def linear_logps(hidden_CH: Tensor, head: nn.Linear, targets_C: Tensor) -> Tensor:
+    """Log-prob of each target under the head's softmax, nats, [C], float32 or float64.
+
+    Args:
+        hidden_CH: states that predict the targets.
+        head: the language-model head.
+        targets_C: token ids.
+    """
+    weight, bias = head.weight, head.bias
+    if torch.is_autocast_enabled(hidden_CH.device.type):
+        dtype = torch.get_autocast_dtype(hidden_CH.device.type)
+        hidden_CH, weight = hidden_CH.to(dtype), weight.to(dtype)
+    with torch.autocast(hidden_CH.device.type, enabled=False):
+        logps: Tensor = _LinearLogProbs.apply(hidden_CH, weight, bias, targets_C)  # type: ignore[no-untyped-call]
+        return logps
+
+
+# ---------------------------------------------------------------- matrix products
+
+_USE = {"onednn": False}
+
+
+def onednn_gains() -> bool:
+    """Whether oneDNN multiplies float32 matrices faster than torch's default here: on AMD with AVX-512, where MKL
+    stays on AVX2. Decided from what the machine is, not from a timing, so that reruns take the same path."""
+    if torch.backends.cpu.get_cpu_capability() != "AVX512" or not onednn_available():
+        return False
+    try:
+        with open("/proc/cpuinfo") as cpuinfo:
+            return "AuthenticAMD" in cpuinfo.read()
+    except OSError:
+        return False
+
+
+def onednn_available() -> bool:
+    """Whether this torch has the (semi-private) oneDNN linear operator."""
+    built = torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
+    return bool(built) and hasattr(torch.ops.mkldnn, "_linear_pointwise")
+
+
+def _onednn_product(left: Tensor, right: Tensor) -> Tensor:
+    result: Tensor = torch.ops.mkldnn._linear_pointwise(left, right, None, "none", [], "")
+    return result
+
+
+def _product(left: Tensor, right: Tensor) -> Tensor:
+    """left @ right.T; [a, k], [b, k] -> [a, b]."""
+    if _USE["onednn"] and left.dtype == torch.float32 and left.device.type == "cpu":
+        return _onednn_product(left, right)
+    return left @ right.t()
+
+
+def _weight_gradient(grad: Tensor, inputs: Tensor) -> Tensor:
+    """grad.T @ inputs; [a, v], [a, h] -> [v, h]."""
+    if _USE["onednn"] and grad.dtype == torch.float32 and grad.device.type == "cpu":
+        # oneDNN copies a strided first operand and reads a strided second one in place: the narrow one goes first.
+        if grad.shape[1] <= inputs.shape[1]:
+            return _onednn_product(grad.t(), inputs.t())
+        return _onednn_product(inputs.t(), grad.t()).t()
+    return grad.t() @ inputs
+
+
+class _OneDNNLinear(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, inputs: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        ctx.save_for_backward(inputs, weight)
+        flat = inputs.reshape(-1, inputs.shape[-1])
+        result: Tensor = torch.ops.mkldnn._linear_pointwise(flat, weight, bias, "none", [], "")
+        return result.view(*inputs.shape[:-1], weight.shape[0])
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+        inputs, weight = ctx.saved_tensors
+        wants_inputs, wants_weight, wants_bias = ctx.needs_input_grad
+        flat_grad, flat = grad.reshape(-1, grad.shape[-1]), inputs.reshape(-1, inputs.shape[-1])
+        return (
+            _onednn_product(flat_grad, weight.t()).view(inputs.shape) if wants_inputs else None,
+            _weight_gradient(flat_grad, flat) if wants_weight else None,
+            flat_grad.sum(0) if wants_bias else None,
+        )
+
+
+def _onednn_forward(self: nn.Linear, inputs: Tensor) -> Tensor:
+    if inputs.dtype != torch.float32 or inputs.device.type != "cpu" or torch.is_autocast_enabled("cpu"):
+        return nn.functional.linear(inputs, self.weight, self.bias)
+    result: Tensor = _OneDNNLinear.apply(inputs, self.weight, self.bias)  # type: ignore[no-untyped-call]
+    return result
+
+
+def use_onednn(model: nn.Module) -> None:
+    """Float32 products of the model's linear layers, and of the log-prob head, through oneDNN from now on."""
+    _USE["onednn"] = True
+    for module in model.modules():
+        if type(module) is nn.Linear:
+            module.forward = MethodType(_onednn_forward, module)  # type: ignore[method-assign]
+
+
+# ---------------------------------------------------------------- allocator
+
+
+def keep_freed_memory() -> bool:
+    """Tells glibc to keep freed blocks: else every step's large tensors are mapped and page-faulted anew.
+
+    Returns whether it was done; other C libraries are left as they are.
+    """
+    if sys.platform != "linux" or platform.libc_ver()[0] != "glibc":
+        return False
+    library = ctypes.CDLL("libc.so.6")
+    threshold, trim, pad = -3, -1, -2  # M_MMAP_THRESHOLD, M_TRIM_THRESHOLD, M_TOP_PAD of malloc.h
+    most = 2**31 - 1
+    return all(library.mallopt(name, value) == 1 for name, value in ((threshold, most), (trim, most), (pad, 2**26)))

@@ -1,0 +1,275 @@
+"""Packed, prefix-shared rows: where every token lies, and attention that keeps siblings apart.
+
+N examples lie end to end in one row, each as prompt | completion_1 | ... | completion_K. Positions restart after the
+prompt for every completion; a completion sees its prompt and itself. So a prompt is computed once, whatever K, and
+there is no padding.
+
+Tensor names carry shapes: T tokens, N examples, R completions (of all examples), C completion tokens, S tokens of the
+longest example; B batch (1), H heads, D head dimension.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import cached_property, partial
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn.attention.flex_attention import BlockMask, create_block_mask
+from transformers import AttentionInterface
+
+PACKED = "lm_packed"
+"""Name under which :func:`packed_attention` is known to transformers."""
+
+DENSE_LIMIT = 128
+"""Examples up to this many tokens are attended to in one masked call for all; longer ones in two calls each."""
+
+
+class Layout:
+    """Where the tokens of N packed examples lie.
+
+    Args:
+        lengths: for each example the tokens of its prompt, then of each completion; all at least 1.
+        device: of the index tensors.
+    """
+
+    def __init__(self, lengths: Sequence[Sequence[int]], device: torch.device) -> None:
+        self.lengths = [tuple(example) for example in lengths]
+        self.device = device
+        positions, states, targets, ends, starts = [], [], [], [], []
+        start = 0
+        for prompt, *completions in self.lengths:
+            starts.append(start)
+            positions.append(np.arange(prompt))
+            last_of_prompt, offset = start + prompt - 1, start + prompt
+            for count in completions:
+                positions.append(np.arange(prompt, prompt + count))
+                targets.append(np.arange(offset, offset + count))
+                states.append(np.concatenate([[last_of_prompt], np.arange(offset, offset + count - 1)]))
+                offset += count
+                ends.append(offset - 1)
+            start = offset
+        self.starts = starts
+        self.total = start
+        counts = [count for _, *completions in self.lengths for count in completions]
+        self.positions_T = self._index(np.concatenate(positions))
+        """[T], position within prompt followed by the own completion."""
+        self.states_C = self._index(np.concatenate(states))
+        """[C], the token whose state predicts each completion token."""
+        self.targets_C = self._index(np.concatenate(targets))
+        """[C], the completion tokens."""
+        self.rows_C = self._index(np.repeat(np.arange(len(counts)), counts))
+        """[C], which completion each belongs to."""
+        self.ends_R = self._index(np.array(ends))
+        """[R], the last token of each completion."""
+        self.counts_R = self._index(np.array(counts))
+        """[R], tokens of each completion."""
+        self._masks: dict[tuple[int | None, torch.dtype, str], Any] = {}
+
+    def _index(self, values: np.ndarray[Any, Any]) -> Tensor:
+        return torch.from_numpy(values.astype(np.int64)).to(self.device)
+
+    @cached_property
+    def blocks_T(self) -> Tensor:
+        """[T], within its example: 0 for the prompt, k for the k-th completion."""
+        return self._index(np.concatenate([np.repeat(np.arange(len(example)), example) for example in self.lengths]))
+
+    @cached_property
+    def examples_T(self) -> Tensor:
+        """[T], which example."""
+        return self._index(np.repeat(np.arange(len(self.lengths)), [sum(example) for example in self.lengths]))
+
+    def sees(self, query: Any, key: Any, window: int | None = None) -> Any:
+        """Whether tokens `query` may look at tokens `key` (index tensors that broadcast): the one definition."""
+        behind = self.positions_T[query] - self.positions_T[key]
+        allowed = (
+            (behind >= 0)
+            & (self.examples_T[query] == self.examples_T[key])
+            & ((self.blocks_T[key] == 0) | (self.blocks_T[query] == self.blocks_T[key]))
+        )
+        return allowed if window is None else allowed & (behind < window)
+
+    @cached_property
+    def block_mask(self) -> dict[int | None, BlockMask]:
+        """FlexAttention masks made so far, by window; see :meth:`flex_mask`."""
+        return {}
+
+    def flex_mask(self, window: int | None) -> BlockMask:
+        """[1, 1, T, T], for `flex_attention`."""
+        if window not in self.block_mask:
+            self.block_mask[window] = create_block_mask(
+                lambda _b, _h, query, key: self.sees(query, key, window),
+                B=None,
+                H=None,
+                Q_LEN=self.total,
+                KV_LEN=self.total,
+                device=self.device,
+            )
+        return self.block_mask[window]
+
+    @cached_property
+    def rows_NS(self) -> Tensor:
+        """[N, S], the tokens of each example, padded with its first."""
+        longest = max(sum(example) for example in self.lengths)
+        offsets = np.arange(longest)[None]
+        sizes, starts = np.array([sum(example) for example in self.lengths])[:, None], np.array(self.starts)[:, None]
+        return self._index(starts + np.where(offsets < sizes, offsets, 0))
+
+    @cached_property
+    def back_T(self) -> Tensor:
+        """[T], where each token is in the flattened :attr:`rows_NS`."""
+        longest = self.rows_NS.shape[1]
+        return self._index(np.concatenate([n * longest + np.arange(sum(x)) for n, x in enumerate(self.lengths)]))
+
+    def dense_mask(self, window: int | None, dtype: torch.dtype) -> Tensor:
+        """[N, 1, S, S], additive, over :attr:`rows_NS`. Padding repeats a token, whose state nobody takes back."""
+        key = (window, dtype, "dense")
+        if key not in self._masks:
+            rows = self.rows_NS
+            inside = torch.zeros(rows.numel(), dtype=torch.bool, device=self.device)
+            inside[self.back_T] = True
+            allowed = self.sees(rows[:, :, None], rows[:, None, :], window) & inside.view(rows.shape)[:, None, :]
+            self._masks[key] = _additive(allowed, dtype)[:, None]
+        mask: Tensor = self._masks[key]
+        return mask
+
+    def segment_masks(
+        self, window: int | None, dtype: torch.dtype, causal_mask: bool = False
+    ) -> list[tuple[Tensor | None, Tensor]]:
+        """For each example, additive: [P, P] of its prompt, [S - P, S] of its completions. The first is None where it
+        is plain causal, unless `causal_mask`."""
+        key = (window, dtype, "segments")
+        if key not in self._masks:
+            masks = []
+            for start, (prompt, *completions) in zip(self.starts, self.lengths, strict=True):
+                tokens = torch.arange(start, start + prompt + sum(completions), device=self.device)
+                inner = None
+                if causal_mask or (window is not None and prompt > window):
+                    inner = _additive(self.sees(tokens[:prompt, None], tokens[None, :prompt], window), dtype)
+                masks.append((inner, _additive(self.sees(tokens[prompt:, None], tokens[None], window), dtype)))
+            self._masks[key] = masks
+        result: list[tuple[Tensor | None, Tensor]] = self._masks[key]
+        return result
+
+
+def _additive(allowed: Tensor, dtype: torch.dtype) -> Tensor:
+    return torch.zeros(allowed.shape, dtype=dtype, device=allowed.device).masked_fill_(~allowed, float("-inf"))
+
+
+@torch.compiler.disable  # type: ignore[untyped-decorator]
+def packed_attention(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    *,
+    packed: Layout | None = None,
+    scaling: float | None = None,
+    dropout: float = 0.0,
+    sliding_window: int | None = None,
+    softcap: float | None = None,
+    s_aux: Tensor | None = None,
+    **extra: Any,
+) -> tuple[Tensor, None]:
+    """Attention over packed rows, in transformers' `AttentionInterface`. [1, H, T, D] -> [1, T, H, D].
+
+    Raises:
+        NotImplementedError: for what this attention would otherwise ignore (position bias, dropout, other masks), or
+            where the architecture did not pass the layout on. The trial in `lm.logprobs` turns that into a fallback.
+    """
+    if packed is None:
+        raise NotImplementedError(
+            f"no layout reached {type(module).__name__}: a plain forward goes inside `with CompletionModel.stock()`, "
+            "unless the architecture does not pass its arguments on"
+        )
+    ignored = [name for name in ("position_bias", "attn_bias") if extra.get(name) is not None]
+    ignored += ["attention_mask"] if attention_mask is not None else []
+    ignored += (
+        ["bidirectional attention"]
+        if (extra.get("is_causal") is False or module.__dict__.get("is_causal") is False)
+        else []
+    )
+    if ignored or dropout:
+        raise NotImplementedError(f"packed rows do not know {', '.join(ignored) or f'attention dropout ({dropout})'}")
+    if torch.is_autocast_enabled(query.device.type):  # rotary embeddings come back in float32
+        dtype = torch.get_autocast_dtype(query.device.type)
+        query, key, value = query.to(dtype), key.to(dtype), value.to(dtype)
+    groups = query.shape[1] // key.shape[1]
+    if groups > 1:
+        key, value = key.repeat_interleave(groups, 1), value.repeat_interleave(groups, 1)
+    if softcap is not None or s_aux is not None:
+        attend: Callable[..., Tensor] = partial(_explicit_attention, softcap=softcap, sinks_H=s_aux)
+        out = _attend_segments(query, key, value, packed, sliding_window, scaling, attend, causal_mask=True)
+    elif max(map(sum, packed.lengths)) <= DENSE_LIMIT:
+        out = _attend_dense(query, key, value, packed, sliding_window, scaling)
+    else:
+        attend = nn.functional.scaled_dot_product_attention
+        out = _attend_segments(query, key, value, packed, sliding_window, scaling, attend)
+    return out.transpose(1, 2), None
+
+
+def _attend_dense(
+    query: Tensor, key: Tensor, value: Tensor, packed: Layout, window: int | None, scaling: float | None
+) -> Tensor:
+    """One masked call over the examples as padded rows."""
+    rows_NS = packed.rows_NS
+
+    def spread(states: Tensor) -> Tensor:
+        return states[0].transpose(0, 1)[rows_NS.flatten()].view(*rows_NS.shape, *states.shape[1::2]).transpose(1, 2)
+
+    out = nn.functional.scaled_dot_product_attention(
+        spread(query), spread(key), spread(value), packed.dense_mask(window, query.dtype), scale=scaling
+    )
+    return out.transpose(1, 2).flatten(0, 1)[packed.back_T].transpose(0, 1)[None]
+
+
+def _attend_segments(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    packed: Layout,
+    window: int | None,
+    scaling: float | None,
+    attend: Callable[..., Tensor],
+    *,
+    causal_mask: bool = False,
+) -> Tensor:
+    """Two calls an example: the prompt causally on itself, all completions on prompt and completions with a mask."""
+    sizes = [sum(example) for example in packed.lengths]
+    masks = packed.segment_masks(window, query.dtype, causal_mask)
+    out = []
+    queries, keys, values = (torch.split(states, sizes, 2) for states in (query, key, value))
+    for (prompt, *_), (inner, outer), q, k, v in zip(packed.lengths, masks, queries, keys, values, strict=True):
+        own = (q[:, :, :prompt], k[:, :, :prompt], v[:, :, :prompt])
+        out.append(attend(*own, inner, is_causal=inner is None, scale=scaling))
+        out.append(attend(q[:, :, prompt:], k, v, outer, scale=scaling))
+    return torch.cat(out, 2)
+
+
+def _explicit_attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    mask: Tensor,
+    *,
+    scale: float,
+    softcap: float | None,
+    sinks_H: Tensor | None,
+    is_causal: bool = False,
+) -> Tensor:
+    """Attention with capped scores (Gemma 2) or a learned sink for each head (GPT-OSS), which no fused kernel has."""
+    assert not is_causal
+    scores = query @ key.transpose(2, 3) * scale
+    if softcap is not None:
+        scores = softcap * (scores / softcap).tanh()
+    scores = scores + mask
+    if sinks_H is not None:
+        scores = torch.cat([scores, sinks_H.to(scores.dtype).view(1, -1, 1, 1).expand(*scores.shape[:3], 1)], 3)
+    weights = scores.softmax(3, dtype=torch.promote_types(scores.dtype, torch.float32)).to(value.dtype)
+    return weights[..., : key.shape[2]] @ value
+
+
+AttentionInterface.register(PACKED, packed_attention)
