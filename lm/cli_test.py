@@ -117,8 +117,8 @@ def test_a_run_writes_its_resolved_config(tmp_path: Path) -> None:
         (["--policy.epochs", "1", "--policy.max_steps", "3"], "null for the other; got 1.0 and 3"),
         (["--policy.max_steps", "0", "--policy.epochs", "null"], "TrainingConfig.max_steps must be > 0, got 0"),
         (
-            ["--policy.micro_batch_size", "3", "--policy.batch_size", "8"],
-            "micro_batch_size must divide batch_size, got 3 and 8",
+            ["--policy.micro_batch_tokens", "-1"],
+            "TrainingConfig.micro_batch_tokens must be > 0, got -1",
         ),
         (["--policy.learning_rate", "0"], "TrainingConfig.learning_rate must be > 0, got 0"),
         (["--policy.warmup_fraction", "2"], "TrainingConfig.warmup_fraction must be between 0 and 1, got 2"),
