@@ -55,14 +55,14 @@ class Layout:
         losers: [m, P].
         weights: [m, P], >= 0.
         log_ref: [n, P], nats.
-        labels: [n, P], which component an arm is in, numbered across all problems; found where not given.
+        labels: [n, P], which component of its problem an arm is in; numbers from 0 to n - 1 at most.
     """
 
     winners: Any
     losers: Any
     weights: Floats
     log_ref: Floats
-    labels: Any = None
+    labels: Any
 
     def __post_init__(self) -> None:
         n, problems = self.log_ref.shape
@@ -72,28 +72,33 @@ class Layout:
         self.flat_losers = (self.losers * problems + column).ravel()
         real = self.weights.ravel() > 0
         winners, losers = self.flat_winners[real], self.flat_losers[real]
-        if self.labels is None:
-            links = sparse.coo_array((np.ones(len(winners)), (winners, losers)), shape=(self.size, self.size))
-            self.labels = csgraph.connected_components(links, directed=False)[1]
-        self.labels = self.labels.ravel()
+        across = (np.asarray(self.labels, dtype=np.intp) * problems + column).ravel()
+        self.components = (np.cumsum(np.bincount(across) > 0) - 1)[across]  # numbered across all problems
         self.ref = np.exp(self.log_ref)
         self.compared = np.zeros(self.log_ref.shape, dtype=bool)
         self.compared.ravel()[winners] = True
         self.compared.ravel()[losers] = True
-        self.mass = np.bincount(self.labels, self.ref.ravel())
-        self.sizes = np.bincount(self.labels)
+        self.mass = np.bincount(self.components, self.ref.ravel())
+        self.sizes = np.bincount(self.components)
+
+    @cached_property
+    def couplings(self) -> Any:
+        """[m * P], where each pair goes in the table of :func:`dense_direction`; padding goes anywhere, as nothing."""
+        n, problems = self.log_ref.shape
+        low, high = np.minimum(self.winners, self.losers), np.maximum(self.winners, self.losers)
+        entries = _row_starts(n)[low] + np.maximum(high - low - 1, 0)
+        return (entries * problems + np.arange(problems)).ravel()
 
     @cached_property
     def grounded(self) -> Any:
         """[n, P], true at one arm of each component."""
         first = np.zeros(self.size, dtype=bool)
-        first[np.unique(self.labels, return_index=True)[1]] = True
+        first[np.unique(self.components, return_index=True)[1]] = True
         return first.reshape(self.log_ref.shape)
 
     def subset(self, keep: Any) -> Layout:
         """The problems at these positions."""
-        labels = self.labels.reshape(self.log_ref.shape)
-        arrays = (self.winners, self.losers, self.weights, self.log_ref, labels)
+        arrays = (self.winners, self.losers, self.weights, self.log_ref, self.labels)
         return Layout(*[array[:, keep] for array in arrays])
 
     def margins(self, u: Floats) -> Floats:
@@ -122,20 +127,20 @@ class Layout:
         if np.max(logits) > _OVERFLOWS:
             u, logits = self.lowered(u, logits)
         pi = np.exp(logits)
-        found = np.bincount(self.labels, pi.ravel())
+        found = np.bincount(self.components, pi.ravel())
         if np.min(found, where=self.mass > 0, initial=1.0) < _UNDERFLOWS:
             u, logits = self.lowered(u, logits)
             pi = np.exp(logits)
-            found = np.bincount(self.labels, pi.ravel())
+            found = np.bincount(self.components, pi.ravel())
         ratio = np.divide(self.mass, found, out=np.ones_like(found), where=found > 0)
         shape = u.shape
-        return u + np.log(ratio)[self.labels].reshape(shape), pi * ratio[self.labels].reshape(shape)
+        return u + np.log(ratio)[self.components].reshape(shape), pi * ratio[self.components].reshape(shape)
 
     def lowered(self, u: Floats, logits: Floats) -> tuple[Floats, Floats]:
         """Both shifted so that the largest logit of each component is 0: their exponentials are representable."""
         largest = np.full(len(self.mass), -np.inf)
-        np.maximum.at(largest, self.labels, logits.ravel())
-        shift = np.where(np.isfinite(largest) & (self.sizes > 1), largest, 0.0)[self.labels].reshape(u.shape)
+        np.maximum.at(largest, self.components, logits.ravel())
+        shift = np.where(np.isfinite(largest) & (self.sizes > 1), largest, 0.0)[self.components].reshape(u.shape)
         return u - shift, logits - shift
 
     def balanced(self, gradient: Floats, scale: Floats) -> Floats:
@@ -144,11 +149,11 @@ class Layout:
         The entries of a component sum to zero exactly; the rounding errors of large preference flows that cancel
         do not, and would push the whole cluster against arms that are tied to it only weakly.
         """
-        order = np.lexsort((scale.ravel(), self.labels))
-        labels = self.labels[order]
+        order = np.lexsort((scale.ravel(), self.components))
+        labels = self.components[order]
         anchors = order[np.append(labels[1:] != labels[:-1], True)]
         balanced = gradient.ravel().copy()
-        balanced[anchors] -= np.bincount(self.labels, balanced)[self.labels[anchors]]
+        balanced[anchors] -= np.bincount(self.components, balanced)[self.components[anchors]]
         return balanced.reshape(gradient.shape)
 
 
@@ -203,29 +208,46 @@ def newton_diagonal(layout: Layout, alpha: Floats, pi: Floats) -> Floats:
     return np.where((alpha == 0) & layout.grounded, 1.0, diagonal)
 
 
-def dense_direction(layout: Layout, curvature: Floats, diagonal: Floats, rhs: Floats) -> Floats:
-    """Elimination of the M-matrix in its non-negative parameters, all problems at once; n^3 / 3 operations each."""
+def dense_direction(
+    layout: Layout, curvature: Floats, diagonal: Floats, rhs: Floats, flow: Floats | None = None
+) -> Floats:
+    """Elimination of the M-matrix in its non-negative parameters, all problems at once; n^3 / 3 operations each.
+
+    `flow`, [m, P], is a further right-hand side B' flow, kept apart: what an eliminated arm received from one arm goes
+    on to the others as flow between those. So arms that trade much with each other, and little with the rest, move
+    by the little, which in a sum over the arm would be lost among the rounding errors of the much.
+    """
     n, problems = rhs.shape
-    column = np.arange(problems)
-    # Only the upper triangle is used: a[i, j], i < j, is the coupling of arms i and j, minus the entry of H.
-    low, high = np.minimum(layout.winners, layout.losers), np.maximum(layout.winners, layout.losers)
-    flat = ((low * n + high) * problems + column).ravel()
-    a = np.bincount(flat, curvature.ravel(), n * n * problems).reshape(n, n, problems)
-    excess, x = diagonal.copy(), rhs.copy()
-    pivots, product = np.empty_like(x), np.empty_like(x)
-    for k in range(n):
-        row = a[k, k + 1 :]
-        pivots[k] = np.maximum(excess[k] + row.sum(axis=0), _TINY)
-        share = row / pivots[k]
-        for j in range(n - k - 2):
-            target = a[k + 1 + j, k + 2 + j :]
-            target += np.multiply(share[j], row[j + 1 :], out=product[: len(target)])
-        excess[k + 1 :] += share * excess[k]
-        x[k + 1 :] += share * x[k]
-        row[:] = share
+    starts = _row_starts(n)
+    # Row i of the table: the couplings of arm i with each later arm (minus their entries of H), what H has on the
+    # diagonal beyond all couplings, and the right-hand side.
+    table = np.bincount(layout.couplings, curvature.ravel(), starts[n] * problems).reshape(-1, problems)
+    table[starts[1:] - 2], table[starts[1:] - 1] = diagonal, rhs
+    rows = np.split(table, starts[1:-1])
+    flows = None
+    if flow is not None:
+        signed = np.where(layout.winners < layout.losers, flow, -flow)  # into the earlier arm, from the later
+        flows = np.split(np.bincount(layout.couplings, signed.ravel(), table.size).reshape(table.shape), starts[1:-1])
+    pivots, x, product = np.empty_like(rhs), np.empty_like(rhs), np.empty((n, problems))
+    for k, row in enumerate(rows):
+        pivots[k] = np.maximum(row[:-1].sum(axis=0), _TINY)
+        for j, target in enumerate(rows[k + 1 :]):
+            target += np.multiply(row[j] / pivots[k], row[j + 1 :], out=product[: len(target)])
+        if flows:
+            received, shares = flows[k][:-2], row[:-2] / pivots[k]
+            for j, target in enumerate(flows[k + 1 :]):
+                target[:-2] += shares[j] * received[j + 1 :] - shares[j + 1 :] * received[j]
+                rows[k + 1 + j][-1] -= row[-2] / pivots[k] * received[j]
+            row[-1] += received.sum(axis=0)
     for k in range(n - 1, -1, -1):
-        x[k] = x[k] / pivots[k] + np.einsum("ip,ip->p", a[k, k + 1 :], x[k + 1 :])
+        row = rows[k]
+        x[k] = (row[-1] + np.einsum("ip,ip->p", row[:-2], x[k + 1 :])) / pivots[k]
     return x
+
+
+def _row_starts(n: int) -> Any:
+    """[n + 1]: where the rows of n + 1, n, ..., 2 entries begin and end."""
+    return np.append(0, np.cumsum(np.arange(n + 1, 1, -1)))
 
 
 def sparse_direction(layout: Layout, curvature: Floats, diagonal: Floats, rhs: Floats) -> Floats:
@@ -327,8 +349,15 @@ def minimise(
             active, step, alpha = active[pending], step[pending], alpha[pending]
             layout, loss, state = layout.subset(pending), loss.subset(pending), state.subset(pending)
         diagonal = newton_diagonal(layout, alpha, state.pi)
-        gradient = state.gradient if iteration <= _EASY else layout.balanced(state.gradient, state.scale)
-        move = direction(layout, state.curvature, diagonal, -gradient)
+        gradient = state.gradient
+        if iteration <= _EASY:
+            move = direction(layout, state.curvature, diagonal, -gradient)
+        elif direction is dense_direction:
+            flow = -layout.weights * loss.derivatives(layout.margins(state.u)).slope
+            move = dense_direction(layout, state.curvature, diagonal, alpha * (layout.ref - state.pi), flow)
+        else:
+            gradient = layout.balanced(gradient, state.scale)
+            move = direction(layout, state.curvature, diagonal, -gradient)
         largest = np.abs(move).max(axis=0)
         # Below its place, an arm of little mass sees almost no curvature: unlimited, the step to it is e^distance.
         move *= step * np.where(alpha > 0, np.minimum(1.0, _LONGEST_STEP / np.maximum(largest, 1.0)), 1.0)
