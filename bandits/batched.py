@@ -56,7 +56,7 @@ def solve_batch(
 
     Raises:
         ValueError: bad input; the message names the field, the problem, and the pair or arm.
-        NotConverged: names a problem that double precision does not solve to the tolerance.
+        NotConverged: double precision does not solve some problems to the tolerance; names the first, and how many.
     """
     edges, ref = np.asarray(edges), np.asarray(ref, dtype=np.float64)
     if ref.ndim != 2 or edges.ndim != 3 or edges.shape[::2] != (len(ref), 2) or edges.dtype.kind not in "iu":
@@ -121,7 +121,10 @@ def solve_batch(
     failed = ~(residual <= tolerance)
     if failed.any():
         at = int(np.argmax(failed))
-        raise NotConverged(f"problem {at}: relative residual {residual[at]:.1e} above the tolerance {tolerance:g}")
+        raise NotConverged(
+            f"problem {at}: relative residual {residual[at]:.1e} above the tolerance {tolerance:g} "
+            f"({failed.sum()} of {problems} problems)"
+        )
     return BatchOptimum(log_probs=np.log(ref) + u, logratios=u, residual=residual)
 
 

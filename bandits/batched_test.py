@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from bandits.batched import solve_batch
+from bandits.batched import _components, solve_batch
 from bandits.objectives import DPO, IPO, Distillation, Floats
 from bandits.policy import uniform
 from bandits.solve import NotConverged, Optimum, solve
@@ -56,6 +56,50 @@ def test_thousands_of_extreme_problems(square: bool) -> None:
     np.testing.assert_allclose(batch.probs.sum(axis=1), 1, atol=1e-12)
 
 
+@pytest.mark.parametrize(
+    ("seed", "at", "alpha", "beta"),
+    [
+        (5, 4106, 2.0434054307889835e-4, 97.312303777032),  # large flows between two arms cancel
+        (9, 3818, 8.692124680275011e-06, 13.441951436867235),
+    ],
+)
+def test_cancelling_flows(seed: int, at: int, alpha: float, beta: float) -> None:
+    edges, ref, weights, _ = (array[at : at + 1] for array in problems(10_000, 6, 9, seed))
+    batch = solve_batch(DPO(beta=beta), edges, ref, alpha=alpha, weights=weights)
+    assert batch.residual.max() <= 1e-10
+
+
+def test_only_a_step_that_descends_is_taken() -> None:
+    """Arms 0 and 4 can take all mass or none: steps that halve the residual uphill lead round in a circle."""
+    edges, ref, weights, _ = (array[7980:7981] for array in problems(20_000, 6, 9, 24))
+    batch = solve_batch(DPO(beta=0.08803033626645962), edges, ref, alpha=2.4318205418097817e-06, weights=weights)
+    assert batch.residual.max() <= 1e-10
+
+
+def test_arrays_stay_as_given_and_any_integer_will_do() -> None:
+    edges, ref, weights, _ = problems(300, 4, 3, 0)
+    edges[0, 1] = -1
+    given = edges.astype(np.int8), ref[:, :1] * 0 + uniform(4), weights
+    before = [array.copy() for array in given]
+    small = solve_batch(DPO(beta=1.0), given[0], given[1], alpha=0.1, weights=given[2])
+    for array, kept in zip(given, before, strict=True):
+        np.testing.assert_array_equal(array, kept)
+    wide = solve_batch(DPO(beta=1.0), edges, given[1], alpha=0.1, weights=weights)
+    np.testing.assert_array_equal(small.logratios, wide.logratios)
+    one = [array[:1].copy() for array in given]  # its transpose is as contiguous as itself
+    solve_batch(DPO(beta=1.0), one[0], one[1], alpha=0.1, weights=one[2])
+    for array, kept in zip(one, before, strict=True):
+        np.testing.assert_array_equal(array, kept[:1])
+
+
+def test_components_are_those_of_the_graph() -> None:
+    edges = problems(200, 7, 5, 0)[0]
+    labels = _components(edges[..., 0].T, edges[..., 1].T, 7)
+    for pairs, found in zip(edges, labels.T, strict=True):
+        wanted = PreferenceGraph(7, pairs).components
+        np.testing.assert_array_equal(found[:, None] == found, wanted[:, None] == wanted)
+
+
 def test_padding_changes_nothing() -> None:
     ref = uniform(3)[None]
     short = solve_batch(DPO(beta=1.0), [[[0, 1]]], ref, alpha=0.1)
@@ -91,5 +135,5 @@ def test_bad_input(change: dict[str, Any], message: str) -> None:
 
 
 def test_beyond_double_precision_is_refused() -> None:
-    with pytest.raises(NotConverged, match=r"problem 0: relative residual .* above the tolerance 1e-30"):
+    with pytest.raises(NotConverged, match=r"problem 0: .* above the tolerance 1e-30 \(2 of 2 problems\)"):
         solve_batch(DPO(beta=1.0), EDGES, REF, alpha=0.1, tolerance=1e-30)

@@ -35,7 +35,8 @@ from scipy.sparse.linalg import splu
 from bandits.objectives import Floats, PairLoss
 
 _ACCEPTED_SLOPE = 0.1
-_WORTH_DROPPING = 0.6  # once fewer problems are pending, go on with those alone
+_ROUNDING = 1e-13
+_WORTH_DROPPING = 0.7  # once fewer problems are pending, go on with those alone
 _EASY = 12  # iterations before rounding is looked after
 _TINY = np.finfo(np.float64).tiny
 _NARROW = 16
@@ -365,7 +366,10 @@ def minimise(
         # F is convex along the move: a slope that is still negative there, or small, means that F has fallen.
         # Comparing slopes rather than values keeps the test meaningful down to the last digits.
         before, after = -(gradient * move).sum(axis=0), (trial.gradient * move).sum(axis=0)
-        accepted = (after <= _ACCEPTED_SLOPE * before) | (trial.residual < 0.5 * state.residual)
+        accepted = after <= _ACCEPTED_SLOPE * before
+        if not accepted.all():  # a slope among the rounding errors of its terms decides nothing; the residual does
+            lost = np.abs(after) <= _ROUNDING * (trial.scale * np.abs(move)).sum(axis=0)
+            accepted |= lost & (trial.residual < 0.5 * state.residual)
         if accepted.all() and np.abs(move).max() > _NOTHING:
             state, step = trial, np.ones_like(step)
         else:
