@@ -70,7 +70,10 @@ def test_margins_of_torch_tensors() -> None:
     import torch
 
     values = torch.arange(6.0, requires_grad=True)
-    margins = PreferenceGraph(3, [(0, 1), (2, 0)]).margins(values.reshape(2, 3))
+    graph = PreferenceGraph(3, [(0, 1), (2, 0)])
+    assert graph.winners.flags.writeable, "torch warns, once a process, of indices that are not"
+    assert graph.losers.flags.writeable
+    margins = graph.margins(values.reshape(2, 3))
     assert margins.tolist() == [[-1, 2], [-1, 2]]
     assert torch.autograd.grad(margins.sum(), values)[0].tolist() == [0, -1, 1, 0, -1, 1]
 
