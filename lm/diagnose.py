@@ -414,7 +414,7 @@ def _tokens(data: Comparisons, name: str, max_prompt: int, max_completion: int) 
         counts = [
             len(ids)
             for start in range(0, len(different), 1000)
-            for ids in tokenizer(different[start : start + 1000], **options)["input_ids"]
+            for ids in tokenizer(different[start : start + 1000], return_attention_mask=False, **options)["input_ids"]
         ]
         return np.array(counts, dtype=np.intp)[label]
 

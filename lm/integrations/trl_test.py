@@ -5,11 +5,14 @@ from __future__ import annotations
 import dataclasses
 import importlib.util
 import os
+import re
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from datasets import Dataset, IterableDataset
@@ -19,7 +22,7 @@ from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import WhitespaceSplit
 from torch import Tensor
 from transformers import PreTrainedTokenizerFast, TrainingArguments
-from trl import DPOConfig
+from trl import DPOConfig, DPOTrainer
 from trl.trainer import utils as trl_utils
 
 from lm.integrations import trl
@@ -28,10 +31,10 @@ from lm.logprobs import CompletionModel
 from lm.objectives import DPO, DRDO, IPO, METHODS, DistilledDPO, EnsembleDPO, Method, Pessimism
 from lm.testing import END, VOCABULARY, causal_lm, close, pairs, training
 from lm.trainer import PolicyTrainer, pair_collator, training_arguments
+from theory import losses
 
-pytestmark = pytest.mark.filterwarnings(
-    "ignore:`is_gradient_checkpointing` is deprecated:FutureWarning"
-)  # by TRL, PEFT
+# TRL and PEFT still say "gradient" where transformers now says "activation".
+pytestmark = pytest.mark.filterwarnings(r"ignore:`\w*gradient_checkpointing\w*` is deprecated:FutureWarning")
 
 REFERENCES = ["ref_chosen_logps", "ref_rejected_logps", "ref_sample_logps"]
 CARRIED = {
@@ -376,6 +379,57 @@ def test_the_model_card_names_the_paper_of_the_method(tmp_path: Path) -> None:
     card = (tmp_path / "README.md").read_text()
     assert "2405.19316" in card
     assert "Rafailov" not in card
+
+
+# ---------------------------------------------------------------- the documentation
+
+
+def trls_loss(folder: Path, loss_type: str) -> tuple[DPOTrainer, dict[str, Tensor], Tensor]:
+    """TRL's own trainer on text, its batch, and its loss with beta 0.3."""
+    trainer = DPOTrainer(
+        causal_lm(),
+        ref_model=causal_lm(seed=1),
+        args=options(folder, loss_type=loss_type, beta=0.3),
+        train_dataset=as_text(pairs(6)),
+        processing_class=tokenizer(),
+    )
+    batch = trainer.data_collator(list(trainer.train_dataset))
+    return trainer, batch, trainer.compute_loss(trainer.model, batch)
+
+
+def test_our_losses_on_trls_log_probs_are_trls_losses(tmp_path: Path) -> None:
+    """DPO is; TRL's "ipo" is our length-normalised one, and not the paper's."""
+    trainer, batch, sigmoid = trls_loss(tmp_path / "dpo", "sigmoid")
+    policy, reference = (trainer.compute_ref_log_probs(m, batch) for m in (trainer.model, trainer.ref_model))
+    margin = losses.logratio_margin(*policy, *reference)
+    close(losses.dpo(margin, beta=0.3).mean(), sigmoid.detach(), tolerance=1e-6)
+    ipo = trls_loss(tmp_path / "ipo", "ipo")[2].detach()
+    lengths = batch["completion_mask"].sum(1).float().chunk(2)
+    logratios = [p - r for p, r in zip(policy, reference, strict=True)]
+    close(losses.ipo(losses.normalised_logratio_margin(*logratios, *lengths), tau=0.3).mean(), ipo, tolerance=1e-6)
+    assert (losses.ipo(margin, tau=0.3).mean() - ipo).abs() > 1e-2
+
+
+def test_the_documented_examples_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    on_cpu = partial(DPOConfig, use_cpu=True, bf16=False)  # the page is written for a GPU
+    monkeypatch.setattr("trl.DPOConfig", on_cpu)
+    causal_lm().float().save_pretrained("model")
+    tokenizer().save_pretrained("model")
+    members = {"chosen_rewards": [1.0, 2.0], "rejected_rewards": [0.0, 3.0]}
+    as_text(pairs(6)).map(lambda row: members).to_json("scored.jsonl")
+    page = (Path(__file__).parents[2] / "docs" / "trl.md").read_text()
+    blocks = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    seen: dict[str, Any] = {}
+    trainers = []
+    for block in blocks:
+        exec(block, seen)
+        trainers.append(seen["trainer"])
+    assert [type(trainer).__name__ for trainer in trainers] == [*["RewardDistillationTrainer"] * 2, "DPOTrainer"]
+    for trainer in trainers[:2]:
+        assert trainer.state.global_step == 3  # epochs, of one mini-batch
+    assert seen["dpo"].item() == pytest.approx(float(np.log(2)))  # the policy is the reference still
+    assert seen["distilled"].item() == pytest.approx(float(np.mean(np.square(pairs(6)["reward_margin"]))), rel=1e-5)
 
 
 # ---------------------------------------------------------------- refusals
