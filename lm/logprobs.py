@@ -232,12 +232,14 @@ class CompletionModel(nn.Module):
             self.route = "padded"
             return self.route
         device = device or self.model.device
-        self._shared_attention = PACKED if device.type == "cpu" else "flex_attention"
-        problem = self._trial(input_ids.to(device), lengths, device)
-        if problem is None:
-            self.route = "packed"
-            self.model.set_attn_implementation(self._shared_attention)
-            return self.route
+        problem = None
+        for attention in [PACKED] if device.type == "cpu" else ["flex_attention", PACKED]:
+            self._shared_attention = attention
+            problem = self._trial(input_ids.to(device), lengths, device)
+            if problem is None:
+                self.route = "packed"
+                self.model.set_attn_implementation(attention)
+                return self.route
         name = type(self.model).__name__
         if self.options.route == "packed":
             raise ValueError(f'logprobs.route "packed" does not fit {name}: {problem}; use "auto" or "padded"')

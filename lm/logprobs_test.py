@@ -13,6 +13,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
+from torch.nn.attention import flex_attention
 from transformers import PreTrainedModel
 
 from lm.config import LogprobsConfig
@@ -205,6 +206,28 @@ def test_the_mask_of_the_gpu_route_is_the_one_definition() -> None:
             ]
         )
         assert torch.equal(unrolled, expected)
+
+
+@pytest.mark.parametrize("architecture", ["mistral-sliding", "gemma2", "gemma3"])
+def test_the_gpu_route_gives_the_plain_forwards_values(architecture: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """FlexAttention, not compiled, on the CPU (where it has no backward). With the wrong window it is caught."""
+
+    def uncompiled(query: Tensor, key: Tensor, value: Tensor, training: bool = False, **kwargs: Any) -> Any:
+        return flex_attention.flex_attention(query, key, value, **kwargs)
+
+    monkeypatch.setattr("transformers.integrations.flex_attention.compile_friendly_flex_attention", uncompiled)
+    model, data = causal_lm(architecture), examples()
+    with torch.no_grad():
+        expected = plain_logps(model, data)
+        wrapped = wrap(model, "packed")
+        wrapped._shared_attention = "flex_attention"
+        wrapped.route = "packed"
+        with wrapped._attention("flex_attention"):
+            torch.testing.assert_close(values_of(wrapped, data), expected, rtol=1e-5, atol=1e-5)
+            if WINDOW in (model.config.get_text_config().to_dict().get("sliding_window"),):
+                flex_mask = Layout.flex_mask
+                monkeypatch.setattr(Layout, "flex_mask", lambda self, window: flex_mask(self, None))
+                assert ((values_of(wrapped, data) - expected).abs() > 1e-3).any()
 
 
 # ---------------------------------------------------------------- controls
