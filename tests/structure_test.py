@@ -15,7 +15,12 @@ PACKAGES = ("theory", "bandits", "lm", "figures")
 
 MAY_IMPORT = {"theory": set[str](), "bandits": {"theory"}, "lm": {"theory", "torch"}, "figures": set[str]()}
 """On import, of our packages and torch."""
-MAY_IMPORT_WHEN_CALLED = {"theory": {"torch"}, "bandits": {"figures"}, "lm": {"figures"}, "figures": set[str]()}
+MAY_IMPORT_WHEN_CALLED = {
+    "theory": {"torch"},
+    "bandits": {"figures"},
+    "lm": {"figures", "bandits"},
+    "figures": set[str](),
+}
 """Inside functions, besides: commands that draw what they computed, and theory where it has been given a tensor."""
 
 LOSS_PRIMITIVES = {
