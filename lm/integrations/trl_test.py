@@ -6,6 +6,7 @@ import dataclasses
 import importlib.util
 import os
 import re
+import socket
 import subprocess
 import sys
 from functools import partial
@@ -252,17 +253,23 @@ def run_on_ranks(folder: Path) -> None:
 def test_two_ranks_end_where_one_does(tmp_path: Path) -> None:
     one = in_trl(tmp_path / "one", CARRIED["e-dpo"], pairs(8), max_steps=2)
     one.train()
-    root = Path(__file__).parents[2]
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "-m"]
-    environment = {**os.environ, "PYTHONPATH": str(root), "OMP_NUM_THREADS": "1"}
-    ran = subprocess.run(
-        [*launch, "lm.integrations.trl_test", str(tmp_path)],
-        check=False,
-        capture_output=True,
-        text=True,
-        env=environment,
-    )
-    assert ran.returncode == 0, ran.stderr
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(probe.getsockname()[1])}
+    environment = {**os.environ, **address, "WORLD_SIZE": "2", "OMP_NUM_THREADS": "1"}
+    ranks = [
+        subprocess.Popen(
+            [sys.executable, "-m", "lm.integrations.trl_test", str(tmp_path)],
+            env={**environment, "RANK": rank, "LOCAL_RANK": rank},
+            cwd=Path(__file__).parents[2],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        for rank in "01"
+    ]
+    said = [rank.communicate(timeout=300)[0] for rank in ranks]
+    assert [rank.returncode for rank in ranks] == [0, 0], said
     assert distance(parameters_of(one.model), torch.load(tmp_path / "parameters.pt")) <= 1e-9
 
 
