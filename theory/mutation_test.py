@@ -34,7 +34,7 @@ def test_a_mutant_computes_something_else(found: list[Mutant]) -> None:
 
 def test_the_tests_reject_a_mutant_and_accept_the_losses() -> None:
     code = """
-import theory, sys
+import theory, sys, cvxpy, sympy
 from theory.mutation import SOURCE, in_fork, mutants, run_tests
 def status(module):
     if module is not None:
