@@ -134,6 +134,7 @@ class TrainingConfig:
         micro_batch_size: most examples a forward pass and rank; null for no limit. Changes memory and speed only.
         micro_batch_tokens: most tokens a forward pass and rank, prompts counted once; null for no limit. An example
             that is longer goes alone. Changes memory and speed only.
+        activation_checkpointing: compute activations again in the backward instead of keeping them; slower, smaller.
         learning_rate: peak learning rate of AdamW.
         schedule: learning-rate schedule after warm-up.
         warmup_fraction: share of the steps that warm up linearly.
@@ -148,6 +149,7 @@ class TrainingConfig:
     batch_size: int = 16
     micro_batch_size: int | None = None
     micro_batch_tokens: int | None = None
+    activation_checkpointing: bool = False
     learning_rate: float = 1e-6
     schedule: Literal["linear", "cosine", "constant_with_warmup"] = "cosine"
     warmup_fraction: float = 0.05

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import platform
 import sys
 
 import pytest
@@ -101,7 +102,7 @@ def test_onednn_products_agree_with_torchs(bias: bool, monkeypatch: pytest.Monke
 
 
 def test_the_allocator_setting_is_taken_by_glibc_and_left_alone_elsewhere(monkeypatch: pytest.MonkeyPatch) -> None:
-    if sys.platform == "linux" and kernels.platform.libc_ver()[0] == "glibc":
+    if sys.platform == "linux" and platform.libc_ver()[0] == "glibc":
         assert keep_freed_memory()
-    monkeypatch.setattr(kernels.platform, "libc_ver", lambda: ("musl", "1.2"))
+    monkeypatch.setattr(platform, "libc_ver", lambda: ("musl", "1.2"))
     assert not keep_freed_memory()

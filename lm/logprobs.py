@@ -313,9 +313,14 @@ class CompletionModel(nn.Module):
             yield self.model
 
     # What the Trainer asks of a model, passed on.
-    def gradient_checkpointing_enable(self, *args: Any, **kwargs: Any) -> None:
+    @property
+    def is_activation_checkpointing(self) -> bool:
+        """Whether the wrapped model computes activations again in the backward."""
+        return bool(self.model.is_activation_checkpointing)
+
+    def activation_checkpointing_enable(self, *args: Any, **kwargs: Any) -> None:
         """Activation checkpointing of the wrapped model."""
-        self.model.gradient_checkpointing_enable(*args, **kwargs)
+        self.model.activation_checkpointing_enable(*args, **kwargs)
 
 
 def _log_softmax(logits_CV: Tensor, targets_C: Tensor) -> Tensor:

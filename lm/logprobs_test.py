@@ -343,7 +343,8 @@ def test_autocast_keeps_float32_parameters_and_sums(route: Route) -> None:
 def test_activation_checkpointing_changes_nothing(route: Route) -> None:
     model = wrap(causal_lm(), route).train()
     without = gradients(model, lambda: values_of(model, examples()))
-    model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    model.activation_checkpointing_enable()
+    assert model.is_activation_checkpointing
     for name, gradient in gradients(model, lambda: values_of(model, examples())).items():
         close(gradient, without[name], what=name)
 

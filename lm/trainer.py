@@ -333,6 +333,7 @@ def training_arguments(config: TrainingConfig, folder: Path, *, seed: int, devic
         per_device_train_batch_size=config.batch_size // ranks,
         micro_batch_size=config.micro_batch_size,
         micro_batch_tokens=config.micro_batch_tokens,
+        activation_checkpointing=config.activation_checkpointing,
         num_train_epochs=config.epochs or 1,
         max_steps=config.max_steps or -1,
         learning_rate=config.learning_rate,

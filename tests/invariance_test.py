@@ -1,0 +1,100 @@
+"""The result does not depend on how it was run: micro-batches, token budgets, ranks, routes, checkpointing."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from lm.objectives import METHODS
+from lm.trainer import PolicyTrainer
+from tests.two_ranks import TWO_RANKS, Job
+
+ROOT = Path(__file__).parents[1]
+ALL = [*METHODS, "sft", "reward"]
+
+
+def distance(one: dict[str, Tensor], other: dict[str, Tensor]) -> float:
+    """Largest difference of a parameter, relative to the largest parameter."""
+    assert one.keys() == other.keys()
+    names = [name for name in one if name not in ("loss", "accuracy")]
+    largest = max(float(one[name].abs().max()) for name in names)
+    return max(float((one[name] - other[name]).abs().max()) for name in names) / largest
+
+
+def same(one: dict[str, Tensor], other: dict[str, Tensor], what: str) -> None:
+    assert distance(one, other) <= 1e-10, what
+    for name in ("loss", "accuracy"):
+        if name in one:
+            torch.testing.assert_close(one[name], other[name], rtol=1e-5, atol=1e-6, msg=f"{what}: {name}")
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Tensor]]:
+    """Every method's step on one process, the mini-batch in one piece, packed."""
+    return {name: Job(name).run(tmp_path_factory.mktemp("whole")) for name in ALL}
+
+
+@pytest.mark.parametrize("name", ALL)
+@pytest.mark.parametrize(
+    "how",
+    [
+        {"options": {"micro_batch_size": 4}},
+        {"options": {"micro_batch_size": 1}},
+        {"options": {"micro_batch_tokens": 60}},
+        {"route": "padded"},
+        {"options": {"activation_checkpointing": True}},
+        {"route": "padded", "options": {"micro_batch_size": 2}},
+    ],
+    ids=["4x2", "1x8", "60 tokens", "padded", "checkpointing", "padded 2x4"],
+)
+def test_one_step_is_the_same_however_it_is_cut_and_computed(
+    name: str, how: dict[str, Any], whole: dict[str, dict[str, Tensor]], tmp_path: Path
+) -> None:
+    same(Job(name, **how).run(tmp_path), whole[name], f"{name} {how}")
+
+
+@pytest.fixture(scope="module")
+def two_ranks(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """All jobs on two processes that talk by gloo."""
+    out = tmp_path_factory.mktemp("two")
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "GLOO_SOCKET_IFNAME": "lo"}
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    done = subprocess.run(
+        [*command, str(ROOT / "tests" / "two_ranks.py"), str(out)],
+        cwd=ROOT,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=600,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    return out
+
+
+@pytest.mark.parametrize("name", TWO_RANKS)
+def test_two_ranks_give_what_one_gives(name: str, two_ranks: Path, tmp_path: Path) -> None:
+    """Also where the last mini-batch is uneven, so that one rank has nothing of its own to do."""
+    same(torch.load(two_ranks / f"{name}.pt", weights_only=True), TWO_RANKS[name].run(tmp_path), name)
+
+
+class OwnChoice(PolicyTrainer):
+    """Control: every micro-batch chooses its own ensemble member, or mixture."""
+
+    def before_step(self, *_: Any) -> None:
+        self._gram = None
+
+
+@pytest.mark.parametrize("name", ["e-dpo", "hull-dpo"])
+def test_a_choice_for_each_micro_batch_is_noticed(
+    name: str, whole: dict[str, dict[str, Tensor]], tmp_path: Path
+) -> None:
+    wrong = Job(name, options={"micro_batch_size": 2}, trainer=OwnChoice).run(tmp_path)
+    assert distance(wrong, whole[name]) > 1e-6

@@ -1,0 +1,72 @@
+"""Run by torchrun on two processes: one optimiser step of every method on the mini-batch that
+`tests/invariance_test.py` also takes on one process. Each job's parameters go to OUT/<job>.pt.
+
+    torchrun --nproc-per-node 2 tests/two_ranks.py OUT
+"""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lm.config import LogprobsConfig
+from lm.logprobs import CompletionModel
+from lm.objectives import METHODS
+from lm.testing import causal_lm, pairs, reward_model, training
+from lm.trainer import PolicyTrainer, RewardTrainer, SFTTrainer, fit, pair_collator, sft_collator, training_arguments
+
+
+@dataclass(frozen=True)
+class Job:
+    """One training run: a method (or "sft", "reward") and how its mini-batches are cut up and computed."""
+
+    method: str
+    pairs: int = 8
+    steps: int = 1
+    options: dict[str, Any] = field(default_factory=dict)
+    route: str = "packed"
+    trainer: type[PolicyTrainer] = PolicyTrainer
+
+    def run(self, folder: Path) -> dict[str, Tensor]:
+        """Parameters after training, and under "loss" and "accuracy" what was logged at the last step."""
+        torch.manual_seed(0)
+        options = LogprobsConfig(route=self.route, allocator=False)  # type: ignore[arg-type]
+        data, extra, trainer, collator = pairs(self.pairs), {}, self.trainer, pair_collator()
+        if self.method == "sft":
+            data = data.rename_column("chosen_ids", "completion_ids")
+            model, trainer, collator = CompletionModel(causal_lm(), options=options), SFTTrainer, sft_collator()  # type: ignore[assignment]
+        elif self.method == "reward":
+            model, trainer = CompletionModel(reward_model(), options=options), RewardTrainer  # type: ignore[assignment]
+        else:
+            method = METHODS[self.method]()
+            model = CompletionModel(causal_lm(), reward_head=method.needs_reward_head, options=options).double()
+            collator, extra = pair_collator(sample=method.needs_samples), {"method": method}
+        config = training(max_steps=self.steps, **self.options)
+        arguments = training_arguments(config, folder / self.method, seed=3, device="cpu")
+        history = fit(trainer, model, data, collator, arguments, **extra)
+        logged = [row for row in history if "loss" in row][-1]
+        report = {name: torch.tensor(logged[name]) for name in ("loss", "accuracy") if name in logged}
+        return {**{name: p.detach().clone() for name, p in model.named_parameters()}, **report}
+
+
+TWO_RANKS: dict[str, Job] = {
+    **{name: Job(name) for name in (*METHODS, "sft", "reward")},
+    "uneven": Job("hull-dpo", pairs=11, steps=2, options={"micro_batch_tokens": 40}),
+    "more ranks than pairs": Job("dpo", pairs=9, steps=2, options={"micro_batch_size": 1}),
+    "checkpointing": Job("e-dpo", options={"activation_checkpointing": True}),
+    "padded": Job("p-dpo", route="padded", options={"micro_batch_size": 2}),
+}
+"""What is run on two processes too."""
+
+if __name__ == "__main__":
+    out = Path(sys.argv[1])
+    for name, job in TWO_RANKS.items():
+        result = job.run(out / "runs" / name.replace(" ", "-"))
+        if torch.distributed.get_rank() == 0:
+            torch.save(result, out / f"{name}.pt")
+    torch.distributed.destroy_process_group()
