@@ -10,6 +10,8 @@ import numpy as np
 import pytest
 import torch
 from datasets import Dataset
+from hypothesis import given
+from hypothesis import strategies as st
 from torch import Tensor
 from transformers import TrainerCallback
 from transformers.trainer_utils import get_last_checkpoint
@@ -34,6 +36,7 @@ from lm.trainer import (
     PolicyTrainer,
     RewardTrainer,
     SFTTrainer,
+    cut,
     fit,
     pair_collator,
     sft_collator,
@@ -172,6 +175,43 @@ def test_an_ensembles_choice_is_made_on_the_global_mini_batch(name: str, tmp_pat
         method=method,
     ).parameters
     assert distance(whole, wrong) > 1e-4
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What :func:`cut` reads of the arguments."""
+
+    micro_batch_size: int | None
+    micro_batch_tokens: int | None
+    world_size: int
+
+
+@given(
+    st.lists(st.lists(st.integers(1, 30), min_size=2, max_size=4), min_size=1, max_size=20),
+    st.builds(Limits, st.none() | st.integers(1, 6), st.none() | st.integers(1, 90), st.integers(1, 4)),
+)
+def test_a_cut_has_every_example_once_and_keeps_the_limits(lengths: list[list[int]], limits: Limits) -> None:
+    """Same number of parts for every rank; what fills up has no weight; a part over the limit is a single example."""
+    tokens = torch.arange(sum(map(sum, lengths)))
+    scores = {"reward_margin": torch.arange(len(lengths))}
+    batch = {"ids": [str(i) for i in range(len(lengths))], "input_ids": tokens, "lengths": lengths, "scores": scores}
+    parts = cut(batch, limits)  # type: ignore[arg-type]
+    assert len(parts) % limits.world_size == 0
+    assert {weight for _, weight in parts} <= {0.0, 1.0}
+    kept = [part for part, weight in parts if weight]
+    assert sorted(i for part in kept for i in part["ids"]) == sorted(batch["ids"])
+    starts = np.cumsum([0, *map(sum, lengths)])
+    for part, _ in parts:
+        rows = [int(i) for i in part["ids"]]
+        assert part["lengths"] == [lengths[i] for i in rows]
+        assert part["input_ids"].tolist() == [t for i in rows for t in range(starts[i], starts[i + 1])]
+        assert part["scores"]["reward_margin"].tolist() == rows
+        if len(rows) > 1:
+            assert limits.micro_batch_size is None or len(rows) <= limits.micro_batch_size
+            assert limits.micro_batch_tokens is None or len(part["input_ids"]) <= limits.micro_batch_tokens
+    # No part is left empty-handed while another could share: fewer parts would break a limit, or there is one a rank.
+    if len(parts) > limits.world_size:
+        assert limits.micro_batch_size or limits.micro_batch_tokens
 
 
 # ---------------------------------------------------------------- losses by hand
