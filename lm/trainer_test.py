@@ -101,11 +101,11 @@ def test_a_step_does_not_depend_on_the_micro_batches(name: str, tmp_path: Path) 
     method, data = METHODS[name](), pairs(8)
     whole = run_policy(tmp_path / "8x1", method, data)
     assert distance(whole.parameters, start_of(method)) > 1e-3
-    for cut in ("4x2", "1x8"):
-        part = run_policy(tmp_path / cut, method, data, micro_batch_size=CUTS[cut])
-        assert distance(whole.parameters, part.parameters) <= 1e-10, cut
+    for how in ("4x2", "1x8"):
+        part = run_policy(tmp_path / how, method, data, micro_batch_size=CUTS[how])
+        assert distance(whole.parameters, part.parameters) <= 1e-10, how
         for key in ("loss", "chosen_logps", "accuracy"):
-            assert part.history[0][key] == pytest.approx(whole.history[0][key], rel=1e-5), (cut, key)
+            assert part.history[0][key] == pytest.approx(whole.history[0][key], rel=1e-5), (how, key)
 
 
 @pytest.mark.parametrize("name", ["dpo", "e-dpo", "hull-dpo"])
@@ -143,14 +143,14 @@ def test_a_mean_of_micro_batch_means_is_noticed(tmp_path: Path) -> None:
 def test_sft_and_reward_steps_do_not_depend_on_the_micro_batches(kind: str, tmp_path: Path) -> None:
     data = pairs(8)
     results = []
-    for cut, micro in CUTS.items():
+    for how, micro in CUTS.items():
         torch.manual_seed(0)
         if kind == "sft":
             rows = data.rename_column("chosen_ids", "completion_ids")
             model, trainer, collator = CompletionModel(causal_lm()), SFTTrainer, sft_collator()
         else:
             rows, model, trainer, collator = data, CompletionModel(reward_model()), RewardTrainer, pair_collator()
-        results.append(_run(trainer, model, rows, collator, tmp_path / cut, {"micro_batch_size": micro}).parameters)
+        results.append(_run(trainer, model, rows, collator, tmp_path / how, {"micro_batch_size": micro}).parameters)
     assert max(distance(results[0], other) for other in results[1:]) <= 1e-10
 
 
@@ -194,7 +194,12 @@ def test_a_cut_has_every_example_once_and_keeps_the_limits(lengths: list[list[in
     """Same number of parts for every rank; what fills up has no weight; a part over the limit is a single example."""
     tokens = torch.arange(sum(map(sum, lengths)))
     scores = {"reward_margin": torch.arange(len(lengths))}
-    batch = {"ids": [str(i) for i in range(len(lengths))], "input_ids": tokens, "lengths": lengths, "scores": scores}
+    batch: dict[str, Any] = {
+        "ids": [str(i) for i in range(len(lengths))],
+        "input_ids": tokens,
+        "lengths": lengths,
+        "scores": scores,
+    }
     parts = cut(batch, limits)  # type: ignore[arg-type]
     assert len(parts) % limits.world_size == 0
     assert {weight for _, weight in parts} <= {0.0, 1.0}
