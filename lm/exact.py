@@ -38,6 +38,7 @@ from scipy import optimize, stats
 from scipy.special import logsumexp
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
+from tqdm import tqdm
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from lm.artifacts import provenance
@@ -529,7 +530,7 @@ def reference_of(config: ExactConfig, folder: Path, closed: bool) -> Floats:
 
 def experiment(config: ExactConfig, scratch: Path) -> dict[str, Any]:
     """Everything, as exact.json has it."""
-    started = time.perf_counter()
+    started, used = time.perf_counter(), _processor_seconds()
     world = make_world(config)
     rng = np.random.default_rng([config.seed, 2])
     n, everything = len(world.completions), np.arange(len(world.completions))
@@ -539,7 +540,7 @@ def experiment(config: ExactConfig, scratch: Path) -> dict[str, Any]:
         ref_logps = references[0].result()
         ref = distributions(ref_logps)
 
-        # Half of the completions, those that pi_ref likes best, are in some pair: enough mass can move to be seen.
+        # Where some completions are in no pair, those that pi_ref likes best are in one: enough mass moves to be seen.
         likely = [np.argsort(-p, kind="stable")[: round(config.compared * n)] for p in ref]
         halves = np.array_split(rng.permutation(n), 2)
         complete = [all_pairs(r) for r in world.rewards]
@@ -579,24 +580,27 @@ def experiment(config: ExactConfig, scratch: Path) -> dict[str, Any]:
             ("hull-dpo", config.hull_dpo, sparse),
         ):
             runs[f"{name} sampled"] = start(method, graphs, samples=shares, training=fewer)
-        trained: dict[str, Trained] = {name: run.result() for name, run in runs.items()}
+        progress = tqdm(runs.items(), desc="runs", disable=None, leave=False)
+        trained: dict[str, Trained] = {name: run.result() for name, run in progress}
         opened_logps = references[1].result()
 
     unseen = np.array([~np.isin(everything, among) for among in likely])
+    best = optimum(config.d_dpo, world, ref, complete)
     report: dict[str, Any] = {
         "d-dpo": {
-            **_against(config.d_dpo, world, ref, complete, trained["d-dpo"]),
-            "sparse": _against(config.d_dpo, world, ref, sparse, trained["d-dpo sparse"]),
-            "two_components": _two_components(world, ref, config, halves, trained["split"], trained["split again"]),
+            **_against(best, ref, trained["d-dpo"]),
+            "sparse": _against(best, ref, trained["d-dpo sparse"], points=False),
+            "two_components": _two_components(best, halves, trained["split"], trained["split again"]),
             "unlisted": _unlisted(opened_logps, config, world, trained["open"]),
         },
-        "ipo": _against(config.ipo, world, ref, sparse, trained["ipo"]),
+        "ipo": _against(optimum(config.ipo, world, ref, sparse), ref, trained["ipo"]),
     }
     for name, method in (("p-dpo", config.p_dpo), ("dp-dpo", config.dp_dpo)):
+        best = optimum(method, world, ref, partial)
         report[name] = {
-            **_against(method, world, ref, partial, trained[name]),
+            **_against(best, ref, trained[name]),
             "unseen": _unseen(ref, trained[name], unseen),
-            "sampled": _against(method, world, ref, partial, trained[f"{name} sampled"]),
+            "sampled": _against(best, ref, trained[f"{name} sampled"], points=False),
         }
     report |= _ensembles(config, world, ref, sparse, trained)
     report["dpo"] = _divergence(world, ref, disjoint, unseen, trained["dpo"])
@@ -607,7 +611,7 @@ def experiment(config: ExactConfig, scratch: Path) -> dict[str, Any]:
         "largest_mass_error": float(np.abs(np.exp(ref_logps).sum(1) - 1).max()),
         "tv_of_draws": total_variation(shares, ref).tolist(),
     }
-    report["seconds"] = time.perf_counter() - started
+    report["seconds"] = {"wall": time.perf_counter() - started, "processor": _processor_seconds() - used}
     return report
 
 
@@ -615,6 +619,12 @@ def _steps(config: ExactConfig, share: float) -> dict[str, Any]:
     """Training options of runs that have less to reach."""
     assert config.policy.max_steps is not None
     return {"max_steps": max(1, round(share * config.policy.max_steps))}
+
+
+def _processor_seconds() -> float:
+    """Of this process and its finished children: what a busy machine does not stretch."""
+    times = os.times()
+    return times.user + times.system + times.children_user + times.children_system
 
 
 def _one_thread() -> None:
@@ -631,17 +641,10 @@ def _union(graphs: Any) -> PreferenceGraph:
 # ---------------------------------------------------------------- what each method shows
 
 
-def _against(
-    method: Method, world: World, ref: Floats, graphs: Graphs, run: Trained, weights: Floats | None = None
-) -> dict[str, Any]:
-    """Distances from the optimum, and both distributions for the figure."""
-    best = optimum(method, world, ref, graphs, weights)
-    return {
-        **comparison(run.logps, ref, best),
-        "loss": run.loss,
-        "optimum": _rounded(np.exp(best)),
-        "trained": _rounded(np.exp(run.logps)),
-    }
+def _against(best: Floats, ref: Floats, run: Trained, *, points: bool = True) -> dict[str, Any]:
+    """Distances from the optimum; with `points`, both distributions for the figure."""
+    distributions = {"optimum": _rounded(np.exp(best)), "trained": _rounded(np.exp(run.logps))} if points else {}
+    return {**comparison(run.logps, ref, best), "loss": run.loss, **distributions}
 
 
 def _rounded(values: Floats) -> list[list[float]]:
@@ -658,11 +661,8 @@ def _unseen(ref: Floats, run: Trained, unseen: npt.NDArray[np.bool_]) -> dict[st
     }
 
 
-def _two_components(
-    world: World, ref: Floats, config: ExactConfig, halves: Sequence[Any], one: Trained, other: Trained
-) -> dict[str, Any]:
+def _two_components(best: Floats, halves: Sequence[Any], one: Trained, other: Trained) -> dict[str, Any]:
     """Theorem 1 on two components of pairs: within each the optimum, between them anything."""
-    best = optimum(config.d_dpo, world, ref, [all_pairs(r) for r in world.rewards])
     result = {}
     for name, run in (("from_reference", one), ("from_random_weights", other)):
         within = [
@@ -702,16 +702,15 @@ def _ensembles(
         method = {"hull-dpo": config.hull_dpo, "e-dpo": config.e_dpo}[name]
         best, weights = ensemble_optimum(method, world, ref, graphs)
         result[name] = {
-            **_against(method, world, ref, graphs, trained[name], weights),
+            **_against(best, ref, trained[name]),
             "weights": weights.tolist(),
             "worst_case": worst_case(world, ref, trained[name].logps, method.beta),
             "worst_case_optimum": worst_case(world, ref, best, method.beta),
             "max_min_value": worst_case(world, ref, ideal, method.beta),
             "max_min_weights": ideal_weights.tolist(),
         }
-    result["hull-dpo"]["sampled"] = comparison(
-        trained["hull-dpo sampled"].logps, ref, ensemble_optimum(config.hull_dpo, world, ref, graphs)[0]
-    )
+        if name == "hull-dpo":
+            result[name]["sampled"] = _against(best, ref, trained[f"{name} sampled"], points=False)
     # Gradient descent on a minimum may end at a member that is not the best: the distance to each one's optimum.
     result["e-dpo"]["tv_to_members"] = [
         float(

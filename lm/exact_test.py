@@ -4,7 +4,9 @@ the reasons that theory gives."""
 from __future__ import annotations
 
 import copy
+import json
 from collections.abc import Callable
+from concurrent.futures import Future
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,11 +18,11 @@ import torch
 from bandits import maxmin, objectives
 from bandits.solve import Optimum, solve
 from lm import exact
-from lm.config import ExactConfig, TrainingConfig
+from lm.config import ExactConfig
 from lm.exact import EXACT, Floats, Graphs, Run, Trained, World
 from lm.logprobs import CompletionModel
 from lm.models import load_policy
-from lm.objectives import DPO, DRDO, IPO, DistilledDPO, Method
+from lm.objectives import DPO, DRDO, IPO, METHODS, DistilledDPO, Method
 from theory.preferences import PreferenceGraph
 
 
@@ -65,6 +67,12 @@ def distance(run: Trained, best: Floats) -> float:
 
 def every_pair(world: World) -> Graphs:
     return [exact.all_pairs(rewards) for rewards in world.rewards]
+
+
+def connected(world: World, count: int = 13) -> Graphs:
+    """Sparse pairs among the first `count` completions."""
+    rng = np.random.default_rng(0)
+    return [exact.sparse_pairs(rewards, np.arange(count), rng) for rewards in world.rewards]
 
 
 # ---------------------------------------------------------------- the language
@@ -196,7 +204,7 @@ def test_a_minimum_on_the_simplex_is_checked() -> None:
 def test_distillation_reaches_its_optimum_and_no_other(
     world: World, trained_reference: tuple[Path, Floats], train: Trainer
 ) -> None:
-    ref, method, graphs = trained_reference[1], small().d_dpo, every_pair(world)
+    ref, method, graphs = trained_reference[1], small().d_dpo, connected(world)
     run = train(method, graphs)
     best = exact.optimum(method, world, ref, graphs)
     assert distance(run, best) <= EXACT
@@ -208,8 +216,7 @@ def test_distillation_reaches_its_optimum_and_no_other(
 def test_a_swapped_label_or_a_component_cut_off_is_seen(
     world: World, trained_reference: tuple[Path, Floats], train: Trainer
 ) -> None:
-    ref, rng = trained_reference[1], np.random.default_rng(0)
-    graphs = [exact.sparse_pairs(r, np.arange(13), rng) for r in world.rewards]
+    ref, graphs = trained_reference[1], connected(world)
     best = exact.optimum(IPO(tau=0.2), world, ref, graphs)
     assert distance(train(IPO(tau=0.2), graphs), best) <= EXACT
     edges = graphs[0].edges.copy()
@@ -224,8 +231,7 @@ def test_a_swapped_label_or_a_component_cut_off_is_seen(
 def test_pessimism_keeps_what_no_pair_mentions(
     world: World, trained_reference: tuple[Path, Floats], train: Trainer
 ) -> None:
-    ref, method, rng = trained_reference[1], small().p_dpo, np.random.default_rng(0)
-    graphs = [exact.sparse_pairs(r, np.arange(8), rng) for r in world.rewards]
+    ref, method, graphs = trained_reference[1], small().p_dpo, connected(world, 8)
     run = train(method, graphs, steps=250, samples=ref)
     assert distance(run, exact.optimum(method, world, ref, graphs)) <= EXACT
     assert np.abs(np.exp(run.logps) - ref)[:, 8:].max() <= EXACT
@@ -277,6 +283,33 @@ def test_bad_options_are_named(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_training_config_is_the_presets() -> None:
-    assert isinstance(small().policy, TrainingConfig)
-    assert small().policy.schedule == "cosine"
+class InThisProcess:
+    """A pool whose work is done when it is asked for."""
+
+    def __init__(self, *_: Any, **__: Any) -> None: ...
+
+    def __enter__(self) -> InThisProcess:
+        return self
+
+    def __exit__(self, *_: Any) -> None: ...
+
+    def submit(self, call: Callable[..., Any], *arguments: Any) -> Future[Any]:
+        done: Future[Any] = Future()
+        done.set_result(call(*arguments))
+        return done
+
+
+def test_the_command_writes_its_results_and_says_what_they_miss(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(exact, "ProcessPoolExecutor", InThisProcess)
+    options = ["--tokens", "2", "--max_length", "2", "--prompts", "2", "--reference_samples", "50"]
+    options += ["--sft.max_steps", "2", "--policy.max_steps", "6", "--policy.logging_steps", "1"]
+    assert exact.main(["--output_dir", str(tmp_path), *options]) == 1  # six steps reach nothing
+    said = capsys.readouterr()
+    assert "missed: d-dpo: total variation" in said.err
+    report = json.loads((tmp_path / "exact.json").read_text())
+    assert set(METHODS) <= set(report)
+    assert {"tv", "tv_ref", "forward_kl"} <= set(report["d-dpo"])
+    assert (tmp_path / "exact.png").stat().st_size > 0
+    assert "tokens: 2" in (tmp_path / "config.yaml").read_text()
