@@ -249,9 +249,12 @@ def gradient_descent_never_rests_unless_every_edge_is_on_a_cycle(
     import torch
 
     graph, u, beta = problem
-    logratios = torch.tensor(u, requires_grad=True)
-    total = (torch.tensor(graph.weights) * losses.dpo(graph.margins(logratios), beta=beta)).sum()
-    slope = float(torch.autograd.grad(total, logratios)[0] @ torch.tensor(graph.ranks, dtype=torch.float64))
+    # By the chain rule in the margins: added up by response first, a crossing edge's slope of 1e-40 would be lost.
+    margins = graph.margins(torch.tensor(u)).requires_grad_()
+    total = (torch.tensor(graph.weights) * losses.dpo(margins, beta=beta)).sum()
+    slope = float(
+        torch.autograd.grad(total, margins)[0] @ torch.tensor(graph.margins(graph.ranks), dtype=torch.float64)
+    )
     if graph.crossing.any():
         assert slope < 0
     else:
