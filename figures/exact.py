@@ -14,8 +14,8 @@ RESULTS = "exact.json"
 _PANELS = {
     "d-dpo": "d-DPO, all pairs",
     "ipo": "IPO, sparse pairs",
-    "p-dpo": "p-DPO, half in no pair",
-    "dp-dpo": "dp-DPO, half in no pair",
+    "p-dpo": "p-DPO, some in no pair",
+    "dp-dpo": "dp-DPO, some in no pair",
     "hull-dpo": "hull-DPO, sparse pairs",
     "e-dpo": "e-DPO, sparse pairs",
 }
@@ -54,6 +54,7 @@ def draw(results: dict[str, Any]) -> Figure:
         figure,
         f"Every completion of {len(results['d-dpo']['optimum'])} prompts in a language of "
         f"{len(results['d-dpo']['optimum'][0])} completions; exact KL term, optima by bandits.solve.\n"
-        "TV: total variation from the optimum, largest over prompts; of pi_ref, smallest.",
+        "TV: total variation from the optimum, largest over prompts; of pi_ref, smallest. "
+        "Descent on e-DPO's minimum may end at a member that is not the best.",
     )
     return figure

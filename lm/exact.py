@@ -549,29 +549,34 @@ def experiment(config: ExactConfig, scratch: Path) -> dict[str, Any]:
         split = [_union(sparse_pairs(r, half, rng) for half in halves) for r in world.rewards]
         disjoint = [disjoint_pairs(r, among, rng) for r, among in zip(world.rewards, likely, strict=True)]
 
-        def start(method: Method, graphs: Graphs, *, every_pair: bool = True, **options: Any) -> Any:
-            size = sum(map(len, graphs)) if every_pair else config.policy.batch_size
-            training = replace(config.policy, batch_size=size, **options.pop("training", {}))
+        def start(method: Method, graphs: Graphs, share: float, *, every_pair: bool = True, **options: Any) -> Any:
+            """`share` of the configured steps, for what has less to reach."""
+            assert config.policy.max_steps is not None
+            training = replace(
+                config.policy,
+                max_steps=max(1, round(share * config.policy.max_steps)),
+                batch_size=sum(map(len, graphs)) if every_pair else config.policy.batch_size,
+                schedule="constant_with_warmup" if type(method) is DPO else config.policy.schedule,
+            )
             run = Run(
                 config=config, method=method, graphs=graphs, training=training, **{"reference": closed, **options}
             )
             return pool.submit(train, run)
 
         sampling = pool.submit(draw_samples, config, closed)
-        fewer, half = _steps(config, 0.625), _steps(config, 0.5)
         runs = {
-            "d-dpo": start(config.d_dpo, complete, every_pair=False),
-            "dp-dpo": start(config.dp_dpo, partial, samples=ref),
-            "p-dpo": start(config.p_dpo, partial, samples=ref),
-            "hull-dpo": start(config.hull_dpo, sparse, samples=ref),
-            "d-dpo sparse": start(config.d_dpo, sparse, training=fewer),
-            "ipo": start(config.ipo, sparse, training=fewer),
-            "e-dpo": start(config.e_dpo, sparse, samples=ref, training=half),
-            "split": start(config.d_dpo, split, training=half),
-            "split again": start(config.d_dpo, split, training=half, from_reference=False),
-            "dpo": start(config.dpo, disjoint, training={**half, "schedule": "constant_with_warmup"}),
-            "drdo": start(config.drdo, sparse, training=half),
-            "open": start(config.d_dpo, complete, every_pair=False, training=half, reference=opened, closed=False),
+            "d-dpo": start(config.d_dpo, complete, 1, every_pair=False),
+            "dp-dpo": start(config.dp_dpo, partial, 0.85, samples=ref),
+            "p-dpo": start(config.p_dpo, partial, 0.85, samples=ref),
+            "hull-dpo": start(config.hull_dpo, sparse, 0.85, samples=ref),
+            "d-dpo sparse": start(config.d_dpo, sparse, 0.65),
+            "ipo": start(config.ipo, sparse, 0.65),
+            "e-dpo": start(config.e_dpo, sparse, 0.4, samples=ref),
+            "split": start(config.d_dpo, split, 0.5),
+            "split again": start(config.d_dpo, split, 0.65, from_reference=False),
+            "dpo": start(config.dpo, disjoint, 0.5),
+            "drdo": start(config.drdo, sparse, 0.65),
+            "open": start(config.d_dpo, complete, 0.5, every_pair=False, reference=opened, closed=False),
         }
         shares = sampling.result()
         for name, method, graphs in (
@@ -579,7 +584,7 @@ def experiment(config: ExactConfig, scratch: Path) -> dict[str, Any]:
             ("p-dpo", config.p_dpo, partial),
             ("hull-dpo", config.hull_dpo, sparse),
         ):
-            runs[f"{name} sampled"] = start(method, graphs, samples=shares, training=fewer)
+            runs[f"{name} sampled"] = start(method, graphs, 0.55, samples=shares)
         progress = tqdm(runs.items(), desc="runs", disable=None, leave=False)
         trained: dict[str, Trained] = {name: run.result() for name, run in progress}
         opened_logps = references[1].result()
@@ -613,12 +618,6 @@ def experiment(config: ExactConfig, scratch: Path) -> dict[str, Any]:
     }
     report["seconds"] = {"wall": time.perf_counter() - started, "processor": _processor_seconds() - used}
     return report
-
-
-def _steps(config: ExactConfig, share: float) -> dict[str, Any]:
-    """Training options of runs that have less to reach."""
-    assert config.policy.max_steps is not None
-    return {"max_steps": max(1, round(share * config.policy.max_steps))}
 
 
 def _processor_seconds() -> float:
@@ -798,6 +797,7 @@ def remarks(report: dict[str, Any]) -> list[str]:
     """What the methods without a unique optimum did, a line each."""
     split, unlisted, dpo = report["d-dpo"]["two_components"], report["d-dpo"]["unlisted"], report["dpo"]
     drdo, hull, least = report["drdo"], report["hull-dpo"], report["e-dpo"]
+    kl, sampled, by_token = (report["estimators"][name] for name in ("exact", "sampled", "token_level"))
     masses = [split[run]["first_component_mass"][0] for run in ("from_reference", "from_random_weights", "optimum")]
     within = max(split[run]["tv_within_components"] for run in ("from_reference", "from_random_weights"))
     return [
@@ -814,6 +814,8 @@ def remarks(report: dict[str, Any]) -> list[str]:
         f"{dpo['largest_unseen_change']:.1e} (dpo)",
         f"dpo: losers' mass from {max(dpo['mass_ref']['losers']):.3f} to {max(dpo['mass']['losers']):.1e}, margin "
         f"{dpo['margin'][-1][1]:.1f} nats and growing as step^{dpo['growth']['power']:.2f}",
+        f"estimators of KL(pi_ref || p-dpo) = {kl[0]:.4f}: {sampled['drawn'][0]:.4f} by completions (variance "
+        f"{sampled['variance'][0]:.2f} a draw), {by_token['drawn'][0]:.4f} by tokens ({by_token['variance'][0]:.2f})",
         f"drdo: reward margins to {drdo['reward_margin_error_rms']:.1e} (root mean square), total variation from "
         f"pi_ref up to {max(drdo['tv_from_ref']):.3f}",
     ]
