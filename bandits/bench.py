@@ -23,7 +23,7 @@ import numpy as np
 from bandits.batched import solve_batch
 from bandits.objectives import DPO, IPO, Floats
 from bandits.policy import uniform
-from bandits.report import provenance, write_json
+from bandits.report import provenance, whole_number, write_json
 from bandits.solve import Optimum, solve
 from theory.preferences import PreferenceGraph
 
@@ -121,11 +121,15 @@ def ipo_scaling(rng: np.random.Generator) -> list[dict[str, Any]]:
 def main(arguments: list[str] | None = None) -> int:
     """The command; returns the exit status."""
     parser = argparse.ArgumentParser(prog="python -m bandits.bench", description="Speed of the exact bandit solvers.")
-    parser.add_argument("--count", type=int, default=8192, help="small problems a size for the batch (%(default)s)")
-    parser.add_argument("--referee-count", type=int, default=20, help="of which CVXPY solves (%(default)s)")
+    parser.add_argument(
+        "--count", type=whole_number, default=8192, help="small problems a size for the batch (%(default)s)"
+    )
+    parser.add_argument("--referee-count", type=whole_number, default=20, help="of which CVXPY solves (%(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="(%(default)s)")
     parser.add_argument("--json", type=Path, help="write the measurements here")
     options = parser.parse_args(arguments)
+    if options.referee_count > options.count:
+        parser.error(f"--referee-count {options.referee_count} is more than the {options.count} problems of --count")
     rng = np.random.default_rng(options.seed)
 
     print("Batched p-DPO against CVXPY + Clarabel, problems a processor second")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -52,6 +53,7 @@ def test_the_reduction_matters_for_p_dpo_only() -> None:
         (["--alpha", "0"], "alpha must be a finite number > 0, got 0.0"),
         (["--beta", "-1"], "beta must be a finite number > 0, got -1.0"),
         (["--tau", "nan"], "tau must be a finite number > 0, got nan"),
+        (["--alpha", "1", "0.1", "1"], "alpha must hold each value once, got [1.0, 0.1, 1.0]"),
         (["--reduction", "max"], "invalid choice: 'max'"),
     ],
 )
@@ -62,6 +64,34 @@ def test_transitive_refuses(
         transitive.main([*arguments, "--out", str(tmp_path)])
     assert message in capsys.readouterr().err
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("command", "arguments", "message"),
+    [
+        (degeneration, ["--steps", "0"], "--steps: '0' is no positive whole number"),
+        (degeneration, ["--beta", "0"], "beta must be a finite number > 0, got 0.0"),
+        (degeneration, ["--rate", "nan"], "rate must be a finite number > 0, got nan"),
+        (degeneration, ["--rate", "1e9", "--steps", "100"], "rate must be smaller: ipo diverges with 1e+09"),
+        (pessimism, ["--beta", "inf"], "beta must be a finite number > 0, got inf"),
+        (bench, ["--count", "many"], "--count: 'many' is no positive whole number"),
+        (bench, ["--count", "5", "--referee-count", "6"], "--referee-count 6 is more than the 5 problems of --count"),
+    ],
+)
+def test_commands_refuse(command: Any, arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        command.main(arguments)
+    assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("command", [transitive, pessimism, degeneration])
+def test_out_must_be_a_folder(command: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "results"
+    file.write_text("kept")
+    with pytest.raises(SystemExit, match="2"):
+        command.main(["--out", str(file)])
+    assert f"{file} is no folder" in capsys.readouterr().err
+    assert file.read_text() == "kept"
 
 
 def test_pessimism_chooses_the_hull(tmp_path: Path) -> None:

@@ -18,9 +18,9 @@ from typing import Any
 
 import numpy as np
 
-from bandits.objectives import DPO, IPO, Distillation, Floats, PairLoss
+from bandits.objectives import DPO, IPO, Distillation, Floats, PairLoss, positive
 from bandits.policy import uniform
-from bandits.report import provenance, write_figure
+from bandits.report import folder, provenance, whole_number, write_figure
 from bandits.solve import Optimum, solve
 from theory.preferences import PreferenceGraph
 
@@ -67,14 +67,22 @@ def descend(loss: PairLoss, alpha: float, features: Floats, *, rate: float, step
 
 
 def compute(beta: float, tau: float, alpha: float, reward_margin: float, rate: float, steps: int) -> dict[str, Any]:
-    """Paths of every objective under both parametrisations, with the exact tabular optimum where there is one."""
+    """Paths of every objective under both parametrisations, with the exact tabular optimum where there is one.
+
+    Raises:
+        ValueError: a parameter out of range, or a rate with which gradient descent diverges.
+    """
+    positive("rate", rate)
     results: dict[str, Any] = {"strings": list(STRINGS), "winner": "ab", "loser": "bb", "paths": {}, "optima": {}}
     for name, (objective, weight) in objectives(beta, tau, alpha, reward_margin).items():
         optimum = solve(objective, _PAIR, uniform(4), alpha=weight)
         results["optima"][name] = optimum.probs.tolist() if isinstance(optimum, Optimum) else None
         results["paths"][name] = {}
         for kind, features in FEATURES.items():
-            recorded, path = descend(objective.pair_loss(), weight or 0.0, features, rate=rate, steps=steps)
+            with np.errstate(over="ignore", invalid="ignore"):  # a path that leaves the floats is refused below
+                recorded, path = descend(objective.pair_loss(), weight or 0.0, features, rate=rate, steps=steps)
+            if not np.isfinite(path).all():
+                raise ValueError(f"rate must be smaller: {name} diverges with {rate:g}")
             results["steps"] = recorded
             results["paths"][name][kind] = np.round(path, 5).tolist()
     return results
@@ -85,7 +93,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m bandits.degeneration", description="Where the mass goes under gradient descent."
     )
-    parser.add_argument("--out", type=Path, default=Path("runs/degeneration"), help="output folder (%(default)s)")
+    parser.add_argument("--out", type=folder, default=Path("runs/degeneration"), help="output folder (%(default)s)")
     for name, default, meaning in (
         ("beta", 1.0, "inverse scale of the implicit reward"),
         ("tau", 0.1, "IPO's regularisation"),
@@ -94,7 +102,7 @@ def main(arguments: list[str] | None = None) -> int:
         ("rate", 0.1, "step size"),
     ):
         parser.add_argument(f"--{name}", type=float, default=default, help=f"{meaning} (%(default)s)")
-    parser.add_argument("--steps", type=int, default=20_000, help="gradient steps (%(default)s)")
+    parser.add_argument("--steps", type=whole_number, default=20_000, help="gradient steps (%(default)s)")
     options = parser.parse_args(arguments)
     config = {name: value for name, value in vars(options).items() if name != "out"}
     try:

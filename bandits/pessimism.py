@@ -20,7 +20,7 @@ from scipy.spatial import ConvexHull
 
 from bandits.maxmin import MaxMin, closest_member, max_min, target_policy
 from bandits.objectives import EnsembleHull, EnsembleMin, Floats, positive
-from bandits.report import provenance, write_figure
+from bandits.report import folder, provenance, write_figure
 from bandits.solve import Optimum, solve
 from theory.preferences import PreferenceGraph
 
@@ -81,7 +81,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m bandits.pessimism", description="Figure 1: the pessimistic policy."
     )
-    parser.add_argument("--out", type=Path, default=Path("runs/pessimism"), help="output folder (%(default)s)")
+    parser.add_argument("--out", type=folder, default=Path("runs/pessimism"), help="output folder (%(default)s)")
     parser.add_argument("--beta", type=float, default=0.6, help="inverse scale of the implicit reward (%(default)s)")
     options = parser.parse_args(arguments)
     try:

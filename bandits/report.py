@@ -1,7 +1,8 @@
-"""Results as JSON with their provenance, and the figure drawn from them."""
+"""What the commands share: options, results as JSON with their provenance, and the figure drawn from them."""
 
 from __future__ import annotations
 
+import argparse
 import datetime
 import json
 import platform
@@ -11,6 +12,21 @@ from pathlib import Path
 from typing import Any
 
 _REPOSITORY = Path(__file__).parent.parent
+
+
+def folder(name: str) -> Path:
+    """An option that names a folder, there or not yet."""
+    path = Path(name)
+    if path.exists() and not path.is_dir():
+        raise argparse.ArgumentTypeError(f"{name} is no folder")
+    return path
+
+
+def whole_number(text: str) -> int:
+    """An option that is a number of things."""
+    if not text.isdecimal() or int(text) == 0:
+        raise argparse.ArgumentTypeError(f"{text!r} is no positive whole number")
+    return int(text)
 
 
 def provenance(config: dict[str, Any], *, seed: int | None) -> dict[str, Any]:

@@ -18,7 +18,7 @@ import numpy as np
 
 from bandits.objectives import DPO, IPO, Floats
 from bandits.policy import uniform
-from bandits.report import provenance, write_figure, write_json
+from bandits.report import folder, provenance, write_figure, write_json
 from bandits.solve import Optimum, Reduction, solve
 from theory.preferences import PreferenceGraph
 
@@ -36,10 +36,13 @@ def records(
     `weights` are the arms' probabilities, `spread` is log pi of the first arm minus that of the last, nats.
 
     Raises:
-        ValueError: fewer than 2 arms, or a hyper-parameter that is not > 0.
+        ValueError: fewer than 2 arms, or a hyper-parameter that is not > 0 or given twice.
     """
     if arms < 2:
         raise ValueError(f"arms must be at least 2, got {arms}")
+    for name, values in (("beta", betas), ("alpha", alphas), ("tau", taus)):
+        if len(set(values)) < len(values):
+            raise ValueError(f"{name} must hold each value once, got {values}")
     chain = PreferenceGraph.chain(arms)
     rows = []
     for data, graph in (("chain", chain), ("closure", chain.transitive_closure())):
@@ -122,7 +125,7 @@ def main(arguments: list[str] | None = None) -> int:
         prog="python -m bandits.transitive", description="Figure B.2: preference chain against its transitive closure."
     )
     parser.add_argument("--arms", type=int, default=3, help="number of arms (%(default)s)")
-    parser.add_argument("--out", type=Path, default=Path("runs/transitive"), help="output folder (%(default)s)")
+    parser.add_argument("--out", type=folder, default=Path("runs/transitive"), help="output folder (%(default)s)")
     parser.add_argument("--beta", type=float, nargs="+", default=list(BETAS), help="p-DPO's beta (%(default)s)")
     parser.add_argument("--alpha", type=float, nargs="+", default=list(ALPHAS), help="p-DPO's KL weight (%(default)s)")
     parser.add_argument("--tau", type=float, nargs="+", default=list(TAUS), help="IPO's tau (%(default)s)")
