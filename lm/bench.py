@@ -559,7 +559,7 @@ def run_rounds(jobs: dict[str, Job], peaks: dict[str, float]) -> dict[str, list[
     """Variant -> its turns, without the first, in which everything warms up."""
     with contextlib.ExitStack() as stack:
         workers = [stack.enter_context(Worker(name, job)) for name, job in jobs.items()]
-        for _ in range(max(job.turns for job in jobs.values())):
+        for _ in range(max((job.turns for job in jobs.values()), default=0)):
             gemm_peak(peaks)
             for worker in workers:
                 worker.turn()
@@ -681,7 +681,7 @@ class Plan:
 
 
 def machine(threads: int, peaks: dict[str, float]) -> dict[str, Any]:
-    """What the numbers were measured on."""
+    """What the numbers are measured on; `peaks` fill up meanwhile, `load` is what ran before."""
     model = platform.processor()
     with contextlib.suppress(OSError):
         lines = Path("/proc/cpuinfo").read_text().splitlines()
@@ -807,8 +807,8 @@ def main(arguments: Sequence[str] | None = None, configs: dict[str, Shape] = CON
     )
     torch.set_num_threads(plan.threads)
     dtypes = dict.fromkeys(VARIANTS[name].dtype for name in names)
-    document: dict[str, Any] = {"rows": [], "curves": [], "machine": {}}
     peaks = dict.fromkeys(dtypes, 0.0)
+    document: dict[str, Any] = {"rows": [], "curves": [], "machine": machine(plan.threads, peaks)}
     for config in options.configs or (["S8"] if options.quick else list(configs)):
         for stage in dict.fromkeys(VARIANTS[name].stage for name in names):
             of_stage = [name for name in names if VARIANTS[name].stage == stage]
@@ -817,7 +817,6 @@ def main(arguments: Sequence[str] | None = None, configs: dict[str, Shape] = CON
     if options.curves:
         peaks.setdefault("float32", 0.0)
         document["curves"] = plan.curves("S8", configs["S8"], peaks)
-    document["machine"] = machine(plan.threads, peaks)
     text = render(document)
     print(text)
     if options.json:
