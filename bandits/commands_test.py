@@ -72,7 +72,7 @@ def test_transitive_refuses(
         (degeneration, ["--steps", "0"], "--steps: '0' is no positive whole number"),
         (degeneration, ["--beta", "0"], "beta must be a finite number > 0, got 0.0"),
         (degeneration, ["--rate", "nan"], "rate must be a finite number > 0, got nan"),
-        (degeneration, ["--rate", "1e9", "--steps", "100"], "rate must be smaller: ipo diverges with 1e+09"),
+        (degeneration, ["--rate", "1e9", "--steps", "100"], "rate must be smaller: d-dpo diverges with 1e+09"),
         (pessimism, ["--beta", "inf"], "beta must be a finite number > 0, got inf"),
         (bench, ["--count", "many"], "--count: 'many' is no positive whole number"),
         (bench, ["--count", "5", "--referee-count", "6"], "--referee-count 6 is more than the 5 problems of --count"),
