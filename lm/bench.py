@@ -504,12 +504,12 @@ def _is_trl(name: str) -> bool:
 
 
 def gemm_peak(peaks: dict[str, float]) -> None:
-    """Raises each dtype's entry to the fastest matrix product of this moment, GFLOP/s: torch's own and oneDNN's, of the
-    shapes of S, L, and a square."""
-    products: list[Callable[[Tensor, Tensor], object]] = [lambda left, right: left @ right.t()]
-    if onednn_available():
-        products.append(lambda left, right: torch.ops.mkldnn._linear_pointwise(left, right, None, "none", [], ""))
+    """Raises each dtype's entry to the fastest matrix product of this moment, GFLOP/s: torch's own, and in float32
+    oneDNN's (torch's own in bfloat16, where the processor has it), of the shapes of S, L, and a square."""
     for name in peaks:
+        products: list[Callable[[Tensor, Tensor], object]] = [lambda left, right: left @ right.t()]
+        if name == "float32" and onednn_available():
+            products.append(lambda left, right: torch.ops.mkldnn._linear_pointwise(left, right, None, "none", [], ""))
         for rows, inner, columns in ((3456, 256, 688), (3456, 512, 1376), (1024, 1024, 1024)):
             left, right = (torch.randn(n, inner, dtype=getattr(torch, name)) for n in (rows, columns))
             for product in products:
@@ -595,15 +595,20 @@ def work_of(job: Job) -> list[Work]:
 
 
 def summarise(
-    config: str, variants: dict[str, Variant], took: dict[str, list[Turn]], works: dict[str, list[Work]]
+    config: str,
+    variants: dict[str, Variant],
+    took: dict[str, list[Turn]],
+    works: dict[str, list[Work]],
+    notes: dict[str, str],
 ) -> list[dict[str, Any]]:
-    """Rows of one stage, medians over rounds; None where there is nothing to say. `gflop_per_s` are useful ones."""
+    """Rows of one stage, medians over rounds; None where there is nothing to say, and `notes` on what was not measured.
+    `gflop_per_s` are useful ones."""
     rows = []
     for name, variant in variants.items():
         row: dict[str, Any] = {"config": config, "stage": variant.stage, "variant": name, "dtype": variant.dtype}
         row |= dict.fromkeys(("pairs_per_s", "tokens_per_s", "gflop_per_s", "peak_mb", *PEERS))
         if name not in took:
-            rows.append(row | {"note": "trl not installed"})
+            rows.append(row | {"note": notes[name]})
             continue
         turns = took[name]
         for key, what, unit in (("pairs_per_s", 0, 1), ("tokens_per_s", 1, 1), ("gflop_per_s", 2, 1e9)):
@@ -630,17 +635,28 @@ class Plan:
         rounds: timed turns of each variant.
         steps: timed optimiser steps (or batches of scoring) a turn.
         threads: of each process.
+        skip_bf16: leave out what computes in bfloat16, as this machine does that more slowly than float32.
     """
 
     rounds: int
     steps: int
     threads: int
+    skip_bf16: bool = False
+
+    def why_not(self, name: str) -> str | None:
+        """Why a variant is not measured; None where it is."""
+        if _is_trl(name) and not trl_installed():
+            return "trl not installed"
+        if self.skip_bf16 and VARIANTS[name].dtype == "bfloat16":
+            return "no bfloat16 products in this processor"
+        return None
 
     def run(
         self, config: str, shape: Shape, names: Iterable[str], peaks: dict[str, float], workload: Workload | None = None
     ) -> list[dict[str, Any]]:
         """Rows of these variants of one stage, on `workload` or on TL;DR-shaped pairs with each variant's K."""
         variants = {name: VARIANTS[name] for name in names}
+        notes = {name: why for name in variants if (why := self.why_not(name)) is not None}
         jobs = {
             name: Job(
                 variant=variant,
@@ -651,10 +667,10 @@ class Plan:
                 threads=self.threads,
             )
             for name, variant in variants.items()
-            if trl_installed() or not _is_trl(name)
+            if name not in notes
         }
         took = run_rounds(jobs, peaks)
-        return summarise(config, variants, took, {name: work_of(job) for name, job in jobs.items()})
+        return summarise(config, variants, took, {name: work_of(job) for name, job in jobs.items()}, notes)
 
     def curves(self, config: str, shape: Shape, peaks: dict[str, float]) -> list[dict[str, Any]]:
         """Rows along prompt length, completion length and K, each from the middle; lengths all alike.
@@ -799,15 +815,17 @@ def main(arguments: Sequence[str] | None = None, configs: dict[str, Shape] = CON
             put_between_marks(options.markdown, "A run is in progress.")
         except ValueError as error:
             parser.error(str(error))
-    names = options.variants or (QUICK if options.quick else VARIANTS)
+    names = options.variants or (QUICK if options.quick else tuple(VARIANTS))
+    torch.set_num_threads(options.threads)
+    peaks = dict.fromkeys((VARIANTS[name].dtype for name in names), 0.0)
+    peaks.setdefault("float32", 0.0)
+    gemm_peak(peaks)
     plan = Plan(
         rounds=options.rounds or (3 if options.quick else 5),
         steps=options.steps or (2 if options.quick else 3),
         threads=options.threads,
+        skip_bf16=options.variants is None and peaks.get("bfloat16", 0.0) < peaks["float32"],
     )
-    torch.set_num_threads(plan.threads)
-    dtypes = dict.fromkeys(VARIANTS[name].dtype for name in names)
-    peaks = dict.fromkeys(dtypes, 0.0)
     document: dict[str, Any] = {"rows": [], "curves": [], "machine": machine(plan.threads, peaks)}
     for config in options.configs or (["S8"] if options.quick else list(configs)):
         for stage in dict.fromkeys(VARIANTS[name].stage for name in names):
@@ -815,7 +833,6 @@ def main(arguments: Sequence[str] | None = None, configs: dict[str, Shape] = CON
             document["rows"] += plan.run(config, configs[config], of_stage, peaks)
             print(f"{config}, {stage}: done", file=sys.stderr)
     if options.curves:
-        peaks.setdefault("float32", 0.0)
         document["curves"] = plan.curves("S8", configs["S8"], peaks)
     text = render(document)
     print(text)

@@ -14,7 +14,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from lm import bench
-from lm.bench import CONFIGS, TLDR, VARIANTS, Job, Shape, Turn, Work, Worker, Workload, useful_flops
+from lm.bench import TLDR, VARIANTS, Job, Shape, Turn, Work, Worker, Workload, useful_flops
 from lm.config import LogprobsConfig
 from lm.logprobs import CompletionModel, collate
 from lm.packing import Layout
@@ -125,7 +125,7 @@ def test_ratios_are_of_the_same_round_and_rates_are_medians() -> None:
         "ours": [Turn(1.0, 10.0), Turn(5.0, 30.0), Turn(4.0, 20.0)],
     }
     works = {name: [Work(4, 100, 10**9), Work(8, 100, 10**9), Work(4, 100, 10**9)] for name in took}
-    rows = {row["variant"]: row for row in bench.summarise("S8", {n: VARIANTS[n] for n in took}, took, works)}
+    rows = {row["variant"]: row for row in bench.summarise("S8", {n: VARIANTS[n] for n in took}, took, works, {})}
     ours = rows["ours"]
     assert (ours["ratio_trl"], ours["ratio_trl_tuned"]) == (2.0, 1.0)  # of 2, 8, 2, and of 1, 2, 0.5
     assert ours["pairs_per_s"] == 1.6  # of 4, 1.6, 1
@@ -142,7 +142,7 @@ def test_ratios_are_of_the_same_round_and_rates_are_medians() -> None:
 
 def test_stages_are_compared_with_their_own_peers() -> None:
     took = {"kl-ours": [Turn(1.0, None)], "kl-ours-unshared": [Turn(3.0, None)]}
-    rows = bench.summarise("S8", {n: VARIANTS[n] for n in took}, took, {n: [Work(1, 1, 1)] for n in took})
+    rows = bench.summarise("S8", {n: VARIANTS[n] for n in took}, took, {n: [Work(1, 1, 1)] for n in took}, {})
     assert [row["ratio_unshared"] for row in rows] == [3.0, 1.0]
     assert [row["ratio_trl"] for row in rows] == [None, None]
 
@@ -206,6 +206,28 @@ def test_without_trl_its_rows_say_so(monkeypatch: pytest.MonkeyPatch, capsys: py
     options = ["--quick", "--variants", "trl", "score-trl", "--threads", "1"]
     assert bench.main(options, configs={"S8": MICRO}) == 0
     assert capsys.readouterr().out.count("trl not installed") == 2
+
+
+def test_bfloat16_is_left_out_where_it_is_slower_unless_it_is_asked_for(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    asked: list[str] = []
+
+    def rounds(jobs: dict[str, Job], peaks: dict[str, float]) -> dict[str, list[Turn]]:
+        asked.extend(jobs)
+        return {name: [Turn(1.0, None)] * 5 for name in jobs}
+
+    def slow(peaks: dict[str, float]) -> None:
+        peaks.update({name: 2.0 if name == "float32" else 1.0 for name in peaks})
+
+    monkeypatch.setattr(bench, "run_rounds", rounds)
+    monkeypatch.setattr(bench, "gemm_peak", slow)
+    assert bench.main(["--configs", "S8"], configs={"S8": MICRO}) == 0
+    assert "ours" in asked
+    assert not [name for name in asked if "bf16" in name]
+    assert capsys.readouterr().out.count("no bfloat16 products") == 3
+    assert bench.main(["--configs", "S8", "--variants", "ours-bf16"], configs={"S8": MICRO}) == 0
+    assert asked[-1] == "ours-bf16"
 
 
 def test_curves_run_along_one_length_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
