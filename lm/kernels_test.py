@@ -28,7 +28,8 @@ def problem(dtype: torch.dtype = torch.float64, *, bias: bool = True) -> tuple[T
 
 
 def textbook(hidden: Tensor, head: nn.Linear, targets: Tensor) -> Tensor:
-    return head(hidden).log_softmax(-1).gather(1, targets[:, None])[:, 0]
+    logps: Tensor = head(hidden).log_softmax(-1).gather(1, targets[:, None])[:, 0]
+    return logps
 
 
 def derivatives(values: Tensor, *of: Tensor) -> tuple[Tensor, ...]:

@@ -149,25 +149,36 @@ def test_a_policys_reward_head_reads_the_last_hidden_state_at_end_of_text(archit
     assert "reward_head.weight" in gradients(wrapped, lambda: values_of(wrapped, data, rewards=True))
 
 
+CALLS: dict[str, dict[str, int]] = {
+    "one masked call": {},
+    "blocks": {"DENSE_LIMIT": 0},
+    "small blocks": {"DENSE_LIMIT": 0, "QUERY_ROWS": 3},
+    "fused, two calls an example": {"DENSE_LIMIT": 0, "KEPT_SCORES": 0},
+}
+"""How the attention over a row may be computed, and the limits of `lm.packing` that lead there."""
+
+
 @pytest.mark.parametrize("architecture", ["llama", "mistral-sliding", "gemma2"])
-def test_long_and_short_rows_take_different_attention_calls_and_agree(
+def test_every_way_to_attend_gives_the_same_values_and_gradients(
     architecture: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     data, model = examples(), wrap(causal_lm(architecture), "packed")
-    dense = gradients(model, lambda: values_of(model, data))
-    monkeypatch.setattr("lm.packing.DENSE_LIMIT", 0)
-    for name, gradient in gradients(model, lambda: values_of(model, data)).items():
-        close(gradient, dense[name], what=name)
+    expected = gradients(model, lambda: values_of(model, data))
+    for how, limits in CALLS.items():
+        for name, value in limits.items():
+            monkeypatch.setattr(f"lm.packing.{name}", value)
+        for name, gradient in gradients(model, lambda: values_of(model, data)).items():
+            close(gradient, expected[name], what=f"{how}: {name}")
 
 
 @given(
     st.lists(st.tuples(st.integers(1, 9), st.lists(st.integers(1, 6), min_size=1, max_size=4)), min_size=1, max_size=4),
     st.sampled_from([None, 1, 2, 5]),
-    st.sampled_from([0, 128]),
+    st.sampled_from(list(CALLS)),
     st.integers(0, 2**20),
 )
 def test_any_lengths_number_of_completions_and_window(
-    shape: list[tuple[int, list[int]]], window: int | None, dense_limit: int, seed: int
+    shape: list[tuple[int, list[int]]], window: int | None, how: str, seed: int
 ) -> None:
     rng = random.Random(seed)
 
@@ -177,7 +188,8 @@ def test_any_lengths_number_of_completions_and_window(
     data = [(tokens(prompt), [tokens(count) for count in counts]) for prompt, counts in shape]
     model = MODELS[window]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("lm.packing.DENSE_LIMIT", dense_limit)
+        for name, value in CALLS[how].items():
+            patch.setattr(f"lm.packing.{name}", value)
         got = values_of(model, data)
     with model.stock() as plain, torch.no_grad():
         close(got.detach(), plain_logps(plain, data))

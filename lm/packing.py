@@ -10,7 +10,7 @@ longest example; B batch (1), H heads, D head dimension.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property, partial
 from typing import Any
 
@@ -25,6 +25,12 @@ PACKED = "lm_packed"
 
 DENSE_LIMIT = 128
 """Examples up to this many tokens are attended to in one masked call for all; longer ones in two calls each."""
+
+QUERY_ROWS = 96
+"""Rows of queries attended to at once in blocks: a causal block then computes few scores that are masked."""
+
+KEPT_SCORES = 2**24
+"""Most attention probabilities that one layer keeps for the backward; above it the fused kernel takes over."""
 
 
 class Layout:
@@ -205,6 +211,9 @@ def packed_attention(
         out = _attend_segments(query, key, value, packed, sliding_window, scaling, attend, causal_mask=True)
     elif max(map(sum, packed.lengths)) <= DENSE_LIMIT:
         out = _attend_dense(query, key, value, packed, sliding_window, scaling)
+    elif _fits_blocks(query, packed, sliding_window):
+        scale = query.shape[3] ** -0.5 if scaling is None else scaling
+        out = _BlockAttention.apply(query, key, value, packed, sliding_window, scale)  # type: ignore[no-untyped-call]
     else:
         attend = nn.functional.scaled_dot_product_attention
         out = _attend_segments(query, key, value, packed, sliding_window, scaling, attend)
@@ -270,6 +279,68 @@ def _explicit_attention(
         scores = torch.cat([scores, sinks_H.to(scores.dtype).view(1, -1, 1, 1).expand(*scores.shape[:3], 1)], 3)
     weights = scores.softmax(3, dtype=torch.promote_types(scores.dtype, torch.float32)).to(value.dtype)
     return weights[..., : key.shape[2]] @ value
+
+
+def _blocks(packed: Layout) -> Iterator[tuple[int, int, int, int | None]]:
+    """(first key, first query, end of keys and queries, the example if these are its completions)."""
+    for index, (start, (prompt, *completions)) in enumerate(zip(packed.starts, packed.lengths, strict=True)):
+        for first in range(0, prompt, QUERY_ROWS):
+            yield start, start + first, start + min(first + QUERY_ROWS, prompt), None
+        yield start, start + prompt, start + prompt + sum(completions), index
+
+
+def _fits_blocks(query: Tensor, packed: Layout, window: int | None) -> bool:
+    """Whether :class:`_BlockAttention` gains: on a CPU, in full precision, with prompts that no window cuts."""
+    if query.device.type != "cpu" or query.dtype.itemsize < 4:
+        return False
+    if window is not None and any(prompt > window for prompt, *_ in packed.lengths):
+        return False
+    scores = sum((end - first) * (end - start) for start, first, end, _ in _blocks(packed))
+    return query.shape[1] * scores <= KEPT_SCORES
+
+
+class _BlockAttention(torch.autograd.Function):
+    """softmax(scale q k^T + mask) v, a few rows of queries at a time, with the probabilities kept for the backward: on
+    a CPU faster than the fused kernel, whose backward computes them again."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, query: Tensor, key: Tensor, value: Tensor, packed: Layout, window: int | None, scale: float
+    ) -> Tensor:
+        (q, k, v), (_, heads, _, size) = (query[0] * scale, key[0], value[0]), query.shape
+        out = q.new_empty(packed.total, heads, size).transpose(0, 1)
+        masks = packed.segment_masks(window, q.dtype)
+        later = torch.full((QUERY_ROWS, QUERY_ROWS), float("-inf"), dtype=q.dtype).triu_(1)
+        kept = []
+        for start, first, end, index in _blocks(packed):
+            scores = torch.bmm(q[:, first:end], k[:, start:end].transpose(1, 2))
+            if index is None:
+                scores[:, :, first - start :] += later[: end - first, : end - first]
+            else:
+                scores += masks[index][1]
+            torch.softmax(scores, 2, out=scores)
+            out[:, first:end] = torch.bmm(scores, v[:, start:end])
+            if any(ctx.needs_input_grad):
+                kept.append(scores)
+        ctx.save_for_backward(q, k, v)
+        ctx.rest = (packed, scale, kept)
+        return out[None]
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, Tensor, None, None, None]:
+        q, k, v = ctx.saved_tensors
+        packed, scale, kept = ctx.rest
+        grad_q = torch.empty_like(q)
+        grad_k, grad_v = (q.new_zeros(q.shape) for _ in range(2))
+        for (start, first, end, _), probs in zip(_blocks(packed), kept, strict=True):
+            own = grad[0, :, first:end]
+            grad_v[:, start:end].baddbmm_(probs.transpose(1, 2), own)
+            # In place of d loss / d probabilities: d loss / d scores.
+            inner = torch.bmm(own, v[:, start:end].transpose(1, 2))
+            torch.ops.aten._softmax_backward_data.out(inner, probs, 2, probs.dtype, grad_input=inner)
+            grad_q[:, first:end] = torch.bmm(inner, k[:, start:end])
+            grad_k[:, start:end].baddbmm_(inner.transpose(1, 2), q[:, first:end])
+        return (grad_q * scale)[None], grad_k[None], grad_v[None], None, None, None
 
 
 AttentionInterface.register(PACKED, packed_attention)
