@@ -24,7 +24,7 @@ from typing import Any
 from lm.io import sha256_of, write_json
 
 PACKAGES = ("torch", "transformers", "accelerate", "datasets", "tokenizers", "safetensors", "numpy", "scipy")
-FORMAT = 1
+FORMAT = 2
 """Raised when a stage's meaning changes, so that older artifacts are not taken for new ones."""
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import zlib
 from collections import Counter
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -137,9 +138,16 @@ class Pipeline:
     # ------------------------------------------------------------ training
 
     def _training(self, stage: str, training: TrainingConfig, **inputs: Any) -> dict[str, Any]:
-        """What decides a trained model, beside its data."""
-        keys = {"training": training, "seed": self.seed(stage), "dtype": self.config.dtype}
+        """What decides a trained model, beside its data: not what only saves memory, or says how far it is."""
+        same = dict.fromkeys(("micro_batch_size", "micro_batch_tokens", "save_steps"))
+        decides = replace(training, **same, activation_checkpointing=False, logging_steps=1)
+        keys = {"training": decides, "seed": self.seed(stage), "precision": self._precision}
         return {**keys, "base": _content(self.config.model), **inputs}
+
+    @property
+    def _precision(self) -> str:
+        """One numeric path: log-probs and rewards of another precision are other artifacts."""
+        return self.config.dtype + (" autocast" if self.config.logprobs.autocast else "")
 
     def _save_model(self, model: CompletionModel, folder: Path) -> None:
         model.model.save_pretrained(folder)
@@ -252,7 +260,12 @@ class Pipeline:
                 "longer_preferred": classes["longer"] / max(classes["longer"] + classes["shorter"], 1),
             }
 
-        inputs = {"data": self.data, "oracle": self._oracle_input, "length_ratio": self.config.bias.length_ratio}
+        inputs = {
+            "data": self.data,
+            "oracle": self._oracle_input,
+            "precision": self._precision,
+            "length_ratio": self.config.bias.length_ratio,
+        }
         return self.store.get("labels", "oracle", inputs, make)
 
     # ------------------------------------------------------------ bias, reward models

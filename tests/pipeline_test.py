@@ -19,6 +19,7 @@ from lm.config import (
     Config,
     DataConfig,
     EvaluationConfig,
+    LogprobsConfig,
     SamplingConfig,
     TrainingConfig,
     WorldConfig,
@@ -191,6 +192,26 @@ def test_another_beta_of_one_method_is_that_methods_business(
     assert stages_made(capsys, changed) == ["[policy] dpo", "[evaluate] dpo"]
     assert stages_made(capsys, run_config) == [], "what was there is still there"
     assert stages_made(capsys, replace(run_config, methods=["ipo"])) == []
+
+
+def test_what_saves_memory_recomputes_nothing_and_what_changes_numbers_does(
+    world_run: tuple[Config, dict[str, Any]], capsys: pytest.CaptureFixture[str]
+) -> None:
+    run_config, _ = world_run
+    frugal = replace(
+        run_config.policy, micro_batch_tokens=200, micro_batch_size=2, activation_checkpointing=True, save_steps=1
+    )
+    assert stages_made(capsys, replace(run_config, policy=frugal)) == []
+    assert stages_made(capsys, replace(run_config, logprobs=LogprobsConfig(route="padded"))) == []
+    other = replace(run_config, methods=["p-dpo"], sampling=replace(run_config.sampling, reference_samples=3))
+    assert [line for line in stages_made(capsys, other) if "evaluate" not in line] == [
+        "[score] pairs",
+        "[policy] p-dpo",
+    ]
+    row = Pipeline(other).scored_pairs()[0]
+    assert len(row["sample_ids"]) == len(row["ref_sample_logps"]) == 3
+    lower = replace(run_config, methods=["dpo"], logprobs=LogprobsConfig(autocast=True))
+    assert "[sft] policy" in stages_made(capsys, lower)
 
 
 def test_evaluation_does_not_train(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
