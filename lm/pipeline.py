@@ -139,8 +139,14 @@ class Pipeline:
 
     def _training(self, stage: str, training: TrainingConfig, **inputs: Any) -> dict[str, Any]:
         """What decides a trained model, beside its data: not what only saves memory, or says how far it is."""
-        same = dict.fromkeys(("micro_batch_size", "micro_batch_tokens", "save_steps"))
-        decides = replace(training, **same, activation_checkpointing=False, logging_steps=1)
+        decides = replace(
+            training,
+            micro_batch_size=None,
+            micro_batch_tokens=None,
+            activation_checkpointing=False,
+            logging_steps=1,
+            save_steps=None,
+        )
         keys = {"training": decides, "seed": self.seed(stage), "precision": self._precision}
         return {**keys, "base": _content(self.config.model), **inputs}
 
