@@ -67,7 +67,7 @@ def run(
         arguments: the command line without the program; sys.argv's by default.
     """
     description = (sys.modules["__main__"].__doc__ or "").strip().split("\n")[0]
-    _quieten()
+    quieten()
     if arguments is None:
         arguments = sys.argv[1:]
     try:
@@ -101,7 +101,7 @@ def only_run_in(folder: Path) -> Iterator[None]:
         yield
 
 
-def _quieten() -> None:
+def quieten() -> None:
     """Progress bars and log lines of the libraries only on a terminal, and their news not at all."""
     import datasets
     import transformers

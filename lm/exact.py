@@ -42,8 +42,7 @@ from tqdm import tqdm
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from lm.artifacts import provenance
-from lm.cli import CONFIGS, USER_ERRORS, only_run_in
-from lm.cli import _quieten as quieten
+from lm.cli import CONFIGS, USER_ERRORS, only_run_in, quieten
 from lm.config import Config, DataConfig, ExactConfig, SamplingConfig, TrainingConfig
 from lm.io import write_json, write_text
 from lm.logprobs import CompletionModel, collate

@@ -97,15 +97,11 @@ class Layout:
         )
         return allowed if window is None else allowed & (behind < window)
 
-    @cached_property
-    def block_mask(self) -> dict[int | None, BlockMask]:
-        """FlexAttention masks made so far, by window; see :meth:`flex_mask`."""
-        return {}
-
     def flex_mask(self, window: int | None) -> BlockMask:
         """[1, 1, T, T], for `flex_attention`."""
-        if window not in self.block_mask:
-            self.block_mask[window] = create_block_mask(
+        key = (window, torch.bool, "flex")
+        if key not in self._masks:
+            self._masks[key] = create_block_mask(
                 lambda _b, _h, query, key: self.sees(query, key, window),
                 B=None,
                 H=None,
@@ -113,7 +109,8 @@ class Layout:
                 KV_LEN=self.total,
                 device=self.device,
             )
-        return self.block_mask[window]
+        mask: BlockMask = self._masks[key]
+        return mask
 
     @cached_property
     def rows_NS(self) -> Tensor:
