@@ -56,6 +56,7 @@ def run(
     action: Callable[[Pipeline], Any],
     *,
     read_only: frozenset[str] = frozenset(),
+    shared: bool = False,
     arguments: Sequence[str] | None = None,
 ) -> int:
     """Runs a command's action on the pipeline of its options; returns the exit status.
@@ -64,6 +65,7 @@ def run(
         command: module name; its docstring's first line is the help text.
         action: what to do.
         read_only: stages that the command never computes.
+        shared: other commands may work in the same folder, on other artifacts, and it is theirs to say who makes what.
         arguments: the command line without the program; sys.argv's by default.
     """
     description = (sys.modules["__main__"].__doc__ or "").strip().split("\n")[0]
@@ -72,8 +74,9 @@ def run(
         arguments = sys.argv[1:]
     try:
         config, resolved = parse(command, description, arguments)
-        with only_run_in(Path(config.output_dir)):
-            write_text(Path(config.output_dir) / "config.yaml", resolved)
+        with only_run_in(Path(config.output_dir), shared=shared):
+            if not shared:  # several configs, one folder
+                write_text(Path(config.output_dir) / "config.yaml", resolved)
             action(Pipeline(config, read_only=read_only))
     except USER_ERRORS as error:
         if "--debug" in arguments:
@@ -84,10 +87,11 @@ def run(
 
 
 @contextlib.contextmanager
-def only_run_in(folder: Path) -> Iterator[None]:
+def only_run_in(folder: Path, *, shared: bool = False) -> Iterator[None]:
     """Holds the folder's lock, which the system frees when the process ends however it ends.
 
-    Raises ValueError where another process holds it. The ranks of one torchrun share the first rank's.
+    Raises ValueError where another process holds it, unless both share it. The ranks of one torchrun share the first
+    rank's.
     """
     if os.environ.get("RANK", "0") != "0":
         yield
@@ -95,7 +99,7 @@ def only_run_in(folder: Path) -> Iterator[None]:
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / ".lock").open("w") as lock:
         try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(lock, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
         except OSError:
             raise ValueError(f"output_dir {folder} is in use by another run; wait for it, or name another") from None
         yield

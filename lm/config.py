@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields, is_dataclass, replace
 from string import Formatter
 from typing import Any, Literal
 
+from lm.confidence import Pairs
 from lm.objectives import (
     DPO,
     DRDO,
@@ -67,11 +68,19 @@ class DataConfig:
     Args:
         kind: "world" generates the embedded world; "tldr" reads comparisons in the schema of
             openai/summarize_from_feedback and a TL;DR reference set; "hh" reads Anthropic HH dialogues
-            (`chosen` and `rejected` sharing a prefix).
+            (`chosen` and `rejected` sharing a prefix); "preferences" reads TRL-style sets: prompt, chosen and rejected
+            as text or as messages (the model's chat template is applied), and rewards in the columns that `rewards`
+            names.
         path: hub name (owner/name, or owner/name/folder for one folder of it), or a local .jsonl, .jsonl.gz or
             .parquet file, or a folder of them. Not read by "world".
         subset: folder of a hub dataset to load from, e.g. "helpful-base"; hub names only.
-        sft_path: reference summaries, likewise; "tldr" only ("hh" learns from the chosen replies).
+        sft_path: reference completions, likewise; needed by "tldr", and read by "preferences" (prompt and completion,
+            or messages) where given. Without it the chosen completions are the references.
+        labels: "oracle" relabels every pair by the oracle; "given" keeps the set's own labels. The oracle judges the
+            policies either way.
+        rewards: "models" trains reward models; "given" distils the set's own rewards ("preferences" only). The members
+            of the ensemble are the entries of chosen_rewards and rejected_rewards, two or more; the one reward is
+            score_chosen and score_rejected, or chosen_reward and rejected_reward, or margin, or else the members' mean.
         prompt_template: how a "tldr" or "world" prompt is written, with {subreddit}, {title} and {post}.
         max_prompt_length: longest prompt, tokens; longer rows are dropped and counted.
         max_completion_length: longest completion, tokens, end-of-text included; longer rows are dropped and counted.
@@ -81,10 +90,12 @@ class DataConfig:
         world: the embedded world; "world" only.
     """
 
-    kind: Literal["world", "tldr", "hh"] = "world"
+    kind: Literal["world", "tldr", "hh", "preferences"] = "world"
     path: str | None = None
     subset: str | None = None
     sft_path: str | None = None
+    labels: Literal["oracle", "given"] = "oracle"
+    rewards: Literal["models", "given"] = "models"
     prompt_template: str = "SUBREDDIT: r/{subreddit}\n\nTITLE: {title}\n\nPOST: {post}\n\nTL;DR:"
     max_prompt_length: int = 512
     max_completion_length: int = 128
@@ -104,12 +115,17 @@ class DataConfig:
         if self.kind == "world" and (self.path or self.sft_path or self.subset):
             given = self.path or self.sft_path or self.subset
             raise ValueError(
-                f'DataConfig.path, sft_path and subset go with kind "tldr" or "hh", got {given!r} for "world"'
+                f'DataConfig.path, sft_path and subset go with kinds other than "world", got {given!r} for "world"'
             )
         if self.kind != "world" and not self.path:
             raise ValueError(f'DataConfig.path is needed for kind "{self.kind}": a hub name or a local file or folder')
-        if (self.kind == "tldr") != bool(self.sft_path):
-            raise ValueError(f'DataConfig.sft_path goes with kind "tldr", and only with it; got {self.sft_path!r}')
+        if (self.kind == "tldr" and not self.sft_path) or (self.kind == "hh" and self.sft_path):
+            raise ValueError(
+                f'DataConfig.sft_path is needed for kind "tldr", and not read by "hh"; got {self.sft_path!r} for '
+                f'"{self.kind}"'
+            )
+        if self.rewards == "given" and self.kind != "preferences":
+            raise ValueError(f'DataConfig.rewards "given" goes with kind "preferences" only, got kind "{self.kind}"')
         if self.limit is not None:
             _positive(self, "limit")
         try:
@@ -180,6 +196,8 @@ class BiasConfig:
         length_ratio: a completion is longer if it has at least this many times the other's tokens. [set]
         member_fractions: for each ensemble member, the share of its subset in which the longer is preferred. [set]
         member_size: pairs in each member's subset; null for the largest that is feasible for all of them.
+        pairs: which training pairs there are to draw from: "all", or by the annotators' confidence and the token edit
+            distance of the completions: "hc_he" for both above their medians, "lc_le" for both below.
     """
 
     rho: float | None = 0.2
@@ -187,6 +205,7 @@ class BiasConfig:
     length_ratio: float = 1.1
     member_fractions: list[float] = field(default_factory=lambda: [0.2, 0.4, 0.5, 0.6, 0.8])
     member_size: int | None = None
+    pairs: Pairs = "all"
 
     def __post_init__(self) -> None:
         if self.rho is not None:
@@ -206,11 +225,13 @@ class SamplingConfig:
     """Sampling completions.
 
     Args:
+        engine: what samples: transformers' `generate`, or vLLM (to be installed; see `lm.score.sample_completions`).
         temperature: softmax temperature, > 0.
-        batch_size: prompts a `generate` call.
+        batch_size: prompts a `generate` call; vLLM schedules by itself.
         reference_samples: completions of pi_ref for each training prompt, which estimate the forward KL.
     """
 
+    engine: Literal["transformers", "vllm"] = "transformers"
     temperature: float = 1.0
     batch_size: int = 256
     reference_samples: int = 1
@@ -225,19 +246,38 @@ class EvaluationConfig:
 
     Args:
         prompts: test prompts; null for all.
+        valid_prompts: validation prompts, read where settings or steps are chosen; null for all.
         confidence: level of the bootstrap interval.
         resamples: bootstrap resamples over prompts.
     """
 
     prompts: int | None = None
+    valid_prompts: int | None = None
     confidence: float = 0.95
     resamples: int = 10_000
 
     def __post_init__(self) -> None:
-        _positive(self, "resamples")
-        if self.prompts is not None:
-            _positive(self, "prompts")
+        given = [name for name in ("prompts", "valid_prompts") if getattr(self, name) is not None]
+        _positive(self, *given, "resamples")
         _check(self, "between 0 and 1", confidence=(self.confidence, 0 < self.confidence < 1))
+
+
+@dataclass(frozen=True, kw_only=True)
+class ProbeConfig:
+    """What is logged of every policy while it trains: log-probs of held-out winners and losers, the forward KL by both
+    distributions, and which ensemble member the implicit rewards match best.
+
+    Args:
+        pairs: validation pairs, or all there are where they are fewer; 0 for no probe.
+        times: probes over the training, evenly spaced, beside one before it.
+    """
+
+    pairs: int = 200
+    times: int = 10
+
+    def __post_init__(self) -> None:
+        _check(self, ">= 0", pairs=(self.pairs, self.pairs >= 0))
+        _positive(self, "times")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -286,6 +326,10 @@ class Config:
         bias: the biased training set and the ensemble's subsets.
         reward: training of the reward models on the biased set and its subsets.
         policy: training of the policies, the same for every method.
+        snapshots: evenly spaced steps, the last among them, whose policies validation chooses from.
+        sweep: for a method, settings that validation chooses from, each a mapping of options that replace the method's
+            own, such as {d-dpo: [{beta: 0.3}, {beta: 1.0}]}. A method that is not named has its own options only.
+        probe: what is logged while a policy trains.
         logprobs: how log-probs and rewards are computed, in training and scoring alike.
         sampling: sampling from pi_ref (for the KL term) and from the policies (for evaluation).
         evaluation: evaluation on held-out prompts.
@@ -297,6 +341,9 @@ class Config:
         e_dpo: e-DPO's hyper-parameters.
         hull_dpo: hull-DPO's hyper-parameters.
         drdo: DRDO's hyper-parameters.
+        drdo_oracle_alpha: weight of the language-model term in an oracle of DRDO's own (a reward head and a
+            language-model head trained jointly on D_rho), whose rewards DRDO then distils; null: DRDO distils the
+            reward model that the other methods do. 0.01 in [N].
     """
 
     output_dir: str
@@ -313,6 +360,9 @@ class Config:
     trust_remote_code: bool = False
     data: DataConfig = field(default_factory=DataConfig)
     bias: BiasConfig = field(default_factory=BiasConfig)
+    snapshots: int = 1
+    sweep: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
+    probe: ProbeConfig = field(default_factory=ProbeConfig)
     logprobs: LogprobsConfig = field(default_factory=LogprobsConfig)
     sampling: SamplingConfig = field(default_factory=SamplingConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
@@ -324,8 +374,11 @@ class Config:
     e_dpo: EnsembleDPO = field(default_factory=EnsembleDPO)
     hull_dpo: HullDPO = field(default_factory=HullDPO)
     drdo: DRDO = field(default_factory=DRDO)
+    drdo_oracle_alpha: float | None = None
 
     def __post_init__(self) -> None:
+        if self.drdo_oracle_alpha is not None:
+            _share(self, "drdo_oracle_alpha")
         unknown = [name for name in self.methods if name not in METHODS]
         if unknown or not self.methods:
             raise ValueError(f"Config.methods must name one or more of {', '.join(METHODS)}; got {self.methods}")
@@ -333,11 +386,51 @@ class Config:
             raise ValueError(f"Config.methods names a method twice: {self.methods}")
         if not self.output_dir or not self.model:
             raise ValueError("Config.output_dir and Config.model must not be empty")
+        if self.sampling.engine == "vllm" and self.dtype == "float64":
+            raise ValueError(
+                'Config.dtype must be float32 or bfloat16 with sampling.engine "vllm", which has no float64; got '
+                f"{self.dtype!r}"
+            )
+        _positive(self, "snapshots")
+        if self.policy.max_steps is not None:
+            few = self.snapshots <= self.policy.max_steps
+            _check(self, "at most policy.max_steps", snapshots=(self.snapshots, few))
+        for name, settings in self.sweep.items():
+            if name not in METHODS or not settings:
+                raise ValueError(
+                    f"Config.sweep maps any of {', '.join(METHODS)} to one or more settings; got {name!r}: {settings!r}"
+                )
+            tried = self.settings(name)
+            if any(one in tried[:i] for i, one in enumerate(tried)):
+                raise ValueError(f"Config.sweep names a setting of {name} twice: {settings}")
 
     def method(self, name: str) -> Method:
         """The method of this name with its configured hyper-parameters."""
         method: Method = getattr(self, name.replace("-", "_"))
         return method
+
+    def settings(self, name: str) -> list[Method]:
+        """The method of this name in every setting that validation chooses from."""
+        base = self.method(name)
+        return [_replaced(base, setting, f"Config.sweep: {name}") for setting in self.sweep.get(name, [{}])]
+
+
+def _replaced(base: Any, options: dict[str, Any], where: str) -> Any:
+    """A copy of a dataclass with these fields replaced, the nested ones as well."""
+    known = {f.name for f in fields(base)}
+    if not isinstance(options, dict) or not options.keys() <= known:
+        raise ValueError(f"{where}: a mapping of any of {', '.join(sorted(known))} is needed, got {options!r}")
+    values = {}
+    for name, value in options.items():
+        old = getattr(base, name)
+        if is_dataclass(old):
+            value = _replaced(old, value, f"{where}: {name}")
+        elif isinstance(old, float) and isinstance(value, int) and not isinstance(value, bool):
+            value = float(value)
+        if type(value) is not type(old) and old is not None:
+            raise ValueError(f"{where}: {name} must be of type {type(old).__name__}, got {value!r}")
+        values[name] = value
+    return replace(base, **values)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import asdict, dataclass
 from itertools import combinations
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,8 @@ from lm import world
 from lm.artifacts import Artifact, provenance
 from lm.cli import run
 from lm.io import read_jsonl, write_json, write_jsonl
+from lm.logprobs import CompletionModel
+from lm.objectives import Method
 from lm.pipeline import MAIN, Pipeline
 from lm.score import open_policy, sample_completions, score_pairs, score_rows
 
@@ -25,34 +28,23 @@ SFT = "sft"
 
 
 def evaluation(pipeline: Pipeline, name: str) -> Artifact:
-    """Samples of one policy ("sft" for pi_ref) on the test prompts, judged by the oracle.
+    """Samples of one policy ("sft" for pi_ref; else the method's, as validation chose it) on the test prompts, judged
+    by the oracle.
 
     The artifact has samples.jsonl: prompt, completion, oracle_reward, length (tokens, end-of-text included), finished
     (whether end-of-text was reached), log_ratio (log pi - log pi_ref of the sample, nats), and for the embedded world
     the true utility.
     """
     config = pipeline.config
-    trained = pipeline.sft if name == SFT else pipeline.policy(name)
+    trained, model = _trained(pipeline, name)
 
     def make(folder: Path, _: Path) -> dict[str, Any]:
         pairs = pipeline.labelled_pairs("test")
-        prompts = _test_prompts(pairs, config.evaluation.prompts, pipeline.seed("prompts"))
-        policy = open_policy(trained.path, pipeline.tokenizer, config)
-        # One seed for all policies: where two agree, they draw the same.
-        samples = sample_completions(
-            policy,
-            list(prompts.values()),
-            pipeline.tokenizer,
-            config,
-            seed=pipeline.seed("evaluate"),
-            what=f"{name} samples",
-        )
+        prompts = _prompts(pairs, config.evaluation.prompts, pipeline.seed("prompts"))
+        policy = open_policy(model, pipeline.tokenizer, config)
         ids = list(prompts.values())
+        samples, rewards = _judged_samples(pipeline, policy, ids, name)
         end = pipeline.tokenizer.eos_token_id
-        finished = [sample[-1] == end for sample in samples]
-        # The oracle reads the state at end-of-text, so a completion cut off at the maximum gets one to be read at.
-        judged = [sample if done else [*sample, end] for sample, done in zip(samples, finished, strict=True)]
-        rewards = score_rows(pipeline.open_oracle(), ids, judged, "oracle rewards").tolist()
         logps = score_rows(policy, ids, samples, f"{name} log-probs")
         reference = open_policy(pipeline.sft.path, pipeline.tokenizer, config)
         ratios = (logps - score_rows(reference, ids, samples, "reference log-probs")).tolist()
@@ -62,11 +54,11 @@ def evaluation(pipeline: Pipeline, name: str) -> Artifact:
                 "completion": pipeline.tokenizer.decode(sample, skip_special_tokens=True),
                 "oracle_reward": reward,
                 "length": len(sample),
-                "finished": done,
+                "finished": sample[-1] == end,
                 "log_ratio": ratio,
                 **_truth(pipeline, prompt, sample),
             }
-            for prompt, sample, reward, done, ratio in zip(prompts, samples, rewards, finished, ratios, strict=True)
+            for prompt, sample, reward, ratio in zip(prompts, samples, rewards, ratios, strict=True)
         ]
         write_jsonl(folder / "samples.jsonl", rows)
         chosen, rejected = score_pairs(policy, pairs, f"{name} on test pairs")
@@ -75,7 +67,7 @@ def evaluation(pipeline: Pipeline, name: str) -> Artifact:
             "n": len(rows),
             "oracle_reward": float(np.mean(rewards)),
             "length": float(np.mean([row["length"] for row in rows])),
-            "finished": float(np.mean(finished)),
+            "finished": float(np.mean([row["finished"] for row in rows])),
             "kl": float(np.mean(ratios)),
             "chosen_logratio": float((chosen - ref_chosen).mean()),
             "rejected_logratio": float((rejected - ref_rejected).mean()),
@@ -85,6 +77,7 @@ def evaluation(pipeline: Pipeline, name: str) -> Artifact:
 
     inputs = {
         "policy": trained,
+        "step": model.name if model != trained.path else None,
         "reference": pipeline.sft,
         "labels": pipeline.labels,
         "sampling": config.sampling,
@@ -94,12 +87,115 @@ def evaluation(pipeline: Pipeline, name: str) -> Artifact:
     return pipeline.store.get("evaluate", name, inputs, make)
 
 
-def _test_prompts(pairs: Dataset, count: int | None, seed: int) -> dict[str, list[int]]:
+def _trained(pipeline: Pipeline, name: str) -> tuple[Artifact, Path]:
+    """The artifact of a policy and the folder of its model."""
+    if name == SFT:
+        return pipeline.sft, pipeline.sft.path
+    chosen = choose(pipeline, name)
+    return chosen.policy, chosen.model
+
+
+def _judged_samples(
+    pipeline: Pipeline, policy: CompletionModel, prompts: list[list[int]], name: str
+) -> tuple[list[list[int]], list[float]]:
+    """A completion of each prompt and its oracle reward."""
+    samples = sample_completions(
+        policy,
+        prompts,
+        pipeline.tokenizer,
+        pipeline.config,
+        seed=pipeline.seed("evaluate"),  # one for all policies: where two agree, they draw the same
+        what=f"{name} samples",
+    )
+    end = pipeline.tokenizer.eos_token_id
+    # The oracle reads the state at end-of-text, so a completion cut off at the maximum gets one to be read at.
+    judged = [sample if sample[-1] == end else [*sample, end] for sample in samples]
+    return samples, score_rows(pipeline.open_oracle(), prompts, judged, "oracle rewards").tolist()
+
+
+# ---------------------------------------------------------------- validation
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """The policy that validation chose for a method."""
+
+    method: Method
+    policy: Artifact
+    step: int
+    model: Path
+    """Folder of the model."""
+    tried: list[dict[str, Any]]
+    """setting, step, advantage over pi_ref on validation prompts with its interval; empty where there was no choice."""
+
+
+def choose(pipeline: Pipeline, name: str) -> Chosen:
+    """The setting and the step of a method with the greatest oracle advantage on validation prompts.
+
+    The first of equals. Where there is one policy only, nothing is sampled.
+    """
+    methods, policies = pipeline.config.settings(name), pipeline.policies(name)
+    candidates = [
+        (method, policy, step, model)
+        for method, policy in zip(methods, policies, strict=True)
+        for step, model in _snapshots(policy).items()
+    ]
+    if len(candidates) == 1:
+        return Chosen(*candidates[0], tried=[])
+    tried = [
+        {"setting": asdict(method), "step": step, **validation(pipeline, name, policy).metrics[str(step)]}
+        for method, policy, step, _ in candidates
+    ]
+    best = max(range(len(tried)), key=lambda i: tried[i]["advantage"])
+    return Chosen(*candidates[best], tried=tried)
+
+
+def _snapshots(policy: Artifact) -> dict[int, Path]:
+    """The models of a policy's artifact by step, the last included."""
+    earlier = {int(path.name.removeprefix("step-")): path for path in policy.path.glob("step-*")}
+    return dict(sorted({**earlier, policy.metrics["steps"]: policy.path}.items()))
+
+
+def validation(pipeline: Pipeline, name: str, policy: Artifact) -> Artifact:
+    """Oracle advantage over pi_ref of a policy's snapshots on validation prompts, by step; for "sft", its rewards."""
+    config = pipeline.config.evaluation
+    base = None if name == SFT else validation(pipeline, SFT, pipeline.sft)
+
+    def make(folder: Path, _: Path) -> dict[str, Any]:
+        pairs = pipeline.labelled_pairs("valid")
+        prompts = list(_prompts(pairs, config.valid_prompts, pipeline.seed("prompts"), "valid").values())
+
+        def rewards(model: Path) -> list[float]:
+            opened = open_policy(model, pipeline.tokenizer, pipeline.config)
+            return _judged_samples(pipeline, opened, prompts, f"{name} validation")[1]
+
+        if base is None:
+            return {"rewards": rewards(policy.path)}
+        metrics = {}
+        for step, model in _snapshots(policy).items():
+            difference = np.array(rewards(model)) - np.array(base.metrics["rewards"])
+            interval = _interval(difference, config.confidence, config.resamples, pipeline.seed("bootstrap"))
+            metrics[str(step)] = {"advantage": float(difference.mean()), "ci": interval}
+        return metrics
+
+    inputs = {
+        "policy": policy,
+        "labels": pipeline.labels,
+        "sampling": pipeline.config.sampling,
+        "prompts": config.valid_prompts,
+        "interval": [config.confidence, config.resamples],
+        "seed": pipeline.seed("evaluate"),
+    }
+    return pipeline.store.get("validate", name, inputs, make)
+
+
+def _prompts(pairs: Dataset, count: int | None, seed: int, split: str = "test") -> dict[str, list[int]]:
     prompts = dict(zip(pairs["prompt"], pairs["prompt_ids"], strict=True))
     if count is None:
         return prompts
     if count > len(prompts):
-        raise ValueError(f"evaluation.prompts is {count}, but the test split has only {len(prompts)} prompts")
+        option = "prompts" if split == "test" else "valid_prompts"
+        raise ValueError(f"evaluation.{option} is {count}, but the {split} split has only {len(prompts)} prompts")
     kept = np.random.default_rng(seed).choice(len(prompts), count, replace=False)
     texts = list(prompts)
     return {texts[i]: prompts[texts[i]] for i in sorted(kept)}
@@ -121,14 +217,8 @@ def results(pipeline: Pipeline) -> dict[str, Any]:
     base = _column(sft, "oracle_reward")
     methods, differences = {}, {}
     for name in pipeline.config.methods:
-        artifact = evaluation(pipeline, name)
-        differences[name] = _column(artifact, "oracle_reward") - base
-        methods[name] = {
-            "advantage": float(differences[name].mean()),
-            "ci": _interval(differences[name], config.confidence, config.resamples, pipeline.seed("bootstrap")),
-            **artifact.metrics,
-            "policy": str(pipeline.policy(name).path),
-        }
+        differences[name] = _column(evaluation(pipeline, name), "oracle_reward") - base
+        methods[name] = _row(pipeline, name, differences[name])
     return {
         "methods": methods,
         "sft": {**sft.metrics, "policy": str(pipeline.sft.path)},
@@ -144,6 +234,53 @@ def results(pipeline: Pipeline) -> dict[str, Any]:
         "rho": pipeline.config.bias.rho,
         "confidence": config.confidence,
         "provenance": provenance(pipeline.config.seed),
+    }
+
+
+def _row(pipeline: Pipeline, name: str, differences: np.ndarray) -> dict[str, Any]:
+    """What results.json says of one method."""
+    config, chosen = pipeline.config.evaluation, choose(pipeline, name)
+    return {
+        "advantage": float(differences.mean()),
+        "ci": _interval(differences, config.confidence, config.resamples, pipeline.seed("bootstrap")),
+        **evaluation(pipeline, name).metrics,
+        "policy": str(chosen.model),
+        "setting": asdict(chosen.method),
+        "step": chosen.step,
+        "validation": chosen.tried,
+        "probe": probe_history(pipeline, chosen.policy),
+    }
+
+
+def probe_history(pipeline: Pipeline, policy: Artifact) -> list[dict[str, Any]]:
+    """What was logged of the policy on the probe pairs, by step: see :meth:`lm.trainer.PolicyTrainer.evaluate`.
+
+    Names lose their "eval_"; member_shares is in the order of the ensemble, and absent for methods without a beta.
+    """
+    history = []
+    for entry in policy.metrics["history"]:
+        if "eval_chosen_logps" in entry:
+            values = {key.removeprefix("eval_"): value for key, value in entry.items() if key.startswith("eval_")}
+            shares = [values.pop(f"member_{k}") for k in range(len(pipeline.members)) if f"member_{k}" in values]
+            history.append({"step": entry["step"], **values, **({"member_shares": shares} if shares else {})})
+    return history
+
+
+def cell(pipeline: Pipeline, name: str) -> dict[str, Any]:
+    """One method of one run, for a grid: `chosen` (setting, step), `test` (metrics, advantage and interval),
+    `validation`, `probe`, and `rewards`: the oracle's of each test prompt, of the policy and of pi_ref."""
+    rewards, base = (_column(evaluation(pipeline, policy), "oracle_reward") for policy in (name, SFT))
+    row = _row(pipeline, name, rewards - base)
+    apart = ("policy", "setting", "step", "validation", "probe")
+    return {
+        "seed": pipeline.config.seed,
+        "rho": pipeline.config.bias.rho,
+        "method": name,
+        "chosen": {"setting": row["setting"], "step": row["step"]},
+        "test": {key: value for key, value in row.items() if key not in apart},
+        "validation": row["validation"],
+        "probe": row["probe"],
+        "rewards": {name: rewards.tolist(), SFT: base.tolist()},
     }
 
 

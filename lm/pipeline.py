@@ -7,6 +7,7 @@ an artifact (see `lm.artifacts`) keyed by its own options and by the artifacts i
 from __future__ import annotations
 
 import json
+import shutil
 import zlib
 from collections import Counter
 from dataclasses import replace
@@ -15,11 +16,12 @@ from pathlib import Path
 from typing import Any
 
 import datasets
+import numpy as np
 import torch
 from datasets import Dataset
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-from lm import data, world
+from lm import confidence, data, world
 from lm.artifacts import Artifact, Store
 from lm.bias import LengthClass, biased_subset, largest_feasible, length_class
 from lm.config import Config, TrainingConfig
@@ -34,11 +36,23 @@ from lm.models import (
     load_tokenizer,
     same_tokenizer,
 )
+from lm.objectives import Method
 from lm.score import open_policy, open_reward_model, sample_completions, score_pairs, score_rows
-from lm.trainer import PolicyTrainer, RewardTrainer, SFTTrainer, fit, pair_collator, sft_collator, training_arguments
+from lm.trainer import (
+    DRDOOracleTrainer,
+    PolicyTrainer,
+    RewardTrainer,
+    SFTTrainer,
+    Snapshots,
+    fit,
+    pair_collator,
+    sft_collator,
+    training_arguments,
+)
 
 MAIN = "rho"
 """Name of the reward model that is trained on all of D_rho."""
+DRDO = "drdo"
 
 
 class Pipeline:
@@ -285,10 +299,16 @@ class Pipeline:
             pairs = self.labelled_pairs("train")
             ids, classes = pairs["id"], self._length_classes(pairs)
             seed = self.seed("bias")
-            if config.rho is None:
-                rows = list(range(len(ids)))
-            else:
-                rows = biased_subset(classes, config.rho, config.size, seed=seed, what="bias.size")
+            rows, selection = confidence.subset(
+                config.pairs,
+                pairs["confidence"] if "confidence" in pairs.column_names else [None] * len(ids),
+                pairs["chosen_ids"],
+                pairs["rejected_ids"],
+            )
+            if config.rho is not None:
+                candidates = [classes[i] for i in rows]
+                drawn = biased_subset(candidates, config.rho, config.size, seed=seed, what="bias.size")
+                rows = [rows[i] for i in drawn]
             inside = [classes[i] for i in rows]
             size = config.member_size or min(largest_feasible(inside, share) for share in config.member_fractions)
             members = {
@@ -299,7 +319,8 @@ class Pipeline:
             }
             subsets = {MAIN: rows, **{name: [rows[i] for i in member] for name, member in members.items()}}
             write_json(folder / "rows.json", {name: [ids[i] for i in subset] for name, subset in subsets.items()})
-            return {name: _length_report(pairs, classes, subset) for name, subset in subsets.items()}
+            report = {name: _length_report(pairs, classes, subset) for name, subset in subsets.items()}
+            return {**report, **({"selection": selection} if selection else {})}
 
         return self.store.get("bias", "rows", {"labels": self.labels, "bias": config, "seed": self.seed("bias")}, make)
 
@@ -321,6 +342,28 @@ class Pipeline:
         inputs = self._training("reward", self.config.reward, bias=self.bias, subset=name, start=self.sft)
         return self._reward_model("reward", name, self.config.reward, self.subset(name), inputs)
 
+    @cached_property
+    def drdo_oracle(self) -> Artifact:
+        """DRDO's own oracle on D_rho, [N] eq 5: pi_ref with a reward head, trained jointly."""
+        alpha = self.config.drdo_oracle_alpha
+        if alpha is None:
+            raise ValueError("drdo_oracle_alpha is null: DRDO has no oracle of its own; 0.01 in [N]")
+
+        def make(folder: Path, scratch: Path) -> dict[str, Any]:
+            seed = self.seed("reward", DRDO)
+            torch.manual_seed(seed)
+            policy = load_policy(self.sft.path, self.tokenizer, self.config)
+            model = CompletionModel(policy, reward_head=True, options=self.config.logprobs)
+            arguments = training_arguments(self.config.reward, scratch, seed=seed, device=self.config.device)
+            history = fit(DRDOOracleTrainer, model, self.subset(MAIN), pair_collator(), arguments, alpha=alpha)
+            self._save_model(model, folder)
+            held_out = self.labelled_pairs("valid")
+            chosen, rejected = score_pairs(model.eval(), held_out, "DRDO's oracle on validation pairs", rewards=True)
+            return {"accuracy": self._accuracy(held_out, chosen > rejected), "history": history}
+
+        inputs = self._training("reward", self.config.reward, bias=self.bias, alpha=alpha, start=self.sft)
+        return self.store.get("reward", DRDO, inputs, make)
+
     # ------------------------------------------------------------ scores
 
     @cached_property
@@ -330,7 +373,9 @@ class Pipeline:
         models = {name: self.reward(name) for name in names}
 
         def make(folder: Path, _: Path) -> dict[str, Any]:
-            pairs = self.subset(MAIN)
+            probe = _drawn(self.labelled_pairs("valid"), self.config.probe.pairs, self.seed("probe"))
+            of_training = self.subset(MAIN)
+            pairs = datasets.concatenate_datasets([of_training, probe])
             policy = open_policy(self.sft.path, self.tokenizer, self.config)
             ref_chosen, ref_rejected = score_pairs(policy, pairs, "reference log-probs")
             prompts = dict(zip(pairs["prompt"], pairs["prompt_ids"], strict=True))
@@ -360,14 +405,16 @@ class Pipeline:
                 "rejected_rewards": torch.stack([rejected for _, rejected in rewards], 1).tolist(),
             }.items():
                 scored = scored.add_column(column, values)
-            _save(scored, folder / "pairs")
-            return {"reward_models": names, "pairs": len(scored), "prompts": len(prompts)}
+            _save(scored.select(range(len(of_training))), folder / "pairs")
+            _save(scored.select(range(len(of_training), len(scored))), folder / "probe")
+            return {"reward_models": names, "pairs": len(of_training), "probe": len(probe), "prompts": len(prompts)}
 
         inputs = {
             "bias": self.bias,
             "policy": self.sft,
             "rewards": [models[name] for name in names],
             "sampling": self.config.sampling,
+            "probe": self.config.probe.pairs,
             "seed": self.seed("score"),
         }
         return self.store.get("score", "pairs", inputs, make)
@@ -377,27 +424,95 @@ class Pipeline:
 
         Raises ValueError where a score is missing, or not finite.
         """
-        pairs = _open(self.scores.path / "pairs")
-        return margins(pairs, self.scores.metrics["reward_models"])
+        return margins(_open(self.scores.path / "pairs"), self.scores.metrics["reward_models"])
+
+    def probe_pairs(self) -> Dataset | None:
+        """The validation pairs that a policy is probed on while it trains, likewise; None where none are asked for."""
+        if not self.config.probe.pairs:
+            return None
+        return margins(_open(self.scores.path / "probe"), self.scores.metrics["reward_models"])
+
+    @cached_property
+    def drdo_scores(self) -> Artifact:
+        """The rewards of D_rho's pairs by DRDO's own oracle."""
+
+        def make(folder: Path, _: Path) -> dict[str, Any]:
+            pairs = self.subset(MAIN)
+            model = open_policy(self.drdo_oracle.path, self.tokenizer, self.config, reward_head=True)
+            chosen, rejected = score_pairs(model, pairs, "rewards of DRDO's oracle", rewards=True)
+            scored = {"id": pairs["id"], "chosen_rewards": chosen.tolist(), "rejected_rewards": rejected.tolist()}
+            _save(Dataset.from_dict(scored), folder / "pairs")
+            return {"pairs": len(pairs)}
+
+        return self.store.get("score", DRDO, {"oracle": self.drdo_oracle, "bias": self.bias}, make)
+
+    def _pairs_for(self, name: str) -> Dataset:
+        """The scored pairs, with the margins of DRDO's own oracle where the method is DRDO and has one."""
+        pairs = self.scored_pairs()
+        if name != DRDO or self.config.drdo_oracle_alpha is None:
+            return pairs
+        scored = _open(self.drdo_scores.path / "pairs")
+        rewards = zip(scored["id"], scored["chosen_rewards"], scored["rejected_rewards"], strict=True)
+        margin = {row: chosen - rejected for row, chosen, rejected in rewards}
+        return pairs.remove_columns("reward_margin").add_column("reward_margin", [margin[row] for row in pairs["id"]])
 
     # ------------------------------------------------------------ policies
 
-    def policy(self, name: str) -> Artifact:
-        """A policy trained by the named method on D_rho."""
-        method, training = self.config.method(name), self.config.policy
+    def policies(self, name: str) -> list[Artifact]:
+        """The named method's policy in each of its settings, see :meth:`lm.config.Config.settings`."""
+        return [self.policy(name, method) for method in self.config.settings(name)]
+
+    def policy(self, name: str, method: Method | None = None) -> Artifact:
+        """A policy trained by the named method on D_rho, in a setting other than the configured one where it is given.
+
+        The folder is the last step's model; the snapshots before it are in `step-<n>` below.
+        """
+        method = self.config.method(name) if method is None else method
+        training = self.config.policy
 
         def make(folder: Path, scratch: Path) -> dict[str, Any]:
             seed = self.seed("policy")  # the same for every method: they see the same batches
             torch.manual_seed(seed)
             model = load_policy(self.sft.path, self.tokenizer, self.config)
             wrapped = CompletionModel(model, reward_head=method.needs_reward_head, options=self.config.logprobs)
-            arguments = training_arguments(training, scratch, seed=seed, device=self.config.device)
-            collator = pair_collator(sample=method.needs_samples)
-            history = fit(PolicyTrainer, wrapped, self.scored_pairs(), collator, arguments, method=method)
-            self._save_model(wrapped, folder)
-            return {"history": history}
+            probe = self.probe_pairs()
+            probes = self.config.probe.times if probe is not None else 0
+            arguments = training_arguments(training, scratch, seed=seed, device=self.config.device, probes=probes)
+            kept = scratch / "snapshots"  # they outlive a crash, as the checkpoints do
 
-        inputs = self._training("policy", training, scores=self.scores, method=method, start=self.sft)
+            def save(step: int) -> None:
+                final, half = kept / f"step-{step}", kept / ".half"
+                shutil.rmtree(half, ignore_errors=True)
+                self._save_model(wrapped, half)
+                shutil.rmtree(final, ignore_errors=True)
+                half.rename(final)
+
+            history = fit(
+                PolicyTrainer,
+                wrapped,
+                self._pairs_for(name),
+                pair_collator(sample=method.needs_samples),
+                arguments,
+                method=method,
+                eval_dataset=probe,
+                callbacks=[Snapshots(self.config.snapshots, save)],
+            )
+            self._save_model(wrapped, folder)
+            for snapshot in sorted(kept.glob("step-*")):
+                snapshot.rename(folder / snapshot.name)
+            return {"history": history, "steps": history[-1]["step"]}
+
+        inputs = self._training(
+            "policy",
+            training,
+            scores=self.scores,
+            method=method,
+            start=self.sft,
+            snapshots=self.config.snapshots,
+            probes=self.config.probe.times,
+        )
+        if name == DRDO and self.config.drdo_oracle_alpha is not None:
+            inputs["oracle"] = self.drdo_scores
         return self.store.get("policy", name, inputs, make)
 
 
@@ -440,6 +555,12 @@ def _length_report(pairs: Dataset, classes: list[LengthClass], rows: list[int]) 
         "mean_chosen_length": sum(len(chosen[i]) for i in rows) / len(rows),
         "mean_rejected_length": sum(len(rejected[i]) for i in rows) / len(rows),
     }
+
+
+def _drawn(dataset: Dataset, size: int, seed: int) -> Dataset:
+    """So many rows in their order, or all where they are fewer."""
+    size = min(size, len(dataset))
+    return dataset.select(sorted(np.random.default_rng(seed).choice(len(dataset), size, replace=False)))
 
 
 def _save(dataset: Dataset, folder: Path) -> None:

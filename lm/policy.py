@@ -5,4 +5,4 @@ import sys
 from lm.cli import run
 
 if __name__ == "__main__":
-    sys.exit(run("lm.policy", lambda pipeline: [pipeline.policy(name) for name in pipeline.config.methods]))
+    sys.exit(run("lm.policy", lambda pipeline: [pipeline.policies(name) for name in pipeline.config.methods]))

@@ -20,7 +20,7 @@ from accelerate.data_loader import prepare_data_loader
 from datasets import Dataset
 from torch import Tensor
 from torch.utils.data import DataLoader
-from transformers import Trainer, TrainingArguments
+from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_utils import get_last_checkpoint
 
 from lm.config import TrainingConfig
@@ -135,22 +135,25 @@ class CompletionTrainer(Trainer):  # type: ignore[misc]
             safetensors.torch.load_model(self.model if model is None else model, weights)
 
 
-def cut(batch: Batch, limits: CompletionArguments) -> list[tuple[Batch, float]]:
-    """A mini-batch cut into micro-batches with weights, ranks x n of them for the least n that keeps the limits.
+def cut(batch: Batch, limits: CompletionArguments, tokens: int | None = None) -> list[tuple[Batch, float]]:
+    """A mini-batch cut into micro-batches with weights, ranks x n of them for the least n that keeps the limits, or
+    the number of `tokens`, where no gradient is taken.
 
     Examples of similar length go together, and all parts have about the same number of tokens. Every rank gets n
     parts, as collective operations need; where the examples do not suffice, the first is repeated with weight 0.
     """
-    tokens = [sum(example) for example in batch["lengths"]]
-    order = sorted(range(len(tokens)), key=lambda i: (-tokens[i], i))
-    most, budget = limits.micro_batch_size or len(tokens), limits.micro_batch_tokens or sum(tokens)
-    for a_rank in range(1, len(tokens) + 1):
-        groups = _even(order, tokens, a_rank * limits.world_size)
-        if all(len(g) <= 1 or (len(g) <= most and sum(tokens[i] for i in g) <= budget) for g in groups):
+    sizes = [sum(example) for example in batch["lengths"]]
+    order = sorted(range(len(sizes)), key=lambda i: (-sizes[i], i))
+    most, budget = limits.micro_batch_size or len(sizes), limits.micro_batch_tokens or sum(sizes)
+    if tokens is not None:
+        most, budget = len(sizes), tokens
+    for a_rank in range(1, len(sizes) + 1):
+        groups = _even(order, sizes, a_rank * limits.world_size)
+        if all(len(g) <= 1 or (len(g) <= most and sum(sizes[i] for i in g) <= budget) for g in groups):
             break
     if len(groups) == 1:
         return [(batch, 1.0)]
-    examples = batch["input_ids"].split(tokens)
+    examples = batch["input_ids"].split(sizes)
     return [(_part(batch, examples, group), 1.0) if group else (_part(batch, examples, [0]), 0.0) for group in groups]
 
 
@@ -205,6 +208,23 @@ class RewardTrainer(CompletionTrainer):
         return loss
 
 
+class DRDOOracleTrainer(CompletionTrainer):
+    """DRDO's own oracle: a policy with a reward head, both heads trained jointly, [N] eq 5."""
+
+    def __init__(self, *args: Any, alpha: float, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.alpha = alpha
+
+    def losses(self, model: torch.nn.Module, batch: Batch) -> Tensor:
+        """[N] pairs."""
+        output = model(batch["input_ids"], batch["lengths"])
+        chosen, rejected = output.rewards.view(-1, 2).unbind(1)
+        chosen_logps = output.logps.view(-1, 2)[:, 0]
+        self.record(accuracy=(chosen > rejected).float(), margin=chosen - rejected, chosen_logps=chosen_logps)
+        loss: Tensor = losses.drdo_oracle(chosen - rejected, chosen_logps, alpha=self.alpha)
+        return loss
+
+
 class PolicyTrainer(CompletionTrainer):
     """Any :class:`Method` on scored pairs. An example has its chosen, its rejected and, where needed, S >= 1 sampled
     completions."""
@@ -213,6 +233,54 @@ class PolicyTrainer(CompletionTrainer):
         super().__init__(*args, **kwargs)
         self.method = method
         self._gram: Tensor | None = None
+
+    def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
+        """Probes the policy on held-out pairs, `eval_dataset`; logs and returns means over the pairs, of nats.
+
+        eval_chosen_logps and eval_rejected_logps: log pi of winners and losers; eval_chosen_logratio,
+        eval_rejected_logratio: less log pi_ref; eval_accuracy: share with the greater log-ratio of the winner;
+        eval_forward_kl_reference and eval_forward_kl_preferences: KL(pi_ref || pi) by samples of pi_ref and by the
+        pairs' own completions ([F] Figure B.1); eval_member_<k>: share of pairs whose reward margin by member k is
+        nearest to the implicit one, beta times the log-ratio margin, for methods with a beta ([F] Figure B.3).
+        """
+        logged = [entry for entry in self.state.log_history if entry["step"] == self.state.global_step]
+        if any("eval_chosen_logps" in entry for entry in logged):  # resumed at a probe
+            return {}
+        assert isinstance(self.eval_dataset, Dataset)
+        batch = self._prepare_inputs(pair_collator(sample=True)(list(self.eval_dataset)))
+        sums: dict[str, Tensor] = defaultdict(lambda: torch.zeros((), device=self.args.device))
+        with torch.no_grad():
+            parts = cut(batch, self.args, tokens=self.model.options.scoring_tokens)
+            for part, weight in parts[self.args.process_index :: self.args.world_size]:
+                for name, values in self._probed(part).items():
+                    sums[f"eval_{name}"] = sums[f"eval_{name}"] + weight * values.sum()
+        totals = self.accelerator.reduce(torch.stack(list(sums.values())), "sum") / self.units(batch)
+        metrics: dict[str, float] = dict(zip(sums, totals.tolist(), strict=True))
+        self.log(metrics)
+        self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        return metrics
+
+    def _probed(self, batch: Batch) -> dict[str, Tensor]:
+        """What the probe tells of each pair, [N]."""
+        scores = batch["scores"]
+        logps = self.model(batch["input_ids"], batch["lengths"]).logps.double().view(self.units(batch), -1)
+        chosen, rejected = logps[:, 0] - scores["ref_chosen_logps"], logps[:, 1] - scores["ref_rejected_logps"]
+        result = {
+            "chosen_logps": logps[:, 0],
+            "rejected_logps": logps[:, 1],
+            "chosen_logratio": chosen,
+            "rejected_logratio": rejected,
+            "accuracy": (chosen > rejected).double(),
+            "forward_kl_reference": losses.forward_kl(_over_samples(logps[:, 2:], scores)),
+            "forward_kl_preferences": (losses.forward_kl(chosen) + losses.forward_kl(rejected)) / 2,
+        }
+        beta = getattr(self.method, "beta", None)
+        if beta is not None and "member_margins" in scores:
+            members = scores["member_margins"]
+            nearest = (members - beta * (chosen - rejected)[:, None]).abs().argmin(1)
+            for k in range(members.shape[1]):
+                result[f"member_{k}"] = (nearest == k).double()
+        return result
 
     def before_step(self, model: torch.nn.Module, parts: Sequence[tuple[Batch, float]], units: int) -> None:
         """For an ensemble, a pass without gradient where there are several parts: the member, or the mixture, is chosen
@@ -323,8 +391,11 @@ def pair_collator(*, sample: bool = False) -> Callable[[list[dict[str, Any]]], B
 # ---------------------------------------------------------------- running
 
 
-def training_arguments(config: TrainingConfig, folder: Path, *, seed: int, device: str) -> CompletionArguments:
-    """Our options in transformers' terms. ValueError where the ranks do not divide the mini-batch."""
+def training_arguments(
+    config: TrainingConfig, folder: Path, *, seed: int, device: str, probes: int = 0
+) -> CompletionArguments:
+    """Our options in transformers' terms, with so many probes of the policy. ValueError where the ranks do not divide
+    the mini-batch."""
     ranks = int(os.environ.get("WORLD_SIZE", "1"))
     if config.batch_size % ranks:
         raise ValueError(f"batch_size {config.batch_size} must be a multiple of the number of ranks, {ranks}")
@@ -342,6 +413,9 @@ def training_arguments(config: TrainingConfig, folder: Path, *, seed: int, devic
         weight_decay=config.weight_decay,
         max_grad_norm=config.max_grad_norm,
         logging_steps=config.logging_steps,
+        eval_strategy="steps" if probes else "no",
+        eval_steps=(1 / probes if probes > 1 else 0.999) if probes else None,  # a share of the steps, rounded up
+        eval_on_start=probes > 0,
         save_strategy="no" if config.save_steps is None else "steps",
         save_steps=config.save_steps or 500,
         save_total_limit=2,
@@ -355,6 +429,18 @@ def training_arguments(config: TrainingConfig, folder: Path, *, seed: int, devic
     )
     arguments._n_gpu = min(arguments.n_gpu, 1)  # one process, one device: several devices are torchrun's job
     return arguments
+
+
+class Snapshots(TrainerCallback):  # type: ignore[misc]
+    """Calls `save(step)` after evenly spaced steps, `count` of them counting the last, which is left to the caller."""
+
+    def __init__(self, count: int, save: Callable[[int], None]) -> None:
+        self.count, self.save = count, save
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """Saves where it is time."""
+        if state.global_step in (state.max_steps * i // self.count for i in range(1, self.count)):
+            self.save(state.global_step)
 
 
 def fit(
