@@ -5,16 +5,17 @@
 
 from __future__ import annotations
 
+import sys
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from datasets import Dataset
-from safetensors.torch import load_file
 from torch import Tensor
 from tqdm import tqdm
-from transformers import GenerationConfig, PreTrainedTokenizerBase
+from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from lm.config import Config
 from lm.logprobs import CompletionModel, collate
@@ -32,21 +33,12 @@ def device_of(config: Config) -> torch.device:
     return accelerator
 
 
-def score_rows(
-    model: CompletionModel,
-    prompts: Sequence[Ids],
-    completions: Sequence[Ids],
-    what: str,
-    *,
-    rewards: bool | None = None,
-) -> Tensor:
-    """Summed log-probs, or rewards, of R completions, [R], float64 on the CPU, in the given order.
+def score_rows(model: CompletionModel, prompts: Sequence[Ids], completions: Sequence[Ids], what: str) -> Tensor:
+    """Summed log-probs (or rewards, for a reward model) of R completions, [R], float64 on the CPU, in the given order.
 
-    Rewards are what a reward model is read for by default; only a policy with a reward head has both. Eval mode, no
-    gradient; rows of the same prompt share it, batches are of similar length. Raises FloatingPointError where a score
-    is not finite.
+    Eval mode, no gradient; rows of the same prompt share it, batches are of similar length. Raises FloatingPointError
+    where a score is not finite.
     """
-    read_rewards = model.is_reward_model if rewards is None else rewards
     examples = _by_prompt(prompts, completions, model.options.scoring_tokens)
     tokens = [len(prompts[rows[0]]) + sum(len(completions[i]) for i in rows) for rows in examples]
     examples = [examples[i] for i in sorted(range(len(examples)), key=tokens.__getitem__, reverse=True)]
@@ -71,7 +63,7 @@ def score_rows(
                 end += 1
             rows = [i for example in examples[start:end] for i in example]
             output = model(**batch_of(examples[start:end]))
-            value = output.rewards if read_rewards else output.logps
+            value = output.rewards if model.is_reward_model else output.logps
             scores[rows] = value.double().cpu()
             bar.update(len(rows))
             start = end
@@ -97,14 +89,9 @@ def _by_prompt(prompts: Sequence[Ids], completions: Sequence[Ids], most: int) ->
     return groups
 
 
-def open_policy(
-    folder: Path, tokenizer: PreTrainedTokenizerBase, config: Config, *, reward_head: bool = False
-) -> CompletionModel:
-    """A trained policy, ready to score or sample; with the reward head that was trained beside it, where asked for."""
-    model = CompletionModel(load_policy(folder, tokenizer, config), reward_head=reward_head, options=config.logprobs)
-    if model.reward_head is not None:
-        model.reward_head.load_state_dict(load_file(folder / "reward_head.safetensors"))
-    return model.to(device_of(config)).eval()
+def open_policy(folder: Path, tokenizer: PreTrainedTokenizerBase, config: Config) -> CompletionModel:
+    """A trained policy, ready to score or sample."""
+    return CompletionModel(load_policy(folder, tokenizer, config), options=config.logprobs).to(device_of(config)).eval()
 
 
 def open_reward_model(folder: Path | str, config: Config) -> CompletionModel:
@@ -112,12 +99,10 @@ def open_reward_model(folder: Path | str, config: Config) -> CompletionModel:
     return CompletionModel(load_reward_model(folder, config), options=config.logprobs).to(device_of(config)).eval()
 
 
-def score_pairs(
-    model: CompletionModel, pairs: Dataset, what: str, *, rewards: bool | None = None
-) -> tuple[Tensor, Tensor]:
-    """Scores of the chosen and of the rejected completions, [N] each, float64; see :func:`score_rows`."""
-    prompts, completions = pairs["prompt_ids"], [*pairs["chosen_ids"], *pairs["rejected_ids"]]
-    both = score_rows(model, [*prompts, *prompts], completions, what, rewards=rewards)
+def score_pairs(model: CompletionModel, pairs: Dataset, what: str) -> tuple[Tensor, Tensor]:
+    """Scores of the chosen and of the rejected completions, [N] each, float64."""
+    prompts = pairs["prompt_ids"]
+    both = score_rows(model, [*prompts, *prompts], [*pairs["chosen_ids"], *pairs["rejected_ids"]], what)
     return both[: len(pairs)], both[len(pairs) :]
 
 
@@ -133,21 +118,38 @@ def sample_completions(
     """One completion a prompt, drawn at the configured temperature, end-of-text included where it was reached.
 
     The draws come from a generator state of their own: sampling shifts no other draw. A completion without end-of-text
-    has config.data.max_completion_length tokens.
+    has config.data.max_completion_length tokens. The engines draw other samples from one distribution.
+
+    Raises ValueError where `sampling.engine` is "vllm" and vLLM is not installed.
     """
-    device = next(model.parameters()).device
-    devices = [device.index or 0] if device.type == "cuda" else []
+    end = tokenizer.eos_token_id
+    with model.stock() as policy:
+        # What a hub model would rather do (penalties, truncation, other ends) is not sampling from the policy.
+        policy.generation_config = GenerationConfig(eos_token_id=end)
+        if config.sampling.engine == "vllm":
+            samples = _sample_by_vllm(policy, prompts, tokenizer, config, seed)
+        else:
+            samples = _sample_by_generate(policy, prompts, tokenizer, config, seed, what)
+    return [tokens[: tokens.index(end) + 1] if end in tokens else tokens for tokens in samples]
+
+
+def _sample_by_generate(
+    policy: PreTrainedModel,
+    prompts: Sequence[Ids],
+    tokenizer: PreTrainedTokenizerBase,
+    config: Config,
+    seed: int,
+    what: str,
+) -> list[list[int]]:
+    device = policy.device
     order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]), reverse=True)
     result: list[list[int]] = [[] for _ in prompts]
     size = config.sampling.batch_size
     with (
-        torch.random.fork_rng(devices),
+        torch.random.fork_rng([device.index or 0] if device.type == "cuda" else []),
         tqdm(total=len(order), desc=what, unit="row", disable=None, leave=False) as bar,
-        model.stock() as policy,
     ):
         torch.manual_seed(seed)
-        # What a hub model would rather do (penalties, truncation) is not sampling from the policy.
-        policy.generation_config = GenerationConfig()
         for start in range(0, len(order), size):
             batch = order[start : start + size]
             longest = len(prompts[batch[0]])
@@ -167,16 +169,63 @@ def sample_completions(
                 pad_token_id=tokenizer.pad_token_id,
             )
             for i, tokens in zip(batch, output[:, longest:].tolist(), strict=True):
-                if tokenizer.eos_token_id in tokens:
-                    tokens = tokens[: tokens.index(tokenizer.eos_token_id) + 1]
                 result[i] = tokens
             bar.update(len(batch))
     return result
 
 
-if __name__ == "__main__":
-    import sys
+def _sample_by_vllm(
+    policy: PreTrainedModel, prompts: Sequence[Ids], tokenizer: PreTrainedTokenizerBase, config: Config, seed: int
+) -> list[list[int]]:
+    """By vLLM's offline `LLM`, which reads the policy from a temporary copy on disk.
 
+    Written to vLLM's documentation and tested against a stand-in that takes the documented arguments: it has not been
+    run with vLLM itself. The policy waits on the CPU meanwhile, as vLLM claims most of the accelerator's memory.
+    """
+    try:
+        from vllm import LLM, SamplingParams, TokensPrompt
+    except ImportError as error:
+        raise ValueError(
+            f'sampling.engine is "vllm", but it cannot be imported ({error}); install the extra "vllm", or take '
+            '"transformers"'
+        ) from None
+    device, longest = policy.device, config.data.max_completion_length
+    try:
+        with tempfile.TemporaryDirectory() as folder:
+            policy.to("cpu")
+            if device.type != "cpu":
+                torch.accelerator.empty_cache()
+            policy.save_pretrained(folder)
+            tokenizer.save_pretrained(folder)
+            engine = LLM(
+                model=folder,
+                dtype=config.dtype,
+                seed=seed,
+                max_model_len=max(map(len, prompts)) + longest,
+                trust_remote_code=config.trust_remote_code,
+            )
+            outputs = engine.generate(
+                [TokensPrompt(prompt_token_ids=list(prompt)) for prompt in prompts],
+                # A seed for each prompt: with one for all, every prompt would see the same noise.
+                [
+                    SamplingParams(
+                        temperature=config.sampling.temperature, max_tokens=longest, seed=seed + i, detokenize=False
+                    )
+                    for i in range(len(prompts))
+                ],
+                use_tqdm=sys.stderr.isatty(),
+            )
+            del engine
+    finally:
+        policy.to(device)
+    samples = [list(output.outputs[0].token_ids) for output in outputs]
+    for sample in samples:
+        if len(sample) < longest and sample[-1:] != [tokenizer.eos_token_id]:
+            raise RuntimeError(f"vLLM stopped a completion after {len(sample)} tokens, without end-of-text")
+    return samples
+
+
+if __name__ == "__main__":
     from lm.cli import run
 
     sys.exit(run("lm.score", lambda pipeline: pipeline.scores))

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import json
 import random
+import sys
+from dataclasses import replace
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
-from transformers import PreTrainedTokenizerFast
+from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
 from lm.config import Config, DataConfig, LogprobsConfig, SamplingConfig
 from lm.logprobs import CompletionModel, collate
@@ -112,3 +117,97 @@ def test_a_models_own_generation_habits_are_not_used() -> None:
     )
     prompts = prompts_of(12)
     assert draw(CompletionModel(habits), prompts, config()) == draw(CompletionModel(plain), prompts, config())
+
+
+class Saved(Ends):
+    """Saves nothing that the stand-in reads."""
+
+    def save_pretrained(self, folder: Any) -> None:
+        (Path(folder) / "tokenizer.json").write_text("{}")
+
+
+def vllm(seen: dict[str, Any], answer: Any) -> ModuleType:
+    """A stand-in with the arguments that vLLM documents for `LLM`, `SamplingParams` and `LLM.generate`."""
+    module = ModuleType("vllm")
+
+    class SamplingParams(SimpleNamespace):
+        def __init__(
+            self,
+            n: int = 1,
+            temperature: float = 1.0,
+            top_p: float = 1.0,
+            top_k: int = 0,
+            seed: int | None = None,
+            stop_token_ids: list[int] | None = None,
+            max_tokens: int | None = 16,
+            detokenize: bool = True,
+        ) -> None:
+            super().__init__(temperature=temperature, seed=seed, max_tokens=max_tokens)
+            assert (n, top_p, top_k, stop_token_ids) == (1, 1.0, 0, None), "nothing truncates the distribution"
+
+    class LLM:
+        def __init__(
+            self,
+            model: str,
+            *,
+            tokenizer: str | None = None,
+            trust_remote_code: bool = False,
+            dtype: str = "auto",
+            seed: int = 0,
+            max_model_len: int | None = None,
+        ) -> None:
+            folder = Path(model)
+            assert (folder / "tokenizer.json").exists()
+            loaded = AutoModelForCausalLM.from_pretrained(folder)
+            generation = json.loads((folder / "generation_config.json").read_text())
+            seen.update(dtype=dtype, max_model_len=max_model_len, state=loaded.state_dict(), generation=generation)
+
+        def generate(
+            self, prompts: list[Any], sampling_params: list[SamplingParams], *, use_tqdm: bool = True
+        ) -> list[Any]:
+            seen.update(prompts=[p["prompt_token_ids"] for p in prompts], parameters=sampling_params)
+            return [SimpleNamespace(outputs=[SimpleNamespace(token_ids=answer(i))]) for i in range(len(prompts))]
+
+    module.__dict__.update(LLM=LLM, SamplingParams=SamplingParams, TokensPrompt=dict)
+    return module
+
+
+def by_vllm(temperature: float = 0.7) -> Config:
+    options = config(temperature, longest=3)
+    return replace(options, sampling=replace(options.sampling, engine="vllm"))
+
+
+def test_vllm_gets_the_policy_and_a_seed_for_each_prompt(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A stand-in for vLLM, which does not run on every machine: what it is given, and what comes back."""
+    seen: dict[str, Any] = {}
+    wrapped = causal_lm()
+    wrapped.generation_config.update(repetition_penalty=5.0, eos_token_id=[END, 7])
+    model, prompts = CompletionModel(wrapped), prompts_of(5)
+    answers = [(3, 4, 5), (3, END), (END,), (7, END, 9), (5, 6, END)]
+    monkeypatch.setitem(sys.modules, "vllm", vllm(seen, answers.__getitem__))
+    samples = sample_completions(model, prompts, Saved(), by_vllm(), seed=11, what="samples")
+    assert samples == [[3, 4, 5], [3, END], [END], [7, END], [5, 6, END]]
+    assert seen["prompts"] == prompts
+    assert seen["dtype"] == "float32"
+    assert seen["max_model_len"] == max(map(len, prompts)) + 3
+    assert {(p.temperature, p.max_tokens) for p in seen["parameters"]} == {(0.7, 3)}
+    assert len({p.seed for p in seen["parameters"]}) == len(prompts), "the same noise for every prompt"
+    assert seen["generation"]["eos_token_id"] == END
+    assert "repetition_penalty" not in seen["generation"]
+    for name, value in wrapped.state_dict().items():
+        close(seen["state"][name], value, what=name)
+
+
+def test_vllm_completions_that_ended_otherwise_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = CompletionModel(causal_lm())
+    monkeypatch.setitem(sys.modules, "vllm", vllm({}, lambda _: (3, 4)))
+    with pytest.raises(RuntimeError, match="after 2 tokens, without end-of-text"):
+        sample_completions(model, prompts_of(2), Saved(), by_vllm(), seed=0, what="samples")
+
+
+def test_vllm_that_is_not_there_or_cannot_do_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "vllm", None)
+    with pytest.raises(ValueError, match=r'sampling.engine is "vllm", but .* install the extra "vllm"'):
+        draw(CompletionModel(causal_lm()), prompts_of(2), by_vllm())
+    with pytest.raises(ValueError, match=r'dtype must be float32 or bfloat16 with sampling.engine "vllm"'):
+        replace(by_vllm(), dtype="float64")
