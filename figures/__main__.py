@@ -10,7 +10,7 @@ from figures.registry import modules, redraw
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Returns the exit status: 2 where a name is unknown, 1 where results are missing."""
+    """Returns the exit status: 2 where a name is unknown, 1 where results are missing or incomplete."""
     parser = argparse.ArgumentParser(prog="python -m figures", description="Redraw figures from saved results.")
     parser.add_argument("names", nargs="*", metavar="NAME", help=f"any of: {', '.join(modules())} (default: all)")
     parser.add_argument("--out", type=Path, default=Path("runs/figures"), help="folder for PNG and PDF (%(default)s)")
@@ -22,7 +22,7 @@ def main(arguments: list[str] | None = None) -> int:
     for name in options.names or modules():
         try:
             print(*redraw(name, options.out))
-        except FileNotFoundError as error:
+        except (FileNotFoundError, ValueError) as error:
             print(error, file=sys.stderr)
             status = 1
     return status

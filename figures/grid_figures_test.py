@@ -1,0 +1,271 @@
+"""Figures of the grid, drawn from a small synthetic one: what they show, and what they refuse."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+
+from figures import figure_2, figure_b1, figure_b3, figure_b4, figure_b5
+from figures.__main__ import main
+from figures.grid import LOOKS, series
+from figures.registry import modules, redraw
+
+NAMES = ("figure_2", "figure_b1", "figure_b3", "figure_b4", "figure_b5")
+SEEDS, RHOS = (0, 1, 2), (0.2, 0.35, 0.5, 0.65, 0.8)
+MEMBERS = ("b0.2", "b0.4", "b0.5", "b0.6", "b0.8")
+SETTINGS: dict[str, tuple[str, tuple[float, ...]]] = {
+    "ipo": ("tau", (0.03, 0.1, 0.3)),
+    "drdo": ("alpha", (0.01, 0.1)),
+}
+
+
+def synthetic_grid(seeds: tuple[int, ...] = SEEDS, rhos: tuple[float, ...] = RHOS) -> dict[str, Any]:
+    """Made-up numbers in the shape of grid.json: a test's, never a result's."""
+    rng = np.random.default_rng(0)
+
+    def tested() -> dict[str, Any]:
+        advantage = float(rng.normal(0.3, 0.1))
+        return {"advantage": advantage, "ci": [advantage - 0.08, advantage + 0.08], "n": 614}
+
+    def cell(seed: int, rho: float, method: str) -> dict[str, Any]:
+        name, values = SETTINGS.get(method, ("beta", (0.1, 0.3, 1.0)))
+        probe = []
+        for step in range(0, 250, 50):
+            drift = step / 50 * rng.uniform(0.5, 1.5)
+            probe.append(
+                {
+                    "step": step,
+                    "chosen_logps": -20 - drift,
+                    "rejected_logps": -22 - 3 * drift,
+                    "forward_kl_reference": 0.2 * drift,
+                    "forward_kl_preferences": 2 * drift,
+                    "member_shares": rng.dirichlet(np.ones(len(MEMBERS))).tolist(),
+                }
+            )
+        return {
+            "seed": seed,
+            "rho": rho,
+            "method": method,
+            "chosen": {"setting": {name: values[0]}, "step": 200},
+            "test": tested(),
+            "validation": [
+                {"setting": {name: value}, "step": step, **tested()} for value in values for step in (100, 200)
+            ],
+            "probe": probe,
+        }
+
+    def pooled() -> dict[str, Any]:
+        return {**tested(), "by_seed": [float(rng.normal(0.3, 0.1)) for _ in seeds]}
+
+    schedules = [(0.001, 0.001), (0.01, 0.01), (0.1, 0.1), (0.0001, 0.01)]
+    return {
+        "seeds": list(seeds),
+        "rhos": list(rhos),
+        "methods": list(LOOKS),
+        "members": list(MEMBERS),
+        "confidence": 0.95,
+        "cells": [cell(seed, rho, method) for seed in seeds for rho in rhos for method in LOOKS],
+        "advantages": {f"{rho:g}": {method: pooled() for method in LOOKS} for rho in rhos},
+        "alpha": [
+            {
+                "seed": seed,
+                "rho": rhos[0],
+                "method": method,
+                "alpha": {"alpha_start": start, "alpha_end": end},
+                "test": tested(),
+            }
+            for seed in seeds
+            for method in ("p-dpo", "dp-dpo", "e-dpo")
+            for start, end in schedules
+        ],
+    }
+
+
+@pytest.fixture(name="grid")
+def _grid() -> dict[str, Any]:
+    return synthetic_grid(seeds=(0, 1), rhos=(0.2, 0.8))
+
+
+def cell_of(grid: dict[str, Any], seed: int, rho: float, method: str) -> dict[str, Any]:
+    """The one cell."""
+    found: list[dict[str, Any]] = [
+        c for c in grid["cells"] if (c["seed"], c["rho"], c["method"]) == (seed, rho, method)
+    ]
+    assert len(found) == 1
+    return found[0]
+
+
+def line(axis: Any, label: str) -> npt.NDArray[np.float64]:
+    """Points of the line with this label, [T, 2]."""
+    (found,) = [one for one in axis.lines if one.get_label() == label]
+    return np.array(found.get_xydata(), dtype=np.float64)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_draws(name: str, grid: dict[str, Any], tmp_path: Path) -> None:
+    png, pdf = redraw(name, tmp_path, grid)
+    assert png.read_bytes().startswith(b"\x89PNG")
+    assert pdf.read_bytes().startswith(b"%PDF")
+
+
+def test_draws_one_seed_at_one_rho() -> None:
+    grid = synthetic_grid(seeds=(0,), rhos=(0.2,))
+    captions = [modules()[name].draw(grid).get_supxlabel() for name in NAMES]
+    assert all("1 seed" in text and "1 seeds" not in text and "Embedded world" in text for text in captions)
+
+
+def test_lines_differ_without_colour() -> None:
+    for looks in (
+        [(str(look.dashes), look.marker, look.hollow) for look in LOOKS.values()],
+        [(str(look["linestyle"]), look["marker"], True) for look in series("rhos", range(7))],
+    ):
+        assert len(set(looks)) == len(looks)
+
+
+# ---------------------------------------------------------------- what they show
+
+
+def test_figure_2_shows_pooled_advantages_side_by_side(grid: dict[str, Any]) -> None:
+    grid["advantages"]["0.8"]["ipo"] = {"advantage": 0.5, "ci": [0.4, 0.9], "by_seed": [0.45, 0.55]}
+    (axis,) = figure_2.draw(grid).axes
+    drawn = {container.get_label(): container for container in axis.containers}
+    assert list(drawn) == [look.title for look in LOOKS.values()]
+    at = np.array([container[0].get_xdata() for container in drawn.values()])
+    assert (np.diff(at, axis=0) > 0).all()
+    assert (np.abs(at - [0.2, 0.8]) < 0.3).all()  # no method stands nearer to another rho
+    assert drawn["IPO"][0].get_ydata()[1] == 0.5
+    (bars,) = drawn["IPO"][2]
+    np.testing.assert_allclose(bars.get_segments()[1][:, 1], [0.4, 0.9])
+
+
+def test_figure_b1_shows_the_mean_over_seeds_as_far_as_all_have_it(grid: dict[str, Any]) -> None:
+    first, second = (cell_of(grid, seed, 0.8, "d-dpo")["probe"] for seed in (0, 1))
+    del second[-1]
+    axes = np.array(figure_b1.draw(grid).axes).reshape(2, 4)
+    expected = [
+        [one["step"], (one["rejected_logps"] + other["rejected_logps"]) / 2]
+        for one, other in zip(first, second, strict=False)
+    ]
+    np.testing.assert_allclose(line(axes[1, 1], "d-DPO"), expected)
+    assert len(line(axes[1, 1], "DPO")) == len(first)
+
+
+def test_figure_b3_has_a_line_for_each_member(grid: dict[str, Any]) -> None:
+    for seed, share in ((0, 0.9), (1, 0.7)):
+        cell_of(grid, seed, 0.8, "e-dpo")["probe"][0]["member_shares"] = [share, 1 - share, 0, 0, 0]
+    _, last = figure_b3.draw(grid).axes
+    np.testing.assert_allclose(line(last, "b = 0.2")[0], [0, 0.8])
+    np.testing.assert_allclose(line(last, "b = 0.4")[0], [0, 0.2])
+
+
+def test_figure_b4_takes_each_setting_at_its_best_step(grid: dict[str, Any]) -> None:
+    values = {
+        0: {0.1: (0.2, 0.1), 0.3: (0.4, 0.5), 1.0: (0.0, 0.0)},
+        1: {0.1: (0.0, 0.4), 0.3: (0.1, 0.1), 1.0: (0, 0)},
+    }
+    for seed, settings in values.items():
+        cell_of(grid, seed, 0.2, "dpo")["validation"] = [
+            {"setting": {"beta": beta}, "step": step, "advantage": advantage}
+            for beta, advantages in settings.items()
+            for step, advantage in zip((100, 200), advantages, strict=True)
+        ]
+    axis = figure_b4.draw(grid).axes[0]
+    np.testing.assert_allclose(line(axis, r"$\rho = 0.2$"), [[0.1, 0.3], [0.3, 0.3], [1.0, 0.0]], atol=1e-15)
+    assert np.shape(axis.lines[1].get_xydata()) == (1, 2)  # one best setting, filled
+    np.testing.assert_allclose(np.asarray(axis.lines[1].get_ydata(), dtype=float), [0.3])
+    assert [text.get_text() for text in axis.get_xticklabels()] == ["0.1", "0.3", "1"]
+
+
+def test_figure_b4_names_what_was_swept(grid: dict[str, Any]) -> None:
+    titles = {axis.get_title(): axis.get_xlabel() for axis in figure_b4.draw(grid).axes}
+    assert (titles["DPO"], titles["IPO"], titles["DRDO"]) == (r"$\beta$", r"$\tau$", r"$\alpha$")
+    assert figure_b4.swept("e-dpo", [{"beta": 1, "gamma": 2}, {"beta": 3, "gamma": 2}]) == "beta"
+
+
+def test_figure_b5_puts_the_annealed_weight_last(grid: dict[str, Any]) -> None:
+    panel = figure_b5.draw(grid).axes[1]
+    assert panel.get_title() == r"dp-DPO, $\rho = 0.2$"
+    assert [text.get_text() for text in panel.get_xticklabels()] == ["0.001", "0.01", "0.1", "0.0001\nto 0.01"]
+    annealed = [
+        entry["test"]["advantage"]
+        for entry in grid["alpha"]
+        if entry["method"] == "dp-dpo" and entry["alpha"]["alpha_start"] == 0.0001
+    ]
+    (means,) = [lines for lines in panel.collections if lines.get_label() == "mean"]
+    np.testing.assert_allclose(np.asarray(means.get_paths()[-1].vertices)[:, 1], np.mean(annealed))
+
+
+# ---------------------------------------------------------------- what they refuse
+
+
+def no_beta(grid: dict[str, Any]) -> None:
+    """Settings that differ in two hyper-parameters."""
+    cell_of(grid, 0, 0.2, "ipo")["validation"][0]["setting"]["length_normalised"] = True
+
+
+def other_settings(grid: dict[str, Any]) -> None:
+    """A seed with a setting less."""
+    del cell_of(grid, 1, 0.8, "dpo")["validation"][:2]
+
+
+def no_common_step(grid: dict[str, Any]) -> None:
+    """Seeds that were probed at different steps."""
+    for entry in cell_of(grid, 1, 0.8, "dpo")["probe"]:
+        entry["step"] += 1
+
+
+@pytest.mark.parametrize(
+    ("name", "spoil", "message"),
+    [
+        ("figure_2", lambda g: g.pop("advantages"), "grid.json has no advantages; this figure is drawn from it"),
+        ("figure_2", lambda g: g["advantages"]["0.2"].pop("dpo"), "grid.json has no advantages.0.2.dpo;"),
+        ("figure_2", lambda g: g["advantages"].pop("0.8"), "grid.json has no advantages.0.8;"),
+        ("figure_2", lambda g: g["cells"].pop(), "must have one cell for seed 1, rho 0.8, method drdo, it has 0"),
+        ("figure_2", lambda g: g["cells"].append(g["cells"][0]), "one cell for seed 0, rho 0.2, method dpo, it has 2"),
+        ("figure_2", lambda g: g["methods"].append("ppo"), "methods must be among dpo, .*; it has ppo"),
+        (
+            "figure_b1",
+            lambda g: cell_of(g, 1, 0.8, "p-dpo").pop("probe"),
+            "grid.json has no probe for seed 1, rho 0.8, method p-dpo;",
+        ),
+        ("figure_b1", no_common_step, "the seeds' probes share no step for rho 0.8, method dpo"),
+        (
+            "figure_b3",
+            lambda g: cell_of(g, 0, 0.2, "e-dpo")["probe"][2].pop("member_shares"),
+            "grid.json has no member_shares",
+        ),
+        (
+            "figure_b3",
+            lambda g: g["members"].pop(),
+            "one share for each of b0.2, .*, at rho 0.2 their shape is \\(5,\\)",
+        ),
+        ("figure_b3", lambda g: g["members"].extend("xyz"), "a figure can tell 7 members apart, grid.json has 8"),
+        ("figure_b4", no_beta, "settings of ipo must differ in one of beta, tau, .* they have tau, length_normalised"),
+        ("figure_b4", other_settings, "at rho 0.8 the seeds of dpo have different settings"),
+        ("figure_b4", lambda g: cell_of(g, 0, 0.2, "dpo")["validation"][0].pop("advantage"), "has no advantage"),
+        ("figure_b5", lambda g: g.update(alpha=[]), "grid.json has no alpha"),
+        ("figure_b5", lambda g: g["alpha"].pop(), "alpha has no seed 1 of e-dpo at rho 0.2, alpha \\(0.0001, 0.01\\)"),
+        ("figure_b5", lambda g: g["alpha"][0].pop("test"), "has no test for seed 0, rho 0.2, method p-dpo"),
+    ],
+)
+def test_refuses(name: str, spoil: Callable[[dict[str, Any]], object], message: str, grid: dict[str, Any]) -> None:
+    modules()[name].draw(grid)
+    spoil(grid)
+    with pytest.raises(ValueError, match=message):
+        modules()[name].draw(grid)
+
+
+def test_the_command_says_what_is_missing(
+    grid: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("figures.registry.RESULTS", tmp_path)
+    del grid["cells"]
+    (tmp_path / "grid.json").write_text(json.dumps(grid))
+    assert main(["figure_b4", "--out", str(tmp_path)]) == 1
+    assert "grid.json has no cells; this figure is drawn from it" in capsys.readouterr().err
