@@ -241,6 +241,36 @@ class SamplingConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class OutOfDomainConfig:
+    """Prompts of another kind than any that was trained on. No reward model learns from them: the in-domain oracle
+    judges.
+
+    Args:
+        path: hub name, local file or folder, as of `data`, of rows with an `article`; null for none, or for the
+            embedded world its own: posts with more events than any it trains on.
+        prompt_template: how a prompt is written, with {article}. Not read by the world.
+        prompts: how many, drawn by the seed; null for all.
+        events: fewest and most events of the world's posts.
+    """
+
+    path: str | None = None
+    prompt_template: str = "ARTICLE: {article}\n\nTL;DR:"
+    prompts: int | None = 500
+    events: tuple[int, int] = (12, 16)
+
+    def __post_init__(self) -> None:
+        if self.prompts is not None:
+            _positive(self, "prompts")
+        try:
+            placed = [name for _, name, _, _ in Formatter().parse(self.prompt_template) if name is not None]
+        except ValueError:
+            placed = []
+        _check(self, "a text with {article} once", prompt_template=(self.prompt_template, placed == ["article"]))
+        low, high = self.events
+        _check(self, "fewest and most, between 1 and 16", events=(self.events, 1 <= low <= high <= 16))
+
+
+@dataclass(frozen=True, kw_only=True)
 class EvaluationConfig:
     """Evaluation on held-out prompts.
 
@@ -249,14 +279,20 @@ class EvaluationConfig:
         valid_prompts: validation prompts, read where settings or steps are chosen; null for all.
         confidence: level of the bootstrap interval.
         resamples: bootstrap resamples over prompts.
+        temperatures: sampling temperatures, one or more; `lm.nondeterministic` only.
+        out_of_domain: prompts from another set; `lm.nondeterministic` only.
     """
 
     prompts: int | None = None
     valid_prompts: int | None = None
     confidence: float = 0.95
     resamples: int = 10_000
+    temperatures: list[float] = field(default_factory=lambda: [0.25, 0.5, 0.75, 1.0])
+    out_of_domain: OutOfDomainConfig = field(default_factory=OutOfDomainConfig)
 
     def __post_init__(self) -> None:
+        good = 0 < len(set(self.temperatures)) == len(self.temperatures) and all(t > 0 for t in self.temperatures)
+        _check(self, "one or more, each > 0, none twice", temperatures=(self.temperatures, good))
         given = [name for name in ("prompts", "valid_prompts") if getattr(self, name) is not None]
         _positive(self, *given, "resamples")
         _check(self, "between 0 and 1", confidence=(self.confidence, 0 < self.confidence < 1))

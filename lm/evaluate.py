@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from itertools import combinations
 from pathlib import Path
 from typing import Any
@@ -36,14 +36,14 @@ def evaluation(pipeline: Pipeline, name: str) -> Artifact:
     the true utility.
     """
     config = pipeline.config
-    trained, model = _trained(pipeline, name)
+    trained, model = trained_policy(pipeline, name)
 
     def make(folder: Path, _: Path) -> dict[str, Any]:
         pairs = pipeline.labelled_pairs("test")
-        prompts = _prompts(pairs, config.evaluation.prompts, pipeline.seed("prompts"))
+        prompts = prompts_of(pairs, config.evaluation.prompts, pipeline.seed("prompts"))
         policy = open_policy(model, pipeline.tokenizer, config)
         ids = list(prompts.values())
-        samples, rewards = _judged_samples(pipeline, policy, ids, name)
+        samples, rewards = judged_samples(pipeline, policy, ids, name)
         end = pipeline.tokenizer.eos_token_id
         logps = score_rows(policy, ids, samples, f"{name} log-probs")
         reference = open_policy(pipeline.sft.path, pipeline.tokenizer, config)
@@ -56,7 +56,7 @@ def evaluation(pipeline: Pipeline, name: str) -> Artifact:
                 "length": len(sample),
                 "finished": sample[-1] == end,
                 "log_ratio": ratio,
-                **_truth(pipeline, prompt, sample),
+                **truth(pipeline, prompt, sample),
             }
             for prompt, sample, reward, ratio in zip(prompts, samples, rewards, ratios, strict=True)
         ]
@@ -87,7 +87,7 @@ def evaluation(pipeline: Pipeline, name: str) -> Artifact:
     return pipeline.store.get("evaluate", name, inputs, make)
 
 
-def _trained(pipeline: Pipeline, name: str) -> tuple[Artifact, Path]:
+def trained_policy(pipeline: Pipeline, name: str) -> tuple[Artifact, Path]:
     """The artifact of a policy and the folder of its model."""
     if name == SFT:
         return pipeline.sft, pipeline.sft.path
@@ -95,15 +95,18 @@ def _trained(pipeline: Pipeline, name: str) -> tuple[Artifact, Path]:
     return chosen.policy, chosen.model
 
 
-def _judged_samples(
-    pipeline: Pipeline, policy: CompletionModel, prompts: list[list[int]], name: str
+def judged_samples(
+    pipeline: Pipeline, policy: CompletionModel, prompts: list[list[int]], name: str, temperature: float | None = None
 ) -> tuple[list[list[int]], list[float]]:
-    """A completion of each prompt and its oracle reward."""
+    """A completion of each prompt and its oracle reward, at another temperature than the configured where given."""
+    config = pipeline.config
+    if temperature is not None:
+        config = replace(config, sampling=replace(config.sampling, temperature=temperature))
     samples = sample_completions(
         policy,
         prompts,
         pipeline.tokenizer,
-        pipeline.config,
+        config,
         seed=pipeline.seed("evaluate"),  # one for all policies: where two agree, they draw the same
         what=f"{name} samples",
     )
@@ -163,11 +166,11 @@ def validation(pipeline: Pipeline, name: str, policy: Artifact) -> Artifact:
 
     def make(folder: Path, _: Path) -> dict[str, Any]:
         pairs = pipeline.labelled_pairs("valid")
-        prompts = list(_prompts(pairs, config.valid_prompts, pipeline.seed("prompts"), "valid").values())
+        prompts = list(prompts_of(pairs, config.valid_prompts, pipeline.seed("prompts"), "valid").values())
 
         def rewards(model: Path) -> list[float]:
             opened = open_policy(model, pipeline.tokenizer, pipeline.config)
-            return _judged_samples(pipeline, opened, prompts, f"{name} validation")[1]
+            return judged_samples(pipeline, opened, prompts, f"{name} validation")[1]
 
         if base is None:
             return {"rewards": rewards(policy.path)}
@@ -189,7 +192,8 @@ def validation(pipeline: Pipeline, name: str, policy: Artifact) -> Artifact:
     return pipeline.store.get("validate", name, inputs, make)
 
 
-def _prompts(pairs: Dataset, count: int | None, seed: int, split: str = "test") -> dict[str, list[int]]:
+def prompts_of(pairs: Dataset, count: int | None, seed: int, split: str = "test") -> dict[str, list[int]]:
+    """The prompts of a split's pairs with their token ids, or so many of them; ValueError where there are fewer."""
     prompts = dict(zip(pairs["prompt"], pairs["prompt_ids"], strict=True))
     if count is None:
         return prompts
@@ -201,7 +205,7 @@ def _prompts(pairs: Dataset, count: int | None, seed: int, split: str = "test") 
     return {texts[i]: prompts[texts[i]] for i in sorted(kept)}
 
 
-def _truth(pipeline: Pipeline, prompt: str, sample: list[int]) -> dict[str, float]:
+def truth(pipeline: Pipeline, prompt: str, sample: list[int]) -> dict[str, float]:
     """The embedded world's utility of a sample; nothing for other data, where the truth is not known."""
     if pipeline.config.data.kind != "world":
         return {}
@@ -226,7 +230,7 @@ def results(pipeline: Pipeline) -> dict[str, Any]:
             f"{one} - {other}": wald(differences[one] - differences[other])
             for one, other in combinations(differences, 2)
         },
-        "reward_models": {name: pipeline.reward(name).metrics["accuracy"] for name in (MAIN, *pipeline.members)},
+        "reward_models": {name: pipeline.reward_accuracy(name) for name in (MAIN, *pipeline.members)},
         "oracle": None if pipeline.config.oracle_model else pipeline.oracle.metrics["accuracy"],
         "labels": pipeline.labels.metrics,
         "bias": pipeline.bias.metrics,

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from rich.console import Console
 from scipy import stats
 
-from lm.evaluate import _interval, _prompts, table, wald
+from lm.evaluate import _interval, prompts_of, table, wald
 
 
 def test_the_bootstrap_interval_covers_the_mean_as_often_as_it_says() -> None:
@@ -70,18 +70,18 @@ def pairs(prompts: int) -> Dataset:
 
 
 def test_evaluation_prompts_are_distinct_and_a_function_of_the_seed() -> None:
-    assert _prompts(pairs(6), None, 0) == {f"p{i}": [i] for i in range(6)}
-    some = _prompts(pairs(50), 20, 0)
+    assert prompts_of(pairs(6), None, 0) == {f"p{i}": [i] for i in range(6)}
+    some = prompts_of(pairs(50), 20, 0)
     assert len(some) == 20
     assert all(text == f"p{ids[0]}" for text, ids in some.items())
-    assert some == _prompts(pairs(50), 20, 0)
-    assert some != _prompts(pairs(50), 20, 1)
+    assert some == prompts_of(pairs(50), 20, 0)
+    assert some != prompts_of(pairs(50), 20, 1)
 
 
 def test_more_evaluation_prompts_than_there_are_is_an_error() -> None:
-    assert len(_prompts(pairs(6), 6, 0)) == 6
+    assert len(prompts_of(pairs(6), 6, 0)) == 6
     with pytest.raises(ValueError, match=r"evaluation\.prompts is 7, but the test split has only 6 prompts"):
-        _prompts(pairs(6), 7, 0)
+        prompts_of(pairs(6), 7, 0)
 
 
 @pytest.mark.parametrize("truth", [True, False])
