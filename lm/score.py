@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from datasets import Dataset
+from safetensors.torch import load_file
 from torch import Tensor
 from tqdm import tqdm
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
@@ -33,12 +34,21 @@ def device_of(config: Config) -> torch.device:
     return accelerator
 
 
-def score_rows(model: CompletionModel, prompts: Sequence[Ids], completions: Sequence[Ids], what: str) -> Tensor:
-    """Summed log-probs (or rewards, for a reward model) of R completions, [R], float64 on the CPU, in the given order.
+def score_rows(
+    model: CompletionModel,
+    prompts: Sequence[Ids],
+    completions: Sequence[Ids],
+    what: str,
+    *,
+    rewards: bool | None = None,
+) -> Tensor:
+    """Summed log-probs, or rewards, of R completions, [R], float64 on the CPU, in the given order.
 
-    Eval mode, no gradient; rows of the same prompt share it, batches are of similar length. Raises FloatingPointError
-    where a score is not finite.
+    Rewards are what a reward model is read for by default; only a policy with a reward head has both. Eval mode, no
+    gradient; rows of the same prompt share it, batches are of similar length. Raises FloatingPointError where a score
+    is not finite.
     """
+    read_rewards = model.is_reward_model if rewards is None else rewards
     examples = _by_prompt(prompts, completions, model.options.scoring_tokens)
     tokens = [len(prompts[rows[0]]) + sum(len(completions[i]) for i in rows) for rows in examples]
     examples = [examples[i] for i in sorted(range(len(examples)), key=tokens.__getitem__, reverse=True)]
@@ -63,7 +73,7 @@ def score_rows(model: CompletionModel, prompts: Sequence[Ids], completions: Sequ
                 end += 1
             rows = [i for example in examples[start:end] for i in example]
             output = model(**batch_of(examples[start:end]))
-            value = output.rewards if model.is_reward_model else output.logps
+            value = output.rewards if read_rewards else output.logps
             scores[rows] = value.double().cpu()
             bar.update(len(rows))
             start = end
@@ -89,9 +99,14 @@ def _by_prompt(prompts: Sequence[Ids], completions: Sequence[Ids], most: int) ->
     return groups
 
 
-def open_policy(folder: Path, tokenizer: PreTrainedTokenizerBase, config: Config) -> CompletionModel:
-    """A trained policy, ready to score or sample."""
-    return CompletionModel(load_policy(folder, tokenizer, config), options=config.logprobs).to(device_of(config)).eval()
+def open_policy(
+    folder: Path, tokenizer: PreTrainedTokenizerBase, config: Config, *, reward_head: bool = False
+) -> CompletionModel:
+    """A trained policy, ready to score or sample; with the reward head that was trained beside it, where asked for."""
+    model = CompletionModel(load_policy(folder, tokenizer, config), reward_head=reward_head, options=config.logprobs)
+    if model.reward_head is not None:
+        model.reward_head.load_state_dict(load_file(folder / "reward_head.safetensors"))
+    return model.to(device_of(config)).eval()
 
 
 def open_reward_model(folder: Path | str, config: Config) -> CompletionModel:
@@ -99,10 +114,12 @@ def open_reward_model(folder: Path | str, config: Config) -> CompletionModel:
     return CompletionModel(load_reward_model(folder, config), options=config.logprobs).to(device_of(config)).eval()
 
 
-def score_pairs(model: CompletionModel, pairs: Dataset, what: str) -> tuple[Tensor, Tensor]:
-    """Scores of the chosen and of the rejected completions, [N] each, float64."""
-    prompts = pairs["prompt_ids"]
-    both = score_rows(model, [*prompts, *prompts], [*pairs["chosen_ids"], *pairs["rejected_ids"]], what)
+def score_pairs(
+    model: CompletionModel, pairs: Dataset, what: str, *, rewards: bool | None = None
+) -> tuple[Tensor, Tensor]:
+    """Scores of the chosen and of the rejected completions, [N] each, float64; see :func:`score_rows`."""
+    prompts, completions = pairs["prompt_ids"], [*pairs["chosen_ids"], *pairs["rejected_ids"]]
+    both = score_rows(model, [*prompts, *prompts], completions, what, rewards=rewards)
     return both[: len(pairs)], both[len(pairs) :]
 
 
