@@ -177,7 +177,7 @@ def validation(pipeline: Pipeline, name: str, policy: Artifact) -> Artifact:
         metrics = {}
         for step, model in _snapshots(policy).items():
             difference = np.array(rewards(model)) - np.array(base.metrics["rewards"])
-            interval = _interval(difference, config.confidence, config.resamples, pipeline.seed("bootstrap"))
+            interval = bootstrap_interval(difference, config.confidence, config.resamples, pipeline.seed("bootstrap"))
             metrics[str(step)] = {"advantage": float(difference.mean()), "ci": interval}
         return metrics
 
@@ -225,7 +225,7 @@ def results(pipeline: Pipeline) -> dict[str, Any]:
         methods[name] = _row(pipeline, name, differences[name])
     return {
         "methods": methods,
-        "sft": {**sft.metrics, "policy": str(pipeline.sft.path)},
+        "sft": {**sft.metrics, "policy": str(pipeline.sft.path), "samples": _samples(pipeline, sft)},
         "wald": {
             f"{one} - {other}": wald(differences[one] - differences[other])
             for one, other in combinations(differences, 2)
@@ -243,17 +243,23 @@ def results(pipeline: Pipeline) -> dict[str, Any]:
 
 def _row(pipeline: Pipeline, name: str, differences: np.ndarray) -> dict[str, Any]:
     """What results.json says of one method."""
-    config, chosen = pipeline.config.evaluation, choose(pipeline, name)
+    config, chosen, artifact = pipeline.config.evaluation, choose(pipeline, name), evaluation(pipeline, name)
     return {
         "advantage": float(differences.mean()),
-        "ci": _interval(differences, config.confidence, config.resamples, pipeline.seed("bootstrap")),
-        **evaluation(pipeline, name).metrics,
+        "ci": bootstrap_interval(differences, config.confidence, config.resamples, pipeline.seed("bootstrap")),
+        **artifact.metrics,
         "policy": str(chosen.model),
+        "samples": _samples(pipeline, artifact),
         "setting": asdict(chosen.method),
         "step": chosen.step,
         "validation": chosen.tried,
         "probe": probe_history(pipeline, chosen.policy),
     }
+
+
+def _samples(pipeline: Pipeline, artifact: Artifact) -> str:
+    """Where an evaluation's samples lie in the run's folder, which may be copied elsewhere: `lm.judge` reads them."""
+    return str((artifact.path / "samples.jsonl").relative_to(pipeline.store.root))
 
 
 def probe_history(pipeline: Pipeline, policy: Artifact) -> list[dict[str, Any]]:
@@ -275,7 +281,7 @@ def cell(pipeline: Pipeline, name: str) -> dict[str, Any]:
     `validation`, `probe`, and `rewards`: the oracle's of each test prompt, of the policy and of pi_ref."""
     rewards, base = (_column(evaluation(pipeline, policy), "oracle_reward") for policy in (name, SFT))
     row = _row(pipeline, name, rewards - base)
-    apart = ("policy", "setting", "step", "validation", "probe")
+    apart = ("policy", "samples", "setting", "step", "validation", "probe")
     return {
         "seed": pipeline.config.seed,
         "rho": pipeline.config.bias.rho,
@@ -292,7 +298,7 @@ def _column(artifact: Artifact, name: str) -> np.ndarray:
     return np.array([row[name] for _, row in read_jsonl(artifact.path / "samples.jsonl")])
 
 
-def _interval(values: np.ndarray, confidence: float, resamples: int, seed: int) -> list[float]:
+def bootstrap_interval(values: np.ndarray, confidence: float, resamples: int, seed: int) -> list[float]:
     """Percentile bootstrap interval of the mean over prompts."""
     if np.ptp(values) == 0:
         return [float(values[0]), float(values[0])]

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from rich.console import Console
 from scipy import stats
 
-from lm.evaluate import _interval, prompts_of, table, wald
+from lm.evaluate import bootstrap_interval, prompts_of, table, wald
 
 
 def test_the_bootstrap_interval_covers_the_mean_as_often_as_it_says() -> None:
@@ -21,7 +21,7 @@ def test_the_bootstrap_interval_covers_the_mean_as_often_as_it_says() -> None:
     samples = rng.exponential(2.0, size=(300, 60))
     covered = {}
     for confidence in (0.8, 0.95):
-        intervals = np.array([_interval(row, confidence, 400, seed=1) for row in samples])
+        intervals = np.array([bootstrap_interval(row, confidence, 400, seed=1) for row in samples])
         covered[confidence] = np.mean((intervals[:, 0] < 2.0) & (intervals[:, 1] > 2.0))
     assert 0.72 < covered[0.8] < 0.86
     assert 0.89 < covered[0.95] < 0.99
@@ -29,17 +29,17 @@ def test_the_bootstrap_interval_covers_the_mean_as_often_as_it_says() -> None:
 
 def test_the_interval_is_about_the_normal_one_for_many_prompts_and_a_function_of_its_seed() -> None:
     values = np.random.default_rng(1).normal(0.3, 1.0, 2000)
-    low, high = _interval(values, 0.95, 2000, seed=0)
+    low, high = bootstrap_interval(values, 0.95, 2000, seed=0)
     half = 1.96 * values.std(ddof=1) / np.sqrt(len(values))
     assert low == pytest.approx(values.mean() - half, abs=0.15 * half)
     assert high == pytest.approx(values.mean() + half, abs=0.15 * half)
-    assert _interval(values, 0.95, 2000, seed=0) == [low, high]
-    assert _interval(values, 0.95, 2000, seed=1) != [low, high]
+    assert bootstrap_interval(values, 0.95, 2000, seed=0) == [low, high]
+    assert bootstrap_interval(values, 0.95, 2000, seed=1) != [low, high]
 
 
 def test_equal_differences_have_a_point_for_an_interval() -> None:
-    assert _interval(np.zeros(5), 0.95, 100, seed=0) == [0.0, 0.0]
-    assert _interval(np.array([0.25]), 0.95, 100, seed=0) == [0.25, 0.25]
+    assert bootstrap_interval(np.zeros(5), 0.95, 100, seed=0) == [0.0, 0.0]
+    assert bootstrap_interval(np.array([0.25]), 0.95, 100, seed=0) == [0.25, 0.25]
 
 
 @given(st.lists(st.floats(-10, 10), min_size=2, max_size=40).filter(lambda values: np.std(values) > 1e-3))
