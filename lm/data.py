@@ -1,19 +1,22 @@
 """Preference sets and reference completions, from the hub or local files, to one tokenised form.
 
 The form: preferences with id, prompt, chosen, rejected, split and prompt_ids, chosen_ids, rejected_ids; reference
-completions with id, prompt, completion, split and prompt_ids, completion_ids. Splits are by prompt, so none crosses.
-Prompt and completion are tokenised apart and joined as ids; every completion ends with end-of-text. What is dropped is
-counted, by reason.
+completions with id, prompt, completion, split and prompt_ids, completion_ids. Splits are by prompt (TL;DR: by post), so
+none crosses. Beside these, where the schema has them: confidence and worker (None where a row has none), and the set's
+own rewards. Prompt and completion are tokenised apart and joined as ids; every completion ends with end-of-text. What
+is dropped is counted, by reason. Sets stay on disk, memory-mapped, from reading to training.
 """
 
 from __future__ import annotations
 
 import difflib
 import hashlib
+import math
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +24,8 @@ import datasets
 import numpy as np
 import pyarrow  # type: ignore[import-untyped]
 import pyarrow.parquet  # type: ignore[import-untyped]
-from datasets import Dataset
+from datasets import Dataset, Features, List, Value
+from datasets.arrow_writer import ArrowWriter
 from transformers import PreTrainedTokenizerBase
 
 from lm.config import DataConfig
@@ -29,6 +33,11 @@ from lm.io import read_jsonl
 
 Row = dict[str, Any]
 SUFFIXES = (".jsonl", ".jsonl.gz", ".parquet")
+TEXTS = ("prompt", "completion", "chosen", "rejected")
+REWARDS = ("chosen_rewards", "rejected_rewards")
+"""Columns of a set's own rewards, a list a row: the one reward, then the ensemble's members."""
+BATCH = 1000
+"""Rows at a time, of what is tokenised or read from Parquet."""
 
 
 @dataclass(frozen=True)
@@ -85,11 +94,14 @@ def _read_local(path: Path) -> Iterator[tuple[str, Row]]:
             yield f"{path}, line {number}", row
     elif path.suffix == ".parquet":
         try:
-            rows = pyarrow.parquet.read_table(path).to_pylist()
+            with pyarrow.parquet.ParquetFile(path) as file:
+                number = 0
+                for batch in file.iter_batches(BATCH):
+                    for row in batch.to_pylist():
+                        yield f"{path}, row {number}", row
+                        number += 1
         except (OSError, pyarrow.ArrowException) as error:
             raise ValueError(f"{path}: cannot be read as parquet ({error})") from None
-        for number, row in enumerate(rows):
-            yield f"{path}, row {number}", row
     else:
         raise ValueError(f"{path}: a file of type {', '.join(SUFFIXES)} is needed")
 
@@ -148,12 +160,16 @@ def _pair(prompt: str, chosen: str, rejected: str) -> Row | Drop:
         return Drop("empty completion")
     if chosen == rejected:
         return Drop("identical completions")
-    # A completion continues its prompt after a space, in every schema.
+    # A completion continues its prompt after a space, in every schema that does not itself say how they join.
     return {"prompt": prompt, "chosen": f" {chosen}", "rejected": f" {rejected}"}
 
 
 def tldr_pair(row: Row, where: str, template: str) -> Row | Drop:
-    """One row of openai/summarize_from_feedback (comparisons)."""
+    """One row of openai/summarize_from_feedback (comparisons).
+
+    Beside the texts: `post`, which the splits are by; the annotator's `confidence` on the set's scale, and the
+    `worker`'s name, None where the row has none.
+    """
     info, summaries = _column(row, "info", dict, where), _column(row, "summaries", list, where)
     choice = _column(row, "choice", int, where)
     if info.get("post") is None and ("post" in info or "article" in info):  # the set has news articles too
@@ -161,7 +177,13 @@ def tldr_pair(row: Row, where: str, template: str) -> Row | Drop:
     if len(summaries) != 2 or choice not in (0, 1):
         raise ValueError(f"{where}: two summaries and a choice of 0 or 1 are needed, got {len(summaries)} and {choice}")
     texts = [_column(summary, "text", str, f"{where}, summaries") for summary in summaries]
-    return _pair(tldr_prompt(info, where, template), texts[choice], texts[1 - choice])
+    pair = _pair(tldr_prompt(info, where, template), texts[choice], texts[1 - choice])
+    if isinstance(pair, Drop):
+        return pair
+    extra = row.get("extra") or {}
+    if not isinstance(extra, Mapping):
+        raise ValueError(f"{where}: 'extra' must be of type dict, got {type(extra).__name__}: {extra!r}")
+    return {**pair, "post": _post(info), **_annotation(extra.get("confidence"), row.get("worker"), where)}
 
 
 def tldr_reference(row: Row, where: str, template: str) -> Row | Drop:
@@ -169,7 +191,26 @@ def tldr_reference(row: Row, where: str, template: str) -> Row | Drop:
     summary = _column(row, "summary", str, where).strip()
     if not summary:
         return Drop("empty completion")
-    return {"prompt": tldr_prompt(row, where, template), "completion": f" {summary}"}
+    return {"prompt": tldr_prompt(row, where, template), "completion": f" {summary}", "post": _post(row)}
+
+
+def _post(info: Row) -> str:
+    """A post's words: the same post is in several sets, differently spaced, and under several titles."""
+    return " ".join(str(info["post"]).split())
+
+
+def _annotation(confidence: Any, worker: Any, where: str) -> Row:
+    if confidence is not None:
+        confidence = _number(confidence, "confidence", where)
+    if not isinstance(worker, str | None):
+        raise ValueError(f"{where}: 'worker' must be of type str, got {type(worker).__name__}: {worker!r}")
+    return {"confidence": confidence, "worker": worker}
+
+
+def _number(value: Any, name: str, where: str) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        raise ValueError(f"{where}: {name!r} must be a finite number, got {value!r}")
+    return float(value)
 
 
 def tldr_prompt(info: Row, where: str, template: str) -> str:
@@ -178,65 +219,308 @@ def tldr_prompt(info: Row, where: str, template: str) -> str:
     return template.format(**fields)
 
 
+# ---------------------------------------------------------------- TRL-style sets
+
+Message = dict[str, str]
+Renderer = Callable[[Sequence[Message], Message, str], tuple[str, str]]
+"""(messages, the reply to them, where they stand) -> (prompt, completion)."""
+
+
+def plain_chat(messages: Sequence[Message], reply: Message, where: str) -> tuple[str, str]:
+    """A dialogue as text with the roles named, for what reads replies and has no model; a :data:`Renderer`."""
+    return "".join(f"\n\n{message['role']}: {message['content']}" for message in messages), reply["content"]
+
+
+def chat_renderer(tokenizer: PreTrainedTokenizerBase | None, model: str) -> Renderer:
+    """A :data:`Renderer` by the model's chat template. End-of-text is left to the tokenising.
+
+    What it returns raises ValueError where there is no template, or it cannot write the messages so that a prompt is
+    the beginning of a prompt with its reply.
+    """
+    from jinja2 import TemplateError
+
+    def render(messages: Sequence[Message], reply: Message, where: str) -> tuple[str, str]:
+        if tokenizer is None or tokenizer.chat_template is None:
+            raise ValueError(
+                f"{where}: there are messages, and model {model!r} has no chat template to write them by; give a model "
+                "that has one, or prompt, chosen and rejected as text"
+            )
+        try:
+            prompt = tokenizer.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=True)
+            whole = tokenizer.apply_chat_template([*messages, reply], tokenize=False)
+        except TemplateError as error:
+            raise ValueError(f"{where}: the chat template of model {model!r} refuses the messages: {error}") from None
+        if not whole.startswith(prompt):
+            raise ValueError(
+                f"{where}: the chat template of model {model!r} writes a prompt otherwise when its reply follows, so "
+                "that the two cannot be told apart; give prompt, chosen and rejected as text"
+            )
+        return prompt, whole[len(prompt) :].rstrip().removesuffix(tokenizer.eos_token)
+
+    return render
+
+
+def preference_pair(row: Row, where: str, render: Renderer) -> Row | Drop:
+    """One row of a TRL-style set: prompt, chosen and rejected, as text or as messages, with or without the prompt.
+
+    Text stays as written, white space too. Without a prompt it is what both texts begin with, in whole words; or all
+    shared turns where they are dialogues of Human and Assistant. Messages go through `render`: the prompt is what comes
+    before the one last reply in which the sides differ, whether it stands in `prompt`, in both sides, or in both
+    places. `confidence` and `worker` are kept as in :func:`tldr_pair`.
+    """
+    chosen, rejected = (_side(row, name, where) for name in ("chosen", "rejected"))
+    prompt = _side(row, "prompt", where) if row.get("prompt") is not None else None
+    if isinstance(chosen, str) != isinstance(rejected, str):
+        raise ValueError(f"{where}: 'chosen' and 'rejected' must both be text or both be messages")
+    if isinstance(prompt, list) or not isinstance(chosen, str) or not isinstance(rejected, str):
+        pair = _message_pair(prompt, _reply(chosen), _reply(rejected), where, render)
+    elif prompt is None and _turns(chosen) and _turns(rejected):
+        pair = hh_pair(row, where)
+    else:
+        pair = _text_pair(prompt, chosen, rejected)
+    return pair if isinstance(pair, Drop) else pair | _annotation(row.get("confidence"), row.get("worker"), where)
+
+
+def preference_reference(row: Row, where: str, render: Renderer) -> Row | Drop:
+    """One row of a set of reference completions: prompt and completion, as text or messages, or `messages` alone."""
+    prompt: str | list[Message] = [] if "messages" in row else _side(row, "prompt", where)
+    completion = _side(row, "messages" if "messages" in row else "completion", where)
+    if isinstance(completion, list) or isinstance(prompt, list):
+        completion = _reply(completion)
+        if not completion or completion[-1]["role"] != "assistant":
+            return Drop("no reply at the end")
+        context = [*_context(prompt), *completion[:-1]]
+        if not context:
+            return Drop("empty prompt")
+        prompt, completion = render(context, completion[-1], where)
+    if not prompt.strip():
+        return Drop("empty prompt")
+    return {"prompt": prompt, "completion": completion} if completion.strip() else Drop("empty completion")
+
+
+def _side(row: Row, name: str, where: str) -> str | list[Message]:
+    """Text, or messages, checked."""
+    if not isinstance(row.get(name), list):
+        text: str = _column(row, name, str, where)
+        return text
+    messages = row[name]
+    for message in messages:
+        for key in ("role", "content"):
+            _column(message, key, str, f"{where}, {name}")
+    return [{"role": message["role"], "content": message["content"]} for message in messages]
+
+
+def _reply(completion: str | list[Message]) -> list[Message]:
+    return [{"role": "assistant", "content": completion}] if isinstance(completion, str) else completion
+
+
+def _context(prompt: str | list[Message] | None) -> list[Message]:
+    return [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt or []
+
+
+def _text_pair(prompt: str | None, chosen: str, rejected: str) -> Row | Drop:
+    if chosen.strip() == rejected.strip():
+        return Drop("identical completions")
+    if prompt is None:
+        shared = sum(1 for _ in takewhile(lambda both: both[0] == both[1], zip(chosen, rejected, strict=False)))
+        while shared and not (chosen[shared : shared + 1].isspace() and rejected[shared : shared + 1].isspace()):
+            shared -= 1
+        prompt, chosen, rejected = chosen[:shared], chosen[shared:], rejected[shared:]
+    if not prompt.strip():
+        return Drop("empty prompt")
+    if not chosen.strip() or not rejected.strip():
+        return Drop("empty completion")
+    return {"prompt": prompt, "chosen": chosen, "rejected": rejected}
+
+
+def _message_pair(
+    prompt: str | list[Message] | None, chosen: list[Message], rejected: list[Message], where: str, render: Renderer
+) -> Row | Drop:
+    if not chosen or not rejected:
+        return Drop("empty completion")
+    if chosen == rejected:
+        return Drop("identical completions")
+    shared = sum(1 for _ in takewhile(lambda both: both[0] == both[1], zip(chosen, rejected, strict=False)))
+    context, before = _context(prompt), chosen[:shared]
+    if not context or any(before[i : i + len(context)] == context for i in range(len(before))):
+        context = before  # some sets have the prompt in both places, after a system message in one of them
+    elif before and before[0]["role"] in ("system", "user"):
+        raise ValueError(f"{where}: 'chosen' and 'rejected' begin with messages that are not those of 'prompt'")
+    else:
+        context = [*context, *before]
+    tails = chosen[shared:], rejected[shared:]
+    if any(len(tail) > 1 or tail[0]["role"] != "assistant" for tail in tails if tail):
+        return Drop("differs by more than one final reply")
+    if not context:
+        return Drop("empty prompt")
+    if not all(tail and tail[0]["content"].strip() for tail in tails):
+        return Drop("empty completion")
+    if tails[0][0]["content"].strip() == tails[1][0]["content"].strip():
+        return Drop("identical completions")
+    (text, first), (_, second) = (render(context, tail[0], where) for tail in tails)
+    return {"prompt": text, "chosen": first, "rejected": second}
+
+
+def given_rewards(row: Row, where: str) -> dict[str, list[float]]:
+    """A row's own rewards as REWARDS has them: the one reward, then the ensemble's members, if any.
+
+    The members are the entries of chosen_rewards and rejected_rewards where they are two or more. The one reward is
+    score_chosen and score_rejected, or chosen_reward and rejected_reward, or margin (as the reward of chosen, against
+    zero), or else the mean of the entries.
+
+    Raises ValueError where there is no reward, one is missing or not finite, or two margins contradict each other.
+    """
+    listed: list[list[float]] = [[], []]
+    if any(row.get(name) is not None for name in REWARDS):
+        columns = [_column(row, name, list, where) for name in REWARDS]
+        listed = [[_number(v, name, where) for v in values] for name, values in zip(REWARDS, columns, strict=True)]
+        if len(listed[0]) != len(listed[1]):
+            raise ValueError(
+                f"{where}: chosen_rewards and rejected_rewards must be of one length, got {len(listed[0])} and "
+                f"{len(listed[1])}"
+            )
+    ones: dict[str, tuple[float, float]] = {}
+    for names in (("score_chosen", "score_rejected"), ("chosen_reward", "rejected_reward")):
+        if any(row.get(name) is not None for name in names):
+            one, other = (_number(row.get(name), name, where) for name in names)
+            ones[" - ".join(names)] = one, other
+    if row.get("margin") is not None:
+        ones["margin"] = _number(row["margin"], "margin", where), 0.0
+    margins = {name: one - other for name, (one, other) in ones.items()}
+    if any(not math.isclose(m, next(iter(margins.values())), rel_tol=1e-6, abs_tol=1e-6) for m in margins.values()):
+        raise ValueError(f"{where}: the reward margins contradict each other: {margins}; leave one of them")
+    if ones:
+        main = next(iter(ones.values()))
+    elif listed[0]:
+        main = sum(listed[0]) / len(listed[0]), sum(listed[1]) / len(listed[1])
+    else:
+        raise ValueError(
+            f"{where}: data.rewards is 'given', but the row has none: no chosen_rewards and rejected_rewards, "
+            f"score_chosen and score_rejected, chosen_reward and rejected_reward, or margin; there are {sorted(row)}"
+        )
+    members = listed if len(listed[0]) > 1 else [[], []]
+    return {name: [value, *rest] for name, value, rest in zip(REWARDS, main, members, strict=True)}
+
+
 # ---------------------------------------------------------------- loading
 
 
 @dataclass(frozen=True)
 class Loaded:
-    """Untokenised rows with splits, and what was left out."""
+    """Untokenised rows with splits, memory-mapped, and what was left out."""
 
-    preferences: list[Row]
-    references: list[Row]
+    preferences: Dataset
+    references: Dataset
     dropped: dict[str, dict[str, int]]
     """Set ("preferences", "references") -> reason -> rows."""
 
 
-def load(config: DataConfig, seed: int, world: Path | None = None) -> Loaded:
-    """Reads, splits by prompt and counts; `world` is the folder of the generated embedded world, for that kind.
+def load(
+    config: DataConfig, seed: int, folder: Path, *, world: Path | None = None, render: Renderer = plain_chat
+) -> Loaded:
+    """Reads, splits and counts.
 
-    Raises ValueError where a row is malformed or a split is left without rows.
+    Args:
+        config: which data.
+        seed: of the splits and of the limit's draw.
+        folder: where the rows are kept; it has to stay as long as they are used.
+        world: folder of the generated embedded world, for that kind.
+        render: how messages become text.
+
+    Raises:
+        ValueError: a row is malformed, or has another number of rewards than the rows before it.
     """
-    if config.kind == "hh":
-        assert config.path is not None
-        raw = ((where, hh_pair(row, where)) for where, row in read_rows(config.path, config.subset))
-        preferences, dropped = _finish(raw, config, seed)
-        references = [{**{k: r[k] for k in ("id", "prompt", "split")}, "completion": r["chosen"]} for r in preferences]
-        report = {"preferences": dropped, "references": {}}
-    else:
-        pairs_path, references_path = (
-            (str(world / "comparisons.jsonl"), str(world / "sft.jsonl")) if world else (config.path, config.sft_path)
-        )
-        assert pairs_path is not None
-        assert references_path is not None
-        template = config.prompt_template
-        pairs = ((where, tldr_pair(row, where, template)) for where, row in read_rows(pairs_path, config.subset))
-        preferences, dropped = _finish(pairs, config, seed)
-        summaries = ((where, tldr_reference(row, where, template)) for where, row in read_rows(references_path))
-        references, dropped_references = _finish(summaries, config, seed)
-        report = {"preferences": dropped, "references": dropped_references}
+    pairs_path, references_path = config.path, config.sft_path
+    if world is not None:
+        pairs_path, references_path = str(world / "comparisons.jsonl"), str(world / "sft.jsonl")
+    assert pairs_path is not None
+
+    def pair(row: Row, where: str) -> Row | Drop:
+        if config.kind == "hh":
+            return hh_pair(row, where)
+        if config.kind != "preferences":
+            return tldr_pair(row, where, config.prompt_template)
+        kept = preference_pair(row, where, render)
+        if config.rewards == "models" or isinstance(kept, Drop):
+            return kept
+        return {**kept, **given_rewards(row, where)}
+
+    def reference(row: Row, where: str) -> Row | Drop:
+        if config.kind == "preferences":
+            return preference_reference(row, where, render)
+        return tldr_reference(row, where, config.prompt_template)
+
+    columns = {name: Value("string") for name in ("prompt", "chosen", "rejected")}
+    if config.kind != "hh":
+        columns |= {"confidence": Value("float64"), "worker": Value("string")}
+    if config.rewards == "given":
+        columns |= {name: List(Value("float64")) for name in REWARDS}
+    preferences, dropped = _finish(
+        pair, read_rows(pairs_path, config.subset), columns, config, seed, folder / "preferences.arrow"
+    )
     if config.limit is not None and config.limit < len(preferences):
         rng = np.random.default_rng([seed, 1])
-        preferences = [preferences[i] for i in sorted(rng.choice(len(preferences), config.limit, replace=False))]
-        if config.kind == "hh":
-            kept = {row["id"] for row in preferences}
-            references = [row for row in references if row["id"] in kept]
-    return Loaded(preferences, references, report)
+        preferences = preferences.select(sorted(rng.choice(len(preferences), config.limit, replace=False)))
+    if references_path is None:
+        references = preferences.select_columns(["id", "prompt", "split", "chosen"]).rename_column(
+            "chosen", "completion"
+        )
+        return Loaded(preferences, references, {"preferences": dropped, "references": {}})
+    columns = {name: Value("string") for name in ("prompt", "completion")}
+    references, dropped_references = _finish(
+        reference, read_rows(references_path), columns, config, seed, folder / "references.arrow"
+    )
+    return Loaded(preferences, references, {"preferences": dropped, "references": dropped_references})
 
 
-def _finish(rows: Iterable[tuple[str, Row | Drop]], config: DataConfig, seed: int) -> tuple[list[Row], dict[str, int]]:
-    kept, dropped = [], Counter[str]()
-    for number, (_, row) in enumerate(rows):
-        if isinstance(row, Drop):
-            dropped[row.reason] += 1
-            continue
-        content = hashlib.sha256("\0".join(row.values()).encode()).hexdigest()
-        kept.append({"id": f"{number}-{content[:12]}", **row, "split": split_of(row["prompt"], config, seed)})
-    return kept, dict(dropped)
+def _finish(
+    convert: Callable[[Row, str], Row | Drop],
+    rows: Iterable[tuple[str, Row]],
+    columns: dict[str, Any],
+    config: DataConfig,
+    seed: int,
+    path: Path,
+) -> tuple[Dataset, dict[str, int]]:
+    dropped = Counter[str]()
+
+    def kept() -> Iterator[Row]:
+        members: int | None = None
+        for number, (where, raw) in enumerate(rows):
+            row = convert(raw, where)
+            if isinstance(row, Drop):
+                dropped[row.reason] += 1
+                continue
+            if (rewards := row.get(REWARDS[0])) is not None and members != len(rewards):
+                if members is not None:
+                    raise ValueError(
+                        f"{where}: {len(rewards) - 1} rewards in an ensemble's lists, {members - 1} in the rows before"
+                    )
+                members = len(rewards)
+            content = hashlib.sha256("\0".join(row[name] for name in TEXTS if name in row).encode()).hexdigest()
+            # A post has several prompts, by its titles; in the embedded world a prompt is its post.
+            group = row["post"] if config.kind == "tldr" else row["prompt"]
+            yield {
+                "id": f"{number}-{content[:12]}",
+                **{name: row[name] for name in columns},
+                "split": split_of(group, config, seed),
+            }
+
+    features = {"id": Value("string"), **columns, "split": Value("string")}
+    return mapped(kept(), features, path), dict(dropped)
 
 
-def split_of(prompt: str, config: DataConfig, seed: int) -> str:
-    """train, valid or test: a function of the prompt's text and the seed, so a prompt is in one split of every set."""
-    draw = int.from_bytes(hashlib.sha256(f"{seed}\0{prompt}".encode()).digest()[:8], "big") / 2**64
+def mapped(rows: Iterable[Row], features: Mapping[str, Any], path: Path) -> Dataset:
+    """Writes rows to an Arrow file as they come, and opens it memory-mapped."""
+    with ArrowWriter(path=str(path), features=Features(features)) as writer:
+        for row in rows:
+            writer.write(row)
+        writer.finalize()
+    return Dataset.from_file(str(path))
+
+
+def split_of(group: str, config: DataConfig, seed: int) -> str:
+    """train, valid or test: a function of the text and the seed, so a prompt (a post) is in one split of every set."""
+    draw = int.from_bytes(hashlib.sha256(f"{seed}\0{group}".encode()).digest()[:8], "big") / 2**64
     if draw < config.test_fraction:
         return "test"
     return "valid" if draw < config.test_fraction + config.valid_fraction else "train"
@@ -245,29 +529,47 @@ def split_of(prompt: str, config: DataConfig, seed: int) -> str:
 # ---------------------------------------------------------------- tokenising
 
 
-def tokenise(rows: list[Row], tokenizer: PreTrainedTokenizerBase, config: DataConfig) -> tuple[Dataset, dict[str, int]]:
+def tokenise(
+    rows: Dataset, tokenizer: PreTrainedTokenizerBase, config: DataConfig, path: Path
+) -> tuple[Dataset, dict[str, int]]:
     """Adds `<column>_ids` for the prompt and each completion, and drops over-long rows.
 
-    Returns the dataset and the counts of dropped rows by reason. Completion ids end with end-of-text; nothing is cut.
-    Raises ValueError where no row of some split is left.
+    Returns the dataset, kept in the file `path`, and the counts of dropped rows by reason. Completion ids end with
+    end-of-text, once; a prompt that its chat template begins with the beginning-of-text token gets no second one;
+    nothing is cut. Raises ValueError where no row of some split is left.
     """
-    columns = [name for name in ("completion", "chosen", "rejected") if rows and name in rows[0]]
-    kept, dropped = [], Counter[str]()
-    prompts = tokenizer([row["prompt"] for row in rows])["input_ids"] if rows else []
-    completions = {
-        name: tokenizer([row[name] for row in rows], add_special_tokens=False)["input_ids"] for name in columns
-    }
+    columns = [name for name in ("completion", "chosen", "rejected") if name in rows.column_names]
+    dropped, present = Counter[str](), Counter[str]()
     end = tokenizer.eos_token_id
-    for index, (row, prompt_ids) in enumerate(zip(rows, prompts, strict=True)):
-        ids = {f"{name}_ids": [*completions[name][index], end] for name in columns}
-        if len(prompt_ids) > config.max_prompt_length:
-            dropped[f"prompt longer than {config.max_prompt_length} tokens"] += 1
-        elif max(len(value) for value in ids.values()) > config.max_completion_length:
-            dropped[f"completion longer than {config.max_completion_length} tokens"] += 1
-        else:
-            kept.append({**row, "prompt_ids": prompt_ids, **ids})
+
+    def prompt_ids(texts: list[str]) -> list[list[int]]:
+        ids: list[list[int]] = tokenizer(texts)["input_ids"]
+        twice = [tokenizer.bos_token_id] * 2
+        return [prompt[1:] if None not in twice and prompt[:2] == twice else prompt for prompt in ids]
+
+    def completion_ids(texts: list[str]) -> list[list[int]]:
+        ids: list[list[int]] = tokenizer(texts, add_special_tokens=False)["input_ids"]
+        return [completion if completion[-1:] == [end] else [*completion, end] for completion in ids]
+
+    def kept() -> Iterator[Row]:
+        for start in range(0, len(rows), BATCH):
+            batch = rows[start : start + BATCH]
+            ids = {"prompt_ids": prompt_ids(batch["prompt"])}
+            ids |= {f"{name}_ids": completion_ids(batch[name]) for name in columns}
+            table = {**batch, **ids}
+            for values in zip(*table.values(), strict=True):
+                row = dict(zip(table, values, strict=True))
+                if len(row["prompt_ids"]) > config.max_prompt_length:
+                    dropped[f"prompt longer than {config.max_prompt_length} tokens"] += 1
+                elif max(len(row[f"{name}_ids"]) for name in columns) > config.max_completion_length:
+                    dropped[f"completion longer than {config.max_completion_length} tokens"] += 1
+                else:
+                    present[row["split"]] += 1
+                    yield row
+
+    ids = {f"{name}_ids": List(Value("int64")) for name in ("prompt", *columns)}
+    dataset = mapped(kept(), {**rows.features, **ids}, path)
     what = "preference pairs" if "chosen" in columns else "reference completions"
-    present = Counter(row["split"] for row in kept)
     for split in ("train", "valid", "test") if "chosen" in columns else ("train",):
         if not present[split]:
             raise ValueError(
@@ -275,4 +577,4 @@ def tokenise(rows: list[Row], tokenizer: PreTrainedTokenizerBase, config: DataCo
                 f"{dict(dropped) or 'none'}; look at data.path, data.limit, data.max_prompt_length, "
                 f"data.max_completion_length, data.valid_fraction and data.test_fraction"
             )
-    return Dataset.from_list(kept), dict(dropped)
+    return dataset, dict(dropped)

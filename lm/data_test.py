@@ -42,6 +42,12 @@ def comparison(**changes: Any) -> dict[str, Any]:
     }
 
 
+def folder(parent: Path, name: str) -> Path:
+    """A new folder: what was read into one stays mapped."""
+    (parent / name).mkdir()
+    return parent / name
+
+
 def write_jsonl(path: Path, rows: Iterable[Any]) -> str:
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     return str(path)
@@ -104,15 +110,15 @@ def test_every_dropped_row_is_counted(tmp_path: Path) -> None:
     good = [{"chosen": dialogue(f"Q{i}", "A"), "rejected": dialogue(f"Q{i}", "B")} for i in range(5)]
     bad = [{"chosen": "no", "rejected": "turns"}] * 2 + [{"chosen": dialogue("Q", "A"), "rejected": dialogue("Q", "A")}]
     path = write_jsonl(tmp_path / "hh.jsonl", [*bad, *good])
-    loaded = load(DataConfig(kind="hh", path=path), 0)
+    loaded = load(DataConfig(kind="hh", path=path), 0, tmp_path)
     assert len(loaded.preferences) == 5
     counted = {"not a dialogue of Human and Assistant turns": 2, "identical completions": 1}
     assert loaded.dropped == {"preferences": counted, "references": {}}
-    assert [row["completion"] for row in loaded.references] == [row["chosen"] for row in loaded.preferences]
+    assert loaded.references["completion"][:] == loaded.preferences["chosen"][:]
 
 
 @pytest.mark.skipif(not SAMPLE.exists(), reason=f"{SAMPLE} is not there")
-def test_every_row_of_real_dialogues_is_accounted_for_and_can_be_put_together_again() -> None:
+def test_every_row_of_real_dialogues_is_accounted_for_and_can_be_put_together_again(tmp_path: Path) -> None:
     rows = [row for _, row in read_rows(str(SAMPLE))]
     outcomes = [hh_pair(row, "here") for row in rows]
     kept = 0
@@ -128,7 +134,7 @@ def test_every_row_of_real_dialogues_is_accounted_for_and_can_be_put_together_ag
             assert row[side][head:].strip() == text[head:].strip()
         assert outcome["prompt"].endswith("\n\nAssistant:")
         assert "\n\nHuman:" not in outcome["chosen"] + outcome["rejected"]
-    loaded = load(DataConfig(kind="hh", path=str(SAMPLE)), 0)
+    loaded = load(DataConfig(kind="hh", path=str(SAMPLE)), 0, tmp_path)
     dropped = loaded.dropped["preferences"]
     assert len(loaded.preferences) == kept
     assert kept + sum(dropped.values()) == len(rows) == 1500
@@ -145,6 +151,9 @@ def test_the_chosen_summary_is_the_one_of_the_choice() -> None:
             "prompt": "SUBREDDIT: r/pets\n\nTITLE: My cat\n\nPOST: It sleeps all day.\n\nTL;DR:",
             "chosen": chosen,
             "rejected": rejected,
+            "post": "It sleeps all day.",
+            "confidence": None,
+            "worker": None,
         }
 
 
@@ -180,7 +189,7 @@ def test_a_choice_is_zero_or_one() -> None:
 def test_a_reference_summary_continues_its_prompt_after_a_space() -> None:
     row = {"subreddit": "pets", "title": "My cat", "post": "It sleeps.", "summary": "Sleepy cat.\n"}
     outcome = tldr_reference(row, "here", "{post} TL;DR:")
-    assert outcome == {"prompt": "It sleeps. TL;DR:", "completion": " Sleepy cat."}
+    assert outcome == {"prompt": "It sleeps. TL;DR:", "completion": " Sleepy cat.", "post": "It sleeps."}
     assert tldr_reference({**row, "summary": " "}, "here", TEMPLATE) == Drop("empty completion")
 
 
@@ -204,7 +213,7 @@ def test_a_column_that_is_not_there_or_of_another_type_is_named(row: Any, messag
     good = {"chosen": dialogue("Q", "A"), "rejected": dialogue("Q", "B")}
     path = write_jsonl(tmp_path / "hh.jsonl", [good, row])
     with pytest.raises(ValueError, match=f"{path}, line 2: {message}"):
-        load(DataConfig(kind="hh", path=path), 0)
+        load(DataConfig(kind="hh", path=path), 0, tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -329,7 +338,7 @@ def many(path: Path, prompts: int = 60, each: int = 3) -> str:
 
 def test_no_prompt_is_in_two_splits_of_any_set(tmp_path: Path) -> None:
     config = DataConfig(kind="hh", path=many(tmp_path / "hh.jsonl"), valid_fraction=0.2, test_fraction=0.3)
-    loaded = load(config, 7)
+    loaded = load(config, 7, folder(tmp_path, "one"))
     splits: dict[str, set[str]] = {}
     for row in [*loaded.preferences, *loaded.references]:
         splits.setdefault(row["prompt"], set()).add(row["split"])
@@ -337,8 +346,8 @@ def test_no_prompt_is_in_two_splits_of_any_set(tmp_path: Path) -> None:
     assert all(len(found) == 1 for found in splits.values())
     shares = Counter(next(iter(found)) for found in splits.values())
     assert set(shares) == {"train", "valid", "test"}
-    assert load(config, 7) == loaded
-    assert load(config, 8).preferences != loaded.preferences
+    assert list(load(config, 7, folder(tmp_path, "same")).preferences) == list(loaded.preferences)
+    assert list(load(config, 8, folder(tmp_path, "other")).preferences) != list(loaded.preferences)
 
 
 def test_split_shares_are_the_asked_ones() -> None:
@@ -350,7 +359,7 @@ def test_split_shares_are_the_asked_ones() -> None:
 
 def test_a_limit_draws_pairs_and_keeps_their_references_only(tmp_path: Path) -> None:
     config = DataConfig(kind="hh", path=many(tmp_path / "hh.jsonl"), limit=50)
-    loaded = load(config, 0)
+    loaded = load(config, 0, tmp_path)
     assert len({row["id"] for row in loaded.preferences}) == 50
     assert {row["id"] for row in loaded.references} == {row["id"] for row in loaded.preferences}
 
@@ -367,7 +376,7 @@ def test_completions_end_with_end_of_text_and_nothing_is_cut(
     tokenizer: PreTrainedTokenizerBase, tmp_path: Path
 ) -> None:
     config = DataConfig(kind="hh", path=many(tmp_path / "hh.jsonl"), valid_fraction=0.2, test_fraction=0.2)
-    dataset, dropped = tokenise(load(config, 0).preferences, tokenizer, config)
+    dataset, dropped = tokenise(load(config, 0, tmp_path).preferences, tokenizer, config, tmp_path / "ids.arrow")
     assert dropped == {}
     assert len(dataset) == 180
     for row in dataset:
@@ -379,7 +388,7 @@ def test_completions_end_with_end_of_text_and_nothing_is_cut(
         assert tokenizer.decode(row["prompt_ids"]) == row["prompt"]
 
 
-def test_over_long_rows_are_dropped_and_counted(tokenizer: PreTrainedTokenizerBase) -> None:
+def test_over_long_rows_are_dropped_and_counted(tokenizer: PreTrainedTokenizerBase, tmp_path: Path) -> None:
     def row(prompt: int, completion: int, split: str = "train") -> dict[str, str]:
         texts = {"prompt": "!" * prompt, "chosen": "?" * completion, "rejected": "?"}
         return {"id": f"{prompt}-{completion}-{split}", **texts, "split": split}
@@ -387,12 +396,14 @@ def test_over_long_rows_are_dropped_and_counted(tokenizer: PreTrainedTokenizerBa
     assert len(tokenizer("!" * 9)["input_ids"]) == 9, "one token a mark, by the training texts"
     config = DataConfig(max_prompt_length=5, max_completion_length=4)
     rows = [row(5, 3), row(6, 3), row(5, 4), row(6, 4), row(1, 1, "valid"), row(1, 1, "test")]
-    dataset, dropped = tokenise(rows, tokenizer, config)
+    dataset, dropped = tokenise(Dataset.from_list(rows), tokenizer, config, tmp_path / "ids.arrow")
     assert dataset["id"][:] == ["5-3-train", "1-1-valid", "1-1-test"]
     assert dropped == {"prompt longer than 5 tokens": 2, "completion longer than 4 tokens": 1}
 
 
-def test_nothing_left_is_an_error_that_says_what_was_dropped(tokenizer: PreTrainedTokenizerBase) -> None:
+def test_nothing_left_is_an_error_that_says_what_was_dropped(
+    tokenizer: PreTrainedTokenizerBase, tmp_path: Path
+) -> None:
     rows = [
         {"id": str(i), "prompt": "a", "chosen": "!" * 9, "rejected": "?", "split": split}
         for i, split in enumerate(("train", "valid", "test"))
@@ -403,15 +414,15 @@ def test_nothing_left_is_an_error_that_says_what_was_dropped(tokenizer: PreTrain
         match=r"no preference pairs are left in the train split: 3 rows before length limits, "
         r"dropped {'completion longer than 4 tokens': 3}; look at data.path",
     ):
-        tokenise(rows, tokenizer, config)
+        tokenise(Dataset.from_list(rows), tokenizer, config, tmp_path / "ids.arrow")
     with pytest.raises(ValueError, match="no reference completions are left in the train split: 0 rows"):
-        tokenise([], tokenizer, config)
+        tokenise(Dataset.from_list([]), tokenizer, config, tmp_path / "none.arrow")
     only_train = [{"id": "0", "prompt": "a", "chosen": "b", "rejected": "c", "split": "train"}]
     with pytest.raises(ValueError, match="no preference pairs are left in the valid split"):
-        tokenise(only_train, tokenizer, config)
+        tokenise(Dataset.from_list(only_train), tokenizer, config, tmp_path / "train.arrow")
 
 
-def test_prompt_and_completion_are_tokenised_apart() -> None:
+def test_prompt_and_completion_are_tokenised_apart(tmp_path: Path) -> None:
     """A vocabulary in which "a b" joined would become one token across the boundary."""
     merging = Tokenizer(models.BPE(vocab={"a": 0, "b": 1, "ab": 2, "<end>": 3}, merges=[("a", "b")]))
     merging.pre_tokenizer = pre_tokenizers.Split("|", "removed")
@@ -421,7 +432,7 @@ def test_prompt_and_completion_are_tokenised_apart() -> None:
         {"id": split, "prompt": "a", "chosen": "b", "rejected": "bb", "split": split}
         for split in ("train", "valid", "test")
     ]
-    dataset, _ = tokenise(rows, tokenizer, DataConfig())
+    dataset, _ = tokenise(Dataset.from_list(rows), tokenizer, DataConfig(), tmp_path / "ids.arrow")
     assert dataset[0]["prompt_ids"] == [0]
     assert dataset[0]["chosen_ids"] == [1, 3]
     assert dataset[0]["rejected_ids"] == [1, 1, 3]

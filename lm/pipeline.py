@@ -10,6 +10,7 @@ import json
 import shutil
 import zlib
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
@@ -85,18 +86,21 @@ class Pipeline:
         config = self.config.data
         inputs = {
             "data": config,
-            "content": [_content(path) for path in (config.path, config.sft_path)],
-            "model": _content(self.config.model),
+            "content": [content_of(path) for path in (config.path, config.sft_path)],
+            "model": content_of(self.config.model),
             "seed": self.config.seed,
         }
 
-        def make(folder: Path, _: Path) -> dict[str, Any]:
-            source = None
+        def make(folder: Path, scratch: Path) -> dict[str, Any]:
+            source, own = None, None
             if config.kind == "world":
                 source = folder / "source"
                 source.mkdir()
                 world.generate(config.world, self.config.seed, source)
-            loaded = data.load(config, self.config.seed, source)
+            if self.config.model not in SCRATCH:
+                own = load_tokenizer(self.config.model, (), self.config.trust_remote_code)
+            render = data.chat_renderer(own, self.config.model)
+            loaded = data.load(config, self.config.seed, scratch, world=source, render=render)
             texts = (
                 row[column]
                 for rows in (loaded.references, loaded.preferences)
@@ -105,19 +109,31 @@ class Pipeline:
                 for column in ("prompt", "completion", "chosen", "rejected")
                 if column in row
             )
-            tokenizer = load_tokenizer(self.config.model, texts, self.config.trust_remote_code)
+            tokenizer = own
+            if tokenizer is None:
+                tokenizer = load_tokenizer(self.config.model, texts, self.config.trust_remote_code)
             tokenizer.save_pretrained(folder / "tokenizer")
             report: dict[str, Any] = {}
             for name, rows in (("preferences", loaded.preferences), ("references", loaded.references)):
-                dataset, too_long = data.tokenise(rows, tokenizer, config)
+                dataset, too_long = data.tokenise(rows, tokenizer, config, scratch / f"{name}-ids.arrow")
                 _save(dataset, folder / name)
                 splits = Counter(dataset["split"])
                 report[name] = {"kept": dict(splits), "dropped": {**loaded.dropped[name], **too_long}}
+                if "confidence" in dataset.column_names:
+                    report[name]["without_confidence"] = dataset["confidence"][:].count(None)
+                if config.rewards == "given" and name == "preferences":
+                    report["members"] = len(dataset[0][data.REWARDS[0]]) - 1
             report["vocabulary"] = len(tokenizer)
             return report
 
         artifact = self.store.get("data", config.kind, inputs, make)
         self._checked_tokenizer(artifact)  # before anything reads the ids, and not when it is first decoded
+        ensembles = [name for name in self.config.methods if "members" in self.config.method(name).needs]
+        if config.rewards == "given" and artifact.metrics["members"] < 2 and ensembles:
+            raise ValueError(
+                f"methods {', '.join(ensembles)} need an ensemble, two or more entries in chosen_rewards and "
+                f"rejected_rewards; {config.path} has one reward a completion, so leave these methods out"
+            )
         return artifact
 
     @cached_property
@@ -162,7 +178,7 @@ class Pipeline:
             save_steps=None,
         )
         keys = {"training": decides, "seed": self.seed(stage), "precision": self._precision}
-        return {**keys, "base": _content(self.config.model), **inputs}
+        return {**keys, "base": content_of(self.config.model), **inputs}
 
     @property
     def _precision(self) -> str:
@@ -248,52 +264,64 @@ class Pipeline:
     @property
     def _oracle_input(self) -> Artifact | str | None:
         """What the oracle counts as in an artifact's key."""
-        return _content(self.config.oracle_model) if self.config.oracle_model is not None else self.oracle
+        return content_of(self.config.oracle_model) if self.config.oracle_model is not None else self.oracle
 
     @cached_property
     def labels(self) -> Artifact:
-        """Every pair of every split, relabelled by the oracle; ties are dropped and counted."""
+        """Every pair of every split with the oracle's labels, or with the set's own (`data.labels`)."""
+        name = self.config.data.labels
 
-        def make(folder: Path, _: Path) -> dict[str, Any]:
+        def make(folder: Path, scratch: Path) -> dict[str, Any]:
             pairs = _open(self.data.path / "preferences")
-            model = self.open_oracle()
-            first, second = score_pairs(model, pairs, "oracle rewards")
-            columns = {name: pairs[name] for name in pairs.column_names}
-            rows, flipped, ties = [], 0, 0
-            for i, (a, b) in enumerate(zip(first.tolist(), second.tolist(), strict=True)):
-                if a == b:
-                    ties += 1
-                    continue
-                row = {name: column[i] for name, column in columns.items()}
-                if b > a:
-                    flipped += 1
-                    for suffix in ("", "_ids"):
-                        one, other = f"chosen{suffix}", f"rejected{suffix}"
-                        row[one], row[other] = row[other], row[one]
-                rows.append({**row, "oracle_chosen_reward": max(a, b), "oracle_rejected_reward": min(a, b)})
-            relabelled = Dataset.from_list(rows)
-            _save(relabelled, folder / "preferences")
-            classes = Counter(self._length_classes(relabelled))
-            return {
-                "agreement": 1 - flipped / len(rows),
-                "ties_dropped": ties,
-                "longer_preferred": classes["longer"] / max(classes["longer"] + classes["shorter"], 1),
-            }
+            metrics: dict[str, Any] = {}
+            if name == "oracle":
+                pairs, metrics = self._relabelled(pairs, scratch / "relabelled.arrow")
+            _save(pairs, folder / "preferences")
+            classes = Counter(self._length_classes(pairs))
+            return {**metrics, "longer_preferred": classes["longer"] / max(classes["longer"] + classes["shorter"], 1)}
 
-        inputs = {
-            "data": self.data,
-            "oracle": self._oracle_input,
-            "precision": self._precision,
-            "length_ratio": self.config.bias.length_ratio,
-        }
-        return self.store.get("labels", "oracle", inputs, make)
+        inputs = {"data": self.data, "length_ratio": self.config.bias.length_ratio}
+        if name == "oracle":
+            inputs |= {"oracle": self._oracle_input, "precision": self._precision}
+        return self.store.get("labels", name, inputs, make)
+
+    def _relabelled(self, pairs: Dataset, path: Path) -> tuple[Dataset, dict[str, Any]]:
+        """The pairs with the better one by the oracle as chosen, kept in the file `path`; ties are dropped and counted.
+
+        ValueError where ties leave nothing of a split.
+        """
+        first, second = score_pairs(self.open_oracle(), pairs, "oracle rewards")
+        count = Counter[str]()
+
+        def rows() -> Iterator[dict[str, Any]]:
+            for row, a, b in zip(pairs, first.tolist(), second.tolist(), strict=True):
+                if a == b:
+                    count["ties"] += 1
+                    continue
+                if b > a:
+                    count["flipped"] += 1
+                    for one in [name for name in row if name.startswith("chosen")]:
+                        other = one.replace("chosen", "rejected")
+                        row[one], row[other] = row[other], row[one]
+                count[row["split"]] += 1
+                yield {**row, "oracle_chosen_reward": max(a, b), "oracle_rejected_reward": min(a, b)}
+
+        rewards = {f"oracle_{side}_reward": datasets.Value("float64") for side in ("chosen", "rejected")}
+        relabelled = data.mapped(rows(), {**pairs.features, **rewards}, path)
+        for split in ("train", "valid", "test"):
+            if not count[split]:
+                raise ValueError(
+                    f"no pairs are left in the {split} split: the oracle rewards both completions alike in "
+                    f"{count['ties']} of {len(pairs)} pairs; look at oracle_model, or set data.labels to given"
+                )
+        return relabelled, {"agreement": 1 - count["flipped"] / len(relabelled), "ties_dropped": count["ties"]}
 
     # ------------------------------------------------------------ bias, reward models
 
     @cached_property
     def bias(self) -> Artifact:
-        """D_rho and each member's subset of it, as row ids."""
-        config = self.config.bias
+        """D_rho and each member's subset of it, as row ids. Without subsets where the rewards are given."""
+        config, given = self.config.bias, self.config.data.rewards == "given"
 
         def make(folder: Path, _: Path) -> dict[str, Any]:
             pairs = self.labelled_pairs("train")
@@ -310,19 +338,21 @@ class Pipeline:
                 drawn = biased_subset(candidates, config.rho, config.size, seed=seed, what="bias.size")
                 rows = [rows[i] for i in drawn]
             inside = [classes[i] for i in rows]
-            size = config.member_size or min(largest_feasible(inside, share) for share in config.member_fractions)
+            fractions = [] if given else config.member_fractions
+            size = config.member_size or min((largest_feasible(inside, share) for share in fractions), default=0)
             members = {
                 f"b{share:g}": biased_subset(
                     inside, share, size, seed=self.seed("bias", f"{share:g}"), what="bias.member_size"
                 )
-                for share in config.member_fractions
+                for share in fractions
             }
             subsets = {MAIN: rows, **{name: [rows[i] for i in member] for name, member in members.items()}}
             write_json(folder / "rows.json", {name: [ids[i] for i in subset] for name, subset in subsets.items()})
             report = {name: _length_report(pairs, classes, subset) for name, subset in subsets.items()}
             return {**report, **({"selection": selection} if selection else {})}
 
-        return self.store.get("bias", "rows", {"labels": self.labels, "bias": config, "seed": self.seed("bias")}, make)
+        inputs = {"labels": self.labels, "bias": config, "seed": self.seed("bias")}
+        return self.store.get("bias", "rows", inputs | ({"rewards": "given"} if given else {}), make)
 
     def subset(self, name: str) -> Dataset:
         """The pairs of D_rho ("rho") or of a member's subset ("b0.2", ...), in the order of the labels."""
@@ -335,12 +365,37 @@ class Pipeline:
     @property
     def members(self) -> list[str]:
         """Names of the ensemble's members, in the order of every length-K list."""
+        if self.config.data.rewards == "given":
+            return [f"given{k}" for k in range(self.data.metrics["members"])]
         return [f"b{share:g}" for share in self.config.bias.member_fractions]
 
     def reward(self, name: str) -> Artifact:
-        """The reward model of D_rho ("rho"), or of a member's subset."""
+        """The reward model of D_rho ("rho"), or of a member's subset. ValueError where the rewards are given."""
+        if self.config.data.rewards == "given":
+            raise ValueError("data.rewards is given: the set's own rewards are distilled, there is no model to train")
         inputs = self._training("reward", self.config.reward, bias=self.bias, subset=name, start=self.sft)
         return self._reward_model("reward", name, self.config.reward, self.subset(name), inputs)
+
+    def reward_accuracy(self, name: str) -> dict[str, Any]:
+        """How often a reward model, or the set's own reward of that name, orders validation pairs as labelled."""
+        if self.config.data.rewards == "models":
+            accuracy: dict[str, Any] = self.reward(name).metrics["accuracy"]
+            return accuracy
+        pairs, k = self.labelled_pairs("valid"), [MAIN, *self.members].index(name)
+        chosen, rejected = (torch.tensor([row[k] for row in pairs[column]]) for column in data.REWARDS)
+        return self._accuracy(pairs, chosen > rejected)
+
+    def _rewards(self, pairs: Dataset, names: list[str]) -> dict[str, list[list[float]]]:
+        """Rewards of the chosen and of the rejected completions, a list a pair."""
+        if self.config.data.rewards == "given":
+            return {column: pairs[column][:] for column in data.REWARDS}
+        scores = [
+            score_pairs(open_reward_model(self.reward(n).path, self.config), pairs, f"rewards of {n}") for n in names
+        ]
+        return {
+            column: torch.stack(side, 1).tolist()
+            for column, side in zip(data.REWARDS, zip(*scores, strict=True), strict=True)
+        }
 
     @cached_property
     def drdo_oracle(self) -> Artifact:
@@ -370,7 +425,7 @@ class Pipeline:
     def scores(self) -> Artifact:
         """The pairs of D_rho with every model's rewards, reference log-probs, and samples of pi_ref for each prompt."""
         names = [MAIN, *self.members]
-        models = {name: self.reward(name) for name in names}
+        models = [self.reward(name) for name in names] if self.config.data.rewards == "models" else []
 
         def make(folder: Path, _: Path) -> dict[str, Any]:
             probe = _drawn(self.labelled_pairs("valid"), self.config.probe.pairs, self.seed("probe"))
@@ -391,9 +446,6 @@ class Pipeline:
             )
             ref_samples = score_rows(policy, repeated, samples, "samples' log-probs").tolist()
             of_prompt = {prompt: slice(i * each, (i + 1) * each) for i, prompt in enumerate(prompts)}
-            rewards = [
-                score_pairs(open_reward_model(models[n].path, self.config), pairs, f"rewards of {n}") for n in names
-            ]
             rows = [of_prompt[prompt] for prompt in pairs["prompt"]]
             scored = pairs.select_columns(["id", "prompt_ids", "chosen_ids", "rejected_ids"])
             for column, values in {
@@ -401,8 +453,7 @@ class Pipeline:
                 "ref_rejected_logps": ref_rejected.tolist(),
                 "sample_ids": [samples[i] for i in rows],
                 "ref_sample_logps": [ref_samples[i] for i in rows],
-                "chosen_rewards": torch.stack([chosen for chosen, _ in rewards], 1).tolist(),
-                "rejected_rewards": torch.stack([rejected for _, rejected in rewards], 1).tolist(),
+                **self._rewards(pairs, names),
             }.items():
                 scored = scored.add_column(column, values)
             _save(scored.select(range(len(of_training))), folder / "pairs")
@@ -412,7 +463,7 @@ class Pipeline:
         inputs = {
             "bias": self.bias,
             "policy": self.sft,
-            "rewards": [models[name] for name in names],
+            "rewards": models,
             "sampling": self.config.sampling,
             "probe": self.config.probe.pairs,
             "seed": self.seed("score"),
@@ -517,7 +568,7 @@ class Pipeline:
 
 
 def margins(pairs: Dataset, names: list[str]) -> Dataset:
-    """Replaces the reward lists by reward_margin (of the first model) and member_margins (of the others).
+    """Replaces the reward lists by reward_margin (of the first model) and member_margins (of the others, if any).
 
     Raises ValueError, with the row's id, for a missing column, or a reward or reference log-prob that is missing, not
     finite, or not one for each reward model.
@@ -538,11 +589,8 @@ def margins(pairs: Dataset, names: list[str]) -> Dataset:
         [c - r for c, r in zip(chosen, rejected, strict=True)]
         for chosen, rejected in zip(columns["chosen_rewards"], columns["rejected_rewards"], strict=True)
     ]
-    return (
-        pairs.remove_columns(["chosen_rewards", "rejected_rewards"])
-        .add_column("reward_margin", [row[0] for row in difference])
-        .add_column("member_margins", [row[1:] for row in difference])
-    )
+    pairs = pairs.remove_columns(list(data.REWARDS)).add_column("reward_margin", [row[0] for row in difference])
+    return pairs.add_column("member_margins", [row[1:] for row in difference]) if len(names) > 1 else pairs
 
 
 def _length_report(pairs: Dataset, classes: list[LengthClass], rows: list[int]) -> dict[str, Any]:
@@ -578,7 +626,7 @@ def _split(folder: Path, split: str) -> Dataset:
     return _open(folder).filter(lambda name: name == split, input_columns="split")
 
 
-def _content(path: str | Path | None) -> str | None:
+def content_of(path: str | Path | None) -> str | None:
     """What a path stands for in an artifact's key: a digest of local content, a name otherwise."""
     if path is None or str(path) in SCRATCH or not Path(path).exists():
         return None if path is None else str(path)
