@@ -80,11 +80,17 @@ def evaluation(pipeline: Pipeline, name: str) -> Artifact:
         "step": model.name if model != trained.path else None,
         "reference": pipeline.sft,
         "labels": pipeline.labels,
+        **_judge(pipeline),
         "sampling": config.sampling,
         "prompts": config.evaluation.prompts,
         "seed": pipeline.seed("evaluate"),
     }
     return pipeline.store.get("evaluate", name, inputs, make)
+
+
+def _judge(pipeline: Pipeline) -> dict[str, Any]:
+    """What the oracle adds to an evaluation's key: nothing where the labels are its own, as they are in it."""
+    return {} if pipeline.config.data.labels == "oracle" else {"oracle": pipeline.oracle_input}
 
 
 def trained_policy(pipeline: Pipeline, name: str) -> tuple[Artifact, Path]:
@@ -184,6 +190,7 @@ def validation(pipeline: Pipeline, name: str, policy: Artifact) -> Artifact:
     inputs = {
         "policy": policy,
         "labels": pipeline.labels,
+        **_judge(pipeline),
         "sampling": pipeline.config.sampling,
         "prompts": config.valid_prompts,
         "interval": [config.confidence, config.resamples],

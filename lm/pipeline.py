@@ -262,7 +262,7 @@ class Pipeline:
         return open_reward_model(self.config.oracle_model or self.oracle.path, self.config)
 
     @property
-    def _oracle_input(self) -> Artifact | str | None:
+    def oracle_input(self) -> Artifact | str | None:
         """What the oracle counts as in an artifact's key."""
         return content_of(self.config.oracle_model) if self.config.oracle_model is not None else self.oracle
 
@@ -282,7 +282,7 @@ class Pipeline:
 
         inputs = {"data": self.data, "length_ratio": self.config.bias.length_ratio}
         if name == "oracle":
-            inputs |= {"oracle": self._oracle_input, "precision": self._precision}
+            inputs |= {"oracle": self.oracle_input, "precision": self._precision}
         return self.store.get("labels", name, inputs, make)
 
     def _relabelled(self, pairs: Dataset, path: Path) -> tuple[Dataset, dict[str, Any]]:
