@@ -29,7 +29,7 @@ from datasets.arrow_writer import ArrowWriter
 from transformers import PreTrainedTokenizerBase
 
 from lm.config import DataConfig
-from lm.io import read_jsonl
+from lm.io import read_jsonl, replacing, write_jsonl
 
 Row = dict[str, Any]
 SUFFIXES = (".jsonl", ".jsonl.gz", ".parquet")
@@ -103,6 +103,22 @@ def _read_local(path: Path) -> Iterator[tuple[str, Row]]:
         except (OSError, pyarrow.ArrowException) as error:
             raise ValueError(f"{path}: cannot be read as parquet ({error})") from None
     else:
+        raise ValueError(f"{path}: a file of type {', '.join(SUFFIXES)} is needed")
+
+
+def write_rows(path: Path, rows: Iterable[Row]) -> None:
+    """Writes a .jsonl, .jsonl.gz or .parquet file, whole or not at all: JSON lines as they come, Parquet at once."""
+    check_suffix(path)
+    if path.suffix != ".parquet":
+        write_jsonl(path, rows)
+        return
+    with replacing(path) as temporary:
+        pyarrow.parquet.write_table(pyarrow.Table.from_pylist(list(rows)), temporary)
+
+
+def check_suffix(path: Path) -> None:
+    """ValueError where :func:`write_rows` cannot write such a file."""
+    if not path.name.endswith(SUFFIXES):
         raise ValueError(f"{path}: a file of type {', '.join(SUFFIXES)} is needed")
 
 
@@ -279,6 +295,13 @@ def preference_pair(row: Row, where: str, render: Renderer) -> Row | Drop:
     else:
         pair = _text_pair(prompt, chosen, rejected)
     return pair if isinstance(pair, Drop) else pair | _annotation(row.get("confidence"), row.get("worker"), where)
+
+
+def any_pair(row: Row, where: str) -> Row | Drop:
+    """A comparison in the schema that its columns say, as text."""
+    if {"info", "summaries", "choice"} <= row.keys():
+        return tldr_pair(row, where, DataConfig.prompt_template)
+    return preference_pair(row, where, plain_chat)
 
 
 def preference_reference(row: Row, where: str, render: Renderer) -> Row | Drop:
