@@ -42,8 +42,7 @@ def draw(results: dict[str, Any]) -> Figure:
     caption(
         figure,
         f"{DATA}; e-DPO, mean of {seeds_of(results)}, each with its setting chosen on validation; bands: range over "
-        "seeds. b: share of the member's training pairs that prefer the longer. Best match: least squared difference "
-        "of margins, pair by pair (the loss chooses for a whole mini-batch). Dotted: chance. The paper's figure is for "
-        "TL;DR.",
+        "seeds. b: share of the member's training pairs that prefer the longer. Best match: the nearest reward margin, "
+        "pair by pair (the loss chooses for a whole mini-batch). Dotted: chance. The paper's figure is for TL;DR.",
     )
     return figure

@@ -51,17 +51,17 @@ def draw(results: dict[str, Any]) -> Figure:
     caption(
         figure,
         f"{DATA}; mean of {seeds_of(results)}. Each setting at its best step of each seed, so every value is a little "
-        "optimistic; filled: the best setting at a ρ. The grid of settings is ours; the "
-        "paper's figure is for TL;DR.",
+        "optimistic; filled: the best setting at a ρ. The grid of settings is ours; the paper's figure is for TL;DR.",
     )
     return figure
 
 
 def swept(method: str, settings: Iterable[Mapping[str, Any]]) -> str:
-    """The one hyper-parameter in which a method's settings differ, or which is all they have."""
+    """The one hyper-parameter in which a method's settings differ; where there is one setting, its first of those."""
     found = list(settings)
-    known = list(dict.fromkeys(name for setting in found for name in setting))
-    names = [name for name in known if len({str(setting.get(name)) for setting in found}) > 1] or known
+    names = list(dict.fromkeys(name for setting in found for name in setting))
+    varying = [name for name in names if len({str(setting.get(name)) for setting in found}) > 1]
+    names = varying or [name for name in _SYMBOLS if name in names][:1]
     if len(names) != 1 or names[0] not in _SYMBOLS:
         raise ValueError(
             f"{RESULTS}: the settings of {method} must differ in one of {', '.join(_SYMBOLS)}; "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -19,9 +20,16 @@ from figures.registry import modules, redraw
 NAMES = ("figure_2", "figure_b1", "figure_b3", "figure_b4", "figure_b5")
 SEEDS, RHOS = (0, 1, 2), (0.2, 0.35, 0.5, 0.65, 0.8)
 MEMBERS = ("b0.2", "b0.4", "b0.5", "b0.6", "b0.8")
-SETTINGS: dict[str, tuple[str, tuple[float, ...]]] = {
-    "ipo": ("tau", (0.03, 0.1, 0.3)),
-    "drdo": ("alpha", (0.01, 0.1)),
+KL = {"kl": {"alpha_start": 0.0001, "alpha_end": 0.01, "samples": "reference"}}
+SETTINGS: dict[str, list[dict[str, Any]]] = {
+    "dpo": [{"beta": beta} for beta in (0.1, 0.3, 1.0)],
+    "ipo": [{"tau": tau, "length_normalised": False} for tau in (0.03, 0.1, 0.3)],
+    "p-dpo": [{"beta": beta, **KL} for beta in (0.1, 0.3, 1.0)],
+    "d-dpo": [{"beta": 3.0}],
+    "dp-dpo": [{"beta": beta, **KL} for beta in (0.1, 1.0)],
+    "e-dpo": [{"beta": beta, **KL} for beta in (0.1, 0.3, 1.0)],
+    "hull-dpo": [{"beta": 1.0, **KL}],
+    "drdo": [{"alpha": alpha, "gamma": 2.0, "reward_estimate": "head", "beta": None} for alpha in (0.01, 0.1)],
 }
 
 
@@ -34,7 +42,7 @@ def synthetic_grid(seeds: tuple[int, ...] = SEEDS, rhos: tuple[float, ...] = RHO
         return {"advantage": advantage, "ci": [advantage - 0.08, advantage + 0.08], "n": 614}
 
     def cell(seed: int, rho: float, method: str) -> dict[str, Any]:
-        name, values = SETTINGS.get(method, ("beta", (0.1, 0.3, 1.0)))
+        settings = copy.deepcopy(SETTINGS[method])
         probe = []
         for step in range(0, 250, 50):
             drift = step / 50 * rng.uniform(0.5, 1.5)
@@ -52,10 +60,10 @@ def synthetic_grid(seeds: tuple[int, ...] = SEEDS, rhos: tuple[float, ...] = RHO
             "seed": seed,
             "rho": rho,
             "method": method,
-            "chosen": {"setting": {name: values[0]}, "step": 200},
+            "chosen": {"setting": settings[0], "step": 200},
             "test": tested(),
             "validation": [
-                {"setting": {name: value}, "step": step, **tested()} for value in values for step in (100, 200)
+                {"setting": dict(setting), "step": step, **tested()} for setting in settings for step in (100, 200)
             ],
             "probe": probe,
         }
@@ -183,9 +191,11 @@ def test_figure_b4_takes_each_setting_at_its_best_step(grid: dict[str, Any]) -> 
 
 
 def test_figure_b4_names_what_was_swept(grid: dict[str, Any]) -> None:
-    titles = {axis.get_title(): axis.get_xlabel() for axis in figure_b4.draw(grid).axes}
+    axes = figure_b4.draw(grid).axes
+    titles = {axis.get_title(): axis.get_xlabel() for axis in axes}
     assert (titles["DPO"], titles["IPO"], titles["DRDO"]) == (r"$\beta$", r"$\tau$", r"$\alpha$")
-    assert figure_b4.swept("e-dpo", [{"beta": 1, "gamma": 2}, {"beta": 3, "gamma": 2}]) == "beta"
+    (hull,) = [axis for axis in axes if axis.get_title() == "hull-DPO (ours)"]  # one setting only
+    assert (hull.get_xlabel(), [text.get_text() for text in hull.get_xticklabels()]) == (r"$\beta$", ["1"])
 
 
 def test_figure_b5_puts_the_annealed_weight_last(grid: dict[str, Any]) -> None:
