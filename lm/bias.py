@@ -1,15 +1,33 @@
-"""Length-biased subsets of a preference set, exact in the share of pairs whose longer completion is preferred."""
+"""Length-biased subsets of a preference set, exact in the share of pairs whose longer completion is preferred.
+
+`python -m lm.bias pairs.jsonl --rho 0.2 --out biased.jsonl` makes one of any set, `lm.bias pairs.jsonl --help` tells
+the options. With the options of `lm.train` instead, it makes D_rho and the ensemble's subsets of a run.
+"""
 
 from __future__ import annotations
 
+import argparse
 import math
+import sys
+import traceback
 from bisect import bisect_left
+from collections import Counter
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from fractions import Fraction
 from functools import cache
-from typing import Literal
+from pathlib import Path
+from typing import Any, Literal
 
 import numpy as np
+from rich import box
+from rich.console import Console
+from rich.table import Table
+from transformers import PreTrainedTokenizerBase
+
+from lm.config import BiasConfig
+from lm.data import Drop, any_pair, check_suffix, read_rows, write_rows
+from lm.models import SCRATCH, load_tokenizer
 
 LengthClass = Literal["longer", "shorter", "neither"]
 
@@ -77,8 +95,174 @@ def biased_subset(classes: Sequence[LengthClass], share: float, size: int | None
     return sorted(int(i) for i in np.concatenate(chosen))
 
 
+def length_report(
+    classes: Sequence[LengthClass], chosen_lengths: Sequence[int], rejected_lengths: Sequence[int], rows: Sequence[int]
+) -> dict[str, Any]:
+    """Length statistics of these rows of a set: pairs by length class, mean lengths (None without rows)."""
+    count = Counter(classes[i] for i in rows)
+
+    def mean(lengths: Sequence[int]) -> float | None:
+        return sum(lengths[i] for i in rows) / len(rows) if rows else None
+
+    return {
+        "pairs": len(rows),
+        "longer_preferred": count["longer"],
+        "shorter_preferred": count["shorter"],
+        "mean_chosen_length": mean(chosen_lengths),
+        "mean_rejected_length": mean(rejected_lengths),
+    }
+
+
+# ---------------------------------------------------------------- any preference set
+
+
+@dataclass
+class Lengths:
+    """Lengths of a set's pairs, and which rows they are."""
+
+    rows: list[int] = field(default_factory=list)
+    chosen: list[int] = field(default_factory=list)
+    rejected: list[int] = field(default_factory=list)
+    left_out: Counter[str] = field(default_factory=Counter)
+    """Rows that are no comparison, by reason."""
+
+    def classes(self, ratio: float) -> list[LengthClass]:
+        """Length class of each pair."""
+        return [length_class(c, r, ratio) for c, r in zip(self.chosen, self.rejected, strict=True)]
+
+
+def read_lengths(path: str, tokenizer: PreTrainedTokenizerBase | None = None) -> Lengths:
+    """Lengths of every pair of a set in any schema: tokens, end-of-text included, or else characters.
+
+    Raises ValueError or FileNotFoundError as :func:`lm.data.read_rows` and :func:`lm.data.any_pair` do.
+    """
+    lengths = Lengths()
+    for number, (where, row) in enumerate(read_rows(path)):
+        pair = any_pair(row, where)
+        if isinstance(pair, Drop):
+            lengths.left_out[pair.reason] += 1
+            continue
+        sides: list[Any] = [pair["chosen"].strip(), pair["rejected"].strip()]
+        if tokenizer is not None:
+            sides = [[*ids, tokenizer.eos_token_id] for ids in tokenizer(sides, add_special_tokens=False)["input_ids"]]
+        lengths.rows.append(number)
+        lengths.chosen.append(len(sides[0]))
+        lengths.rejected.append(len(sides[1]))
+    return lengths
+
+
+def bias_file(
+    path: str, out: Path, config: BiasConfig, *, seed: int, tokenizer: PreTrainedTokenizerBase | None = None
+) -> dict[str, Any]:
+    """Writes a length-biased subset of a set: its rows as they are, in their order.
+
+    Args:
+        path: a set in any schema, as :func:`lm.data.read_rows` takes it. It is read twice and never held.
+        out: the file to write, .jsonl, .jsonl.gz or .parquet.
+        config: rho, size and length_ratio; the rest is about ensembles and not read.
+        seed: of the draw.
+        tokenizer: to measure lengths in tokens; None for characters.
+
+    Returns:
+        "before" and "after", as :func:`length_report`; "left_out", rows that are no comparison, by reason; "unit".
+
+    Raises:
+        ValueError: a malformed row, an infeasible size (the message names the largest feasible), or an unfit `out`.
+        FileNotFoundError: no such data.
+    """
+    check_suffix(out)
+    if out.exists() and Path(path).exists() and out.samefile(path):
+        raise ValueError(f"--out {out} is the data itself; name another file")
+    assert config.rho is not None
+    lengths = read_lengths(path, tokenizer)
+    classes = lengths.classes(config.length_ratio)
+    drawn = biased_subset(
+        classes, config.rho, config.size, seed=seed, what="--rho" if config.size is None else "--size"
+    )
+    kept = {lengths.rows[i] for i in drawn}
+    write_rows(out, (row for number, (_, row) in enumerate(read_rows(path)) if number in kept))
+    reports = [length_report(classes, lengths.chosen, lengths.rejected, rows) for rows in (range(len(classes)), drawn)]
+    return {
+        **dict(zip(("before", "after"), reports, strict=True)),
+        "left_out": dict(lengths.left_out),
+        "unit": "characters" if tokenizer is None else "tokens",
+    }
+
+
+def table(report: dict[str, Any], title: str) -> Table:
+    """The report of :func:`bias_file` as a rich table."""
+    view = Table("", "before", "after", title=title, box=box.SIMPLE)
+    for column in view.columns[1:]:
+        column.justify = "right"
+
+    def row(name: str, *cells: str) -> None:
+        view.add_row(name, *cells)
+
+    both = report["before"], report["after"]
+    compared = [each["longer_preferred"] + each["shorter_preferred"] for each in both]
+    row("pairs", *(f"{each['pairs']:,}" for each in both))
+    row("longer completion preferred", *(f"{each['longer_preferred']:,}" for each in both))
+    row("shorter completion preferred", *(f"{each['shorter_preferred']:,}" for each in both))
+    row("neither is longer", *(f"{each['pairs'] - count:,}" for each, count in zip(both, compared, strict=True)))
+    shares = zip(both, compared, strict=True)
+    row("share preferring the longer", *(f"{each['longer_preferred'] / n:.4f}" if n else "" for each, n in shares))
+    for side in ("chosen", "rejected"):
+        row(f"mean {side} length ({report['unit']})", *(f"{each[f'mean_{side}_length']:.2f}" for each in both))
+    return view
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command for any preference set; returns its exit status, 2 for a mistake."""
+    from lm.cli import USER_ERRORS, quieten
+
+    parser = argparse.ArgumentParser(
+        prog="python -m lm.bias",
+        description="A subset of a preference set, exact in the share of pairs whose longer completion is preferred. "
+        "Pairs without a longer side are left out. Rows are written as they are.",
+        epilog="example: python -m lm.bias pairs.jsonl --rho 0.2 --size 30000 --tokenizer Qwen/Qwen2.5-0.5B --out "
+        "biased.jsonl",
+    )
+    parser.add_argument("data", metavar="DATA", help="hub name, .jsonl, .jsonl.gz or .parquet file, or folder of them")
+    parser.add_argument("--rho", type=float, required=True, help="share of the pairs that prefer the longer completion")
+    parser.add_argument("--size", type=int, help="pairs; the largest feasible number by default")
+    parser.add_argument(
+        "--length-ratio",
+        type=float,
+        default=BiasConfig.length_ratio,
+        help="a completion is longer if it is at least this many times the other's length (default: %(default)s)",
+    )
+    parser.add_argument("--seed", type=int, default=0, help="of the draw (default: %(default)s)")
+    parser.add_argument(
+        "--tokenizer", metavar="NAME", help="hub name or folder; lengths are in characters without, in tokens with it"
+    )
+    parser.add_argument(
+        "--out", type=Path, required=True, metavar="FILE", help="file to write: .jsonl, .jsonl.gz or .parquet"
+    )
+    parser.add_argument("--debug", action="store_true", help="show tracebacks of errors")
+    options = parser.parse_args(arguments)
+    quieten()
+    try:
+        config = BiasConfig(rho=options.rho, size=options.size, length_ratio=options.length_ratio)
+        if options.tokenizer in SCRATCH:
+            raise ValueError(f"--tokenizer must be a hub name or a folder, got {options.tokenizer!r}")
+        tokenizer = load_tokenizer(options.tokenizer, (), False) if options.tokenizer else None
+        report = bias_file(options.data, options.out, config, seed=options.seed, tokenizer=tokenizer)
+    except USER_ERRORS as error:
+        if options.debug:
+            traceback.print_exc()
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    for reason, count in report["left_out"].items():
+        print(f"left out: {count:,} rows, {reason}")
+    Console().print(table(report, f"{options.data} at rho {options.rho:g}, seed {options.seed}"))
+    print(f"written: {options.out}", file=sys.stderr)
+    return 0
+
+
 if __name__ == "__main__":
-    import sys
+    # Of the two commands, only the one for any set has a first argument without dashes, or an --out.
+    if any(not a.startswith("-") for a in sys.argv[1:2]) or any(a.split("=")[0] == "--out" for a in sys.argv[1:]):
+        sys.exit(main())
 
     from lm.cli import run
 

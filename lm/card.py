@@ -124,11 +124,15 @@ def _data(made: Made) -> Iterable[str]:
     data, bias = made.data["inputs"]["data"], made.bias["inputs"]["bias"]
     own = made.bias["metrics"][MAIN]
     rho = "no share was imposed" if bias["rho"] is None else f"a share of {bias['rho']:g} was imposed (rho)"
-    scored, agreement = made.scores["metrics"], made.labels["metrics"]["agreement"]
+    scored, agreement = made.scores["metrics"], made.labels["metrics"].get("agreement")
+    labels = (
+        "They have the labels that they came with."
+        if agreement is None
+        else f"The oracle reward model relabelled every pair, agreeing with {agreement:.1%} of the labels given."
+    )
     yield "## Data"
     yield (
-        f"{scored['pairs']:,} preference pairs on {scored['prompts']:,} prompts. The oracle reward model relabelled "
-        f"every pair, agreeing with {agreement:.1%} of the labels given. The longer completion (by "
+        f"{scored['pairs']:,} preference pairs on {scored['prompts']:,} prompts. {labels} The longer completion (by "
         f"{bias['length_ratio']:g}x) is preferred in {own['longer_preferred']:,} pairs, the shorter in "
         f"{own['shorter_preferred']:,}: {rho}."
     )
@@ -142,6 +146,9 @@ def _reward_models(kind: type[Method], made: Made) -> Iterable[str]:
     yield "## Reward models"
     if not mine:
         yield "None enters the loss."
+        return
+    if not made.rewards:
+        yield "The rewards are those that the data came with."
         return
     rows = []
     for name, record in zip(names, made.rewards, strict=True):

@@ -24,7 +24,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from lm import confidence, data, world
 from lm.artifacts import Artifact, Store
-from lm.bias import LengthClass, biased_subset, largest_feasible, length_class
+from lm.bias import LengthClass, biased_subset, largest_feasible, length_class, length_report
 from lm.config import Config, TrainingConfig
 from lm.io import sha256_of, write_json
 from lm.logprobs import CompletionModel
@@ -348,7 +348,8 @@ class Pipeline:
             }
             subsets = {MAIN: rows, **{name: [rows[i] for i in member] for name, member in members.items()}}
             write_json(folder / "rows.json", {name: [ids[i] for i in subset] for name, subset in subsets.items()})
-            report = {name: _length_report(pairs, classes, subset) for name, subset in subsets.items()}
+            chosen, rejected = ([len(row) for row in pairs[f"{side}_ids"]] for side in ("chosen", "rejected"))
+            report = {name: length_report(classes, chosen, rejected, subset) for name, subset in subsets.items()}
             return {**report, **({"selection": selection} if selection else {})}
 
         inputs = {"labels": self.labels, "bias": config, "seed": self.seed("bias")}
@@ -591,18 +592,6 @@ def margins(pairs: Dataset, names: list[str]) -> Dataset:
     ]
     pairs = pairs.remove_columns(list(data.REWARDS)).add_column("reward_margin", [row[0] for row in difference])
     return pairs.add_column("member_margins", [row[1:] for row in difference]) if len(names) > 1 else pairs
-
-
-def _length_report(pairs: Dataset, classes: list[LengthClass], rows: list[int]) -> dict[str, Any]:
-    count = Counter(classes[i] for i in rows)
-    chosen, rejected = pairs["chosen_ids"], pairs["rejected_ids"]
-    return {
-        "pairs": len(rows),
-        "longer_preferred": count["longer"],
-        "shorter_preferred": count["shorter"],
-        "mean_chosen_length": sum(len(chosen[i]) for i in rows) / len(rows),
-        "mean_rejected_length": sum(len(rejected[i]) for i in rows) / len(rows),
-    }
 
 
 def _drawn(dataset: Dataset, size: int, seed: int) -> Dataset:
