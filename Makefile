@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test check figures clean
+.PHONY: demo grid test check figures clean
 
 $(VENV)/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -13,6 +13,12 @@ $(VENV)/installed: pyproject.toml constraints.txt
 
 demo: $(VENV)/installed  ## run the main job: every method on the embedded world
 	$(BIN)/python -m lm.train
+
+CORES ?= 2
+grid: $(VENV)/installed  ## the study on the embedded world, hours; stop and repeat at will. SEEDS=[0] RHOS=[0.2,0.8] for a part
+	$(BIN)/snakemake -s lm/workflow/Snakefile --directory runs/grid --cores $(CORES) \
+		$(if $(SEEDS)$(RHOS),--config $(if $(SEEDS),'seeds=$(SEEDS)') $(if $(RHOS),'rhos=$(RHOS)'))
+	@echo "summary: runs/grid/grid.json; figures are drawn from figures/results/grid.json"
 
 check: $(VENV)/installed  ## lint and types
 	$(BIN)/ruff check .

@@ -1,0 +1,250 @@
+"""Sums the grid's records up as one small JSON file, from which figures and tables are drawn."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from itertools import combinations
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from scipy import stats
+
+from lm.artifacts import provenance
+from lm.evaluate import SFT, wald
+from lm.io import write_text
+from lm.judge import win_rates
+from lm.objectives import METHODS
+
+Record = dict[str, Any]
+Differences = dict[str, list[np.ndarray]]
+"""Of each method, oracle rewards minus those of pi_ref: [N] of the test prompts, an array a seed."""
+
+
+def summary(records: Sequence[Record]) -> dict[str, Any]:
+    """Everything of a grid that is reported, floats to six significant digits.
+
+    `advantages` are means over the test prompts of all seeds. Their intervals come from a bootstrap over prompts within
+    seeds: they cover the choice of prompts and the draw of completions, and not what another seed's world and training
+    would give; `by_seed` shows that. `wald` and `wins` pool the prompts of all seeds likewise.
+
+    Args:
+        records: of :mod:`lm.workflow.job`, in any order.
+
+    Raises:
+        ValueError: a record is missing, there twice, of other options than the first, or of other test samples of
+            pi_ref than the other cells of its seed.
+    """
+    _check_options(records)
+    cells = _by(records, "cell", "seed", "rho", "method")
+    seeds, rhos = sorted({key[0] for key in cells}), sorted({key[1] for key in cells})
+    methods = [name for name in METHODS if any(key[2] == name for key in cells)]
+    bases, scores = _by(records, "base", "seed"), _by(records, "scores", "seed", "rho")
+    _check_complete("cell", cells, ((s, r, m) for s in seeds for r in rhos for m in methods))
+    _check_complete("base", bases, ((s,) for s in seeds))
+    _check_complete("scores", scores, ((s, r) for s in seeds for r in rhos))
+    _check_paired(cells)
+
+    def pooled(rho: float, of: Callable[[np.ndarray, np.ndarray], np.ndarray]) -> Differences:
+        """of(rewards of the method, rewards of pi_ref) by method and seed."""
+        rewards = {name: [cells[seed, rho, name]["rewards"] for seed in seeds] for name in methods}
+        return {name: [of(np.array(r[name]), np.array(r[SFT])) for r in rewards[name]] for name in methods}
+
+    config = dict(records[0]["config"]["evaluation"])
+    differences = {rho: pooled(rho, np.subtract) for rho in rhos}
+    rewards = {rho: pooled(rho, lambda own, _: own) for rho in rhos}
+    reference = np.concatenate([cells[seed, rhos[0], methods[0]]["rewards"][SFT] for seed in seeds])
+    document = {
+        "seeds": seeds,
+        "rhos": rhos,
+        "methods": methods,
+        "members": [name for name in scores[seeds[0], rhos[0]]["reward_models"] if name != "rho"],
+        "confidence": config["confidence"],
+        "sft": {str(seed): bases[seed,]["sft"] for seed in seeds},
+        "base": {str(seed): {key: bases[seed,][key] for key in ("oracle", "labels", "data")} for seed in seeds},
+        "advantages": {
+            f"{rho:g}": {name: _advantage(values, config) for name, values in differences[rho].items()} for rho in rhos
+        },
+        "wald": {f"{rho:g}": _wald(differences[rho]) for rho in rhos},
+        "wins": {f"{rho:g}": _wins(rewards[rho], reference) for rho in rhos},
+        "reward_models": [
+            {"seed": seed, "rho": rho, "name": name, **model}
+            for (seed, rho), record in sorted(scores.items())
+            for name, model in record["reward_models"].items()
+        ],
+        "alpha": _alphas(_by(records, "alpha", "seed", "rho", "method", "alpha"), cells),
+        "cells": [
+            {key: cells[key_of][key] for key in ("seed", "rho", "method", "chosen", "test", "validation", "probe")}
+            for key_of in ((s, r, m) for s in seeds for r in rhos for m in methods)
+        ],
+        "config": _shared(records[0]),
+        "provenance": _provenance(records, seeds),
+    }
+    rounded: dict[str, Any] = _rounded(document)
+    return rounded
+
+
+def _by(records: Iterable[Record], job: str, *names: str) -> dict[tuple[Any, ...], Record]:
+    """Records of one job by what tells them apart."""
+    found: dict[tuple[Any, ...], Record] = {}
+    for record in records:
+        if record["job"] == job:
+            key = tuple(record[name] for name in names)
+            if key in found:
+                raise ValueError(f"there are two {job} records of {_named(key)}; one is needed")
+            found[key] = record
+    return found
+
+
+def _named(key: Iterable[Any]) -> str:
+    return ", ".join(f"{name} {value}" for name, value in zip(("seed", "rho", "method", "alpha"), key, strict=False))
+
+
+def _check_complete(job: str, found: Mapping[Any, Record], needed: Iterable[tuple[Any, ...]]) -> None:
+    for key in needed:
+        if key not in found:
+            raise ValueError(f"the {job} record of {_named(key)} is missing; run the workflow to its end")
+
+
+def _shared(record: Record) -> dict[str, Any]:
+    """The options that all records of a grid have in common."""
+    own = {"seed", "methods", "output_dir"}
+    options = {name: value for name, value in record["config"].items() if name not in own}
+    return {**options, "bias": {name: value for name, value in options["bias"].items() if name != "rho"}}
+
+
+def _check_options(records: Sequence[Record]) -> None:
+    if not records:
+        raise ValueError("a summary needs the records of a grid, got none")
+    first = _shared(records[0])
+    for record in records[1:]:
+        other = _shared(record)
+        differing = [name for name in first if first[name] != other.get(name)]
+        if differing or first.keys() != other.keys():
+            what = ", ".join(differing) or "their names"
+            raise ValueError(
+                f"the {record['job']} record of seed {record['seed']} was made with other options ({what}) than the "
+                f"{records[0]['job']} record of seed {records[0]['seed']}; run the workflow again"
+            )
+
+
+def _check_paired(cells: Mapping[tuple[Any, ...], Record]) -> None:
+    """The same samples of pi_ref mean the same prompts in the same order."""
+    first: dict[int, list[float]] = {}
+    for (seed, rho, method), record in cells.items():
+        if record["rewards"][SFT] != first.setdefault(seed, record["rewards"][SFT]):
+            raise ValueError(f"the cell of {_named((seed, rho, method))} has other test samples of pi_ref than others")
+
+
+def _advantage(by_seed: Sequence[np.ndarray], config: Mapping[str, Any]) -> dict[str, Any]:
+    pooled = np.concatenate(by_seed)
+    if np.ptp(pooled) == 0:
+        interval = [float(pooled[0])] * 2
+    else:
+        low, high = stats.bootstrap(
+            by_seed,
+            lambda *samples, axis: np.concatenate(samples, axis=axis).mean(axis=axis),
+            confidence_level=config["confidence"],
+            n_resamples=config["resamples"],
+            batch=1000,
+            method="percentile",
+            vectorized=True,
+            rng=np.random.default_rng(0),
+        ).confidence_interval
+        interval = [float(low), float(high)]
+    return {
+        "advantage": float(pooled.mean()),
+        "ci": interval,
+        "by_seed": [float(values.mean()) for values in by_seed],
+        "n": len(pooled),
+    }
+
+
+def _wald(differences: Differences) -> dict[str, Any]:
+    pooled = {name: np.concatenate(values) for name, values in differences.items()}
+    return {f"{one} - {other}": wald(pooled[one] - pooled[other]) for one, other in combinations(pooled, 2)}
+
+
+def _wins(rewards: Differences, reference: np.ndarray) -> dict[str, Any]:
+    """Win, tie and loss by the oracle, against pi_ref and against the chosen DPO."""
+    pooled = {name: np.concatenate(values) for name, values in rewards.items()}
+    against = {SFT: reference, **({"dpo": pooled["dpo"]} if "dpo" in pooled else {})}
+    return {
+        name: {other: win_rates(values, baseline) for other, baseline in against.items() if other != name}
+        for name, values in pooled.items()
+    }
+
+
+def _alphas(constants: Mapping[tuple[Any, ...], Record], cells: Mapping[tuple[Any, ...], Record]) -> list[Any]:
+    """Figure B.5: cells with a constant alpha, each group after the cell whose annealed alpha they replace."""
+    groups = dict.fromkeys(key[:3] for key in sorted(constants))
+    _check_complete("cell", cells, groups)
+    chosen = [cells[group] for group in groups] + [constants[key] for key in sorted(constants)]
+    return [
+        {
+            **{key: record[key] for key in ("seed", "rho", "method")},
+            "alpha": {key: record["chosen"]["setting"]["kl"][key] for key in ("alpha_start", "alpha_end")},
+            "chosen": record["chosen"],
+            "test": record["test"],
+        }
+        for record in sorted(chosen, key=lambda r: (r["seed"], r["rho"], r["method"]))
+    ]
+
+
+def _provenance(records: Sequence[Record], seeds: list[int]) -> dict[str, Any]:
+    """Of this process, and what the jobs' own say."""
+    jobs = [record["provenance"] for record in records]
+    return {
+        **provenance(seeds[0]),
+        "seed": seeds,
+        "command": ["python", "-m", "lm.workflow.summary", f"{len(records)} records"],
+        "jobs": {
+            "commits": sorted({str(job["commit"]) for job in jobs}),
+            "machines": sorted({f"{job['machine']['processor']}, {job['machine']['cores']} cores" for job in jobs}),
+            "first": min(job["date"] for job in jobs),
+            "last": max(job["date"] for job in jobs),
+        },
+    }
+
+
+def _rounded(value: Any) -> Any:
+    if isinstance(value, float):
+        return float(f"{value:.6g}")
+    if isinstance(value, Mapping):
+        return {key: _rounded(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_rounded(item) for item in value]
+    return value
+
+
+def as_text(document: Mapping[str, Any]) -> str:
+    """JSON with a line for each entry of the lists of objects, which keeps it small and its changes readable."""
+
+    def of(value: Any) -> str:
+        if isinstance(value, list) and value and isinstance(value[0], dict):
+            return "[\n" + ",\n".join(json.dumps(entry, allow_nan=False) for entry in value) + "\n]"
+        return json.dumps(value, allow_nan=False)
+
+    return "{\n" + ",\n".join(f"{json.dumps(key)}: {of(value)}" for key, value in document.items()) + "\n}\n"
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command; returns its exit status, 2 for a mistake."""
+    parser = argparse.ArgumentParser(prog="python -m lm.workflow.summary", description=__doc__)
+    parser.add_argument("records", nargs="+", type=Path, metavar="RECORD", help="JSON file of a job")
+    parser.add_argument("--out", type=Path, required=True, metavar="FILE", help="where the summary goes")
+    options = parser.parse_args(arguments)
+    try:
+        records = [json.loads(path.read_text(encoding="utf-8")) for path in options.records]
+        write_text(options.out, as_text(summary(records)))
+    except (ValueError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
