@@ -365,10 +365,11 @@ def _message_pair(
         return Drop("identical completions")
     shared = sum(1 for _ in takewhile(lambda both: both[0] == both[1], zip(chosen, rejected, strict=False)))
     context, before = _context(prompt), chosen[:shared]
-    if not context or any(before[i : i + len(context)] == context for i in range(len(before))):
-        context = before  # some sets have the prompt in both places, after a system message in one of them
-    elif before and before[0]["role"] in ("system", "user"):
-        raise ValueError(f"{where}: 'chosen' and 'rejected' begin with messages that are not those of 'prompt'")
+    if context and before and before[0]["role"] in ("system", "user"):
+        # Some sets have the prompt in both places, and then perhaps a system message in one of them only.
+        if not any(before[i : i + len(context)] == context for i in range(len(before))):
+            raise ValueError(f"{where}: 'chosen' and 'rejected' begin with messages that are not those of 'prompt'")
+        context = before
     else:
         context = [*context, *before]
     tails = chosen[shared:], rejected[shared:]

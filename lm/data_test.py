@@ -5,18 +5,38 @@ from __future__ import annotations
 import gzip
 import json
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import datasets
 import pytest
 from datasets import Dataset
-from tokenizers import Tokenizer, models, pre_tokenizers
+from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from lm.config import DataConfig
-from lm.data import Drop, hh_pair, load, read_rows, split_of, tldr_pair, tldr_reference, tokenise
+from lm.data import (
+    BATCH,
+    SUFFIXES,
+    Drop,
+    Message,
+    Row,
+    any_pair,
+    chat_renderer,
+    given_rewards,
+    hh_pair,
+    load,
+    plain_chat,
+    preference_pair,
+    read_rows,
+    split_of,
+    tldr_pair,
+    tldr_reference,
+    tokenise,
+    write_rows,
+)
 from lm.models import load_tokenizer
 
 SAMPLE = Path(__file__).parents[2] / "shared/data/hh-rlhf/harmless-base-sample.jsonl.gz"
@@ -436,3 +456,416 @@ def test_prompt_and_completion_are_tokenised_apart(tmp_path: Path) -> None:
     assert dataset[0]["prompt_ids"] == [0]
     assert dataset[0]["chosen_ids"] == [1, 3]
     assert dataset[0]["rejected_ids"] == [1, 1, 3]
+
+
+# ---------------------------------------------------------------- TL;DR: posts and annotators
+
+
+def tldr_set(path: Path, rows: Iterable[dict[str, Any]]) -> tuple[str, str]:
+    """Comparisons, and references of the same posts, each spaced in a way of its own."""
+    rows = list(rows)
+    references = [
+        {**row["info"], "post": f" {row['info']['post'].replace(' ', '  ')}\n", "summary": "Cat."} for row in rows
+    ]
+    return write_jsonl(path / "pairs.jsonl", rows), write_jsonl(path / "sft.jsonl", references)
+
+
+def retitled(posts: int, titles: int) -> list[dict[str, Any]]:
+    return [
+        comparison(info={"subreddit": f"r{t % 2}", "title": f"Title {t}", "post": f"My cat number {p} sleeps."})
+        for p in range(posts)
+        for t in range(titles)
+    ]
+
+
+def test_no_post_crosses_splits_under_whatever_title(tmp_path: Path) -> None:
+    pairs, references = tldr_set(tmp_path, retitled(40, 4))
+    config = DataConfig(kind="tldr", path=pairs, sft_path=references, valid_fraction=0.2, test_fraction=0.3)
+    loaded = load(config, 0, tmp_path)
+    by_post: dict[str, set[str]] = {}
+    by_prompt: dict[str, set[str]] = {}
+    for row in [*loaded.preferences, *loaded.references]:
+        post = row["prompt"].split("POST:")[1].split()[3]
+        by_post.setdefault(post, set()).add(row["split"])
+        by_prompt.setdefault(post, set()).add(split_of(row["prompt"], config, 0))
+    assert len(by_post) == 40
+    assert all(len(splits) == 1 for splits in by_post.values())
+    assert set.union(*by_post.values()) == {"train", "valid", "test"}
+    assert any(len(splits) > 1 for splits in by_prompt.values()), "prompts alone would not have kept them apart"
+
+
+def test_confidence_and_worker_are_kept_and_none_where_there_is_none(tmp_path: Path) -> None:
+    extras: list[dict[str, Any]] = [
+        {"extra": {"confidence": 7}, "worker": "ann"},
+        {"extra": {"confidence": None}, "worker": "bob"},
+        {"extra": {}},
+        {"extra": None, "worker": None},
+        {},
+    ]
+    pairs, references = tldr_set(tmp_path, [comparison(**extra) for extra in extras])
+    loaded = load(DataConfig(kind="tldr", path=pairs, sft_path=references), 0, tmp_path)
+    assert loaded.preferences["confidence"][:] == [7.0, None, None, None, None]
+    assert loaded.preferences["worker"][:] == ["ann", "bob", None, None, None]
+    assert loaded.dropped["preferences"] == {}, "a pair without a confidence is a pair"
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"extra": {"confidence": "7"}}, "'confidence' must be a finite number, got '7'"),
+        ({"extra": {"confidence": float("nan")}}, "'confidence' must be a finite number, got nan"),
+        ({"extra": {"confidence": True}}, "'confidence' must be a finite number, got True"),
+        ({"extra": [7]}, r"'extra' must be of type dict, got list: \[7\]"),
+        ({"worker": 3}, "'worker' must be of type str, got int: 3"),
+    ],
+)
+def test_annotations_of_another_type_are_named(change: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=f"^here: {message}$"):
+        tldr_pair(comparison(**change), "here", TEMPLATE)
+
+
+@pytest.mark.parametrize("empty", [0, 1])
+def test_an_empty_summary_is_counted_whichever_side_is_chosen(empty: int) -> None:
+    summaries = [{"text": " " if i == empty else "Cat."} for i in range(2)]
+    for choice in (0, 1):
+        row = comparison(summaries=summaries, choice=choice)
+        assert tldr_pair(row, "here", TEMPLATE) == Drop("empty completion")
+
+
+# ---------------------------------------------------------------- TRL-style sets: text
+
+
+def pair_of(row: Row | Drop) -> tuple[str, str, str]:
+    assert isinstance(row, dict)
+    return row["prompt"], row["chosen"], row["rejected"]
+
+
+def test_text_stays_as_written() -> None:
+    row = {"prompt": "Sky?\n", "chosen": " It is\nblue. ", "rejected": "Green"}
+    assert pair_of(preference_pair(row, "here", plain_chat)) == ("Sky?\n", " It is\nblue. ", "Green")
+
+
+def test_without_a_prompt_it_is_what_both_begin_with_in_whole_words() -> None:
+    row = {"chosen": "The sky is blue.", "rejected": "The sky is black."}
+    for without in (row, {**row, "prompt": None}):
+        assert pair_of(preference_pair(without, "here", plain_chat)) == ("The sky is", " blue.", " black.")
+    # Not "The sky is bl", which both begin with too.
+    longer = {"chosen": "The sky is", "rejected": "The sky is blue."}
+    assert pair_of(preference_pair(longer, "here", plain_chat)) == ("The sky", " is", " is blue.")
+
+
+def test_without_a_prompt_dialogues_are_split_at_a_turn() -> None:
+    row = {"chosen": dialogue("Hi", "I think yes"), "rejected": dialogue("Hi", "I think no")}
+    assert pair_of(preference_pair(row, "here", plain_chat)) == pair_of(hh_pair(row, "here"))
+    assert pair_of(preference_pair(row, "here", plain_chat))[1] == " I think yes"
+
+
+# ---------------------------------------------------------------- TRL-style sets: messages
+
+SYSTEM = {"role": "system", "content": "Be kind."}
+ASK = {"role": "user", "content": "Sky?"}
+BLUE, GREEN = ({"role": "assistant", "content": content} for content in ("Blue.", "Green."))
+
+
+@pytest.mark.parametrize(
+    ("row", "context"),
+    [
+        ({"prompt": [ASK], "chosen": [BLUE], "rejected": [GREEN]}, [ASK]),
+        ({"prompt": "Sky?", "chosen": [BLUE], "rejected": [GREEN]}, [ASK]),
+        ({"prompt": [ASK], "chosen": "Blue.", "rejected": "Green."}, [ASK]),
+        ({"chosen": [ASK, BLUE], "rejected": [ASK, GREEN]}, [ASK]),
+        ({"prompt": None, "chosen": [ASK, BLUE], "rejected": [ASK, GREEN]}, [ASK]),
+        ({"prompt": "Sky?", "chosen": [ASK, BLUE], "rejected": [ASK, GREEN]}, [ASK]),
+        ({"prompt": [ASK], "chosen": [ASK, BLUE], "rejected": [ASK, GREEN]}, [ASK]),
+        ({"prompt": "Sky?", "chosen": [SYSTEM, ASK, BLUE], "rejected": [SYSTEM, ASK, GREEN]}, [SYSTEM, ASK]),
+        ({"prompt": [SYSTEM, ASK], "chosen": [BLUE], "rejected": [GREEN]}, [SYSTEM, ASK]),
+        ({"chosen": [ASK, BLUE, ASK, BLUE], "rejected": [ASK, BLUE, ASK, GREEN]}, [ASK, BLUE, ASK]),
+        ({"prompt": [ASK], "chosen": [BLUE, ASK, BLUE], "rejected": [BLUE, ASK, GREEN]}, [ASK, BLUE, ASK]),
+    ],
+)
+def test_the_prompt_is_every_message_before_the_replies_wherever_it_stands(
+    row: dict[str, Any], context: list[Message]
+) -> None:
+    text = plain_chat(context, BLUE, "here")[0]
+    assert pair_of(preference_pair(row, "here", plain_chat)) == (text, "Blue.", "Green.")
+
+
+EMPTY = {"role": "assistant", "content": " "}
+
+
+@pytest.mark.parametrize(
+    ("row", "reason"),
+    [
+        ({"prompt": "Sky?", "chosen": "Blue.", "rejected": " Blue. "}, "identical completions"),
+        ({"prompt": "Sky?", "chosen": " ", "rejected": "Blue."}, "empty completion"),
+        ({"prompt": " ", "chosen": "Green.", "rejected": "Blue."}, "empty prompt"),
+        ({"chosen": "Green.", "rejected": "Blue."}, "empty prompt"),
+        ({"prompt": [ASK], "chosen": [BLUE], "rejected": [BLUE]}, "identical completions"),
+        (
+            {"prompt": [ASK], "chosen": [BLUE], "rejected": [{**BLUE, "content": " Blue. "}]},
+            "identical completions",
+        ),
+        ({"prompt": [ASK], "chosen": [], "rejected": [BLUE]}, "empty completion"),
+        ({"prompt": [ASK], "chosen": [BLUE], "rejected": [EMPTY]}, "empty completion"),
+        ({"chosen": [ASK], "rejected": [ASK, BLUE]}, "empty completion"),
+        ({"chosen": [BLUE], "rejected": [GREEN]}, "empty prompt"),
+        (
+            {"chosen": [ASK, BLUE, ASK, BLUE], "rejected": [ASK, GREEN, ASK, BLUE]},
+            "differs by more than one final reply",
+        ),
+        ({"chosen": [ASK, BLUE, ASK, BLUE], "rejected": [ASK, BLUE]}, "differs by more than one final reply"),
+        ({"prompt": [ASK], "chosen": [ASK], "rejected": [SYSTEM]}, "differs by more than one final reply"),
+    ],
+)
+def test_what_is_no_comparison_is_dropped_with_its_reason(row: dict[str, Any], reason: str) -> None:
+    assert preference_pair(row, "here", plain_chat) == Drop(reason)
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        ({"prompt": "Sky?", "chosen": "Blue."}, r"column 'rejected' is missing, there are \['chosen', 'prompt'\]"),
+        ({"prompt": "Sky?", "choosen": "a", "rejected": "b"}, "column 'chosen' is missing, .* is 'choosen' meant"),
+        ({"prompt": 3, "chosen": "a", "rejected": "b"}, "'prompt' must be of type str, got int: 3"),
+        ({"prompt": "Sky?", "chosen": [BLUE], "rejected": "b"}, "'chosen' and 'rejected' must both be text or both be"),
+        ({"prompt": "Sky?", "chosen": ["a"], "rejected": [BLUE]}, "chosen: an object with 'role' is needed, got str"),
+        (
+            {"prompt": "Sky?", "chosen": [{"role": "assistant"}], "rejected": [BLUE]},
+            r"chosen: column 'content' is missing, there are \['role'\]",
+        ),
+        (
+            {"prompt": "Sky?", "chosen": [{**BLUE, "content": None}], "rejected": [BLUE]},
+            "chosen: 'content' must be of type str, got NoneType",
+        ),
+        (
+            {"prompt": "Sea?", "chosen": [ASK, BLUE], "rejected": [ASK, GREEN]},
+            "'chosen' and 'rejected' begin with messages that are not those of 'prompt'",
+        ),
+        (
+            {"prompt": "Sky?", "chosen": "a", "rejected": "b", "confidence": "low"},
+            "'confidence' must be a finite number",
+        ),
+    ],
+)
+def test_a_row_that_cannot_be_read_is_named(row: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=f"^here(: |, ){message}"):
+        preference_pair(row, "here", plain_chat)
+
+
+CHATML = (
+    "{% for m in messages %}<|{{ m.role }}|>{{ m.content }}{{ eos_token }}\n{% endfor %}"
+    "{% if add_generation_prompt %}<|assistant|>{% endif %}"
+)
+
+
+def chat_tokenizer(template: str | None) -> PreTrainedTokenizerBase:
+    tokenizer = load_tokenizer("scratch:tiny", ["Sky? Blue. Green. system user assistant Be kind."] * 9, False)
+    tokenizer.chat_template = template
+    return tokenizer
+
+
+def test_the_chat_template_writes_prompt_and_completion(tmp_path: Path) -> None:
+    """The ids are those of the template's own conversation, up to the end of the reply."""
+    tokenizer = chat_tokenizer(CHATML)
+    rows = [
+        {"prompt": [SYSTEM, {**ASK, "content": f"Sky {i}?"}], "chosen": [BLUE], "rejected": [GREEN]} for i in range(30)
+    ]
+    config = DataConfig(
+        kind="preferences", path=write_jsonl(tmp_path / "p.jsonl", rows), valid_fraction=0.2, test_fraction=0.2
+    )
+    loaded = load(config, 0, tmp_path, render=chat_renderer(tokenizer, "tiny"))
+    dataset, _ = tokenise(loaded.preferences, tokenizer, config, tmp_path / "ids.arrow")
+    assert len(dataset) == 30
+    for row, made in zip(rows, dataset, strict=True):
+        for side in ("chosen", "rejected"):
+            whole = tokenizer.apply_chat_template([*row["prompt"], *row[side]], tokenize=False)
+            ids = [*made["prompt_ids"], *made[f"{side}_ids"]]
+            assert tokenizer.decode(ids) == whole.rstrip()
+            assert ids[-1] == tokenizer.eos_token_id
+            assert made[f"{side}_ids"].count(tokenizer.eos_token_id) == 1
+    # The references are the chosen completions, with the same prompts.
+    assert loaded.references["prompt"][:] == loaded.preferences["prompt"][:]
+
+
+@pytest.mark.parametrize(
+    ("template", "message"),
+    [
+        (None, r"there are messages, and model 'tiny' has no chat template .*; give a model that has one, or prompt"),
+        ("{{ raise_exception('roles must alternate') }}", "the chat template of model 'tiny' refuses .*: roles must"),
+        (
+            "{{ messages | length }}: {{ messages[0].content }}",
+            "the chat template of model 'tiny' writes a prompt other",
+        ),
+    ],
+)
+def test_a_template_that_cannot_write_the_messages_is_refused(template: str | None, message: str) -> None:
+    render = chat_renderer(chat_tokenizer(template), "tiny")
+    with pytest.raises(ValueError, match=f"^line 3: {message}"):
+        preference_pair({"prompt": [ASK], "chosen": [BLUE], "rejected": [GREEN]}, "line 3", render)
+    text = {"prompt": "Sky?", "chosen": "Blue.", "rejected": "Green."}
+    assert pair_of(preference_pair(text, "line 3", render)) == tuple(text.values()), "text needs no template"
+
+
+def test_without_a_tokenizer_there_is_no_template() -> None:
+    with pytest.raises(ValueError, match=r"here: there are messages, and model 'scratch:tiny' has no chat template"):
+        chat_renderer(None, "scratch:tiny")([ASK], BLUE, "here")
+
+
+def test_beginning_and_end_of_text_are_there_once(tmp_path: Path) -> None:
+    """A tokenizer that adds a beginning-of-text, and texts that have it and the end already."""
+    plain = Tokenizer(models.WordLevel({"<s>": 0, "</s>": 1, "a": 2, "b": 3, "c": 4}, unk_token="c"))
+    plain.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    plain.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 0)])
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=plain, bos_token="<s>", eos_token="</s>", pad_token="</s>")
+    assert tokenizer("<s> a")["input_ids"] == [0, 0, 2]
+    rows = [
+        {"id": split, "prompt": prompt, "chosen": chosen, "rejected": "c", "split": split}
+        for split, prompt, chosen in (("train", "<s> a", "b </s>"), ("valid", "a", "b"), ("test", "a", "b"))
+    ]
+    dataset, _ = tokenise(Dataset.from_list(rows), tokenizer, DataConfig(), tmp_path / "ids.arrow")
+    assert dataset["prompt_ids"][:] == [[0, 2]] * 3
+    assert dataset["chosen_ids"][:] == [[3, 1]] * 3
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"prompt": "\n\nuser: Sky?", "completion": "Blue."},
+        {"prompt": [ASK], "completion": [BLUE]},
+        {"prompt": "Sky?", "completion": [BLUE]},
+        {"prompt": [ASK], "completion": "Blue."},
+        {"messages": [ASK, BLUE]},
+    ],
+)
+def test_references_of_their_own_are_read_as_text_or_messages(row: dict[str, Any], tmp_path: Path) -> None:
+    pairs = write_jsonl(tmp_path / "p.jsonl", [{"prompt": "Sky?", "chosen": "Blue.", "rejected": "Green."}])
+    bad: list[dict[str, Any]] = [
+        {"messages": [ASK]},
+        {"prompt": "Sky?", "completion": " "},
+        {"prompt": " ", "completion": "a"},
+        {"messages": [BLUE]},
+    ]
+    references = write_jsonl(tmp_path / "r.jsonl", [row, *bad])
+    loaded = load(DataConfig(kind="preferences", path=pairs, sft_path=references), 0, tmp_path)
+    (one,) = loaded.references
+    assert (one["prompt"], one["completion"]) == ("\n\nuser: Sky?", "Blue.")
+    counted = {"no reply at the end": 1, "empty completion": 1, "empty prompt": 2}
+    assert loaded.dropped == {"preferences": {}, "references": counted}
+
+
+# ---------------------------------------------------------------- TRL-style sets: rewards
+
+LISTS = {"chosen_rewards": [1.0, 3.0], "rejected_rewards": [0.5, 0.0]}
+
+
+@pytest.mark.parametrize(
+    ("row", "chosen", "rejected"),
+    [
+        ({"score_chosen": 2, "score_rejected": 0.5}, [2.0], [0.5]),
+        ({"chosen_reward": 2.0, "rejected_reward": 0.5}, [2.0], [0.5]),
+        ({"margin": -1.5}, [-1.5], [0.0]),
+        ({"margin": -1.5, "score_chosen": 1.0, "score_rejected": 2.5}, [1.0], [2.5]),
+        (LISTS, [2.0, 1.0, 3.0], [0.25, 0.5, 0.0]),
+        ({**LISTS, "score_chosen": 9.0, "score_rejected": 8.0}, [9.0, 1.0, 3.0], [8.0, 0.5, 0.0]),
+        ({**LISTS, "margin": None}, [2.0, 1.0, 3.0], [0.25, 0.5, 0.0]),
+        ({"chosen_rewards": [4.0], "rejected_rewards": [1.0]}, [4.0], [1.0]),
+    ],
+)
+def test_given_rewards_are_the_one_and_then_the_members(
+    row: dict[str, Any], chosen: list[float], rejected: list[float]
+) -> None:
+    assert given_rewards(row, "here") == {"chosen_rewards": chosen, "rejected_rewards": rejected}
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        ({"prompt": "a"}, r"data.rewards is 'given', but the row has none: .*; there are \['prompt'\]"),
+        ({"chosen_rewards": [], "rejected_rewards": []}, "data.rewards is 'given', but the row has none"),
+        ({"score_chosen": 1.0}, "'score_rejected' must be a finite number, got None"),
+        ({"score_chosen": 1.0, "score_rejected": float("nan")}, "'score_rejected' must be a finite number, got nan"),
+        ({"chosen_reward": "1", "rejected_reward": 0.0}, "'chosen_reward' must be a finite number, got '1'"),
+        ({"margin": float("inf")}, "'margin' must be a finite number, got inf"),
+        ({"chosen_rewards": [1.0, 2.0]}, "column 'rejected_rewards' is missing"),
+        ({**LISTS, "rejected_rewards": 1.0}, "'rejected_rewards' must be of type list, got float"),
+        ({**LISTS, "rejected_rewards": [1.0, None]}, "'rejected_rewards' must be a finite number, got None"),
+        (
+            {**LISTS, "rejected_rewards": [1.0]},
+            "chosen_rewards and rejected_rewards must be of one length, got 2 and 1",
+        ),
+        (
+            {"margin": 1.0, "score_chosen": 1.0, "score_rejected": 2.5},
+            "the reward margins contradict each other: {'score_chosen - score_rejected': -1.5, 'margin': 1.0}",
+        ),
+    ],
+)
+def test_a_missing_or_contradictory_reward_is_named(row: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=f"^here: {message}"):
+        given_rewards(row, "here")
+
+
+def test_every_row_has_as_many_rewards_as_the_first(tmp_path: Path) -> None:
+    text = {"prompt": "Sky?", "chosen": "Blue.", "rejected": "Green."}
+    rows = [{**text, **LISTS}, {**text, "margin": 1.0}]
+    config = DataConfig(kind="preferences", path=write_jsonl(tmp_path / "p.jsonl", rows), rewards="given")
+    with pytest.raises(ValueError, match=r"p.jsonl, line 2: 0 rewards in an ensemble's lists, 2 in the rows before"):
+        load(config, 0, folder(tmp_path, "given"))
+    loaded = load(replace(config, rewards="models"), 0, folder(tmp_path, "models"))
+    assert len(loaded.preferences) == 2, "rewards that are not asked for are not read"
+    assert "chosen_rewards" not in loaded.preferences.column_names
+
+
+# ---------------------------------------------------------------- on disk
+
+
+def test_sets_stay_on_disk(tmp_path: Path, tokenizer: PreTrainedTokenizerBase) -> None:
+    config = DataConfig(kind="hh", path=many(tmp_path / "hh.jsonl"), valid_fraction=0.2, test_fraction=0.2, limit=150)
+    loaded = load(config, 0, tmp_path)
+    dataset, _ = tokenise(loaded.preferences, tokenizer, config, tmp_path / "ids.arrow")
+    for mapped in (loaded.preferences, loaded.references, dataset):
+        assert [Path(file["filename"]).parent for file in mapped.cache_files] == [tmp_path]
+    assert Dataset.from_list([{"a": 1}]).cache_files == [], "what is in memory has no file"
+
+
+def test_parquet_is_read_in_batches_and_rows_are_numbered_through(tmp_path: Path) -> None:
+    path = tmp_path / "rows.parquet"
+    Dataset.from_dict({"a": list(range(BATCH + 5))}).to_parquet(str(path))
+    rows = list(read_rows(str(path)))
+    assert rows[-1] == (f"{path}, row {BATCH + 4}", {"a": BATCH + 4})
+    assert [row["a"] for _, row in rows] == list(range(BATCH + 5))
+
+
+@pytest.mark.parametrize("suffix", SUFFIXES)
+def test_rows_that_are_written_are_read_again(suffix: str, tmp_path: Path) -> None:
+    rows: list[Row] = [
+        {"prompt": "é\n", "chosen": [BLUE], "rewards": [0.1, -1e-300]},
+        {"prompt": "", "chosen": [], "rewards": []},
+    ]
+    path = tmp_path / f"rows{suffix}"
+    write_rows(path, iter(rows))
+    assert [row for _, row in read_rows(str(path))] == rows
+    before = path.read_bytes()
+    write_rows(path, rows)
+    assert path.read_bytes() == before
+
+    def broken() -> Iterator[Row]:
+        yield rows[1]
+        raise RuntimeError("no more")
+
+    with pytest.raises(RuntimeError, match="no more"):
+        write_rows(path, broken())
+    assert path.read_bytes() == before
+    assert list(tmp_path.iterdir()) == [path], "nothing half-written is left"
+
+
+def test_rows_are_not_written_to_another_type_of_file(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"rows.csv: a file of type .jsonl, .jsonl.gz, .parquet is needed"):
+        write_rows(tmp_path / "rows.csv", [])
+
+
+def test_the_schema_is_told_by_the_columns() -> None:
+    assert pair_of(any_pair(comparison(), "here"))[1] == " Cat sleeps."
+    assert pair_of(any_pair({"chosen": dialogue("Hi", "A"), "rejected": dialogue("Hi", "B")}, "here"))[1] == " A"
+    assert pair_of(any_pair({"prompt": "Hi", "chosen": [BLUE], "rejected": [GREEN]}, "here"))[1] == "Blue."
+    with pytest.raises(ValueError, match=r"here: column 'chosen' is missing, there are \['text'\]"):
+        any_pair({"text": "a"}, "here")
