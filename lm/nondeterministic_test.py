@@ -108,10 +108,8 @@ def test_wins_are_of_the_samples(done: Done) -> None:
     pipeline, report = done
     where = {"split": "lc_le", "domain": "out_of_domain", "temperature": 0.5}
     run = of_split(pipeline, "lc_le")
-    rows = {
-        n: [r for _, r in read_jsonl(judged(run, n, *list(where.values())[1:]).path / "samples.jsonl")]
-        for n in ("dpo", "drdo")
-    }  # type: ignore[arg-type]
+    made = {name: judged(run, name, "out_of_domain", 0.5) for name in ("dpo", "drdo")}
+    rows = {name: [row for _, row in read_jsonl(one.path / "samples.jsonl")] for name, one in made.items()}
     for judge, column in (("oracle", "oracle_reward"), ("utility", "utility")):
         (win,) = [w for w in report["wins"] if w | where | {"policy": "drdo", "against": "dpo", "judge": judge} == w]
         difference = [a[column] - b[column] for a, b in zip(rows["drdo"], rows["dpo"], strict=True)]
@@ -184,13 +182,14 @@ def test_what_cannot_be_asked_out_of_domain(done: Done, tmp_path: Path) -> None:
         ValueError, match=r"news.jsonl, line 1: a column 'article' of text is needed, there are \['artcle'\]"
     ):
         out_of_domain(outside(done[0], path=path))
-    for wrong, message in (
+    wrongs: list[tuple[dict[str, Any], str]] = [
         ({"prompt_template": "{post}"}, "prompt_template must be a text with {article} once, got '{post}'"),
         ({"events": (9, 7)}, "events must be fewest and most, between 1 and 16"),
         ({"prompts": 0}, "prompts must be > 0, got 0"),
-    ):
+    ]
+    for wrong, message in wrongs:
         with pytest.raises(ValueError, match=message):
-            OutOfDomainConfig(**wrong)  # type: ignore[arg-type]
+            OutOfDomainConfig(**wrong)
     for temperatures in ([], [0.0], [1.0, 1.0]):
         with pytest.raises(ValueError, match="temperatures must be one or more, each > 0, none twice"):
             EvaluationConfig(temperatures=temperatures)

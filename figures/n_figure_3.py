@@ -1,0 +1,63 @@
+"""N-Figure 3: win rates by sampling temperature, by training split, in and out of domain."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from figures.grid import LOOKS
+from figures.nondeterministic import SPLITS, data_of, domains_of, title_of
+from figures.style import BLACK, caption
+
+RESULTS = "nondeterministic.json"
+
+_JUDGES = {"oracle": "oracle", "utility": "true utility"}
+_OFFSET = 0.006
+"""Between lines that share a temperature, so that their bars can be told apart."""
+
+
+def draw(results: dict[str, Any]) -> Figure:
+    """A column a split, a row a domain and judge, a line a pair of policies."""
+    first, *others = results["methods"]
+    pairs = [(name, first) for name in others] + list(zip(others[1:], others[:-1], strict=True))
+    judges = [judge for judge in _JUDGES if any(win["judge"] == judge for win in results["wins"])]
+    rows = [(domain, judge) for domain in domains_of(results) for judge in judges]
+    figure = Figure(figsize=(7.4, 1.45 * len(rows) + 1.3))
+    axes = figure.subplots(len(rows), len(SPLITS), sharex=True, sharey=True, squeeze=False)
+    for line, (domain, judge) in zip(axes, rows, strict=True):
+        for axis, split in zip(line, SPLITS, strict=True):
+            axis.axhline(0.5, color="0.6", linewidth=0.8, zorder=0)
+            for number, (policy, against) in enumerate(pairs):
+                key = {"split": split, "domain": domain, "judge": judge, "policy": policy, "against": against}
+                wins = sorted((win for win in results["wins"] if win | key == win), key=lambda win: win["temperature"])
+                rate = np.array([win["rate"] for win in wins])
+                low, high = np.array([win["ci"] for win in wins]).T
+                look = LOOKS[policy].line if against == first else {"color": BLACK, "linestyle": ":", "marker": "x"}
+                axis.errorbar(
+                    np.array([win["temperature"] for win in wins]) + _OFFSET * (number - 1),
+                    rate,
+                    yerr=[rate - low, high - rate],
+                    label=f"{LOOKS[policy].title} against {LOOKS[against].title}",
+                    capsize=1.5,
+                    elinewidth=0.8,
+                    **{"markersize": 4, **look},
+                )
+        line[0].set_ylabel(f"{domains_of(results)[domain]},\nby {_JUDGES[judge]}")
+    for axis, split in zip(axes[0], SPLITS, strict=True):
+        axis.set_title(title_of(results, split))
+    for axis in axes[-1]:
+        axis.set_xlabel("sampling temperature")
+        axis.set_xticks(results["temperatures"])
+    figure.legend(
+        *axes[0, 0].get_legend_handles_labels(), loc="outside upper center", ncols=len(pairs), handlelength=3.5
+    )
+    counts = {win["domain"]: win["n"] for win in results["wins"]}
+    prompts = " and ".join(f"{counts[domain]} {title}" for domain, title in domains_of(results).items())
+    caption(
+        figure,
+        f"Win rate: wins plus half the ties, of {prompts}; bars: {results['confidence']:.0%} bootstrap intervals over "
+        f"prompts, not over training runs. The oracle is trained in domain. {data_of(results)}",
+    )
+    return figure

@@ -1,0 +1,43 @@
+"""N-Figure 4: histograms of the advantage over pi_ref, by method, training split and domain."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from matplotlib.figure import Figure
+
+from figures.grid import LOOKS
+from figures.nondeterministic import SPLITS, data_of, domains_of, title_of
+from figures.style import caption
+
+RESULTS = "nondeterministic.json"
+
+
+def draw(results: dict[str, Any]) -> Figure:
+    """A column a split, a row a domain; an outline a method, its mean a line of the same look."""
+    histograms, domains = results["histograms"], domains_of(results)
+    figure = Figure(figsize=(7.4, 1.9 * len(domains) + 1.2))
+    axes = figure.subplots(len(domains), len(SPLITS), sharex=True, sharey="row", squeeze=False)
+    for line, domain in zip(axes, domains, strict=True):
+        for axis, split in zip(line, SPLITS, strict=True):
+            for row in histograms["counts"]:
+                if (row["split"], row["domain"]) != (split, domain):
+                    continue
+                look = LOOKS[row["policy"]]
+                shown = {"color": look.colour, "linestyle": look.dashes}
+                share = [count / sum(row["counts"]) for count in row["counts"]]
+                label = f"{look.title} (mean {row['mean']:+.2f})"
+                axis.stairs(share, histograms["edges"], linewidth=1.2, label=label, **shown)
+                axis.axvline(row["mean"], linewidth=0.9, **shown)
+            axis.legend(fontsize=5.5, loc="upper left", handlelength=2.5)
+        line[0].set_ylabel(f"share of {domains[domain]}")
+    for axis, split in zip(axes[0], SPLITS, strict=True):
+        axis.set_title(title_of(results, split))
+    for axis in axes[-1]:
+        axis.set_xlabel("oracle reward less SFT's")
+    caption(
+        figure,
+        f"Oracle reward of a sample less that of SFT's for the same prompt, temperature {histograms['temperature']:g}; "
+        f"the outermost bins hold what is beyond them; vertical lines: means. {data_of(results)}",
+    )
+    return figure

@@ -1,0 +1,38 @@
+"""What the figures of `python -m lm.nondeterministic` share: its splits and domains, and who they are about."""
+
+from __future__ import annotations
+
+from typing import Any
+
+RESULTS = "nondeterministic.json"
+SPLITS = {
+    "all": r"$\mathcal{D}_{all}$",
+    "hc_he": r"$\mathcal{D}_{hc,he}$",
+    "lc_le": r"$\mathcal{D}_{lc,le}$",
+}
+"""By their names in configs."""
+
+
+def domains_of(results: dict[str, Any]) -> dict[str, str]:
+    """By their names in results: the study may have had no prompts out of domain."""
+    titles = {"in_domain": "test prompts"}
+    return titles if results["out_of_domain"] is None else {**titles, "out_of_domain": "out of domain"}
+
+
+def title_of(results: dict[str, Any], split: str) -> str:
+    """The split with its number of training pairs."""
+    return f"{SPLITS[split]}, {results['splits'][split]['pairs']['pairs']:,} pairs"
+
+
+def data_of(results: dict[str, Any]) -> str:
+    """For captions: which data, and how far from [N]'s."""
+    seed = results["provenance"]["seed"]
+    if results["world"] is None:
+        data, labels = results["config"]["data"], {"given": "its own", "oracle": "the oracle's"}[results["labels"]]
+        return f"{data['kind']} ({data['path']}), one seed ({seed}), {labels} labels."
+    low, high = results["out_of_domain"]["events"]
+    return (
+        f"Embedded world (synthetic, ours), a small policy from random weights, one seed ({seed}), annotators' labels; "
+        f"out of domain: posts of {low} to {high} events, trained on at most {results['world']['max_events']}. "
+        "[N] has TL;DR, large policies, CNN/DailyMail and an LLM judge."
+    )
