@@ -24,12 +24,12 @@ CONFIGS = Path(__file__).parent / "configs"
 USER_ERRORS = (ValueError, TypeError, FileNotFoundError, FloatingPointError, CorruptArtifact, MissingArtifact)
 
 
-def parser_of(command: str, description: str) -> ArgumentParser:
+def parser_of(command: str, description: str, preset: str = "demo.yaml") -> ArgumentParser:
     """All fields of :class:`lm.config.Config` as dotted options, plus --config, --print_config and --debug."""
     parser = ArgumentParser(
         prog=f"python -m {command}",
         usage="%(prog)s [--config FILE] [--OPTION VALUE ...]",  # the generated one hides an error under 90 lines
-        description=f"{description} Without --config, the preset demo.yaml (the embedded world) is used; other presets "
+        description=f"{description} Without --config, the preset {preset} (the embedded world) is used; other presets "
         f"are in {CONFIGS}.",
     )
     parser.add_argument("--config", action="config", help="YAML file with options; later ones and options win.")
@@ -38,12 +38,12 @@ def parser_of(command: str, description: str) -> ArgumentParser:
     return parser
 
 
-def parse(command: str, description: str, arguments: Sequence[str]) -> tuple[Config, str]:
+def parse(command: str, description: str, arguments: Sequence[str], preset: str = "demo.yaml") -> tuple[Config, str]:
     """(config, resolved YAML). Leaves with status 2 and a message where an option is unknown or of the wrong type;
     raises ValueError where its value is out of range."""
-    parser = parser_of(command, description)
+    parser = parser_of(command, description, preset)
     if not any(argument == "--config" or argument.startswith("--config=") for argument in arguments):
-        arguments = ["--config", str(CONFIGS / "demo.yaml"), *arguments]
+        arguments = ["--config", str(CONFIGS / preset), *arguments]
     options = parser.parse_args(list(arguments))
     resolved = parser.dump(options, skip_unset=False)
     fields = vars(parser.instantiate(options))
@@ -57,6 +57,7 @@ def run(
     *,
     read_only: frozenset[str] = frozenset(),
     shared: bool = False,
+    preset: str = "demo.yaml",
     arguments: Sequence[str] | None = None,
 ) -> int:
     """Runs a command's action on the pipeline of its options; returns the exit status.
@@ -66,6 +67,7 @@ def run(
         action: what to do.
         read_only: stages that the command never computes.
         shared: other commands may work in the same folder, on other artifacts, and it is theirs to say who makes what.
+        preset: the config that is used without --config.
         arguments: the command line without the program; sys.argv's by default.
     """
     description = (sys.modules["__main__"].__doc__ or "").strip().split("\n")[0]
@@ -73,7 +75,7 @@ def run(
     if arguments is None:
         arguments = sys.argv[1:]
     try:
-        config, resolved = parse(command, description, arguments)
+        config, resolved = parse(command, description, arguments, preset)
         with only_run_in(Path(config.output_dir), shared=shared):
             if not shared:  # several configs, one folder
                 write_text(Path(config.output_dir) / "config.yaml", resolved)

@@ -17,6 +17,7 @@ from lm.pipeline import Pipeline
 
 WITH_OPTIONS_OF_THEIR_OWN = ["__main__", "bench", "card", "diagnose", "exact"]
 COMMANDS = ["prepare", "sft", "oracle", "relabel", "bias", "reward", "score", "policy", "train", "evaluate"]
+COMMANDS += ["nondeterministic"]
 
 
 def config_of(*arguments: str) -> Config:
@@ -129,7 +130,7 @@ def test_a_run_writes_its_resolved_config(tmp_path: Path) -> None:
         (["--policy.learning_rate", "0"], "TrainingConfig.learning_rate must be > 0, got 0"),
         (["--policy.warmup_fraction", "2"], "TrainingConfig.warmup_fraction must be between 0 and 1, got 2"),
         (["--data.valid_fraction", "0.5", "--data.test_fraction", "0.5"], "must leave a training split"),
-        (["--data.path", "x.jsonl"], 'path, sft_path and subset go with kinds other than "world", got \'x.jsonl\''),
+        (["--data.path", "x.jsonl"], "path, sft_path and subset go with kinds other than \"world\", got 'x.jsonl'"),
         (["--data.kind", "hh"], 'DataConfig.path is needed for kind "hh"'),
         (["--data.kind", "tldr", "--data.path", "x.jsonl"], 'sft_path is needed for kind "tldr"'),
         (["--data.prompt_template", "TL;DR:"], "prompt_template must have {post} once, .* got 'TL;DR:'"),

@@ -25,7 +25,7 @@ from rich.table import Table
 
 from lm import world
 from lm.artifacts import Artifact, provenance
-from lm.cli import CONFIGS, run
+from lm.cli import run
 from lm.confidence import Pairs
 from lm.data import read_rows, tldr_prompt
 from lm.evaluate import (
@@ -341,13 +341,5 @@ def report(pipeline: Pipeline) -> None:
     print(f"written: {', '.join(map(str, written))}", file=sys.stderr)
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """The command; without --config, the preset nondeterministic_world.yaml."""
-    arguments = list(sys.argv[1:] if arguments is None else arguments)
-    if not any(argument == "--config" or argument.startswith("--config=") for argument in arguments):
-        arguments = ["--config", str(CONFIGS / "nondeterministic_world.yaml"), *arguments]
-    return run("lm.nondeterministic", report, arguments=arguments)
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run("lm.nondeterministic", report, preset="nondeterministic_world.yaml"))

@@ -27,7 +27,7 @@ from lm.config import (
 from lm.io import read_jsonl
 from lm.logprobs import CompletionModel
 from lm.models import SCRATCH
-from lm.nondeterministic import SPLITS, _split_report, focal_curves, judged, main, out_of_domain, study
+from lm.nondeterministic import SPLITS, _split_report, focal_curves, judged, out_of_domain, study
 from lm.objectives import DRDO
 from lm.pipeline import Pipeline
 from lm.score import open_policy, score_pairs
@@ -287,11 +287,3 @@ def test_the_curves_are_the_losss(done: Done) -> None:
 
 def test_drdo_is_as_in_the_paper_by_default() -> None:
     assert (DRDO().alpha, DRDO().gamma) == (0.1, 2.0)
-
-
-# ---------------------------------------------------------------- the command
-
-
-def test_the_command_says_what_is_wrong(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["--output_dir", str(tmp_path), "--evaluation.temperatures", "[-1]"]) == 2
-    assert "temperatures must be one or more, each > 0, none twice, got [-1" in capsys.readouterr().err
