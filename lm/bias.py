@@ -259,9 +259,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
+def is_for_any_set(arguments: Sequence[str]) -> bool:
+    """Which of the two commands it is: only this one has a first argument without dashes, or an --out."""
+    names_data = bool(arguments) and not arguments[0].startswith("-")
+    return names_data or any(argument.split("=")[0] == "--out" for argument in arguments)
+
+
 if __name__ == "__main__":
-    # Of the two commands, only the one for any set has a first argument without dashes, or an --out.
-    if any(not a.startswith("-") for a in sys.argv[1:2]) or any(a.split("=")[0] == "--out" for a in sys.argv[1:]):
+    if is_for_any_set(sys.argv[1:]):
         sys.exit(main())
 
     from lm.cli import run
