@@ -26,13 +26,19 @@ def title_of(results: dict[str, Any], split: str) -> str:
 
 def data_of(results: dict[str, Any]) -> str:
     """For captions: which data, and how far from [N]'s."""
-    seed = results["provenance"]["seed"]
+    seed, outside = results["provenance"]["seed"], results["out_of_domain"]
     if results["world"] is None:
         data, labels = results["config"]["data"], {"given": "its own", "oracle": "the oracle's"}[results["labels"]]
-        return f"{data['kind']} ({data['path']}), one seed ({seed}), {labels} labels."
-    low, high = results["out_of_domain"]["events"]
-    return (
-        f"Embedded world (synthetic, ours), a small policy from random weights, one seed ({seed}), annotators' labels; "
-        f"out of domain: posts of {low} to {high} events, trained on at most {results['world']['max_events']}. "
-        "[N] has TL;DR, large policies, CNN/DailyMail and an LLM judge."
-    )
+        text = f"{data['kind']} ({data['path']}), one seed ({seed}), {labels} labels."
+    else:
+        text = (
+            f"Embedded world (synthetic, ours), a small policy from random weights, one seed ({seed}), annotators' "
+            "labels. [N] has TL;DR, large policies, CNN/DailyMail and an LLM judge."
+        )
+    if outside is None:
+        return text
+    if outside["path"] is not None:
+        return f"{text} Out of domain: {outside['path']}."
+    low, high = outside["events"]
+    most = results["world"]["max_events"]
+    return f"{text} Out of domain: posts of {low} to {high} events; none that is trained on has over {most}."
