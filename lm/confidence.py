@@ -57,6 +57,7 @@ def subset(
         raise ValueError(f"pairs must be one of {', '.join(get_args(Pairs))}, got {pairs!r}")
     if pairs == "all":
         return list(range(len(confidences))), {}
+    confidences, chosen_ids, rejected_ids = list(confidences), list(chosen_ids), list(rejected_ids)  # read once
     known = [i for i, confidence in enumerate(confidences) if confidence is not None]
     if not known:
         raise ValueError(
