@@ -76,6 +76,7 @@ def _caption(results: dict[str, Any], prompts: list[int]) -> str:
     )
     return (
         f"{DATA}; judged by the oracle on {counts} test prompts ({seeds_of(results)} together), a tie is an equal "
-        "reward; every method, DPO too, as validation chose it; bold: most wins. The paper's table is for Helpfulness "
-        f"data, far larger policies, and an LLM as the judge; its win/tie/loss: {paper}."
+        "reward; all policies draw with the same random numbers, so those that are alike tie often. Every method, DPO "
+        "too, as validation chose it; bold: most wins. The paper's table is for Helpfulness data, far larger policies, "
+        f"and an LLM as the judge; its win/tie/loss: {paper}."
     )

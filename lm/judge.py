@@ -485,7 +485,8 @@ def table(report: dict[str, Any]) -> Table:
     rows = [(name, other, row) for name, others in report["wins"].items() for other, row in others.items()]
     malformed = any(row.get("malformed") for *_, row in rows)
     for heading in ("policy", "against", *SIGNS, "n", *(["malformed"] if malformed else [])):
-        view.add_column(heading, justify="left" if heading in ("policy", "against") else "right")
+        named = heading in ("policy", "against")  # which may be long paths
+        view.add_column(heading, justify="left" if named else "right", no_wrap=not named, overflow="fold")
     for name, other, row in sorted(rows, key=lambda item: item[1] == BASELINE):
         shares = ["-"] * len(SIGNS)
         if row["n"]:
@@ -549,7 +550,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
             comparisons = comparisons_of(options.sources[0], shown.prompts, column)
         else:
             one, other = options.sources
-            comparisons = [pair_up(str(one), str(other), one, other, shown.prompts, column)]
+            names = [path.parent.name if path.name == "samples.jsonl" else str(path) for path in (one, other)]
+            names = names if names[0] != names[1] else [str(one), str(other)]
+            comparisons = [pair_up(*names, one, other, shown.prompts, column)]
         if judge:
             with Log(options.log or out.with_suffix(".jsonl")) as log:
                 results = by_llm(judge, comparisons, log)

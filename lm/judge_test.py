@@ -450,6 +450,18 @@ def test_one_judge_a_log(tmp_path: Path) -> None:
 # ---------------------------------------------------------------- what is compared
 
 
+def test_artifacts_are_named_by_their_folders(tmp_path: Path) -> None:
+    for folder, texts in (("a/e-dpo-1", OURS), ("a/sft-2", THEIRS), ("b/sft-2", THEIRS)):
+        (tmp_path / folder).mkdir(parents=True)
+        samples(tmp_path / folder, "samples.jsonl", texts)
+    ours, theirs, others = (str(tmp_path / folder / "samples.jsonl") for folder in ("a/e-dpo-1", "a/sft-2", "b/sft-2"))
+    out = tmp_path / "out.json"
+    for one, other, names in ((ours, theirs, ("e-dpo-1", "sft-2")), (theirs, others, (theirs, others))):
+        assert main([one, other, "--judge", "oracle", "--out", str(out)]) == 0
+        ((name, against),) = json.loads(out.read_text())["wins"].items()
+        assert (name, *against) == names
+
+
 def test_a_run_is_judged_against_pi_ref_and_dpo(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     completions = {"sft": THEIRS, "dpo": OURS, "e-dpo": [f"{worth(text) + 1} e" for text in OURS]}
     for name, texts in completions.items():
@@ -461,7 +473,7 @@ def test_a_run_is_judged_against_pi_ref_and_dpo(tmp_path: Path, capsys: pytest.C
     assert {name: set(row) for name, row in report["wins"].items()} == {"dpo": {"sft"}, "e-dpo": {"sft", "dpo"}}
     assert report["wins"]["e-dpo"]["dpo"]["win"] == 1
     assert report["wins"]["dpo"]["sft"]["win"] == 3 / 6
-    assert report["provenance"]["commit"]
+    assert {"versions", "commit", "machine", "date", "seed"} <= set(report["provenance"])
     with Endpoint(fair) as endpoint:
         options = ["--task", "summary", "--model", "m", "--base_url", endpoint.url]
         assert main([str(tmp_path), *options]) == 0
