@@ -219,8 +219,32 @@ def _split_report(pipeline: Pipeline) -> dict[str, Any]:
     return {
         "pairs": pipeline.bias.metrics[MAIN],
         "selection": pipeline.bias.metrics.get("selection"),
+        "focal_weights": _focal_weights(pipeline),
         "reward_models": accuracy,
         "chosen": {name: {"setting": asdict(c.method), "step": c.step, "tried": c.tried} for name, c in chosen.items()},
+    }
+
+
+def _focal_weights(pipeline: Pipeline) -> dict[str, Any]:
+    """DRDO's mean focal weight before training (by pi_ref's log-probs), by which completion is preferred.
+
+    Log-probs are summed and no reference is subtracted, so p_w also compares lengths: `length_correlation` is of
+    log pi_ref(y_w) - log pi_ref(y_l) with the difference in tokens, `longer_above_half` the share with a longer winner
+    among the pairs of a weight over 1/2.
+    """
+    pairs = pipeline.scored_pairs()
+    chosen, rejected = (np.array(pairs[f"ref_{side}_logps"][:]) for side in ("chosen", "rejected"))
+    lengths = ([len(ids) for ids in pairs[f"{side}_ids"][:]] for side in ("chosen", "rejected"))
+    longer = np.subtract(*map(np.array, lengths))
+    weight = losses.focal_weight(chosen, rejected, gamma=pipeline.config.drdo.gamma)
+    groups = {"longer": longer > 0, "shorter": longer < 0, "equal": longer == 0}
+    return {
+        **{
+            name: {"weight": float(weight[rows].mean()) if rows.any() else None, "pairs": int(rows.sum())}
+            for name, rows in groups.items()
+        },
+        "length_correlation": float(np.corrcoef(chosen - rejected, longer)[0, 1]) if longer.any() else None,
+        "longer_above_half": float((longer[weight > 0.5] > 0).mean()) if (weight > 0.5).any() else None,
     }
 
 

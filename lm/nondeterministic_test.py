@@ -104,6 +104,20 @@ def test_every_split_trains_on_its_own_pairs(done: Done) -> None:
         assert sure["lc_le"][f"mean_{what}"] < median < sure["hc_he"][f"mean_{what}"]
 
 
+def test_focal_weights_before_training_are_by_length(done: Done) -> None:
+    pipeline, report = done
+    rows = list(of_split(pipeline, "lc_le").scored_pairs())
+    found = report["splits"]["lc_le"]["focal_weights"]
+    margins = np.array([row["ref_chosen_logps"] - row["ref_rejected_logps"] for row in rows])
+    longer = np.array([len(row["chosen_ids"]) - len(row["rejected_ids"]) for row in rows])
+    weights = (1 / (1 + np.exp(margins))) ** 2
+    assert found["longer"] == pytest.approx({"weight": weights[longer > 0].mean(), "pairs": (longer > 0).sum()})
+    assert sum(found[name]["pairs"] for name in ("longer", "shorter", "equal")) == len(rows)
+    assert found["length_correlation"] == pytest.approx(np.corrcoef(margins, longer)[0, 1])
+    assert found["longer_above_half"] == pytest.approx((longer[weights > 0.5] > 0).mean())
+    assert found["length_correlation"] < -0.5, "an almost untrained model: a token more is a few nats less"
+
+
 def test_wins_are_of_the_samples(done: Done) -> None:
     pipeline, report = done
     where = {"split": "lc_le", "domain": "out_of_domain", "temperature": 0.5}
