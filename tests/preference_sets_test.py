@@ -1,0 +1,298 @@
+"""Runs on preference sets that bring labels or rewards of their own, and scored pairs written for other trainers."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from lm import export
+from lm.card import card
+from lm.config import (
+    BiasConfig,
+    Config,
+    DataConfig,
+    EvaluationConfig,
+    ProbeConfig,
+    SamplingConfig,
+    TrainingConfig,
+)
+from lm.data import SUFFIXES, load, read_rows, write_rows
+from lm.evaluate import report
+from lm.models import SCRATCH, load_tokenizer
+from lm.pipeline import MAIN, Pipeline
+from lm.testing import causal_lm, reward_model
+
+pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning")
+
+WORDS = ("red", "blue", "green", "long", "short", "dog", "cat", "tree", "runs", "sleeps")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _tiny() -> Iterable[None]:
+    """The pipeline is under test, not the model."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(SCRATCH, "scratch:tiny", {**SCRATCH["scratch:tiny"], "hidden_size": 32, "vocab_size": 300})
+        yield
+
+
+def rows(count: int = 120) -> list[dict[str, Any]]:
+    """Pairs with the rewards of a main model and of an ensemble of three, all arbitrary."""
+    rng = random.Random(0)
+
+    def text(words: int) -> str:
+        return " ".join(rng.choices(WORDS, k=words))
+
+    return [
+        {
+            "prompt": f"{text(4)} {index}?",
+            "chosen": f" {text(rng.randint(1, 9))} a",
+            "rejected": f" {text(rng.randint(1, 9))} b",
+            "score_chosen": rng.gauss(0, 1),
+            "score_rejected": rng.gauss(0, 1),
+            "chosen_rewards": [rng.gauss(0, 1) for _ in range(3)],
+            "rejected_rewards": [rng.gauss(0, 1) for _ in range(3)],
+        }
+        for index in range(count)
+    ]
+
+
+def steps(count: int) -> TrainingConfig:
+    return TrainingConfig(max_steps=count, batch_size=8, learning_rate=1e-3)
+
+
+def config(folder: Path, given: list[dict[str, Any]], data: dict[str, Any] | None = None, **options: Any) -> Config:
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / "pairs.jsonl"
+    if not path.exists():
+        write_rows(path, given)
+    limits = {"max_completion_length": 40, "valid_fraction": 0.15, "test_fraction": 0.15}
+    own = {"kind": "preferences", "path": str(path), "labels": "given", "rewards": "given", **limits}
+    return Config(
+        **{
+            "output_dir": str(folder / "run"),
+            "model": "scratch:tiny",
+            "sft": steps(2),
+            "oracle": steps(2),
+            "reward": steps(2),
+            "policy": steps(2),
+            "device": "cpu",
+            "methods": ["d-dpo", "e-dpo"],
+            "data": DataConfig(**{**own, **(data or {})}),
+            "bias": BiasConfig(rho=0.5, member_fractions=[0.4, 0.6]),
+            "sampling": SamplingConfig(batch_size=64),
+            "evaluation": EvaluationConfig(resamples=100),
+            "probe": ProbeConfig(pairs=8, times=1),
+            **options,
+        }
+    )
+
+
+@pytest.fixture(scope="module")
+def given_run(tmp_path_factory: pytest.TempPathFactory) -> Config:
+    """A finished run that keeps the set's labels and distils its rewards."""
+    done = config(tmp_path_factory.mktemp("given"), rows())
+    report(Pipeline(done))
+    return done
+
+
+def test_given_rewards_are_what_is_distilled(given_run: Config) -> None:
+    pipeline = Pipeline(given_run)
+    of_prompt = {row["prompt"]: row for row in rows()}
+    scored = zip(pipeline.subset(MAIN), pipeline.scored_pairs(), strict=True)
+    seen = 0
+    for text, score in scored:
+        row = of_prompt[text["prompt"]]
+        assert (text["chosen"], text["rejected"]) == (row["chosen"], row["rejected"]), "the labels are the set's"
+        assert score["reward_margin"] == row["score_chosen"] - row["score_rejected"]
+        members = zip(row["chosen_rewards"], row["rejected_rewards"], strict=True)
+        assert score["member_margins"] == [chosen - rejected for chosen, rejected in members]
+        seen += 1
+    assert seen > 20
+
+
+def test_no_reward_model_is_trained_and_none_can_be(given_run: Config) -> None:
+    made = {path.name for path in Path(given_run.output_dir).iterdir()}
+    assert "reward" not in made
+    assert {"oracle", "policy", "evaluate"} <= made, "the oracle judges all the same"
+    with pytest.raises(ValueError, match=r"data.rewards is given: .* there is no model to train"):
+        Pipeline(given_run).reward(MAIN)
+
+
+def test_reward_accuracy_is_that_of_the_given_rewards(given_run: Config) -> None:
+    pipeline = Pipeline(given_run)
+    of_prompt = {row["prompt"]: row for row in rows()}
+    valid = [of_prompt[prompt] for prompt in pipeline.labelled_pairs("valid")["prompt"]]
+    right = [row["score_chosen"] > row["score_rejected"] for row in valid]
+    assert pipeline.reward_accuracy(MAIN)["all"] == {
+        "accuracy": pytest.approx(sum(right) / len(right)),
+        "pairs": len(valid),
+    }
+    assert pipeline.members == ["given0", "given1", "given2"]
+    right = [row["chosen_rewards"][1] > row["rejected_rewards"][1] for row in valid]
+    assert pipeline.reward_accuracy("given1")["all"]["accuracy"] == pytest.approx(sum(right) / len(right))
+
+
+def test_a_card_says_where_labels_and_rewards_are_from(given_run: Config) -> None:
+    text = card(Path(given_run.output_dir), "e-dpo")
+    assert "They have the labels that they came with." in text
+    assert "The rewards are those that the data came with." in text
+    assert "relabelled" not in text
+
+
+def test_a_relabelled_pair_takes_its_rewards_along(given_run: Config) -> None:
+    """Labels by the oracle, and the rewards given: a flipped pair has the other margin."""
+    relabelled = replace(given_run, data=replace(given_run.data, labels="oracle"))
+    of_prompt = {row["prompt"]: row for row in rows()}
+    flipped = 0
+    for row in Pipeline(relabelled).labelled_pairs("train"):
+        given = of_prompt[row["prompt"]]
+        sides = ("chosen", "rejected") if row["chosen"] == given["chosen"] else ("rejected", "chosen")
+        flipped += sides[0] == "rejected"
+        for side, was in zip(("chosen", "rejected"), sides, strict=True):
+            assert row[side] == given[was]
+            assert row[f"{side}_rewards"] == [given[f"score_{was}"], *given[f"{was}_rewards"]]
+        assert row["oracle_chosen_reward"] > row["oracle_rejected_reward"]
+    assert flipped > 0
+
+
+# ---------------------------------------------------------------- other trainers
+
+
+@pytest.mark.parametrize(("suffix", "ensemble"), [*((suffix, True) for suffix in SUFFIXES), (".jsonl", False)])
+def test_scored_pairs_that_are_written_are_read_with_the_same_margins(
+    suffix: str, ensemble: bool, given_run: Config, tmp_path: Path
+) -> None:
+    single = [{name: value for name, value in row.items() if not name.endswith("_rewards")} for row in rows()]
+    run = given_run if ensemble else config(tmp_path, single, methods=["d-dpo"])
+    pipeline, out = Pipeline(run), tmp_path / f"scored{suffix}"
+    export.export(pipeline, out)
+    data = DataConfig(kind="preferences", path=str(out), labels="given", rewards="given")
+    again, scored = load(data, 0, tmp_path).preferences, pipeline.scored_pairs()
+    assert len(again) == len(scored) > 20
+    for row, score, text in zip(again, scored, pipeline.subset(MAIN), strict=True):
+        assert [row[name] for name in ("prompt", "chosen", "rejected")] == [
+            text[name] for name in ("prompt", "chosen", "rejected")
+        ]
+        margins = [c - r for c, r in zip(row["chosen_rewards"], row["rejected_rewards"], strict=True)]
+        assert margins == [score["reward_margin"], *score.get("member_margins", [])]
+        assert len(margins) == (4 if ensemble else 1)
+
+
+def test_what_is_written_has_the_columns_that_other_trainers_read(given_run: Config, tmp_path: Path) -> None:
+    pipeline = Pipeline(given_run)
+    export.export(pipeline, tmp_path / "scored.jsonl")
+    scored = pipeline.scored_pairs()
+    for (_, row), score in zip(read_rows(str(tmp_path / "scored.jsonl")), scored, strict=True):
+        assert row["margin"] == row["score_chosen"] - row["score_rejected"] == score["reward_margin"]
+        assert len(row["chosen_rewards"]) == len(row["rejected_rewards"]) == 3, "the ensemble, without the main model"
+        assert row["ref_chosen_logps"] == score["ref_chosen_logps"] < 0
+        assert row["ref_rejected_logps"] == score["ref_rejected_logps"] < 0
+
+
+def test_the_command_needs_a_file_that_it_can_write(
+    given_run: Config, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert export.main(["--output_dir", str(tmp_path / "run")]) == 2
+    assert capsys.readouterr().err == "error: --out FILE is needed: .jsonl, .jsonl.gz or .parquet\n"
+    assert export.main(["--out", str(tmp_path / "a.csv"), "--output_dir", str(tmp_path / "run")]) == 2
+    assert "a.csv: a file of type .jsonl, .jsonl.gz, .parquet is needed" in capsys.readouterr().err
+
+
+# ---------------------------------------------------------------- what cannot be done
+
+
+def test_an_ensemble_of_one_is_refused_before_any_training(tmp_path: Path) -> None:
+    one = [{**row, "chosen_rewards": [1.0], "rejected_rewards": [0.0]} for row in rows()]
+    run = config(tmp_path, one, methods=["d-dpo", "e-dpo", "hull-dpo"])
+    with pytest.raises(
+        ValueError, match=r"methods e-dpo, hull-dpo need an ensemble, two or more entries .* leave these"
+    ):
+        _ = Pipeline(run).sft
+    assert not (tmp_path / "run" / "sft").exists()
+    assert Pipeline(replace(run, methods=["d-dpo"])).data.metrics["members"] == 0
+
+
+def local_models(folder: Path, template: str | None) -> tuple[str, str]:
+    """A policy, and an oracle that rewards everything alike; with one tokenizer."""
+    tokenizer = load_tokenizer("scratch:tiny", [" ".join(WORDS) + " a b 0123456789?"] * 50, False)
+    tokenizer.chat_template = template
+    policy = causal_lm(vocab_size=len(tokenizer), eos_token_id=tokenizer.eos_token_id).float()
+    oracle = reward_model(vocab_size=len(tokenizer)).float()
+    torch.nn.init.zeros_(oracle.score.weight)
+    for name, model in (("policy", policy), ("oracle", oracle)):
+        model.save_pretrained(folder / name)
+        tokenizer.save_pretrained(folder / name)
+    return str(folder / "policy"), str(folder / "oracle")
+
+
+def test_an_oracle_that_ties_everywhere_is_an_error_and_not_an_empty_set(tmp_path: Path) -> None:
+    policy, oracle = local_models(tmp_path, None)
+    run = config(tmp_path, rows(), {"labels": "oracle", "rewards": "models"}, model=policy, oracle_model=oracle)
+    with pytest.raises(
+        ValueError,
+        match=r"no pairs are left in the train split: the oracle rewards both completions alike in 120 of 120 pairs; "
+        r"look at oracle_model, or set data.labels to given",
+    ):
+        _ = Pipeline(run).labels
+    kept = Pipeline(replace(run, data=replace(run.data, labels="given")))
+    assert len(kept.labelled_pairs("train")) > 50
+
+
+def test_pairs_without_a_confidence_are_counted_and_kept(tmp_path: Path) -> None:
+    def comparison(index: int, row: dict[str, Any]) -> dict[str, Any]:
+        info = {"subreddit": "pets", "title": f"Pet {index}", "post": row["prompt"]}
+        summaries = [{"text": row["chosen"]}, {"text": row["rejected"]}]
+        return {"info": info, "summaries": summaries, "choice": 0, "extra": {"confidence": 8 if index % 3 else None}}
+
+    comparisons = [comparison(index, row) for index, row in enumerate(rows())]
+    write_rows(tmp_path / "sft.jsonl", ({**row["info"], "summary": row["summaries"][0]["text"]} for row in comparisons))
+    data = {"kind": "tldr", "sft_path": str(tmp_path / "sft.jsonl"), "rewards": "models"}
+    made = Pipeline(config(tmp_path, comparisons, data)).data.metrics["preferences"]
+    assert sum(made["kept"].values()) == 120
+    assert (made["without_confidence"], made["dropped"]) == (40, {})
+
+
+# ---------------------------------------------------------------- messages
+
+
+def conversations() -> list[dict[str, Any]]:
+    return [
+        {
+            "prompt": [{"role": "user", "content": row["prompt"]}],
+            **{side: [{"role": "assistant", "content": row[side].strip()}] for side in ("chosen", "rejected")},
+            "margin": row["score_chosen"] - row["score_rejected"],
+        }
+        for row in rows()
+    ]
+
+
+CHATML = (
+    "{% for m in messages %}<{{ m.role }}>{{ m.content }}{{ eos_token }}\n{% endfor %}"
+    "{% if add_generation_prompt %}<assistant>{% endif %}"
+)
+
+
+def test_messages_are_written_by_the_models_own_template(tmp_path: Path) -> None:
+    policy, _ = local_models(tmp_path, CHATML)
+    pipeline = Pipeline(config(tmp_path, conversations(), model=policy, methods=["d-dpo"]))
+    pair, end = pipeline.given_pairs("train")[0], pipeline.tokenizer.eos_token
+    assert pair["prompt"].startswith("<user>")
+    assert pair["prompt"].endswith(f"{end}\n<assistant>")
+    assert pipeline.tokenizer.decode(pair["chosen_ids"]) == f"{pair['chosen']}{end}"
+    reference = next(row for row in pipeline.references() if row["prompt"] == pair["prompt"])
+    assert reference["completion_ids"] == pair["chosen_ids"]
+
+
+@pytest.mark.parametrize("local", [True, False])
+def test_messages_without_a_template_are_refused(local: bool, tmp_path: Path) -> None:
+    policy = local_models(tmp_path, None)[0] if local else "scratch:tiny"
+    with pytest.raises(
+        ValueError, match=r"pairs.jsonl, line 1: there are messages, and model '.*' has no chat template"
+    ):
+        _ = Pipeline(config(tmp_path, conversations(), model=policy, methods=["d-dpo"])).data
