@@ -550,9 +550,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
             comparisons = comparisons_of(options.sources[0], shown.prompts, column)
         else:
             one, other = options.sources
-            names = [path.parent.name if path.name == "samples.jsonl" else str(path) for path in (one, other)]
-            names = names if names[0] != names[1] else [str(one), str(other)]
-            comparisons = [pair_up(*names, one, other, shown.prompts, column)]
+            ours, theirs = (path.parent.name if path.name == "samples.jsonl" else str(path) for path in (one, other))
+            if ours == theirs:
+                ours, theirs = str(one), str(other)
+            comparisons = [pair_up(ours, theirs, one, other, shown.prompts, column)]
         if judge:
             with Log(options.log or out.with_suffix(".jsonl")) as log:
                 results = by_llm(judge, comparisons, log)
