@@ -21,7 +21,7 @@ from scipy.stats import binomtest
 
 from lm.cli import USER_ERRORS
 from lm.config import DataConfig
-from lm.data import Drop, Row, hh_pair, read_rows, tldr_pair
+from lm.data import Drop, Row, hh_pair, plain_chat, preference_pair, read_rows, tldr_pair
 from lm.io import write_json
 from lm.models import load_tokenizer
 from theory.preferences import PreferenceGraph
@@ -179,8 +179,8 @@ def read(path: str, *, kind: str = "auto", subset: str | None = None) -> Compari
 
     Args:
         path: as of :func:`lm.data.read_rows`.
-        kind: "tldr" and "hh" as in :class:`lm.config.DataConfig`; "pairs" for columns prompt, chosen and rejected, or
-            chosen and rejected alone where they are lists of messages; "auto" goes by the first row's columns.
+        kind: "tldr", "hh" and "preferences" as in :class:`lm.config.DataConfig`; "auto" goes by the columns of the first
+            row.
         subset: as of :func:`lm.data.read_rows`.
 
     Raises:
@@ -217,50 +217,15 @@ def _kind_of(row: Row, where: str) -> str:
     if {"info", "summaries", "choice"} <= columns:
         return "tldr"
     if {"chosen", "rejected"} <= columns:
-        return "pairs" if "prompt" in columns or isinstance(row["chosen"], list) else "hh"
+        return "preferences" if "prompt" in columns or isinstance(row["chosen"], list) else "hh"
     raise ValueError(
         f"{where}: no preference set with the columns {sorted(columns)} is known; there should be prompt, chosen and "
         "rejected, or chosen and rejected dialogues, or info, summaries and choice"
     )
 
 
-def plain_pair(row: Row, where: str) -> Row | Drop:
-    """A row with prompt, chosen and rejected: text, or lists of messages of which the last is the completion."""
-    sides = []
-    for name in ("chosen", "rejected"):
-        value = row.get(name)
-        *before, last = value if isinstance(value, list) and value else ["", value]
-        if isinstance(value, list) and not value:
-            return Drop("empty completion")
-        sides.append((_dialogue(before, where, name), _content(last, where, name).strip()))
-    (context, chosen), (other_context, rejected) = sides
-    if context != other_context:
-        return Drop("differs by more than one final reply")
-    prompt = row.get("prompt") if "prompt" in row or not context else ""
-    prompt = _dialogue(prompt, where, "prompt") if isinstance(prompt, list) else _content(prompt, where, "prompt")
-    if not f"{prompt}{context}".strip():
-        return Drop("empty prompt")
-    if not chosen or not rejected:
-        return Drop("empty completion")
-    if chosen == rejected:
-        return Drop("identical completions")
-    return {"prompt": prompt + context, "chosen": chosen, "rejected": rejected}
-
-
-def _dialogue(messages: Sequence[Any], where: str, name: str) -> str:
-    return "".join(f"\n\n{m['role']}: {_content(m, where, name)}" for m in messages if m != "")
-
-
-def _content(value: Any, where: str, name: str) -> str:
-    if isinstance(value, dict) and {"role", "content"} <= set(value):
-        value = value["content"]
-    if not isinstance(value, str):
-        raise ValueError(f"{where}: {name!r} must be text, or messages with role and content, got {value!r}")
-    return value
-
-
 CONVERTERS: dict[str, Callable[[Row, str], Row | Drop]] = {
-    "pairs": plain_pair,
+    "preferences": lambda row, where: preference_pair(row, where, plain_chat),
     "hh": hh_pair,
     "tldr": lambda row, where: tldr_pair(row, where, DataConfig.prompt_template),
 }

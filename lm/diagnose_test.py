@@ -245,7 +245,9 @@ WITH_PROMPT = [
 ]
 
 
-@pytest.mark.parametrize(("rows", "kind"), [(HH, "hh"), (TLDR, "tldr"), (MESSAGES, "pairs"), (WITH_PROMPT, "pairs")])
+@pytest.mark.parametrize(
+    ("rows", "kind"), [(HH, "hh"), (TLDR, "tldr"), (MESSAGES, "preferences"), (WITH_PROMPT, "preferences")]
+)
 def test_the_columns_tell_the_schema(rows: Rows, kind: str, tmp_path: Path) -> None:
     write_jsonl(tmp_path / "pairs.jsonl", rows)
     data = read(str(tmp_path / "pairs.jsonl"))
@@ -339,9 +341,9 @@ def test_the_command_prints_and_writes_the_report(tmp_path: Path, capsys: pytest
     ("lines", "message"),
     [
         ("{}", "line 1: no preference set with the columns [] is known; there should be prompt, chosen and rejected"),
-        ('{"prompt": "p", "chosen": 3, "rejected": "b"}', "line 1: 'chosen' must be text, or messages with role and"),
-        ('{"chosen": [{"role": "user"}], "rejected": []}', "line 1: 'chosen' must be text, or messages"),
-        ('{"prompt": "p", "chosen": "a", "rejected": "b"}\n{"prompt": "p"}', "line 2: 'chosen' must be text"),
+        ('{"prompt": "p", "chosen": 3, "rejected": "b"}', "line 1: 'chosen' must be of type str, got int: 3"),
+        ('{"chosen": [{"role": "user"}], "rejected": []}', "line 1, chosen: column 'content' is missing"),
+        ('{"prompt": "p", "chosen": "a", "rejected": "b"}\n{"prompt": "p"}', "line 2: column 'chosen' is missing"),
         (
             '{"prompt": "p", "chosen": "a", "rejected": "a"}',
             "none of 1 rows is a comparison, left out were {'identical",
