@@ -179,8 +179,8 @@ def read(path: str, *, kind: str = "auto", subset: str | None = None) -> Compari
 
     Args:
         path: as of :func:`lm.data.read_rows`.
-        kind: "tldr", "hh" and "preferences" as in :class:`lm.config.DataConfig`; "auto" goes by the columns of the first
-            row.
+        kind: "tldr", "hh" and "preferences" as in :class:`lm.config.DataConfig`; "auto" goes by the columns of the
+            first row.
         subset: as of :func:`lm.data.read_rows`.
 
     Raises:
