@@ -101,7 +101,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--constant", type=float, metavar="ALPHA", help="weight of the KL term; alpha only")
     ours, options = parser.parse_known_args(arguments)
-    if (ours.job == "alpha") != (ours.like is not None and ours.constant is not None):
+    if {ours.like is not None, ours.constant is not None} != {ours.job == "alpha"}:
         parser.error("--like and --constant go with alpha, and alpha with both")
 
     def record(pipeline: Pipeline) -> None:

@@ -40,6 +40,8 @@ def summary(records: Sequence[Record]) -> dict[str, Any]:
     """
     _check_options(records)
     cells = _by(records, "cell", "seed", "rho", "method")
+    if not cells:
+        raise ValueError("there are no cells among the records")
     seeds, rhos = sorted({key[0] for key in cells}), sorted({key[1] for key in cells})
     methods = [name for name in METHODS if any(key[2] == name for key in cells)]
     bases, scores = _by(records, "base", "seed"), _by(records, "scores", "seed", "rho")

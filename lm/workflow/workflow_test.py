@@ -1,0 +1,420 @@
+"""The grid: the workflow on a very small world through Snakemake, killed and resumed; records; their summary."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterable
+from copy import deepcopy
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import yaml
+from scipy import stats
+
+from lm.cli import CONFIGS, parse
+from lm.objectives import METHODS
+from lm.pipeline import Pipeline
+from lm.workflow import job
+from lm.workflow.summary import as_text, main, summary
+
+WORKFLOW = Path(job.__file__).parent
+STEPS = {"max_steps": 2, "batch_size": 8, "learning_rate": 0.01}
+TINY = {
+    "output_dir": "store",
+    "model": "scratch:tiny",
+    "device": "cpu",
+    "data": {
+        "kind": "world",
+        "prompt_template": "{post}\n\nTL;DR:",
+        "max_prompt_length": 120,
+        "max_completion_length": 12,
+        "valid_fraction": 0.15,
+        "test_fraction": 0.15,
+        "world": {"posts": 60},
+    },
+    "bias": {"member_fractions": [0.4, 0.6]},
+    **dict.fromkeys(("sft", "oracle", "reward"), STEPS),
+    "policy": {**STEPS, "max_steps": 4, "learning_rate": 0.05},
+    "evaluation": {"resamples": 100},
+    "probe": {"pairs": 8, "times": 1},
+    "snapshots": 2,
+    "sweep": {"p-dpo": [{"beta": 0.1}, {"beta": 1.0}]},
+}
+AXES = ["seeds=[0]", "rhos=[0.2,0.8]", "methods=[dpo,p-dpo]", "constant_alpha={values: []}"]
+
+
+@pytest.fixture(scope="module")
+def preset(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("preset") / "tiny.yaml"
+    path.write_text(yaml.safe_dump(TINY))
+    return path
+
+
+def command(folder: Path, preset: Path, *arguments: str, axes: Iterable[str] = AXES) -> list[str]:
+    run = [sys.executable, "-m", "snakemake", "-s", str(WORKFLOW / "Snakefile"), "--directory", str(folder)]
+    return [*run, "--cores", "2", *arguments, "--config", f"preset={preset}", *axes]
+
+
+def snakemake(folder: Path, preset: Path, *arguments: str, axes: Iterable[str] = AXES) -> tuple[int, str]:
+    run = command(folder, preset, *arguments, axes=axes)
+    done = subprocess.run(run, capture_output=True, text=True, timeout=300, check=False)
+    return done.returncode, done.stdout + done.stderr
+
+
+def planned(folder: Path, preset: Path) -> list[str]:
+    """Outputs that a run would make."""
+    status, said = snakemake(folder, preset, "-n")
+    assert status == 0, said
+    return sorted(line.split("output: ")[1] for line in said.splitlines() if line.strip().startswith("output: "))
+
+
+def times(folder: Path) -> dict[str, int]:
+    return {str(p.relative_to(folder)): p.stat().st_mtime_ns for p in folder.glob("*/*.json")}
+
+
+@pytest.fixture(scope="module")
+def grid(tmp_path_factory: pytest.TempPathFactory, preset: Path) -> tuple[Path, dict[str, int]]:
+    """A grid that was killed after its first cell and then finished; and when the records before were written."""
+    folder = tmp_path_factory.mktemp("grid")
+    with (folder / "out").open("w") as out:
+        running = subprocess.Popen(command(folder, preset), stdout=out, stderr=out, start_new_session=True)
+        try:
+            until = time.monotonic() + 240
+            while "(Rule: cell)" not in (said := (folder / "out").read_text()):  # as Snakemake says of a finished one
+                assert running.poll() is None, said
+                assert time.monotonic() < until
+                time.sleep(0.05)
+        finally:
+            os.killpg(running.pid, signal.SIGKILL)  # Snakemake and its jobs
+            running.wait()
+    before = times(folder)
+    assert not (folder / "grid.json").exists()
+    status, said = snakemake(folder, preset)
+    assert status, "a killed run leaves its lock"
+    assert "--unlock" in said
+    assert snakemake(folder, preset, "--unlock")[0] == 0
+    status, said = snakemake(folder, preset)
+    assert status == 0, said
+    return folder, before
+
+
+def test_a_killed_grid_goes_on_where_it_was(grid: tuple[Path, dict[str, int]], preset: Path) -> None:
+    folder, before = grid
+    after = times(folder)
+    assert len(before) < len(after) == 1 + 2 + 4, "it was killed before its end"
+    kept = [name.split("/")[0] for name in before if after[name] == before[name]]
+    # A cell that was written, but that Snakemake had not yet looked at when it was killed, is made again.
+    assert kept.count("base") == 1
+    assert kept.count("scores") == 2
+    assert kept.count("cells") >= 1
+    assert planned(folder, preset) == []
+
+
+def test_a_grid_is_summed_up(grid: tuple[Path, dict[str, int]]) -> None:
+    folder, _ = grid
+    document = json.loads((folder / "grid.json").read_text())
+    assert (document["seeds"], document["rhos"], document["methods"]) == ([0], [0.2, 0.8], ["dpo", "p-dpo"])
+    assert len(document["cells"]) == 4
+    for row in document["cells"]:
+        record = json.loads((folder / f"cells/seed0-rho{row['rho']}-{row['method']}.json").read_text())
+        difference = np.subtract(record["rewards"][row["method"]], record["rewards"]["sft"])
+        assert row["test"]["advantage"] == pytest.approx(difference.mean(), rel=1e-5)
+        assert difference.any(), "the policy moved"
+        assert row["test"]["n"] == len(difference)
+        pooled = document["advantages"][f"{row['rho']}"][row["method"]]
+        assert pooled["by_seed"] == [row["test"]["advantage"]], "of one seed"
+        assert len(row["validation"]) == (4 if row["method"] == "p-dpo" else 2), "settings times snapshots"
+        assert row["probe"][0]["step"] == 0
+    assert document["config"]["sweep"] == TINY["sweep"]
+    assert "rewards" not in json.dumps(document["cells"])
+
+
+def test_no_two_jobs_make_one_artifact(grid: tuple[Path, dict[str, int]]) -> None:
+    may_make = {
+        "base": {"data", "sft", "oracle", "labels", "evaluate", "validate"},
+        "scores": {"bias", "reward", "score"},
+        "cell": {"policy", "evaluate", "validate"},
+    }
+    logs = [path for path in (grid[0] / "logs").iterdir() if not path.stem.startswith("summary")]
+    assert len(logs) == 7
+    for path in logs:
+        made = [line.split() for line in path.read_text().splitlines() if line.startswith("[")]
+        part = path.stem.split("-")[0]
+        assert {stage.strip("[]") for stage, _ in made} <= may_make[part], path.name
+        assert part == "base" or not any(name == "sft" for stage, name in made), "pi_ref is evaluated once a seed"
+
+
+def test_only_the_deleted_cell_is_made_again_and_from_finished_artifacts(
+    grid: tuple[Path, dict[str, int]], preset: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder, _ = grid
+    path = folder / "cells/seed0-rho0.2-p-dpo.json"
+    record = json.loads(path.read_text())
+    monkeypatch.chdir(folder)
+    path.unlink()
+    assert planned(folder, preset) == ["cells/seed0-rho0.2-p-dpo.json", "grid.json"]
+    options = ["--config", str(preset), "--output_dir", "store", "--bias.rho", "0.2", "--methods", "[p-dpo]"]
+    assert job.main(["cell", "--out", str(path), *options]) == 0
+    assert "[" not in capsys.readouterr().err, "nothing is trained"
+    again = json.loads(path.read_text())
+    assert {**again, "provenance": None} == {**record, "provenance": None}
+
+    alpha = folder / "alpha.json"
+    constant = ["alpha", "--out", str(alpha), "--like", str(path), "--constant", "5"]
+    assert job.main([*constant, *options]) == 0
+    made = json.loads(alpha.read_text())
+    assert capsys.readouterr().err.count("[policy]") == 1, "only the setting that was chosen"
+    chosen = record["chosen"]["setting"]
+    assert made["chosen"]["setting"] == {**chosen, "kl": {**chosen["kl"], "alpha_start": 5, "alpha_end": 5}}
+    assert made["rewards"]["p-dpo"] != record["rewards"]["p-dpo"]
+
+
+@pytest.mark.parametrize(
+    ("axes", "what"),
+    [
+        (["rhos=[0.2,1.5]"], "1.5 is greater than the maximum of 1"),
+        (["rhos=[0.2,x]"], "'x' is not of type 'number'"),
+        (["seeds=[0,0]"], "[0, 0] has non-unique elements"),
+        (["methods=[dpo,rlhf]"], "'rlhf' is not one of ['dpo'"),
+        (["seed=1"], "'seed' was unexpected"),
+    ],
+)
+def test_axes_that_cannot_be_are_named(axes: list[str], what: str, tmp_path: Path, preset: Path) -> None:
+    status, said = snakemake(tmp_path, preset, "-n", axes=axes)
+    assert status
+    assert what in said
+
+
+def test_the_plan_of_the_whole_grid(tmp_path: Path) -> None:
+    axes = yaml.safe_load((WORKFLOW / "config.yaml").read_text())
+    seeds, rhos, methods, alpha = (axes[name] for name in ("seeds", "rhos", "methods", "constant_alpha"))
+    status, said = snakemake(tmp_path, CONFIGS / "grid.yaml", "-n", "-q", "rules", axes=[])
+    assert status == 0, said
+    counts = dict(line.split() for line in said.splitlines() if len(line.split()) == 2 and line.split()[1].isdigit())
+    cells = len(seeds) * len(rhos) * len(methods)
+    constant = len(seeds) * len(alpha["rhos"]) * len(alpha["methods"]) * len(alpha["values"])
+    scores = len(seeds) * len(rhos)
+    assert {name: int(count) for name, count in counts.items()} == {
+        "base": len(seeds),
+        "scores": scores,
+        "cell": cells,
+        "alpha": constant,
+        "summary": 1,
+        "all": 1,
+        "total": len(seeds) + scores + cells + constant + 2,
+    }
+
+
+def test_presets_agree_with_the_workflow() -> None:
+    schema = yaml.safe_load((WORKFLOW / "config.schema.yaml").read_text())
+    assert schema["$defs"]["methods"]["items"]["enum"] == list(METHODS)
+    config, _ = parse("lm.train", "", ["--config", str(CONFIGS / "grid.yaml")])
+    assert config.data.kind == "world"
+    for name in config.methods:
+        assert config.settings(name)
+
+
+# ---------------------------------------------------------------- jobs
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [["cell", "--out", "r", "--constant", "1"], ["alpha", "--out", "r", "--constant", "1"], ["alpha"], ["x"]],
+)
+def test_options_that_do_not_go_together(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as end:
+        job.main(arguments)
+    assert end.value.code == 2
+    assert "error: " in capsys.readouterr().err
+
+
+def test_a_cell_is_of_one_method(preset: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    options = ["--config", str(preset), "--output_dir", str(tmp_path), "--methods", "[dpo, ipo]"]
+    assert job.main(["cell", "--out", str(tmp_path / "r"), *options]) == 2
+    assert "methods must name the cell's one method, got ['dpo', 'ipo']" in capsys.readouterr().err
+    assert not (tmp_path / "r").exists()
+
+
+@pytest.mark.parametrize(
+    ("method", "like", "message"),
+    [
+        ("p-dpo", {"rho": 0.8}, r"--like is a cell of \('p-dpo', 0, 0.8\) .* ask for \('p-dpo', 0, 0.2\)"),
+        ("p-dpo", {"seed": 1}, r"--like is a cell of \('p-dpo', 1, 0.2\)"),
+        ("p-dpo", {"method": "e-dpo"}, r"--like is a cell of \('e-dpo', 0, 0.2\)"),
+        ("dpo", {"method": "dpo"}, "--constant goes with a method that has a KL term, which dpo has not"),
+    ],
+)
+def test_a_constant_alpha_is_of_the_same_cell(
+    method: str, like: dict[str, Any], message: str, preset: Path, tmp_path: Path
+) -> None:
+    options = ["--config", str(preset), "--output_dir", str(tmp_path), "--methods", f"[{method}]"]
+    pipeline = Pipeline(parse("lm.train", "", options)[0])
+    cell = {"seed": 0, "rho": 0.2, "method": "p-dpo", "chosen": {"setting": {"beta": 0.1}}, **like}
+    with pytest.raises(ValueError, match=message):
+        job.constant_alpha(pipeline, cell, 0.1)
+
+
+# ---------------------------------------------------------------- the summary
+
+MEANS = {"dpo": 0.0, "ipo": 0.1, "p-dpo": 0.5}
+
+
+def records(seeds: int = 3, prompts: int = 200) -> list[dict[str, Any]]:
+    """A grid of two rhos, in which each method's rewards are its mean, a seed's own shift and noise above pi_ref's."""
+    rng = np.random.default_rng(0)
+    config = {
+        "output_dir": "store",
+        "seed": 0,
+        "methods": [],
+        "bias": {"rho": 0.2},
+        "evaluation": {"confidence": 0.9, "resamples": 500},
+    }
+    machine = {"processor": "P", "cores": 2}
+    common = {"config": config, "provenance": {"commit": "c", "date": "2026-01-02", "machine": machine}}
+    made: list[dict[str, Any]] = []
+    for seed in range(seeds):
+        base = rng.normal(size=prompts)
+        sft = {"oracle_reward": float(base.mean())}
+        made.append({"job": "base", "seed": seed, "sft": sft, "oracle": {}, "labels": {}, "data": {}, **common})
+        for rho in (0.2, 0.8):
+            models = {"rho": {"accuracy": {}}, "b0.4": {"accuracy": {}}}
+            made.append({"job": "scores", "seed": seed, "rho": rho, "reward_models": models, **common})
+            for method, mean in MEANS.items():
+                rewards = base + mean * (rho < 0.5) + 0.1 * seed + rng.normal(size=prompts) / 2
+                kl = {"kl": {"alpha_start": 1e-4, "alpha_end": 1e-2}} if method == "p-dpo" else {}
+                cell = {
+                    "job": "cell",
+                    "seed": seed,
+                    "rho": rho,
+                    "method": method,
+                    "chosen": {"setting": {"beta": 0.1, **kl}, "step": 2},
+                    "test": {"advantage": float((rewards - base).mean()), "length": 1 / 3},
+                    "validation": [],
+                    "probe": [],
+                    "rewards": {method: rewards.tolist(), "sft": base.tolist()},
+                    **common,
+                }
+                made.append(cell)
+                if kl and rho == 0.2:
+                    constant = deepcopy({**cell, "job": "alpha", "alpha": 0.1})
+                    constant["chosen"]["setting"]["kl"] = {"alpha_start": 0.1, "alpha_end": 0.1}
+                    made.append(constant)
+    return made
+
+
+def difference(rows: list[dict[str, Any]], rho: float, method: str) -> list[np.ndarray]:
+    cells = [r for r in rows if r["job"] == "cell" and (r["rho"], r["method"]) == (rho, method)]
+    return [np.subtract(r["rewards"][method], r["rewards"]["sft"]) for r in cells]
+
+
+def test_advantages_and_tests_pool_the_prompts_of_all_seeds() -> None:
+    rows = records()
+    document = summary([rows[i] for i in np.random.default_rng(1).permutation(len(rows))])
+    assert (document["seeds"], document["rhos"], document["methods"]) == ([0, 1, 2], [0.2, 0.8], list(MEANS))
+    assert document["members"] == ["b0.4"]
+    for rho in (0.2, 0.8):
+        for method in MEANS:
+            by_seed = difference(rows, rho, method)
+            row = document["advantages"][f"{rho}"][method]
+            assert row["n"] == 600
+            assert row["advantage"] == pytest.approx(np.mean(by_seed), rel=1e-5)
+            assert row["by_seed"] == pytest.approx([d.mean() for d in by_seed], rel=1e-5)
+            # Within seeds: what the seeds differ by is not in the interval.
+            error = np.sqrt(sum(d.var() / 200 for d in by_seed)) / 3
+            assert row["ci"][1] - row["ci"][0] == pytest.approx(2 * stats.norm.isf(0.05) * error, rel=0.15)
+        one, other = (np.concatenate(difference(rows, rho, name)) for name in ("dpo", "p-dpo"))
+        test = document["wald"][f"{rho}"]["dpo - p-dpo"]
+        t = stats.ttest_rel(one, other)  # 599 degrees of freedom: nearly the normal
+        assert (test["z"], test["p"]) == (pytest.approx(t.statistic, rel=1e-4), pytest.approx(t.pvalue, abs=1e-2))
+        assert (test["p"] < 0.01) == (rho < 0.5)
+        assert len(document["wald"][f"{rho}"]) == 3
+
+
+def test_wins_are_against_pi_ref_and_the_chosen_dpo() -> None:
+    rows = records()
+    wins = summary(rows)["wins"]["0.2"]
+    assert wins["p-dpo"]["sft"]["win"] == pytest.approx(
+        np.mean(np.concatenate(difference(rows, 0.2, "p-dpo")) > 0), rel=1e-5
+    )
+    own, dpo = (np.concatenate(difference(rows, 0.2, name)) for name in ("p-dpo", "dpo"))
+    assert wins["p-dpo"]["dpo"]["win"] == pytest.approx(np.mean(own > dpo), rel=1e-5)
+    assert list(wins["dpo"]) == ["sft"]
+    without = [row for row in rows if row.get("method") != "dpo"]
+    assert list(summary(without)["wins"]["0.2"]["p-dpo"]) == ["sft"]
+
+
+def test_constant_alphas_come_with_the_annealed_one() -> None:
+    alphas = summary(records(seeds=2))["alpha"]
+    assert [(row["seed"], *row["alpha"].values()) for row in alphas] == [
+        (0, 1e-4, 1e-2),
+        (0, 0.1, 0.1),
+        (1, 1e-4, 1e-2),
+        (1, 0.1, 0.1),
+    ]
+
+
+def test_a_summary_is_small_and_reads_back() -> None:
+    document = summary(records())
+    text = as_text(document)
+    assert json.loads(text) == document
+    assert document["cells"][0]["test"]["length"] == 0.333333
+    assert sum(line.startswith('{"seed"') for line in text.splitlines()) == 3 * 2 * 3 + 3 * 2 * 2 + 3 * 2
+    assert document["provenance"]["jobs"] == {
+        "commits": ["c"],
+        "machines": ["P, 2 cores"],
+        "first": "2026-01-02",
+        "last": "2026-01-02",
+    }
+
+
+def _drop(job_name: str) -> Any:
+    def change(rows: list[dict[str, Any]]) -> None:
+        rows.remove(next(row for row in rows if row["job"] == job_name and row["seed"] == 1))
+
+    return change
+
+
+def _other_option(rows: list[dict[str, Any]]) -> None:
+    rows[-1] = {**rows[-1], "config": {**rows[-1]["config"], "evaluation": {"confidence": 0.5, "resamples": 500}}}
+
+
+def _other_prompts(rows: list[dict[str, Any]]) -> None:
+    cell = next(row for row in rows if row["job"] == "cell" and row["rho"] == 0.8)
+    cell["rewards"]["sft"].reverse()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (list.clear, "a summary needs the records of a grid, got none"),
+        (_drop("base"), "the base record of seed 1 is missing; run the workflow to its end"),
+        (_drop("scores"), "the scores record of seed 1, rho 0.2 is missing"),
+        (_drop("cell"), "the cell record of seed 1, rho 0.2, method dpo is missing"),
+        (lambda rows: rows.append(rows[2]), "there are two cell records of seed 0, rho 0.2, method dpo; one is needed"),
+        (_other_option, r"the cell record of seed 2 was made with other options \(evaluation\) than the base record"),
+        (_other_prompts, "the cell of seed 0, rho 0.8, method dpo has other test samples of pi_ref than others"),
+    ],
+)
+def test_records_that_make_no_grid(change: Any, message: str, tmp_path: Path) -> None:
+    rows = records()
+    change(rows)
+    with pytest.raises(ValueError, match=message):
+        summary(rows)
+
+
+def test_a_mistake_is_one_message(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    record = tmp_path / "record.json"
+    record.write_text(json.dumps(records()[0]))
+    assert main([str(record), "--out", str(tmp_path / "grid.json")]) == 2
+    assert main([str(tmp_path / "absent.json"), "--out", str(tmp_path / "grid.json")]) == 2
+    first, second = capsys.readouterr().err.splitlines()
+    assert first == "error: there are no cells among the records"
+    assert "absent.json" in second
+    assert not (tmp_path / "grid.json").exists()
