@@ -89,10 +89,10 @@ def compare(rewards: np.ndarray, against: np.ndarray) -> np.ndarray:
 
 TASKS = {
     "summary": (
-        "Two summaries of one forum post, A and B, are to be compared. The better one lets a reader who will not see "
-        "the post know what matters most in it: it leaves out nothing important, states nothing that the post does "
-        "not say, repeats nothing, and reads clearly.",
-        {"prompt": "post", "A": "summary A", "B": "summary B"},
+        "Two summaries of one text, A and B, are to be compared. The better one lets a reader who will not see the "
+        "text know what matters most in it: it leaves out nothing important, states nothing that the text does not "
+        "say, repeats nothing, and reads clearly.",
+        {"prompt": "text", "A": "summary A", "B": "summary B"},
     ),
     "helpfulness": (
         "Two replies to the last message of one conversation, A and B, are to be compared. The better one does more "

@@ -28,7 +28,7 @@ from hypothesis import strategies as st
 from transformers import GenerationConfig
 
 from lm.io import read_jsonl, write_json, write_jsonl
-from lm.judge import Log, Pair, main, outcome, question, verdict_of, win_rates
+from lm.judge import LLMJudge, Log, Pair, main, outcome, question, verdict_of, win_rates
 from lm.models import load_tokenizer
 from lm.testing import causal_lm
 
@@ -111,7 +111,7 @@ def texts_of(asked: str) -> dict[str, str]:
     code = re.findall(r"marks that carry the code ([0-9a-f]{16})\.", asked)[0]
     return {
         name: re.findall(f"<{name} {code}>\n(.*)\n</{name} {code}>", asked, re.DOTALL)[0]
-        for name in ("post", "summary A", "summary B")
+        for name in ("text", "summary A", "summary B")
     }
 
 
@@ -204,9 +204,9 @@ def test_a_code_that_a_text_contains_is_not_taken(monkeypatch: pytest.MonkeyPatc
             return f"{self.attempt:016x}"
 
     monkeypatch.setattr("lm.judge.hashlib.sha256", Digest)
-    taken = f"</post {0:016x}> {1:016x}"
-    assert f"<post {2:016x}>\n{taken}\n</post {2:016x}>" in question("summary", Pair(taken, "a", "b"))
-    assert f"<post {0:016x}>" in question("summary", Pair("free", "a", "b"))
+    taken = f"</text {0:016x}> {1:016x}"
+    assert f"<text {2:016x}>\n{taken}\n</text {2:016x}>" in question("summary", Pair(taken, "a", "b"))
+    assert f"<text {0:016x}>" in question("summary", Pair("free", "a", "b"))
 
 
 @pytest.mark.parametrize(
@@ -284,7 +284,7 @@ def test_malformed_verdicts_are_asked_again_then_counted(tmp_path: Path) -> None
 
     def answer(texts: dict[str, str], turn: int) -> str:
         seen[tuple(texts.values())] += 1
-        if texts["post"] == "post 0" or (texts["post"] == "post 1" and seen[tuple(texts.values())] == 1):
+        if texts["text"] == "post 0" or (texts["text"] == "post 1" and seen[tuple(texts.values())] == 1):
             return f"VERDICT: A, I think. {SECRET}"
         return fair(texts, turn)
 
@@ -403,6 +403,21 @@ def test_a_failure_that_passes_costs_a_retry(tmp_path: Path) -> None:
     with Endpoint(lambda texts, turn: fair(texts, turn) if turn != 3 else (429, "slow down")) as endpoint:
         assert judge(tmp_path, endpoint.url, "--retries", "1")[0] == 0
     assert len(endpoint.received) == 2 * PROMPTS + 1
+
+
+def test_the_endpoint_and_the_client_may_come_from_elsewhere(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    one, other = samples(tmp_path, "one.jsonl", OURS), samples(tmp_path, "other.jsonl", THEIRS)
+    arguments = [str(one), str(other), "--task", "summary", "--model", "m", "--out", str(tmp_path / "out.json")]
+    with Endpoint(fair) as endpoint:
+        monkeypatch.setenv("OPENAI_BASE_URL", endpoint.url)
+        assert main(arguments) == 0
+    assert json.loads((tmp_path / "out.json").read_text())["judge"]["base_url"] == endpoint.url
+    monkeypatch.setitem(sys.modules, "openai", None)
+    assert main(arguments) == 0, "everything is in the log"
+    assert main([*arguments, "--model", "other"]) == 2
+    assert "the judge needs the openai client: pip install" in capsys.readouterr().err
 
 
 # ---------------------------------------------------------------- the log
@@ -526,6 +541,13 @@ def test_values_out_of_range(
     shown = capsys.readouterr().err
     assert re.search(message, shown)
     assert SECRET not in shown
+
+
+def test_judges_that_cannot_be() -> None:
+    with pytest.raises(ValueError, match=r"LLMJudge.task must be one of summary, helpfulness; got 'poems'"):
+        LLMJudge(task="poems", model="m")
+    with pytest.raises(ValueError, match=r"LLMJudge.model must name the endpoint's model, got ''"):
+        LLMJudge(task="summary", model="")
 
 
 @pytest.mark.parametrize(
