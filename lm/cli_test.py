@@ -15,9 +15,9 @@ from lm.config import Config
 from lm.objectives import METHODS
 from lm.pipeline import Pipeline
 
-WITH_OPTIONS_OF_THEIR_OWN = ["__main__", "bench", "card", "diagnose", "estimate", "exact"]
+WITH_OPTIONS_OF_THEIR_OWN = ["__main__", "bench", "card", "diagnose", "estimate", "exact", "judge"]
 COMMANDS = ["prepare", "sft", "oracle", "relabel", "bias", "reward", "score", "policy", "train", "evaluate"]
-COMMANDS += ["nondeterministic"]
+COMMANDS += ["export", "nondeterministic"]
 
 
 def config_of(*arguments: str) -> Config:

@@ -71,8 +71,8 @@ class DataConfig:
             (`chosen` and `rejected` sharing a prefix); "preferences" reads TRL-style sets: prompt, chosen and rejected
             as text or as messages (the model's chat template is applied), and rewards in the columns that `rewards`
             names.
-        path: hub name (owner/name, or owner/name/folder for one folder of it), or a local .jsonl, .jsonl.gz or
-            .parquet file, or a folder of them. Not read by "world".
+        path: hub name (owner/name, or owner/name/folder for one folder of it, and @revision after it), or a local
+            .jsonl, .jsonl.gz or .parquet file, or a folder of them. Not read by "world".
         subset: folder of a hub dataset to load from, e.g. "helpful-base"; hub names only.
         sft_path: reference completions, likewise; needed by "tldr", and read by "preferences" (prompt and completion,
             or messages) where given. Without it the chosen completions are the references.

@@ -33,6 +33,8 @@ from lm.io import read_jsonl, replacing, write_jsonl
 
 Row = dict[str, Any]
 SUFFIXES = (".jsonl", ".jsonl.gz", ".parquet")
+HUB_DATASET = r"([\w-][\w.-]*/[\w.-]+)(?:/([\w.-]+))?(?:@([\w./-]+))?"
+"""owner/name/folder@revision."""
 TEXTS = ("prompt", "completion", "chosen", "rejected")
 REWARDS = ("chosen_rewards", "rejected_rewards")
 """Columns of a set's own rewards, a list a row: the one reward, then the ensemble's members."""
@@ -53,7 +55,7 @@ class Drop:
 def read_rows(path: str, subset: str | None = None) -> Iterator[tuple[str, Row]]:
     """(where it stands, row) of a local file, a folder of files, or a hub dataset (all its splits).
 
-    A hub dataset is owner/name, or owner/name/folder for one folder of it.
+    A hub dataset is owner/name, or owner/name/folder for one folder of it; either with @revision after it.
 
     Raises FileNotFoundError for a local path that is not there, ValueError for a malformed line, an unknown file type,
     or a hub dataset that cannot be loaded.
@@ -65,13 +67,14 @@ def read_rows(path: str, subset: str | None = None) -> Iterator[tuple[str, Row]]
                 f"data.subset {subset!r} goes with a hub name, but {path} is local; name the folder itself"
             )
         yield from _read_local(local)
-    elif (hub := re.fullmatch(r"([\w-][\w.-]*/[\w.-]+)(?:/([\w.-]+))?", path)) and not path.endswith(SUFFIXES):
+    elif (hub := re.fullmatch(HUB_DATASET, path)) and not path.endswith(SUFFIXES):
         try:
-            loaded = datasets.load_dataset(hub[1], data_dir=subset or hub[2])
+            loaded = datasets.load_dataset(hub[1], data_dir=subset or hub[2], revision=hub[3])
         except Exception as error:
+            copy = f"; the hub's own copy of it may do: {path}@refs/convert/parquet" if "scripts" in str(error) else ""
             raise ValueError(
                 f"data path {path!r} is neither a local file or folder nor a hub dataset that can be loaded "
-                f"({type(error).__name__}: {error})"
+                f"({type(error).__name__}: {error}){copy}"
             ) from None
         for split, rows in loaded.items():
             for number, row in enumerate(rows):

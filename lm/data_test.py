@@ -299,16 +299,28 @@ def test_paths_that_lead_nowhere_are_named(tmp_path: Path) -> None:
         list(read_rows(str(tmp_path), "helpful-base"))
 
 
-def test_a_hub_dataset_is_read_in_all_its_splits(monkeypatch: pytest.MonkeyPatch) -> None:
-    def load_dataset(path: str, data_dir: str | None) -> dict[str, Dataset]:
-        assert (path, data_dir) == ("owner/name", "part")
+@pytest.mark.parametrize(
+    ("name", "subset", "asked"),
+    [
+        ("owner/name", "part", ("owner/name", "part", None)),
+        ("owner/name", None, ("owner/name", None, None)),
+        ("owner/name/part", None, ("owner/name", "part", None)),
+        ("owner/name/part@refs/convert/parquet", None, ("owner/name", "part", "refs/convert/parquet")),
+        ("owner/name@v1.0", None, ("owner/name", None, "v1.0")),
+    ],
+)
+def test_a_hub_dataset_is_read_in_all_its_splits(
+    name: str, subset: str | None, asked: tuple[str | None, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def load_dataset(path: str, *, data_dir: str | None, revision: str | None) -> dict[str, Dataset]:
+        assert (path, data_dir, revision) == asked
         return {"train": Dataset.from_list([{"a": 1}, {"a": 2}]), "test": Dataset.from_list([{"a": 3}])}
 
     monkeypatch.setattr(datasets, "load_dataset", load_dataset)
-    assert list(read_rows("owner/name", "part")) == [
-        ("owner/name/train, row 0", {"a": 1}),
-        ("owner/name/train, row 1", {"a": 2}),
-        ("owner/name/test, row 0", {"a": 3}),
+    assert list(read_rows(name, subset)) == [
+        (f"{name}/train, row 0", {"a": 1}),
+        (f"{name}/train, row 1", {"a": 2}),
+        (f"{name}/test, row 0", {"a": 3}),
     ]
 
 
@@ -321,6 +333,17 @@ def test_a_hub_dataset_that_cannot_be_loaded_is_named(monkeypatch: pytest.Monkey
         ValueError, match=r"'owner/name' is neither a local file or folder nor a hub dataset .*no route"
     ):
         list(read_rows("owner/name"))
+
+
+def test_a_hub_dataset_with_a_loading_script_has_a_copy(monkeypatch: pytest.MonkeyPatch) -> None:
+    def load_dataset(*_: Any, **__: Any) -> None:
+        raise RuntimeError("Dataset scripts are no longer supported, but found name.py")
+
+    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+    with pytest.raises(
+        ValueError, match=r"found name.py\); the hub's own copy .*: owner/name/part@refs/convert/parquet$"
+    ):
+        list(read_rows("owner/name/part"))
 
 
 def test_jsonl_gz_parquet_and_folders_give_the_same_rows(tmp_path: Path) -> None:
