@@ -78,10 +78,7 @@ def summary(records: Sequence[Record]) -> dict[str, Any]:
             for name, model in record["reward_models"].items()
         ],
         "alpha": _alphas(_by(records, "alpha", "seed", "rho", "method", "alpha"), cells),
-        "cells": [
-            {key: cells[key_of][key] for key in ("seed", "rho", "method", "chosen", "test", "validation", "probe")}
-            for key_of in ((s, r, m) for s in seeds for r in rhos for m in methods)
-        ],
+        "cells": [_cell(cells[s, r, m]) for s in seeds for r in rhos for m in methods],
         "config": _shared(records[0]),
         "provenance": _provenance(records, seeds),
     }
@@ -139,6 +136,22 @@ def _check_paired(cells: Mapping[tuple[Any, ...], Record]) -> None:
     for (seed, rho, method), record in cells.items():
         if record["rewards"][SFT] != first.setdefault(seed, record["rewards"][SFT]):
             raise ValueError(f"the cell of {_named((seed, rho, method))} has other test samples of pi_ref than others")
+
+
+def _cell(record: Record) -> Record:
+    """What is kept of a cell: no rewards, and of the settings tried no group of options that all have in common."""
+    settings = [row["setting"] for row in record["validation"]]
+    common = {
+        name
+        for name, value in (settings[0] if settings else {}).items()
+        if isinstance(value, dict) and all(setting[name] == value for setting in settings)
+    }
+    tried = [
+        {**row, "setting": {key: value for key, value in row["setting"].items() if key not in common}}
+        for row in record["validation"]
+    ]
+    kept = {key: record[key] for key in ("seed", "rho", "method", "chosen", "test")}
+    return {**kept, "validation": tried, "probe": record["probe"]}
 
 
 def _advantage(by_seed: Sequence[np.ndarray], config: Mapping[str, Any]) -> dict[str, Any]:
@@ -225,10 +238,13 @@ def _rounded(value: Any) -> Any:
 def as_text(document: Mapping[str, Any]) -> str:
     """JSON with a line for each entry of the lists of objects, which keeps it small and its changes readable."""
 
+    def one_line(value: Any) -> str:
+        return json.dumps(value, allow_nan=False, separators=(",", ":"))
+
     def of(value: Any) -> str:
         if isinstance(value, list) and value and isinstance(value[0], dict):
-            return "[\n" + ",\n".join(json.dumps(entry, allow_nan=False) for entry in value) + "\n]"
-        return json.dumps(value, allow_nan=False)
+            return "[\n" + ",\n".join(map(one_line, value)) + "\n]"
+        return one_line(value)
 
     return "{\n" + ",\n".join(f"{json.dumps(key)}: {of(value)}" for key, value in document.items()) + "\n}\n"
 

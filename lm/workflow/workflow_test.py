@@ -284,12 +284,12 @@ def records(seeds: int = 3, prompts: int = 200) -> list[dict[str, Any]]:
         sft = {"oracle_reward": float(base.mean())}
         made.append({"job": "base", "seed": seed, "sft": sft, "oracle": {}, "labels": {}, "data": {}, **common})
         for rho in (0.2, 0.8):
-            models = {"rho": {"accuracy": {}}, "b0.4": {"accuracy": {}}}
+            models: dict[str, Any] = {"rho": {"accuracy": {}}, "b0.4": {"accuracy": {}}}
             made.append({"job": "scores", "seed": seed, "rho": rho, "reward_models": models, **common})
             for method, mean in MEANS.items():
                 rewards = base + mean * (rho < 0.5) + 0.1 * seed + rng.normal(size=prompts) / 2
                 kl = {"kl": {"alpha_start": 1e-4, "alpha_end": 1e-2}} if method == "p-dpo" else {}
-                cell = {
+                cell: dict[str, Any] = {
                     "job": "cell",
                     "seed": seed,
                     "rho": rho,
@@ -348,6 +348,18 @@ def test_wins_are_against_pi_ref_and_the_chosen_dpo() -> None:
     assert list(wins["dpo"]) == ["sft"]
     without = [row for row in rows if row.get("method") != "dpo"]
     assert list(summary(without)["wins"]["0.2"]["p-dpo"]) == ["sft"]
+
+
+@pytest.mark.parametrize("varied", ["beta", "kl"])
+def test_settings_that_were_tried_name_what_they_differ_in(varied: str) -> None:
+    rows = records(seeds=1)
+    settings = [{"beta": 0.1, "kl": {"alpha_end": 1.0}} for _ in range(2)]
+    settings[1][varied] = {"beta": 1.0, "kl": {"alpha_end": 2.0}}[varied]
+    for row in rows:
+        if row["job"] == "cell":
+            row["validation"] = [{"setting": setting, "step": 2, "advantage": 0.0} for setting in settings]
+    kept = [row["setting"] for row in summary(rows)["cells"][0]["validation"]]
+    assert kept == (settings if varied == "kl" else [{"beta": 0.1}, {"beta": 1.0}])
 
 
 def test_constant_alphas_come_with_the_annealed_one() -> None:
