@@ -29,8 +29,10 @@ def draw(results: dict[str, Any]) -> Figure:
                 label = f"{look.title} (mean {row['mean']:+.2f})"
                 axis.stairs(share, histograms["edges"], linewidth=1.2, label=label, **shown)
                 axis.axvline(row["mean"], linewidth=0.9, **shown)
-            axis.legend(fontsize=5.5, loc="upper left", handlelength=2.5)
-        line[0].set_ylabel(f"share of {domains[domain]}")
+            axis.legend(
+                fontsize=5.5, loc="upper left", handlelength=2.5, frameon=True, edgecolor="none", framealpha=0.9
+            )
+        line[0].set_ylabel(f"share of prompts,\n{domains[domain].replace('test prompts', 'in domain')}")
     for axis, split in zip(axes[0], SPLITS, strict=True):
         axis.set_title(title_of(results, split))
     for axis in axes[-1]:
@@ -38,6 +40,7 @@ def draw(results: dict[str, Any]) -> Figure:
     caption(
         figure,
         f"Oracle reward of a sample less that of SFT's for the same prompt, temperature {histograms['temperature']:g}; "
-        f"the outermost bins hold what is beyond them; vertical lines: means. {data_of(results)}",
+        "the outermost bins hold what is beyond them; at 0 are also the completions that are SFT's own; vertical "
+        f"lines: means. {data_of(results)}",
     )
     return figure

@@ -27,7 +27,9 @@ def draw(results: dict[str, Any]) -> Figure:
     for line, (quantity, title) in zip(axes, _ROWS.items(), strict=True):
         for axis, split in zip(line, SPLITS, strict=True):
             for name, history in results["training"][split].items():
-                steps, values = [entry["step"] for entry in history], [entry[quantity] for entry in history]
+                # Before the first step policy and SFT are one: the sign of their log-ratios is rounding.
+                shown = [entry for entry in history if quantity != "accuracy" or entry["step"] > 0]
+                steps, values = [entry["step"] for entry in shown], [entry[quantity] for entry in shown]
                 axis.plot(steps, values, label=LOOKS[name].title, **{**LOOKS[name].line, "markersize": 3})
         line[0].set_ylabel(title)
     for axis, split in zip(axes[0], SPLITS, strict=True):
@@ -39,6 +41,6 @@ def draw(results: dict[str, Any]) -> Figure:
         figure,
         "Means over held-out pairs of all confidences, the same for every split; log-probs and KL in nats, KL by "
         "samples of SFT. Accuracy: share of pairs whose preferred completion has the greater log-ratio to SFT, by the "
-        f"annotators' labels, which are not deterministic. {data_of(results)}",
+        f"annotators' labels, which are not deterministic. {data_of(results, outside=False)}",
     )
     return figure

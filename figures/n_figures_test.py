@@ -105,15 +105,19 @@ def test_histograms_are_shares_and_curves_are_the_probes() -> None:
     assert [list(line.get_ydata()) for line in curves] == [
         [entry["rejected_logps"] for entry in history] for history in results["training"]["hc_he"].values()
     ]
+    accuracy: Any = n_figure_5.draw(results).axes[2 * 3].lines[0]
+    assert list(accuracy.get_xdata()) == [5, 10], "at step 0 the policy is SFT, and accuracy is rounding"
 
 
 def test_captions_say_which_data() -> None:
     for draw in (n_figure_3.draw, n_figure_4.draw, n_figure_5.draw):
+        outside = draw is not n_figure_5.draw
         assert "Embedded world" in words(draw(study()))
         assert "one seed (7)" in words(draw(study()))
         other = words(draw(study(world=False)))
         assert "tldr (some/set), one seed (7), its own labels" in other
-        assert "Out of domain: news." in other
+        assert ("Out of domain: news." in other) == outside
+        assert ("Out of domain: posts of 12 to 16 events" in words(draw(study()))) == outside
         assert "Embedded world" not in other
         assert "Out of domain" not in words(draw(study(outside=False)))
 

@@ -24,9 +24,9 @@ def title_of(results: dict[str, Any], split: str) -> str:
     return f"{SPLITS[split]}, {results['splits'][split]['pairs']['pairs']:,} pairs"
 
 
-def data_of(results: dict[str, Any]) -> str:
-    """For captions: which data, and how far from [N]'s."""
-    seed, outside = results["provenance"]["seed"], results["out_of_domain"]
+def data_of(results: dict[str, Any], *, outside: bool = True) -> str:
+    """For captions: which data, out of domain too where that is drawn, and how far from [N]'s."""
+    seed, other = results["provenance"]["seed"], results["out_of_domain"] if outside else None
     if results["world"] is None:
         data, labels = results["config"]["data"], {"given": "its own", "oracle": "the oracle's"}[results["labels"]]
         text = f"{data['kind']} ({data['path']}), one seed ({seed}), {labels} labels."
@@ -35,10 +35,10 @@ def data_of(results: dict[str, Any]) -> str:
             f"Embedded world (synthetic, ours), a small policy from random weights, one seed ({seed}), annotators' "
             "labels. [N] has TL;DR, large policies, CNN/DailyMail and an LLM judge."
         )
-    if outside is None:
+    if other is None:
         return text
-    if outside["path"] is not None:
-        return f"{text} Out of domain: {outside['path']}."
-    low, high = outside["events"]
+    if other["path"] is not None:
+        return f"{text} Out of domain: {other['path']}."
+    low, high = other["events"]
     most = results["world"]["max_events"]
     return f"{text} Out of domain: posts of {low} to {high} events; none that is trained on has over {most}."
