@@ -221,8 +221,10 @@ def _post(info: Row) -> str:
 def _annotation(confidence: Any, worker: Any, where: str) -> Row:
     if confidence is not None:
         confidence = _number(confidence, "confidence", where)
+    if isinstance(worker, int):  # some sets number them
+        worker = str(worker)
     if not isinstance(worker, str | None):
-        raise ValueError(f"{where}: 'worker' must be of type str, got {type(worker).__name__}: {worker!r}")
+        raise ValueError(f"{where}: 'worker' must be a name or a number, got {type(worker).__name__}: {worker!r}")
     return {"confidence": confidence, "worker": worker}
 
 

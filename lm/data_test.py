@@ -522,13 +522,13 @@ def test_confidence_and_worker_are_kept_and_none_where_there_is_none(tmp_path: P
         {"extra": {"confidence": 7}, "worker": "ann"},
         {"extra": {"confidence": None}, "worker": "bob"},
         {"extra": {}},
-        {"extra": None, "worker": None},
+        {"extra": None, "worker": 3},
         {},
     ]
     pairs, references = tldr_set(tmp_path, [comparison(**extra) for extra in extras])
     loaded = load(DataConfig(kind="tldr", path=pairs, sft_path=references), 0, tmp_path)
     assert loaded.preferences["confidence"][:] == [7.0, None, None, None, None]
-    assert loaded.preferences["worker"][:] == ["ann", "bob", None, None, None]
+    assert loaded.preferences["worker"][:] == ["ann", "bob", None, "3", None]
     assert loaded.dropped["preferences"] == {}, "a pair without a confidence is a pair"
 
 
@@ -539,7 +539,7 @@ def test_confidence_and_worker_are_kept_and_none_where_there_is_none(tmp_path: P
         ({"extra": {"confidence": float("nan")}}, "'confidence' must be a finite number, got nan"),
         ({"extra": {"confidence": True}}, "'confidence' must be a finite number, got True"),
         ({"extra": [7]}, r"'extra' must be of type dict, got list: \[7\]"),
-        ({"worker": 3}, "'worker' must be of type str, got int: 3"),
+        ({"worker": ["ann"]}, r"'worker' must be a name or a number, got list: \['ann'\]"),
     ],
 )
 def test_annotations_of_another_type_are_named(change: dict[str, Any], message: str) -> None:
