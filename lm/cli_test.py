@@ -134,6 +134,11 @@ def test_a_run_writes_its_resolved_config(tmp_path: Path) -> None:
         (["--data.path", "x.jsonl"], "path, sft_path and subset go with kinds other than \"world\", got 'x.jsonl'"),
         (["--data.kind", "hh"], 'DataConfig.path is needed for kind "hh"'),
         (["--data.kind", "tldr", "--data.path", "x.jsonl"], 'sft_path is needed for kind "tldr"'),
+        (
+            ["--data.kind", "hh", "--data.path", "x", "--data.sft_path", "y"],
+            "sft_path is .* not read by \"hh\"; got 'y'",
+        ),
+        (["--data.rewards", "given"], 'DataConfig.rewards "given" goes with kind "preferences" only, got kind "world"'),
         (["--data.prompt_template", "TL;DR:"], "prompt_template must have {post} once, .* got 'TL;DR:'"),
         (["--data.prompt_template", "{post}{post}"], "prompt_template must have {post} once"),
         (["--data.prompt_template", "{post} {text}"], "beside it only {subreddit} and {title} in braces"),
