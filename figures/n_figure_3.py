@@ -7,8 +7,7 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
-from figures.grid import LOOKS
-from figures.nondeterministic import SPLITS, data_of, domains_of, title_of
+from figures.nondeterministic import LOOKS, SPLITS, data_of, domains_of, title_of
 from figures.style import BLACK, caption
 
 RESULTS = "nondeterministic.json"
@@ -21,7 +20,8 @@ _OFFSET = 0.006
 def draw(results: dict[str, Any]) -> Figure:
     """A column a split, a row a domain and judge, a line a pair of policies."""
     first, *others = results["methods"]
-    pairs = [(name, first) for name in others] + list(zip(others[1:], others[:-1], strict=True))
+    pairs = [(name, first) for name in others]
+    pairs += [("drdo", "e-dpo")] if {"drdo", "e-dpo"} <= set(others) else []
     judges = [judge for judge in _JUDGES if any(win["judge"] == judge for win in results["wins"])]
     rows = [(domain, judge) for domain in domains_of(results) for judge in judges]
     figure = Figure(figsize=(7.4, 1.45 * len(rows) + 1.3))

@@ -6,8 +6,7 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-from figures.grid import LOOKS
-from figures.nondeterministic import SPLITS, data_of, domains_of, title_of
+from figures.nondeterministic import LOOKS, SPLITS, data_of, domains_of, title_of
 from figures.style import caption
 
 RESULTS = "nondeterministic.json"

@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from figures import n_figure_2, n_figure_3, n_figure_4, n_figure_5
 from figures.nondeterministic import SPLITS
 
-METHODS = ["dpo", "e-dpo", "drdo"]
+METHODS = ["dpo", "e-dpo", "drdo", "drdo-implicit"]
 TEMPERATURES = [0.5, 1.0]
 
 
@@ -84,7 +84,8 @@ def test_win_rates_are_those_of_the_panels_split_domain_and_judge() -> None:
     results = study()
     panel: Any = n_figure_3.draw(results).axes[3 * 3 + 1]  # out of domain by utility, hc_he
     lines = {bars.get_label(): bars.lines[0].get_ydata() for bars in panel.containers}
-    assert list(lines) == ["e-DPO against DPO", "DRDO against DPO", "DRDO against e-DPO"]
+    against_dpo = [f"{name} against DPO" for name in ("e-DPO", "DRDO", "DRDO, implicit rewards")]
+    assert list(lines) == [*against_dpo, "DRDO against e-DPO"]
     key = {"split": "hc_he", "domain": "out_of_domain", "judge": "utility", "policy": "drdo", "against": "e-dpo"}
     expected = [win["rate"] for t in TEMPERATURES for win in results["wins"] if win | key | {"temperature": t} == win]
     assert list(lines["DRDO against e-DPO"]) == expected

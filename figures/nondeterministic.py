@@ -4,7 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
+from figures.grid import LOOKS as METHODS
+from figures.grid import Look
+from figures.style import PURPLE
+
 RESULTS = "nondeterministic.json"
+LOOKS = {**METHODS, "drdo-implicit": Look("DRDO, implicit rewards", PURPLE, (0, (5, 1, 1, 1)), "D", False)}
+"""By a policy's label in results."""
 SPLITS = {
     "all": r"$\mathcal{D}_{all}$",
     "hc_he": r"$\mathcal{D}_{hc,he}$",

@@ -49,6 +49,8 @@ SPLITS: tuple[Pairs, ...] = get_args(Pairs)
 IN, OUT = "in_domain", "out_of_domain"
 BINS = 40
 """Of the histograms of advantages."""
+IMPLICIT, IMPLICIT_BETAS = "drdo-implicit", (0.1, 0.3, 1.0)
+"""DRDO's other reading, and the scales of its reward estimate that validation chooses from."""
 GAMMAS = (0.0, 0.5, 1.0, 2.0, 5.0)
 """Focal exponents whose curves are drawn; 2 is [N]'s."""
 
@@ -165,8 +167,24 @@ def judged(pipeline: Pipeline, name: str, domain: str, temperature: float) -> Ar
 # ---------------------------------------------------------------- the study
 
 
+def contenders(pipeline: Pipeline) -> dict[str, tuple[Pipeline, str]]:
+    """Every policy by its label, with the pipeline that trains it and its name there.
+
+    [N] does not say what DRDO's own reward estimates are. Where they come from a reward head, distillation does not
+    act on the log-probs, and the focal term is all that teaches preferences; so the reading by which they are implicit
+    rewards, beta times the log-ratio margin, is trained beside it, to tell the method from the reading.
+    """
+    config = pipeline.config
+    found = {name: (pipeline, name) for name in (SFT, *config.methods)}
+    if DRDO in config.methods and config.drdo.needs_reward_head:
+        settings = [{"reward_estimate": "implicit", "beta": beta} for beta in IMPLICIT_BETAS]
+        other = replace(config, sweep={**config.sweep, DRDO: settings})
+        found[IMPLICIT] = Pipeline(other, read_only=pipeline.store.read_only), DRDO
+    return found
+
+
 def study(pipeline: Pipeline) -> dict[str, Any]:
-    """Trains and compares every configured method on every split.
+    """Trains and compares every configured method, and DRDO in both readings, on every split.
 
     `outcomes` has a row a split, domain, temperature and policy: means over the prompts. `wins` has a row a pair of
     policies besides: shares of prompts by the judge ("oracle", or the world's "utility"); `rate`, wins plus half the
@@ -180,24 +198,27 @@ def study(pipeline: Pipeline) -> dict[str, Any]:
     for split in SPLITS:
         of_split = Pipeline(replace(config, bias=replace(config.bias, pairs=split)), read_only=pipeline.store.read_only)
         report["splits"][split] = _split_report(of_split)
+        policies = contenders(of_split)
         report["training"][split] = {
-            name: probe_history(of_split, choose(of_split, name).policy) for name in config.methods
+            label: probe_history(run, choose(run, name).policy)
+            for label, (run, name) in policies.items()
+            if name != SFT
         }
         for domain in domains:
             for temperature in config.evaluation.temperatures:
                 where = {"split": split, "domain": domain, "temperature": temperature}
-                made = {name: judged(of_split, name, domain, temperature) for name in (SFT, *config.methods)}
+                made = {label: judged(run, name, domain, temperature) for label, (run, name) in policies.items()}
                 report["outcomes"] += [{**where, "policy": name, **artifact.metrics} for name, artifact in made.items()]
                 report["wins"] += [{**where, **row} for row in _wins(of_split, made)]
                 if temperature == config.evaluation.temperatures[-1]:
                     base = _column(made[SFT], "oracle_reward")
-                    for name in config.methods:
-                        advantages[split, domain, name] = _column(made[name], "oracle_reward") - base
+                    for label in report["training"][split]:
+                        advantages[split, domain, label] = _column(made[label], "oracle_reward") - base
     report["histograms"] = _histograms(pipeline, advantages)
     other = out_of_domain(pipeline)
     return {
         **report,
-        "methods": config.methods,
+        "methods": [label for label in contenders(pipeline) if label != SFT],
         "temperatures": config.evaluation.temperatures,
         "confidence": config.evaluation.confidence,
         "out_of_domain": None if other is None else {**asdict(config.evaluation.out_of_domain), **other.metrics},
@@ -215,7 +236,7 @@ def _split_report(pipeline: Pipeline) -> dict[str, Any]:
     accuracy = {name: pipeline.reward(name).metrics["accuracy"] for name in (MAIN, *pipeline.members)}
     if DRDO in pipeline.config.methods and pipeline.config.drdo_oracle_alpha is not None:
         accuracy[DRDO] = pipeline.drdo_oracle.metrics["accuracy"]
-    chosen = {name: choose(pipeline, name) for name in pipeline.config.methods}
+    chosen = {label: choose(run, name) for label, (run, name) in contenders(pipeline).items() if name != SFT}
     return {
         "pairs": pipeline.bias.metrics[MAIN],
         "selection": pipeline.bias.metrics.get("selection"),

@@ -27,7 +27,7 @@ from lm.config import (
 from lm.io import read_jsonl
 from lm.logprobs import CompletionModel
 from lm.models import SCRATCH
-from lm.nondeterministic import SPLITS, _split_report, focal_curves, judged, out_of_domain, study
+from lm.nondeterministic import SPLITS, _split_report, contenders, focal_curves, judged, out_of_domain, study
 from lm.objectives import DRDO
 from lm.pipeline import Pipeline
 from lm.score import open_policy, score_pairs
@@ -42,6 +42,7 @@ pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning")
 @pytest.fixture(scope="module", autouse=True)
 def _tiny() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("lm.nondeterministic.IMPLICIT_BETAS", (0.3,))
         patch.setitem(SCRATCH, "scratch:tiny", {**SCRATCH["scratch:tiny"], "hidden_size": 32, "vocab_size": 400})
         yield
 
@@ -132,8 +133,9 @@ def test_wins_are_of_the_samples(done: Done) -> None:
         assert win["difference"] == pytest.approx(np.mean(difference))
         assert win["ci"][0] <= win["rate"] <= win["ci"][1]
     cells = 3 * 2 * 2  # splits, domains, temperatures
-    assert len(report["outcomes"]) == cells * 3
-    assert len(report["wins"]) == cells * 3 * 2
+    assert report["methods"] == ["dpo", "drdo", "drdo-implicit"]
+    assert len(report["outcomes"]) == cells * 4
+    assert len(report["wins"]) == cells * 6 * 2
     temperatures = {
         (r["split"], r["domain"], r["policy"]): r["length"] for r in report["outcomes"] if r["temperature"] == 1
     }
@@ -261,6 +263,17 @@ def test_drdo_distils_its_own_oracle_and_nothing_else_changes(done: Done) -> Non
     assert shared.policy("drdo").key != run.policy("drdo").key
     with pytest.raises(ValueError, match="drdo_oracle_alpha is null: DRDO has no oracle of its own"):
         _ = shared.drdo_oracle
+
+
+def test_both_readings_of_drdo_are_trained(done: Done) -> None:
+    pipeline, report = done
+    chosen = report["splits"]["all"]["chosen"]
+    readings = {label: chosen[label]["setting"]["reward_estimate"] for label in ("drdo", "drdo-implicit")}
+    assert readings == {"drdo": "head", "drdo-implicit": "implicit"}
+    run, name = contenders(pipeline)["drdo-implicit"]
+    assert run.policies(name)[0].key != pipeline.policy("drdo").key
+    implicit = replace(pipeline.config, drdo=DRDO(reward_estimate="implicit", beta=0.3))
+    assert list(contenders(Pipeline(implicit))) == ["sft", "dpo", "drdo"], "it is the one that is configured"
 
 
 def test_the_oracle_is_not_asked_for_where_drdo_is_not(done: Done, monkeypatch: pytest.MonkeyPatch) -> None:
