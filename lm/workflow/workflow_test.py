@@ -114,6 +114,17 @@ def test_a_killed_grid_goes_on_where_it_was(grid: tuple[Path, dict[str, int]], p
     assert kept.count("base") == 1
     assert kept.count("scores") == 2
     assert kept.count("cells") >= 1
+
+
+def test_what_a_finished_grid_makes_again(grid: tuple[Path, dict[str, int]], preset: Path, tmp_path: Path) -> None:
+    folder, _ = grid
+    assert planned(folder, preset) == []
+    os.utime(preset)
+    assert planned(folder, preset) == [], "the same preset, written later"
+    said = preset.read_text()
+    preset.write_text(said + "seed: 3\n")
+    assert len(planned(folder, preset)) == 1 + 2 + 4 + 1
+    preset.write_text(said)
     assert planned(folder, preset) == []
 
 
