@@ -36,7 +36,7 @@ def draw(results: dict[str, Any]) -> Figure:
                 low, high = np.array([win["ci"] for win in wins]).T
                 look = LOOKS[policy].line if against == first else {"color": BLACK, "linestyle": ":", "marker": "x"}
                 axis.errorbar(
-                    np.array([win["temperature"] for win in wins]) + _OFFSET * (number - 1),
+                    np.array([win["temperature"] for win in wins]) + _OFFSET * (number - (len(pairs) - 1) / 2),
                     rate,
                     yerr=[rate - low, high - rate],
                     label=f"{LOOKS[policy].title} against {LOOKS[against].title}",
@@ -50,14 +50,13 @@ def draw(results: dict[str, Any]) -> Figure:
     for axis in axes[-1]:
         axis.set_xlabel("sampling temperature")
         axis.set_xticks(results["temperatures"])
-    figure.legend(
-        *axes[0, 0].get_legend_handles_labels(), loc="outside upper center", ncols=len(pairs), handlelength=3.5
-    )
+    figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside upper center", ncols=2, handlelength=3.5)
     counts = {win["domain"]: win["n"] for win in results["wins"]}
     prompts = " and ".join(f"{counts[domain]} {title}" for domain, title in domains_of(results).items())
     caption(
         figure,
         f"Win rate: wins plus half the ties, of {prompts}; bars: {results['confidence']:.0%} bootstrap intervals over "
-        f"prompts, not over training runs. The oracle is trained in domain. {data_of(results)}",
+        f"prompts, not over training runs. The oracle is trained in domain, and chose settings on validation prompts. "
+        f"DRDO's own reward estimates come from a head, or are implicit; [N] does not say. {data_of(results)}",
     )
     return figure

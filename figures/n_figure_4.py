@@ -25,17 +25,16 @@ def draw(results: dict[str, Any]) -> Figure:
                 look = LOOKS[row["policy"]]
                 shown = {"color": look.colour, "linestyle": look.dashes}
                 share = [count / sum(row["counts"]) for count in row["counts"]]
-                label = f"{look.title} (mean {row['mean']:+.2f})"
-                axis.stairs(share, histograms["edges"], linewidth=1.2, label=label, **shown)
+                axis.stairs(share, histograms["edges"], linewidth=1.2, label=f"{row['mean']:+.2f}", **shown)
                 axis.axvline(row["mean"], linewidth=0.9, **shown)
-            axis.legend(
-                fontsize=5.5, loc="upper left", handlelength=2.5, frameon=True, edgecolor="none", framealpha=0.9
-            )
+            axis.legend(title="means", title_fontsize=6, fontsize=6, loc="upper right", handlelength=2.5)
         line[0].set_ylabel(f"share of prompts,\n{domains[domain].replace('test prompts', 'in domain')}")
     for axis, split in zip(axes[0], SPLITS, strict=True):
         axis.set_title(title_of(results, split))
     for axis in axes[-1]:
         axis.set_xlabel("oracle reward less SFT's")
+    titles = [LOOKS[name].title for name in results["methods"]]
+    figure.legend(axes[0, 0].patches, titles, loc="outside upper center", ncols=len(titles), handlelength=3.5)
     caption(
         figure,
         f"Oracle reward of a sample less that of SFT's for the same prompt, temperature {histograms['temperature']:g}; "
