@@ -21,7 +21,7 @@ from lm.cli import run
 from lm.io import read_jsonl, write_json, write_jsonl
 from lm.logprobs import CompletionModel
 from lm.objectives import Method
-from lm.pipeline import MAIN, Pipeline
+from lm.pipeline import Pipeline
 from lm.score import open_policy, sample_completions, score_pairs, score_rows
 
 SFT = "sft"
@@ -237,7 +237,7 @@ def results(pipeline: Pipeline) -> dict[str, Any]:
             f"{one} - {other}": wald(differences[one] - differences[other])
             for one, other in combinations(differences, 2)
         },
-        "reward_models": {name: pipeline.reward_accuracy(name) for name in (MAIN, *pipeline.members)},
+        "reward_models": {name: pipeline.reward_accuracy(name) for name in pipeline.distilled},
         "oracle": None if pipeline.config.oracle_model else pipeline.oracle.metrics["accuracy"],
         "labels": pipeline.labels.metrics,
         "bias": pipeline.bias.metrics,

@@ -233,15 +233,12 @@ def study(pipeline: Pipeline) -> dict[str, Any]:
 
 def _split_report(pipeline: Pipeline) -> dict[str, Any]:
     """Which pairs there are, how good the reward models on them are, and what validation chose."""
-    accuracy = {name: pipeline.reward(name).metrics["accuracy"] for name in (MAIN, *pipeline.members)}
-    if DRDO in pipeline.config.methods and pipeline.config.drdo_oracle_alpha is not None:
-        accuracy[DRDO] = pipeline.drdo_oracle.metrics["accuracy"]
     chosen = {label: choose(run, name) for label, (run, name) in contenders(pipeline).items() if name != SFT}
     return {
         "pairs": pipeline.bias.metrics[MAIN],
         "selection": pipeline.bias.metrics.get("selection"),
         "focal_weights": _focal_weights(pipeline),
-        "reward_models": accuracy,
+        "reward_models": {name: pipeline.reward_accuracy(name) for name in pipeline.distilled},
         "chosen": {name: {"setting": asdict(c.method), "step": c.step, "tried": c.tried} for name, c in chosen.items()},
     }
 

@@ -283,6 +283,8 @@ def test_the_oracle_is_not_asked_for_where_drdo_is_not(done: Done, monkeypatch: 
     monkeypatch.setattr(Pipeline, "drdo_oracle", property(refuse))
     run = Pipeline(replace(done[0].config, methods=["dpo"]))
     assert set(_split_report(run)["reward_models"]) == {"rho", "b0.4", "b0.6"}
+    assert run.distilled == ["rho", "b0.4", "b0.6"]
+    assert done[0].distilled == [*run.distilled, "drdo"]
     assert run._pairs_for("dpo")["reward_margin"]
     with pytest.raises(AssertionError, match="asked for"):
         _split_report(Pipeline(done[0].config))

@@ -370,6 +370,12 @@ class Pipeline:
             return [f"given{k}" for k in range(self.data.metrics["members"])]
         return [f"b{share:g}" for share in self.config.bias.member_fractions]
 
+    @property
+    def distilled(self) -> list[str]:
+        """Names of all reward models that some method may distil, for :meth:`reward_accuracy`."""
+        own = DRDO in self.config.methods and self.config.drdo_oracle_alpha is not None
+        return [MAIN, *self.members, *([DRDO] if own else [])]
+
     def reward(self, name: str) -> Artifact:
         """The reward model of D_rho ("rho"), or of a member's subset. ValueError where the rewards are given."""
         if self.config.data.rewards == "given":
@@ -379,6 +385,9 @@ class Pipeline:
 
     def reward_accuracy(self, name: str) -> dict[str, Any]:
         """How often a reward model, or the set's own reward of that name, orders validation pairs as labelled."""
+        if name == DRDO:
+            own: dict[str, Any] = self.drdo_oracle.metrics["accuracy"]
+            return own
         if self.config.data.rewards == "models":
             accuracy: dict[str, Any] = self.reward(name).metrics["accuracy"]
             return accuracy
