@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import runpy
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ import pytest
 
 from lm.cli import CONFIGS, parse, parser_of, run
 from lm.config import Config
-from lm.objectives import METHODS
+from lm.objectives import METHODS, Pessimism
 from lm.pipeline import Pipeline
 
 WITH_OPTIONS_OF_THEIR_OWN = ["__main__", "bench", "card", "diagnose", "estimate", "exact", "judge"]
@@ -83,6 +84,14 @@ def test_the_demo_is_the_preset_and_options_win_over_it() -> None:
     assert changed.ipo == config_of().ipo
 
 
+def test_a_sweep_replaces_the_options_it_names() -> None:
+    swept = config_of("--e_dpo.kl.alpha_end=0.5", "--sweep", "{e-dpo: [{beta: 3}, {kl: {alpha_start: 0.1}}]}")
+    first, second = swept.settings("e-dpo")
+    assert first == replace(swept.e_dpo, beta=3.0)
+    assert second == replace(swept.e_dpo, kl=Pessimism(alpha_start=0.1, alpha_end=0.5))
+    assert swept.settings("dpo") == [swept.dpo]
+
+
 def test_print_config_round_trips(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     arguments = ["--dpo.beta", "0.25", "--bias.rho", "null", "--data.limit", "100", "--drdo.gamma", "3"]
     assert attempt(tmp_path / "a", *arguments, "--print_config") == 0
@@ -114,6 +123,17 @@ def test_a_run_writes_its_resolved_config(tmp_path: Path) -> None:
         (["--ipo.tau", "0"], "IPO.tau must be a finite number > 0, got 0"),
         (["--p_dpo.kl.alpha_end", "-1"], "Pessimism.alpha_end must be a finite number >= 0, got -1"),
         (["--drdo.beta", "1"], 'DRDO.beta goes with reward_estimate "implicit"'),
+        (["--snapshots", "0"], "Config.snapshots must be > 0, got 0"),
+        (["--snapshots", "1000"], "Config.snapshots must be at most policy.max_steps, got 1000"),
+        (["--probe.pairs", "-1"], "ProbeConfig.pairs must be >= 0, got -1"),
+        (["--evaluation.valid_prompts", "0"], "EvaluationConfig.valid_prompts must be > 0, got 0"),
+        (["--sweep", "{rpo: [{beta: 1}]}"], "Config.sweep maps any of dpo, .*got 'rpo'"),
+        (["--sweep", "{dpo: []}"], "Config.sweep maps any of dpo, .*got 'dpo': \\[\\]"),
+        (["--sweep", "{dpo: [{tau: 1}]}"], "Config.sweep: dpo: a mapping of any of beta is needed, got {'tau': 1}"),
+        (["--sweep", "{dpo: [{beta: 0.5}, {beta: 0.5}]}"], "Config.sweep names a setting of dpo twice"),
+        (["--sweep", "{dpo: [{beta: high}]}"], "Config.sweep: dpo: beta must be of type float, got 'high'"),
+        (["--sweep", "{p-dpo: [{kl: {alpha: 1}}]}"], "Config.sweep: p-dpo: kl: a mapping of any of alpha_end"),
+        (["--sweep", "{p-dpo: [{kl: {alpha_end: -1}}]}"], "Pessimism.alpha_end must be a finite number >= 0"),
         (["--bias.rho", "1.5"], "BiasConfig.rho must be between 0 and 1, got 1.5"),
         (["--bias.rho", "null", "--bias.size", "10"], "BiasConfig.size goes with a rho"),
         (["--bias.length_ratio", "1"], "BiasConfig.length_ratio must be > 1, got 1"),

@@ -25,6 +25,7 @@ from lm.pipeline import Pipeline
 from lm.score import open_policy, sample_completions, score_pairs, score_rows
 
 SFT = "sft"
+SIGNS = {"win": 1, "tie": 0, "loss": -1}
 
 
 def evaluation(pipeline: Pipeline, name: str) -> Artifact:
@@ -226,17 +227,15 @@ def results(pipeline: Pipeline) -> dict[str, Any]:
     config = pipeline.config.evaluation
     sft = evaluation(pipeline, SFT)
     base = _column(sft, "oracle_reward")
-    methods, differences = {}, {}
+    methods, rewards = {}, {}
     for name in pipeline.config.methods:
-        differences[name] = _column(evaluation(pipeline, name), "oracle_reward") - base
-        methods[name] = _row(pipeline, name, differences[name])
+        rewards[name] = _column(evaluation(pipeline, name), "oracle_reward")
+        methods[name] = _row(pipeline, name, rewards[name] - base)
     return {
         "methods": methods,
         "sft": {**sft.metrics, "policy": str(pipeline.sft.path), "samples": _samples(pipeline, sft)},
-        "wald": {
-            f"{one} - {other}": wald(differences[one] - differences[other])
-            for one, other in combinations(differences, 2)
-        },
+        "wald": {f"{one} - {other}": wald(rewards[one] - rewards[other]) for one, other in combinations(rewards, 2)},
+        "wins": {name: {SFT: win_rates(own, base)} for name, own in rewards.items()},
         "reward_models": {name: pipeline.reward_accuracy(name) for name in pipeline.distilled},
         "oracle": None if pipeline.config.oracle_model else pipeline.oracle.metrics["accuracy"],
         "labels": pipeline.labels.metrics,
@@ -331,6 +330,33 @@ def wald(differences: np.ndarray) -> dict[str, float | None]:
     return {"difference": mean, "z": z, "p": float(2 * stats.norm.sf(abs(z)))}
 
 
+def win_rates(rewards: np.ndarray, against: np.ndarray) -> dict[str, float]:
+    """Shares of prompts on which the first reward is larger, equal and smaller: win, tie, loss, and n.
+
+    Args:
+        rewards: [N], of one policy's completions.
+        against: [N], of another's on the same prompts, in the same order.
+
+    Raises:
+        ValueError: other shapes, no prompts, or a reward that is not finite.
+    """
+    outcomes = compare(rewards, against)
+    return {**{name: float(np.mean(outcomes == sign)) for name, sign in SIGNS.items()}, "n": len(outcomes)}
+
+
+def compare(rewards: np.ndarray, against: np.ndarray) -> np.ndarray:
+    """+1 where the first reward is larger, 0 where both are equal, -1 where it is smaller, [N]."""
+    rewards, against = np.asarray(rewards, dtype=float), np.asarray(against, dtype=float)
+    if rewards.ndim != 1 or rewards.shape != against.shape or not len(rewards):
+        raise ValueError(f"rewards and against must be of one shape [N], N > 0; got {rewards.shape}, {against.shape}")
+    for name, values in (("rewards", rewards), ("against", against)):
+        if not np.isfinite(values).all():
+            row = int((~np.isfinite(values)).argmax())
+            raise ValueError(f"{name}[{row}] is {values[row]}; every reward must be finite")
+    outcomes: np.ndarray = np.sign(rewards - against)
+    return outcomes
+
+
 def table(report: dict[str, Any]) -> Table:
     """The results as a rich table."""
     percent = f"{report['confidence']:.0%}"
@@ -358,6 +384,20 @@ def table(report: dict[str, Any]) -> Table:
     return view
 
 
+def comparisons(report: dict[str, Any]) -> Table:
+    """Win rates against pi_ref by oracle reward, and p-values of Wald tests between the methods, as a rich table."""
+    title = "Wins against SFT, ties, losses (%); p of a difference in advantage"
+    view = Table(title=title, box=box.SIMPLE, padding=0)
+    names = list(report["methods"])
+    for heading in ("method", *SIGNS, *names[:-1]):
+        view.add_column(heading, justify="left" if heading == "method" else "right", no_wrap=True)
+    for index, name in enumerate(names):
+        shares = [f"{100 * report['wins'][name][SFT][outcome]:.0f}" for outcome in SIGNS]
+        tests = [report["wald"][f"{other} - {name}"]["p"] for other in names[:index]]
+        view.add_row(name, *shares, *("-" if p is None else f"{p:.3f}" if p >= 0.001 else "<.001" for p in tests))
+    return view
+
+
 def report(pipeline: Pipeline) -> None:
     """Writes results.json and results.png, and prints the table."""
     from figures.methods import draw
@@ -369,7 +409,7 @@ def report(pipeline: Pipeline) -> None:
     write_json(folder / "results.json", values)
     with style():
         write_atomically(folder / "results.png", draw(values).savefig)
-    Console().print(table(values))
+    Console().print(table(values), comparisons(values))
     print(f"written: {folder / 'results.json'}, {folder / 'results.png'}", file=sys.stderr)
 
 

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from rich.console import Console
 from scipy import stats
 
-from lm.evaluate import bootstrap_interval, prompts_of, table, wald
+from lm.evaluate import bootstrap_interval, comparisons, prompts_of, table, wald
 
 
 def test_the_bootstrap_interval_covers_the_mean_as_often_as_it_says() -> None:
@@ -106,3 +106,18 @@ def test_the_table_has_a_line_for_each_method_and_utility_only_where_it_is_known
     assert shown.count("[+0.050, +0.150]") == 2, "nothing is cut off at 80 columns"
     assert "90%" in shown
     assert ("utility" in shown) == truth
+
+
+def test_win_rates_and_p_values_fit_80_columns() -> None:
+    names = ["dpo", "ipo", "d-dpo", "p-dpo", "dp-dpo", "e-dpo", "hull-dpo", "drdo"]
+    tests = {f"{a} - {b}": {"p": 0.0312} for i, a in enumerate(names) for b in names[i + 1 :]}
+    tests["dpo - ipo"] = {"p": None}
+    tests["e-dpo - drdo"] = {"p": 1e-9}
+    wins = {name: {"sft": {"win": 0.515, "tie": 0.25, "loss": 0.235, "n": 400}} for name in names}
+    console = Console(width=80, file=io.StringIO())
+    console.print(comparisons({"methods": dict.fromkeys(names), "wald": tests, "wins": wins}))
+    assert isinstance(console.file, io.StringIO)
+    lines = {line.split()[0]: line.split()[1:] for line in console.file.getvalue().splitlines() if line.strip()}
+    assert lines["dpo"] == ["52", "25", "24"]
+    assert lines["ipo"] == ["52", "25", "24", "-"]
+    assert lines["drdo"] == ["52", "25", "24", *["0.031"] * 5, "<.001", "0.031"], "a test for each method before it"

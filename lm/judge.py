@@ -40,7 +40,7 @@ from tqdm import tqdm
 from lm.artifacts import provenance
 from lm.cli import USER_ERRORS
 from lm.config import EvaluationConfig
-from lm.evaluate import SFT, bootstrap_interval
+from lm.evaluate import SFT, SIGNS, bootstrap_interval, compare
 from lm.io import read_jsonl, write_json
 
 if TYPE_CHECKING:
@@ -48,41 +48,10 @@ if TYPE_CHECKING:
 
 KEY = "OPENAI_API_KEY"
 BASELINE = "dpo"
-SIGNS = {"win": 1, "tie": 0, "loss": -1}
 
 
 class EndpointError(RuntimeError):
     """The endpoint refused, failed, or could not be reached, after the client's retries."""
-
-
-# ---------------------------------------------------------------- win rates
-
-
-def win_rates(rewards: np.ndarray, against: np.ndarray) -> dict[str, float]:
-    """Shares of prompts on which the first reward is larger, equal and smaller: win, tie, loss, and n.
-
-    Args:
-        rewards: [N], of one policy's completions.
-        against: [N], of another's on the same prompts, in the same order.
-
-    Raises:
-        ValueError: other shapes, no prompts, or a reward that is not finite.
-    """
-    outcomes = compare(rewards, against)
-    return {**{name: float(np.mean(outcomes == sign)) for name, sign in SIGNS.items()}, "n": len(outcomes)}
-
-
-def compare(rewards: np.ndarray, against: np.ndarray) -> np.ndarray:
-    """+1 where the first reward is larger, 0 where both are equal, -1 where it is smaller, [N]."""
-    rewards, against = np.asarray(rewards, dtype=float), np.asarray(against, dtype=float)
-    if rewards.ndim != 1 or rewards.shape != against.shape or not len(rewards):
-        raise ValueError(f"rewards and against must be of one shape [N], N > 0; got {rewards.shape}, {against.shape}")
-    for name, values in (("rewards", rewards), ("against", against)):
-        if not np.isfinite(values).all():
-            row = int((~np.isfinite(values)).argmax())
-            raise ValueError(f"{name}[{row}] is {values[row]}; every reward must be finite")
-    outcomes: np.ndarray = np.sign(rewards - against)
-    return outcomes
 
 
 # ---------------------------------------------------------------- what an LLM is asked, and what it answers

@@ -27,8 +27,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from transformers import GenerationConfig
 
+from lm.evaluate import win_rates
 from lm.io import read_jsonl, write_json, write_jsonl
-from lm.judge import LLMJudge, Log, Pair, main, outcome, question, verdict_of, win_rates
+from lm.judge import LLMJudge, Log, Pair, main, outcome, question, verdict_of
 from lm.models import load_tokenizer
 from lm.testing import causal_lm
 

@@ -38,9 +38,9 @@ from lm.evaluate import (
     trained_policy,
     truth,
     wald,
+    win_rates,
 )
 from lm.io import read_jsonl, write_json, write_jsonl
-from lm.judge import win_rates
 from lm.pipeline import DRDO, MAIN, Pipeline, content_of
 from lm.score import open_policy
 from theory import losses

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import shutil
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +37,7 @@ from lm.trainer import (
     PolicyTrainer,
     RewardTrainer,
     SFTTrainer,
+    Snapshots,
     cut,
     fit,
     pair_collator,
@@ -435,6 +437,90 @@ def test_a_resumed_run_is_bit_identical_to_an_uninterrupted_one(case: str, tmp_p
     for name, value in whole.parameters.items():
         assert torch.equal(resumed.parameters[name], value), name
     assert [row["loss"] for row in resumed.history[:7]] == [row["loss"] for row in whole.history[:7]]
+
+
+# ---------------------------------------------------------------- the probe
+
+
+def probed(method: Method, folder: Path, data: Dataset, *, scoring_tokens: int = 8192, **options: Any) -> Run:
+    """A run of three steps, probed before, at the second and at the last."""
+    model = policy_model(method)
+    model.options = replace(model.options, scoring_tokens=scoring_tokens)
+    arguments = training_arguments(training(max_steps=3, **options), folder, seed=3, device="cpu", probes=2)
+    collator = pair_collator(sample=method.needs_samples)
+    history = fit(PolicyTrainer, model, data, collator, arguments, method=method, eval_dataset=pairs(5, seed=9))
+    return Run({name: p.detach().clone() for name, p in model.named_parameters()}, history)
+
+
+def probes_of(run: Run) -> dict[int, dict[str, float]]:
+    return {int(entry["step"]): entry for entry in run.history if "eval_chosen_logps" in entry}
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_the_probe_tells_what_plain_forwards_do_and_changes_nothing(name: str, tmp_path: Path) -> None:
+    method, data, held_out = METHODS[name](), pairs(8), pairs(5, seed=9)
+    run = probed(method, tmp_path / "probed", data)
+    assert list(probes_of(run)) == [0, 2, 3]
+    assert distance(run.parameters, run_policy(tmp_path / "not", method, data, max_steps=3).parameters) == 0
+    model = policy_model(method)
+
+    def logps(column: str) -> Tensor:
+        rows = zip(held_out["prompt_ids"], held_out[column], strict=True)
+        return torch.stack([torch.stack([plain_logp(model, p, c) for c in _listed(own)]) for p, own in rows])
+
+    with model.stock(), torch.no_grad():
+        chosen, rejected, samples = (logps(column) for column in ("chosen_ids", "rejected_ids", "sample_ids"))
+    chosen, rejected = chosen[:, 0], rejected[:, 0]
+    up, down = (
+        chosen - _float(held_out["ref_chosen_logps"]),
+        rejected - _float(held_out["ref_rejected_logps"]),
+    )
+    entry = probes_of(run)[0]
+    expected = {
+        "chosen_logps": chosen.mean(),
+        "rejected_logps": rejected.mean(),
+        "chosen_logratio": up.mean(),
+        "rejected_logratio": down.mean(),
+        "accuracy": (up > down).double().mean(),
+        "forward_kl_reference": (_float(held_out["ref_sample_logps"]) - samples).mean(),
+        "forward_kl_preferences": -torch.cat([up, down]).mean(),
+    }
+    if hasattr(method, "beta") and method.beta is not None:
+        gaps = _float(held_out["member_margins"]) - method.beta * (up - down)[:, None]
+        expected |= {f"member_{k}": (gaps.abs().argmin(1) == k).double().mean() for k in range(3)}
+    assert {key for key in entry if key.startswith("eval_")} == {f"eval_{key}" for key in expected}
+    for key, value in expected.items():
+        assert entry[f"eval_{key}"] == pytest.approx(float(value), rel=1e-9), key
+    assert probes_of(run)[3]["eval_chosen_logps"] != entry["eval_chosen_logps"], "training moved it"
+
+
+def _float(values: Any) -> Tensor:
+    return torch.tensor(values, dtype=torch.float64)
+
+
+def _listed(own: Any) -> list[list[int]]:
+    return own if isinstance(own[0], list) else [own]
+
+
+def test_a_probe_does_not_depend_on_how_it_is_cut_and_is_made_once_where_a_run_resumes(tmp_path: Path) -> None:
+    method, data = EnsembleDPO(), pairs(8)
+    whole = probed(method, tmp_path / "whole", data)
+    for step, entry in probes_of(probed(method, tmp_path / "cut", data, scoring_tokens=30)).items():
+        for key, value in entry.items():
+            assert value == pytest.approx(probes_of(whole)[step][key], rel=1e-9, abs=1e-12), (step, key)
+    probed(method, tmp_path / "saved", data, save_steps=2)
+    for folder in (tmp_path / "saved").glob("checkpoint-3"):
+        shutil.rmtree(folder)
+    resumed = probed(method, tmp_path / "saved", data, save_steps=2)
+    assert [entry["step"] for entry in resumed.history if "eval_chosen_logps" in entry] == [0, 2, 3]
+    assert probes_of(resumed)[3] == {**probes_of(whole)[3]}
+
+
+def test_snapshots_are_evenly_spaced_and_leave_the_last_step_to_the_caller(tmp_path: Path) -> None:
+    for count, steps in {1: [], 2: [3], 3: [2, 4], 7: [1, 2, 3, 4, 5, 6]}.items():
+        seen: list[int] = []
+        run_policy(tmp_path / str(count), DPO(), pairs(8), max_steps=7, callbacks=[Snapshots(count, seen.append)])
+        assert seen == steps
 
 
 def test_a_run_is_a_function_of_its_seed(tmp_path: Path) -> None:

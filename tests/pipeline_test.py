@@ -11,7 +11,9 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from datasets import Dataset
+from safetensors.torch import load_file
 
 from lm.cli import run
 from lm.config import (
@@ -24,11 +26,12 @@ from lm.config import (
     TrainingConfig,
     WorldConfig,
 )
-from lm.evaluate import UPSTREAM, evaluation, report, results
+from lm.evaluate import UPSTREAM, choose, evaluation, report, results
 from lm.io import read_jsonl
 from lm.models import SCRATCH, load_tokenizer
 from lm.objectives import DPO, METHODS
 from lm.pipeline import MAIN, Pipeline, margins
+from lm.score import open_policy, sample_completions, score_rows
 from lm.testing import causal_lm, reward_model
 
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning")
@@ -87,6 +90,72 @@ def stages_made(capsys: pytest.CaptureFixture[str], run_config: Config) -> list[
     capsys.readouterr()
     results(Pipeline(run_config))
     return [line for line in capsys.readouterr().err.splitlines() if line.startswith("[")]
+
+
+# ---------------------------------------------------------------- validation
+
+
+def test_validation_chooses_the_setting_and_the_step(world_run: tuple[Config, dict[str, Any]], tmp_path: Path) -> None:
+    """Three settings, one of which cannot leave pi_ref, by three steps, the first of which has hardly left it."""
+    done, plain = world_run
+    settings = [{"beta": 0.5}, {"beta": 1e-9}, {"beta": 0.1}]
+    swept = replace(done, methods=["dpo", "ipo"], sweep={"dpo": settings}, snapshots=3)
+    pipeline = Pipeline(swept)
+    report = results(pipeline)
+    row = report["methods"]["dpo"]
+    tried = row["validation"]
+    assert [(one["setting"]["beta"], one["step"]) for one in tried] == [
+        (setting["beta"], step) for setting in settings for step in (1, 2, 3)
+    ]
+    best = max(tried, key=lambda one: one["advantage"])
+    assert (row["setting"], row["step"]) == (best["setting"], best["step"])
+    assert len({one["advantage"] for one in tried}) > 3, "there was something to choose from"
+    # By hand: the models behind two of the entries, on the same prompts.
+    chosen = choose(pipeline, "dpo")
+    assert row["policy"] == str(chosen.model)
+    held_out = pipeline.labelled_pairs("valid")
+    prompts = list(dict(zip(held_out["prompt"], held_out["prompt_ids"], strict=True)).values())
+    rewards = []
+    for model in (chosen.model, pipeline.sft.path):
+        policy = open_policy(model, pipeline.tokenizer, swept)
+        seed = pipeline.seed("evaluate")
+        samples = sample_completions(policy, prompts, pipeline.tokenizer, swept, seed=seed, what="")
+        end = pipeline.tokenizer.eos_token_id
+        ended = [sample if sample[-1] == end else [*sample, end] for sample in samples]
+        rewards.append(score_rows(pipeline.open_oracle(), prompts, ended, ""))
+    assert best["advantage"] == pytest.approx(float((rewards[0] - rewards[1]).mean()), rel=1e-6)
+    # The method without settings has its own options only; a run without a choice validates nothing.
+    assert {one["setting"]["tau"] for one in report["methods"]["ipo"]["validation"]} == {done.ipo.tau}
+    assert plain["methods"]["dpo"]["validation"] == []
+
+
+def test_a_snapshot_is_the_model_of_that_step(world_run: tuple[Config, dict[str, Any]]) -> None:
+    done, _ = world_run
+    several = Pipeline(replace(done, methods=["dpo"], snapshots=3)).policy("dpo")
+    one = Pipeline(
+        replace(done, methods=["dpo"], policy=replace(done.policy, max_steps=2, schedule="constant_with_warmup"))
+    )
+    three = Pipeline(
+        replace(done, methods=["dpo"], policy=replace(done.policy, schedule="constant_with_warmup"), snapshots=3)
+    )
+    ends = [
+        load_file(path / "model.safetensors") for path in (one.policy("dpo").path, three.policy("dpo").path / "step-2")
+    ]
+    assert all(torch.equal(ends[0][name], ends[1][name]) for name in ends[0])
+    assert sorted(path.name for path in several.path.glob("step-*")) == ["step-1", "step-2"]
+    last = load_file(three.policy("dpo").path / "model.safetensors")
+    assert not all(torch.equal(ends[0][name], last[name]) for name in last)
+
+
+def test_every_policy_is_probed_while_it_trains(world_run: tuple[Config, dict[str, Any]]) -> None:
+    _, report = world_run
+    for name, row in report["methods"].items():
+        assert [entry["step"] for entry in row["probe"]] == [0, 1, 2, 3]
+        assert row["probe"][0]["chosen_logratio"] == pytest.approx(0, abs=1e-4), "pi_ref at the start"
+        assert abs(row["probe"][0]["forward_kl_reference"]) < 1e-4
+        assert ("member_shares" in row["probe"][0]) == (name not in ("ipo", "drdo"))
+        for entry in row["probe"]:
+            assert sum(entry.get("member_shares", [1.0])) == pytest.approx(1)
 
 
 # ---------------------------------------------------------------- the embedded world

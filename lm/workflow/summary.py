@@ -14,9 +14,8 @@ import numpy as np
 from scipy import stats
 
 from lm.artifacts import provenance
-from lm.evaluate import SFT, wald
+from lm.evaluate import SFT, wald, win_rates
 from lm.io import write_text
-from lm.judge import win_rates
 from lm.objectives import METHODS
 
 Record = dict[str, Any]

@@ -1,0 +1,254 @@
+"""Writes the tables of docs/results.md from the grid's summary, so that no number in it is typed.
+
+A table stands between `<!-- table: NAME -->` and `<!-- end -->`; everything else in the page is prose and stays.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import sys
+from collections.abc import Callable, Iterable, Sequence
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from figures.paths import RESULTS
+from lm.io import write_text
+from lm.pipeline import MAIN
+
+Grid = dict[str, Any]
+"""What :mod:`lm.workflow.summary` writes."""
+
+BLOCK = re.compile(r"(<!-- table: (\S+) -->\n).*?(<!-- end -->)", re.DOTALL)
+DISTILLING = ("d-dpo", "dp-dpo", "e-dpo", "hull-dpo", "drdo")
+
+
+def fill(page: str, grid: Grid) -> str:
+    """The page with every table made anew; ValueError where it asks for one that there is not."""
+
+    def table(found: re.Match[str]) -> str:
+        start, name, end = found.groups()
+        if name not in TABLES:
+            raise ValueError(f"there is no table {name!r}; there are {', '.join(TABLES)}")
+        return f"{start}{TABLES[name](grid)}\n{end}"
+
+    return BLOCK.sub(table, page)
+
+
+def _table(headings: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """Markdown; the first column to the left, the others to the right."""
+    lines = [headings, ["---", *("--:" for _ in headings[1:])], *rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def _p(value: float | None) -> str:
+    return "-" if value is None else "< .001" if value < 0.001 else f"{value:.3f}".lstrip("0")
+
+
+def _rhos(grid: Grid) -> list[str]:
+    return [f"{rho:g}" for rho in grid["rhos"]]
+
+
+def reward_models(grid: Grid) -> str:
+    """Held-out accuracy of the reward models by which completion the oracle prefers, means over seeds."""
+
+    def row(name: str, rho: float) -> list[str]:
+        models = [m for m in grid["reward_models"] if m["name"] == name and m["rho"] == rho]
+        shares = [
+            np.mean([m["accuracy"][kind]["accuracy"] for m in models])
+            for kind in ("all", "longer", "shorter", "neither")
+        ]
+        return [
+            f"{rho:g}",
+            "all of D_rho" if name == MAIN else name,
+            f"{np.mean([m['pairs'] for m in models]):,.0f}",
+            *(f"{share:.3f}" for share in shares),
+        ]
+
+    headings = ["rho", "trained on", "pairs", "accuracy", "longer preferred", "shorter preferred", "neither longer"]
+    mains = [row(MAIN, rho) for rho in grid["rhos"]]
+    return _table(headings, [*mains, *(row(name, grid["rhos"][0]) for name in grid["members"])])
+
+
+def advantages(grid: Grid) -> str:
+    """Oracle advantage with its interval, a column a rho; the lowest and the highest seed below."""
+
+    def cell(entry: dict[str, Any]) -> str:
+        low, high = entry["ci"]
+        return (
+            f"{entry['advantage']:+.2f} [{low:+.2f}, {high:+.2f}]<br>"
+            f"{min(entry['by_seed']):+.2f} … {max(entry['by_seed']):+.2f}"
+        )
+
+    rows = [[name, *(cell(grid["advantages"][rho][name]) for rho in _rhos(grid))] for name in grid["methods"]]
+    return _table(["method", *(f"rho {rho}" for rho in _rhos(grid))], rows)
+
+
+def _difference(grid: Grid, rho: str, one: str, other: str) -> tuple[float, float | None]:
+    """Of two methods' advantages, and its p."""
+    tests = grid["wald"][rho]
+    if f"{one} - {other}" in tests:
+        test = tests[f"{one} - {other}"]
+        return test["difference"], test["p"]
+    test = tests[f"{other} - {one}"]
+    return -test["difference"], test["p"]
+
+
+def differences(grid: Grid, pairs: Sequence[tuple[str, str]]) -> str:
+    """Differences of advantages and their p, a column a rho, with the signs of the seeds."""
+
+    def cell(rho: str, one: str, other: str) -> str:
+        difference, p = _difference(grid, rho, one, other)
+        ours, theirs = (grid["advantages"][rho][name]["by_seed"] for name in (one, other))
+        signs = "".join("+" if a > b else "−" if a < b else "0" for a, b in zip(ours, theirs, strict=True))
+        return f"{difference:+.3f} ({_p(p)}) {signs}"
+
+    rows = [[f"{one} − {other}", *(cell(rho, one, other) for rho in _rhos(grid))] for one, other in pairs]
+    return _table(["difference", *(f"rho {rho}" for rho in _rhos(grid))], rows)
+
+
+def distilling(grid: Grid) -> str:
+    """Every distilling method against DPO and IPO."""
+    return differences(grid, [(name, other) for other in ("dpo", "ipo") for name in DISTILLING])
+
+
+def pessimism(grid: Grid) -> str:
+    """What the KL term, the ensemble and the hull add."""
+    return differences(
+        grid, [("p-dpo", "dpo"), ("dp-dpo", "d-dpo"), ("e-dpo", "d-dpo"), ("hull-dpo", "e-dpo"), ("drdo", "e-dpo")]
+    )
+
+
+def best(grid: Grid) -> str:
+    """The best method at each rho, the second, and whether they differ."""
+    rows = []
+    for rho in _rhos(grid):
+        order = sorted(grid["methods"], key=lambda name: -grid["advantages"][rho][name]["advantage"])
+        difference, p = _difference(grid, rho, order[0], order[1])
+        rows.append([rho, *order[:3], f"{difference:+.3f} ({_p(p)})"])
+    return _table(["rho", "best", "second", "third", "best − second (p)"], rows)
+
+
+def settings(grid: Grid) -> str:
+    """The settings that validation chose, one a seed."""
+
+    def cell(rho: float, name: str) -> str:
+        cells = [c for c in grid["cells"] if c["rho"] == rho and c["method"] == name]
+        swept = next(iter(grid["config"]["sweep"][name][0]))
+        return " ".join(f"{c['chosen']['setting'][swept]:g}" for c in cells)
+
+    names = [name for name in grid["methods"] if name in grid["config"]["sweep"]]
+    rows = [
+        [f"{name} ({next(iter(grid['config']['sweep'][name][0]))})", *(cell(rho, name) for rho in grid["rhos"])]
+        for name in names
+    ]
+    return _table(["method", *(f"rho {rho}" for rho in _rhos(grid))], rows)
+
+
+def members(grid: Grid) -> str:
+    """Share of probe pairs whose nearest member to e-DPO's implicit rewards is b, at the end of training."""
+
+    def cell(rho: float, k: int) -> str:
+        return f"{np.mean([s[k] for s in _last(grid, rho, 'e-dpo', 'member_shares')]):.2f}"
+
+    def mean(rho: float) -> str:
+        values = [float(name.removeprefix("b")) for name in grid["members"]]
+        return f"{np.mean([np.dot(s, values) for s in _last(grid, rho, 'e-dpo', 'member_shares')]):.3f}"
+
+    rows = [[f"{rho:g}", *(cell(rho, k) for k in range(len(grid["members"]))), mean(rho)] for rho in grid["rhos"]]
+    return _table(["rho", *grid["members"], "mean b"], rows)
+
+
+def _last(grid: Grid, rho: float, name: str, key: str) -> list[Any]:
+    """A value of the last probe of each seed."""
+    return [c["probe"][-1][key] for c in grid["cells"] if c["rho"] == rho and c["method"] == name]
+
+
+def diagnostics(grid: Grid) -> str:
+    """What became of winners, losers and the reference, over all rhos and seeds."""
+
+    def mean(name: str, value: Callable[[dict[str, Any]], float]) -> str:
+        return f"{np.mean([value(c) for c in grid['cells'] if c['method'] == name]):+.2f}"
+
+    rows = [
+        [
+            name,
+            mean(name, lambda c: c["test"]["chosen_logratio"]),
+            mean(name, lambda c: c["test"]["rejected_logratio"]),
+            mean(name, lambda c: c["probe"][-1]["forward_kl_reference"]),
+            mean(name, lambda c: c["test"]["kl"]),
+            mean(name, lambda c: c["test"]["length"] - grid["sft"][str(c["seed"])]["length"]),
+            mean(name, lambda c: c["test"]["utility"] - grid["sft"][str(c["seed"])]["utility"]),
+        ]
+        for name in grid["methods"]
+    ]
+    headings = ["winners, nats", "losers, nats", "KL(ref, pi)", "KL(pi, ref)", "length", "true utility"]
+    return _table(["method", *headings], rows)
+
+
+def alphas(grid: Grid) -> str:
+    """Advantage under constant weights of the KL term and the annealed one, means over seeds."""
+    entries = grid["alpha"]
+    kinds = sorted({(e["alpha"]["alpha_start"], e["alpha"]["alpha_end"]) for e in entries})
+    rows = []
+    for name in dict.fromkeys(e["method"] for e in entries):
+        for rho in sorted({e["rho"] for e in entries}):
+            own = [
+                [
+                    e["test"]["advantage"]
+                    for e in entries
+                    if (e["method"], e["rho"]) == (name, rho)
+                    and (e["alpha"]["alpha_start"], e["alpha"]["alpha_end"]) == kind
+                ]
+                for kind in kinds
+            ]
+            rows.append([name, f"{rho:g}", *(f"{np.mean(values):+.3f}" if values else "-" for values in own)])
+    named = [f"{start:g}" if start == end else f"{start:g} → {end:g}" for start, end in kinds]
+    return _table(["method", "rho", *named], rows)
+
+
+def slopes(grid: Grid) -> str:
+    """Advantage from the lowest rho to the highest: what the bias costs each method."""
+    rows = []
+    for name in grid["methods"]:
+        values = [grid["advantages"][rho][name]["advantage"] for rho in _rhos(grid)]
+        steps = " ".join("+" if b > a else "−" for a, b in pairwise(values))
+        rows.append([name, *(f"{value:+.3f}" for value in (values[0], values[-1], max(values) - min(values))), steps])
+    return _table(["method", "lowest rho", "highest rho", "range", "steps"], rows)
+
+
+TABLES: dict[str, Callable[[Grid], str]] = {
+    "reward-models": reward_models,
+    "advantages": advantages,
+    "distilling": distilling,
+    "pessimism": pessimism,
+    "best": best,
+    "settings": settings,
+    "members": members,
+    "diagnostics": diagnostics,
+    "alphas": alphas,
+    "slopes": slopes,
+}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command; returns its exit status."""
+    parser = argparse.ArgumentParser(prog="python -m lm.workflow.tables", description=__doc__)
+    parser.add_argument("page", type=Path, help="Markdown file, rewritten in place, e.g. docs/results.md")
+    parser.add_argument("--grid", type=Path, default=RESULTS / "grid.json", help="the summary (%(default)s)")
+    options = parser.parse_args(arguments)
+    try:
+        grid = json.loads(options.grid.read_text(encoding="utf-8"))
+        write_text(options.page, fill(options.page.read_text(encoding="utf-8"), grid))
+    except (OSError, ValueError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

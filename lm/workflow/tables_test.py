@@ -1,0 +1,59 @@
+"""The tables of docs/results.md are the committed grid's, and nothing else on the page is touched."""
+
+from __future__ import annotations
+
+import copy
+import json
+from pathlib import Path
+
+import pytest
+
+from figures.paths import RESULTS
+from lm.workflow.tables import BLOCK, TABLES, Grid, differences, fill, main
+
+PAGE = Path(__file__).parents[2] / "docs" / "results.md"
+
+
+@pytest.fixture(scope="module")
+def grid() -> Grid:
+    found: Grid = json.loads((RESULTS / "grid.json").read_text(encoding="utf-8"))
+    return found
+
+
+def test_the_pages_tables_are_those_of_the_committed_grid(grid: Grid) -> None:
+    page = PAGE.read_text(encoding="utf-8")
+    assert {name for _, name, _ in BLOCK.findall(page)} == set(TABLES), "each table once"
+    assert fill(page, grid) == page, "run `python -m lm.workflow.tables docs/results.md`"
+    changed = copy.deepcopy(grid)
+    changed["advantages"][f"{grid['rhos'][0]:g}"]["dpo"]["advantage"] += 0.5
+    assert fill(page, changed) != page, "control: a number that changes is noticed"
+
+
+def test_prose_is_left_alone_and_an_unknown_table_is_named(grid: Grid) -> None:
+    page = "before\n<!-- table: best -->\nold\n<!-- end -->\nbetween | x |\n<!-- table: alphas --><!-- end -->"
+    assert fill(page.split("between")[0], grid).startswith("before\n<!-- table: best -->\n| rho |")
+    assert "old" not in fill(page, grid)
+    assert "between | x |" in fill(page, grid)
+    with pytest.raises(ValueError, match="there is no table 'worst'; there are reward-models, "):
+        fill("<!-- table: worst -->\n<!-- end -->", grid)
+
+
+def test_a_difference_turns_its_sign_with_its_order(grid: Grid) -> None:
+    one, other = (
+        differences(grid, [pair]).splitlines()[-1].split("|")[2:-1] for pair in (("dpo", "ipo"), ("ipo", "dpo"))
+    )
+    for a, b in zip(one, other, strict=True):
+        assert float(a.split()[0]) == -float(b.split()[0])
+        assert a.split("(")[1].split(")")[0] == b.split("(")[1].split(")")[0], "the same p"
+        assert a.split()[-1].translate(str.maketrans("+−", "−+")) == b.split()[-1]
+
+
+def test_the_command_rewrites_in_place_and_says_what_it_lacks(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    page = tmp_path / "page.md"
+    page.write_text("<!-- table: best -->\n<!-- end -->\n", encoding="utf-8")
+    assert main([str(page)]) == 0
+    assert "| rho |" in page.read_text(encoding="utf-8")
+    assert main([str(page), "--grid", str(tmp_path / "none.json")]) == 2
+    assert "none.json" in capsys.readouterr().err
