@@ -110,7 +110,9 @@ def test_the_table_has_a_line_for_each_method_and_utility_only_where_it_is_known
 
 def test_win_rates_and_p_values_fit_80_columns() -> None:
     names = ["dpo", "ipo", "d-dpo", "p-dpo", "dp-dpo", "e-dpo", "hull-dpo", "drdo"]
-    tests = {f"{a} - {b}": {"p": 0.0312} for i, a in enumerate(names) for b in names[i + 1 :]}
+    tests: dict[str, dict[str, float | None]] = {
+        f"{a} - {b}": {"p": 0.0312} for i, a in enumerate(names) for b in names[i + 1 :]
+    }
     tests["dpo - ipo"] = {"p": None}
     tests["e-dpo - drdo"] = {"p": 1e-9}
     wins = {name: {"sft": {"win": 0.515, "tie": 0.25, "loss": 0.235, "n": 400}} for name in names}

@@ -75,14 +75,13 @@ def reward_models(grid: Grid) -> str:
 
 
 def advantages(grid: Grid) -> str:
-    """Oracle advantage with its interval, a column a rho; the lowest and the highest seed below."""
+    """Oracle advantage with its interval, a column a rho; the lowest and the highest of several seeds below."""
 
     def cell(entry: dict[str, Any]) -> str:
         low, high = entry["ci"]
-        return (
-            f"{entry['advantage']:+.2f} [{low:+.2f}, {high:+.2f}]<br>"
-            f"{min(entry['by_seed']):+.2f} … {max(entry['by_seed']):+.2f}"
-        )
+        seeds = entry["by_seed"]
+        between = f"<br>{min(seeds):+.2f} … {max(seeds):+.2f}" if len(seeds) > 1 else ""
+        return f"{entry['advantage']:+.2f} [{low:+.2f}, {high:+.2f}]{between}"
 
     rows = [[name, *(cell(grid["advantages"][rho][name]) for rho in _rhos(grid))] for name in grid["methods"]]
     return _table(["method", *(f"rho {rho}" for rho in _rhos(grid))], rows)
