@@ -2,7 +2,8 @@
 
 An artifact is `<root>/<stage>/<name>-<key>/` with an `artifact.json` (inputs, metrics, checksums, provenance). The key
 is a digest of the stage's inputs, upstream keys among them: another configuration gets another folder, nothing is
-overwritten, and what is unchanged is not computed again. It is made in a hidden folder and renamed when complete.
+overwritten, and what is unchanged is not computed again. It is made in a hidden folder and renamed when complete. Of
+several ranks, all compute and the first one's result is kept.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from lm import ranks
 from lm.io import sha256_of, write_json
 
 PACKAGES = ("torch", "transformers", "accelerate", "datasets", "tokenizers", "safetensors", "numpy", "scipy")
@@ -48,7 +50,7 @@ class Artifact:
 
 
 def provenance(seed: int) -> dict[str, Any]:
-    """Versions, commit, machine, date, seed and command of this process."""
+    """Versions, commit, machine, ranks, date, seed and command of this process."""
     return {
         "versions": {
             "python": platform.python_version(),
@@ -60,6 +62,7 @@ def provenance(seed: int) -> dict[str, Any]:
             "processor": _processor(),
             "cores": os.cpu_count(),
         },
+        "ranks": ranks.count(),
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "seed": seed,
         "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
@@ -104,40 +107,51 @@ class Store:
         self.root, self.seed, self.read_only = root, seed, read_only
 
     def get(
-        self, stage: str, name: str, inputs: Mapping[str, Any], make: Callable[[Path, Path], dict[str, Any]]
+        self,
+        stage: str,
+        name: str,
+        inputs: Mapping[str, Any],
+        make: Callable[[Path, Path], dict[str, Any]],
+        *,
+        alone: bool = False,
     ) -> Artifact:
-        """The artifact made from these inputs, now or earlier.
+        """The artifact made from these inputs, now or earlier. All ranks call this.
 
         Args:
             stage: e.g. "reward".
             name: which one of the stage, e.g. "b0.2".
             inputs: everything that decides the result: JSON values, dataclasses, or artifacts (their keys count).
             make: called with the folder to fill and a scratch folder that survives a crash (checkpoints go there);
-                returns the metrics.
+                returns the metrics. Every rank calls it, with a folder of its own and the same scratch folder.
+            alone: only the first rank calls `make`, the others wait.
         """
         described = {"stage": stage, "name": name, "format": FORMAT, "inputs": _plain(inputs)}
         key = hashlib.sha256(json.dumps(described, sort_keys=True).encode()).hexdigest()[:12]
         final = self.root / stage / f"{name}-{key}"
-        if final.exists():
-            return Artifact(final, key, verify(final)["metrics"])
+        metrics = ranks.from_first(lambda: verify(final)["metrics"] if final.exists() else None)
+        if metrics is not None:
+            return Artifact(final, key, metrics)
         if stage in self.read_only:
             raise MissingArtifact(f"there is no finished {stage} {name} in {self.root}; run `python -m lm.train` first")
         work = self.root / ".work" / f"{stage}-{name}-{key}"
-        result, scratch = work / "result", work / "scratch"
+        result, scratch = work / ("result" if ranks.is_first() else f"rank-{ranks.index()}"), work / "scratch"
         shutil.rmtree(result, ignore_errors=True)
         result.mkdir(parents=True)
         scratch.mkdir(exist_ok=True)
         print(f"[{stage}] {name}", file=sys.stderr, flush=True)
-        metrics = make(result, scratch)
-        files = {str(p.relative_to(result)): sha256_of(p) for p in sorted(result.rglob("*")) if p.is_file()}
-        write_json(
-            result / "artifact.json",
-            {**described, "metrics": metrics, "files": files, "provenance": provenance(self.seed)},
-        )
-        final.parent.mkdir(parents=True, exist_ok=True)
-        os.replace(result, final)
-        shutil.rmtree(work, ignore_errors=True)
-        return Artifact(final, key, metrics)
+        made = ranks.from_first(lambda: make(result, scratch)) if alone else make(result, scratch)
+        whole = {**described, "metrics": made, "provenance": provenance(self.seed)}
+
+        def finish() -> dict[str, Any]:
+            files = {str(p.relative_to(result)): sha256_of(p) for p in sorted(result.rglob("*")) if p.is_file()}
+            write_json(result / "artifact.json", {**whole, "files": files})
+            final.parent.mkdir(parents=True, exist_ok=True)
+            os.replace(result, final)
+            shutil.rmtree(work, ignore_errors=True)
+            return made
+
+        ranks.wait()  # until none works in that folder any more
+        return Artifact(final, key, ranks.from_first(finish))
 
 
 def verify(folder: Path) -> dict[str, Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import io
 import logging
 import os
 import sys
@@ -15,10 +16,12 @@ from typing import Any
 
 from jsonargparse import ArgumentParser
 
+from lm import ranks
 from lm.artifacts import CorruptArtifact, MissingArtifact
 from lm.config import Config
 from lm.io import write_text
 from lm.pipeline import Pipeline
+from lm.score import device_of
 
 CONFIGS = Path(__file__).parent / "configs"
 USER_ERRORS = (ValueError, TypeError, FileNotFoundError, FloatingPointError, CorruptArtifact, MissingArtifact)
@@ -62,9 +65,11 @@ def run(
 ) -> int:
     """Runs a command's action on the pipeline of its options; returns the exit status.
 
+    Several ranks all run it. An error on any of them ends all, and is told once.
+
     Args:
         command: module name; its docstring's first line is the help text.
-        action: what to do.
+        action: what to do; writing outside the pipeline's store is for the first rank.
         read_only: stages that the command never computes.
         shared: other commands may work in the same folder, on other artifacts, and it is theirs to say who makes what.
         preset: the config that is used without --config.
@@ -75,27 +80,44 @@ def run(
     if arguments is None:
         arguments = sys.argv[1:]
     try:
-        config, resolved = parse(command, description, arguments, preset)
-        with only_run_in(Path(config.output_dir), shared=shared):
-            if not shared:  # several configs, one folder
-                write_text(Path(config.output_dir) / "config.yaml", resolved)
+        config, resolved = _parsed_once(command, description, arguments, preset)
+        folder = Path(config.output_dir)
+        with ranks.together(device_of(config)), only_run_in(folder, shared=shared):
+            if ranks.is_first() and not shared:  # several configs, one folder
+                write_text(folder / "config.yaml", resolved)
             action(Pipeline(config, read_only=read_only))
     except USER_ERRORS as error:
-        if "--debug" in arguments:
-            traceback.print_exc()
-        print(f"error: {error}", file=sys.stderr)
+        ranks.last_words(f"{traceback.format_exc() if '--debug' in arguments else ''}error: {error}")
         return 2
+    except Exception:
+        if ranks.launched() == 1:
+            raise
+        ranks.last_words(traceback.format_exc())
+        return 1
     return 0
+
+
+def _parsed_once(*arguments: Any) -> tuple[Config, str]:
+    """:func:`parse`, of whose messages several ranks give one."""
+    if ranks.launched() == 1:
+        return parse(*arguments)
+    said = io.StringIO()
+    try:
+        with contextlib.redirect_stdout(said), contextlib.redirect_stderr(said):
+            return parse(*arguments)
+    except SystemExit:
+        ranks.last_words(said.getvalue())
+        raise
 
 
 @contextlib.contextmanager
 def only_run_in(folder: Path, *, shared: bool = False) -> Iterator[None]:
     """Holds the folder's lock, which the system frees when the process ends however it ends.
 
-    Raises ValueError where another process holds it, unless both share it. The ranks of one torchrun share the first
-    rank's.
+    Raises ValueError where another process holds it, unless both share it. Ranks that work together share the first
+    one's.
     """
-    if os.environ.get("RANK", "0") != "0":
+    if not ranks.is_first():
         yield
         return
     folder.mkdir(parents=True, exist_ok=True)

@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.table import Table
 from scipy import stats
 
-from lm import world
+from lm import ranks, world
 from lm.artifacts import Artifact, provenance
 from lm.cli import run
 from lm.io import read_jsonl, write_json, write_jsonl
@@ -405,6 +405,8 @@ def report(pipeline: Pipeline) -> None:
     from figures.style import style
 
     values = results(pipeline)
+    if not ranks.is_first():
+        return
     folder = Path(pipeline.config.output_dir)
     write_json(folder / "results.json", values)
     with style():

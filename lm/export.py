@@ -17,6 +17,7 @@ from typing import Any
 
 import datasets
 
+from lm import ranks
 from lm.data import check_suffix, write_rows
 from lm.pipeline import MAIN, Pipeline
 
@@ -42,6 +43,9 @@ def scored_rows(pipeline: Pipeline) -> Iterator[dict[str, Any]]:
 def export(pipeline: Pipeline, out: Path) -> None:
     """Writes :func:`scored_rows` to a .jsonl, .jsonl.gz or .parquet file. ValueError for another type of file."""
     check_suffix(out)
+    _ = pipeline.scores  # by all ranks
+    if not ranks.is_first():
+        return
     write_rows(out, scored_rows(pipeline))
     print(f"written: {out}", file=sys.stderr)
 

@@ -23,7 +23,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from lm import world
+from lm import ranks, world
 from lm.artifacts import Artifact, provenance
 from lm.cli import run
 from lm.confidence import Pairs
@@ -374,6 +374,8 @@ def report(pipeline: Pipeline) -> None:
     values = json.loads(
         json.dumps(study(pipeline), allow_nan=False), parse_float=lambda text: float(f"{float(text):.6g}")
     )
+    if not ranks.is_first():
+        return
     folder = Path(pipeline.config.output_dir)
     write_json(folder / "nondeterministic.json", values)
     written = [folder / "nondeterministic.json"]

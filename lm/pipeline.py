@@ -22,7 +22,7 @@ import torch
 from datasets import Dataset
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-from lm import confidence, data, world
+from lm import confidence, data, ranks, world
 from lm.artifacts import Artifact, Store
 from lm.bias import LengthClass, biased_subset, largest_feasible, length_class, length_report
 from lm.config import Config, TrainingConfig
@@ -126,7 +126,7 @@ class Pipeline:
             report["vocabulary"] = len(tokenizer)
             return report
 
-        artifact = self.store.get("data", config.kind, inputs, make)
+        artifact = self.store.get("data", config.kind, inputs, make, alone=True)
         self._checked_tokenizer(artifact)  # before anything reads the ids, and not when it is first decoded
         ensembles = [name for name in self.config.methods if "members" in self.config.method(name).needs]
         if config.rewards == "given" and artifact.metrics["members"] < 2 and ensembles:
@@ -186,6 +186,8 @@ class Pipeline:
         return self.config.dtype + (" autocast" if self.config.logprobs.autocast else "")
 
     def _save_model(self, model: CompletionModel, folder: Path) -> None:
+        if not ranks.is_first():
+            return
         model.model.save_pretrained(folder)
         self.tokenizer.save_pretrained(folder)
         if model.reward_head is not None:
@@ -275,7 +277,7 @@ class Pipeline:
             pairs = _open(self.data.path / "preferences")
             metrics: dict[str, Any] = {}
             if name == "oracle":
-                pairs, metrics = self._relabelled(pairs, scratch / "relabelled.arrow")
+                pairs, metrics = self._relabelled(pairs, scratch / f"relabelled-{ranks.index()}.arrow")
             _save(pairs, folder / "preferences")
             classes = Counter(self._length_classes(pairs))
             return {**metrics, "longer_preferred": classes["longer"] / max(classes["longer"] + classes["shorter"], 1)}
@@ -559,8 +561,9 @@ class Pipeline:
                 callbacks=[Snapshots(self.config.snapshots, save)],
             )
             self._save_model(wrapped, folder)
-            for snapshot in sorted(kept.glob("step-*")):
-                snapshot.rename(folder / snapshot.name)
+            if ranks.is_first():
+                for snapshot in sorted(kept.glob("step-*")):
+                    snapshot.rename(folder / snapshot.name)
             return {"history": history, "steps": history[-1]["step"]}
 
         inputs = self._training(

@@ -18,6 +18,7 @@ from torch import Tensor
 from tqdm import tqdm
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
+from lm import ranks
 from lm.config import Config
 from lm.logprobs import CompletionModel, collate
 from lm.models import load_policy, load_reward_model
@@ -45,8 +46,8 @@ def score_rows(
     """Summed log-probs, or rewards, of R completions, [R], float64 on the CPU, in the given order.
 
     Rewards are what a reward model is read for by default; only a policy with a reward head has both. Eval mode, no
-    gradient; rows of the same prompt share it, batches are of similar length. Raises FloatingPointError where a score
-    is not finite.
+    gradient; rows of the same prompt share it, batches are of similar length. Ranks share the batches out, and all get
+    all scores. Raises FloatingPointError where a score is not finite.
     """
     read_rewards = model.is_reward_model if rewards is None else rewards
     examples = _by_prompt(prompts, completions, model.options.scoring_tokens)
@@ -54,7 +55,6 @@ def score_rows(
     examples = [examples[i] for i in sorted(range(len(examples)), key=tokens.__getitem__, reverse=True)]
     tokens.sort(reverse=True)
     device = next(model.parameters()).device
-    scores = torch.full((len(prompts),), float("nan"), dtype=torch.float64)
     was_training = model.training
     model.eval()
 
@@ -64,20 +64,26 @@ def score_rows(
 
     if examples and model.route is None:
         model.settle(**batch_of(examples[:1]))
-    with torch.inference_mode(), tqdm(total=len(prompts), desc=what, unit="row", disable=None, leave=False) as bar:
-        start = 0
-        while start < len(examples):
-            end, size = start + 1, tokens[start]
-            while end < len(examples) and size + tokens[end] <= model.options.scoring_tokens:
-                size += tokens[end]
-                end += 1
-            rows = [i for example in examples[start:end] for i in example]
-            output = model(**batch_of(examples[start:end]))
+    # Whole batches, not rows: the numbers are then the same whoever computes them.
+    mine = _batches(examples, tokens, model.options.scoring_tokens)[ranks.index() :: ranks.count()]
+    found: list[tuple[list[int], Tensor]] = []
+    total = sum(len(example) for batch in mine for example in batch)
+    with torch.inference_mode(), tqdm(total=total, desc=what, unit="row", disable=None, leave=False) as bar:
+        for batch in mine:
+            rows = [i for example in batch for i in example]
+            output = model(**batch_of(batch))
             value = output.rewards if read_rewards else output.logps
-            scores[rows] = value.double().cpu()
+            found.append((rows, value.double().cpu()))
             bar.update(len(rows))
-            start = end
     model.train(was_training)
+    scores = torch.zeros(len(prompts), dtype=torch.float64)
+    times = torch.zeros(len(prompts), dtype=torch.long)
+    for rows, values in (one for part in ranks.from_all(found) for one in part):
+        scores[rows] = values
+        times[rows] += 1
+    if (times != 1).any():
+        bad = int((times != 1).nonzero()[0])
+        raise RuntimeError(f"{what}: row {bad} was scored {int(times[bad])} times; each must be scored once")
     if not torch.isfinite(scores).all():
         bad = int((~torch.isfinite(scores)).nonzero()[0])
         raise FloatingPointError(f"{what}: the score of row {bad} is {scores[bad].item()}; every score must be finite")
@@ -97,6 +103,19 @@ def _by_prompt(prompts: Sequence[Ids], completions: Sequence[Ids], most: int) ->
         group.append(row)
         open_group[key] = (group, size + len(completion))
     return groups
+
+
+def _batches(examples: list[list[int]], tokens: Sequence[int], most: int) -> list[list[list[int]]]:
+    """Consecutive examples in batches of at most `most` tokens, where one example has no more."""
+    batches: list[list[list[int]]] = []
+    size = 0
+    for example, own in zip(examples, tokens, strict=True):
+        if not batches or size + own > most:
+            batches.append([])
+            size = 0
+        batches[-1].append(example)
+        size += own
+    return batches
 
 
 def open_policy(
@@ -135,18 +154,22 @@ def sample_completions(
     """One completion a prompt, drawn at the configured temperature, end-of-text included where it was reached.
 
     The draws come from a generator state of their own: sampling shifts no other draw. A completion without end-of-text
-    has config.data.max_completion_length tokens. The engines draw other samples from one distribution.
+    has config.data.max_completion_length tokens. The engines draw other samples from one distribution. Of several ranks
+    the first draws for all: the draws are one sequence, which cannot be shared out and stay the same.
 
     Raises ValueError where `sampling.engine` is "vllm" and vLLM is not installed.
     """
     end = tokenizer.eos_token_id
-    with model.stock() as policy:
-        # What a hub model would rather do (penalties, truncation, other ends) is not sampling from the policy.
-        policy.generation_config = GenerationConfig(eos_token_id=end)
-        if config.sampling.engine == "vllm":
-            samples = _sample_by_vllm(policy, prompts, tokenizer, config, seed)
-        else:
-            samples = _sample_by_generate(policy, prompts, tokenizer, config, seed, what)
+
+    def drawn() -> list[list[int]]:
+        with model.stock() as policy:
+            # What a hub model would rather do (penalties, truncation, other ends) is not sampling from the policy.
+            policy.generation_config = GenerationConfig(eos_token_id=end)
+            if config.sampling.engine == "vllm":
+                return _sample_by_vllm(policy, prompts, tokenizer, config, seed)
+            return _sample_by_generate(policy, prompts, tokenizer, config, seed, what)
+
+    samples = ranks.from_first(drawn)
     return [tokens[: tokens.index(end) + 1] if end in tokens else tokens for tokens in samples]
 
 

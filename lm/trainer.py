@@ -21,7 +21,6 @@ from datasets import Dataset
 from torch import Tensor
 from torch.utils.data import DataLoader
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
-from transformers.trainer_utils import get_last_checkpoint
 
 from lm.config import TrainingConfig
 from lm.logprobs import CompletionModel, collate
@@ -421,12 +420,13 @@ def training_arguments(
         save_total_limit=2,
         seed=seed,
         data_seed=seed,
-        use_cpu=device == "cpu",
+        use_cpu=device == "cpu" or not torch.accelerator.is_available(),  # ranks without accelerators are asked for so
         remove_unused_columns=False,
         report_to="none",
         dataloader_pin_memory=torch.cuda.is_available() and device != "cpu",
         ddp_find_unused_parameters=False,
     )
+    assert arguments.world_size == ranks
     arguments._n_gpu = min(arguments.n_gpu, 1)  # one process, one device: several devices are torchrun's job
     return arguments
 
@@ -438,8 +438,9 @@ class Snapshots(TrainerCallback):  # type: ignore[misc]
         self.count, self.save = count, save
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        """Saves where it is time."""
-        if state.global_step in (state.max_steps * i // self.count for i in range(1, self.count)):
+        """Saves where it is time, on the first rank."""
+        now = state.global_step in (state.max_steps * i // self.count for i in range(1, self.count))
+        if now and state.is_world_process_zero:
             self.save(state.global_step)
 
 
@@ -451,14 +452,19 @@ def fit(
     arguments: CompletionArguments,
     **extra: Any,
 ) -> list[dict[str, float]]:
-    """Trains, resuming from the last checkpoint in the arguments' folder if there is one; returns the log history."""
+    """Trains, from the last whole checkpoint in the arguments' folder where there is one; returns the log history."""
     assert arguments.output_dir is not None
     longest = collator([max(dataset, key=_tokens)])
     model.settle(longest["input_ids"], longest["lengths"], arguments.device)
     trainer = trainer_class(model=model, args=arguments, train_dataset=dataset, data_collator=collator, **extra)
-    checkpoint = get_last_checkpoint(arguments.output_dir) if os.path.isdir(arguments.output_dir) else None
-    trainer.train(resume_from_checkpoint=checkpoint)
+    trainer.train(resume_from_checkpoint=_last_checkpoint(Path(arguments.output_dir)))
     return list(trainer.state.log_history)
+
+
+def _last_checkpoint(folder: Path) -> str | None:
+    """The latest that is whole: of a checkpoint, the trainer's state is written last."""
+    whole = [state.parent for state in folder.glob("checkpoint-*/trainer_state.json")]
+    return str(max(whole, key=lambda path: int(path.name.split("-")[1]))) if whole else None
 
 
 def _tokens(row: dict[str, Any]) -> int:

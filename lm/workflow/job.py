@@ -13,7 +13,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from lm import evaluate
+from lm import evaluate, ranks
 from lm.artifacts import provenance
 from lm.cli import run
 from lm.io import write_json
@@ -110,6 +110,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             made = constant_alpha(pipeline, like, ours.constant)
         else:
             made = JOBS[ours.job](pipeline)
+        if not ranks.is_first():
+            return
         config = pipeline.config
         whole = {"job": ours.job, **made, "config": asdict(config), "provenance": provenance(config.seed)}
         write_json(ours.out, whole)

@@ -1,0 +1,117 @@
+"""Several processes at one command, as torchrun and accelerate launch start them: ranks, that run the same lines.
+
+They share out training and scoring. What is to be done once, the first rank does, and the others wait for it. Outside
+:func:`together` every process is on its own here, whoever started it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+import time
+from collections.abc import Callable, Iterator
+from datetime import timedelta
+from typing import TypeVar
+
+import torch
+import torch.distributed as dist
+from torch.distributed.rendezvous import rendezvous
+
+T = TypeVar("T")
+PATIENCE = timedelta(days=7)
+"""How long ranks wait for one that is alive; a rank that ends takes its connections along, which is noticed at once."""
+
+_group: dist.ProcessGroup | None = None
+
+
+def count() -> int:
+    """How many ranks work together here."""
+    return 1 if _group is None else dist.get_world_size(_group)
+
+
+def index() -> int:
+    """This rank's number, from 0."""
+    return 0 if _group is None else dist.get_rank(_group)
+
+
+def is_first() -> bool:
+    """Whether this rank writes files and prints."""
+    return index() == 0
+
+
+def launched() -> int:
+    """How many processes the launcher started."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+@contextlib.contextmanager
+def together(device: torch.device) -> Iterator[None]:
+    """Connects the launched processes, which compute on this type of device. Inside, only the first prints."""
+    global _group  # noqa: PLW0603
+    if launched() == 1:
+        yield
+        return
+    from accelerate import PartialState
+
+    PartialState(cpu=device.type == "cpu", timeout=timedelta(minutes=30))
+    # Gloo, as its waiting has a limit of its own: that of training (NCCL) is far shorter than the scoring of a set.
+    _group = dist.new_group(backend="gloo", timeout=PATIENCE)
+    try:
+        with contextlib.ExitStack() as stack:
+            if not is_first():
+                nowhere = stack.enter_context(open(os.devnull, "w", encoding="utf-8"))
+                stack.enter_context(contextlib.redirect_stdout(nowhere))
+                stack.enter_context(contextlib.redirect_stderr(nowhere))
+            yield
+        dist.destroy_process_group()  # after an error others may be in the middle of it, and are ended by the launcher
+    finally:
+        _group = None
+
+
+def wait() -> None:
+    """Returns when every rank has come here."""
+    if _group is not None:
+        dist.barrier(_group)
+
+
+def from_first(compute: Callable[[], T]) -> T:
+    """What the first rank computes, by itself, on every rank."""
+    global _group  # noqa: PLW0603
+    if _group is None:
+        return compute()
+    group, answer = _group, list[T | None]([None])
+    if is_first():
+        _group = None
+        try:
+            answer = [compute()]
+        finally:
+            _group = group
+    dist.broadcast_object_list(answer, src=0, group=group)
+    return answer[0]  # type: ignore[return-value]
+
+
+def from_all(value: T) -> list[T]:
+    """Every rank's value, in the order of the ranks, on every rank."""
+    if _group is None:
+        return [value]
+    values = list[T | None]([None] * count())
+    dist.all_gather_object(values, value, group=_group)
+    return values  # type: ignore[return-value]
+
+
+def last_words(text: str) -> None:
+    """Says on stderr why the command ends, once: the first rank to come here speaks, the others return when it has."""
+    if launched() == 1:
+        print(text, file=sys.stderr)
+        return
+    try:
+        store, rank, _ = next(rendezvous("env://"))
+        if store.compare_set("last words/speaker", "", str(rank)).decode() == str(rank):
+            print(text, file=sys.stderr, flush=True)
+            store.set("last words/spoken", "")
+        else:  # leaving before the speaker would make the launcher end it, and name this rank as the cause
+            store.wait(["last words/spoken"], timedelta(minutes=1))
+            time.sleep(5)
+    except RuntimeError:  # the launcher's store is out of reach
+        print(text, file=sys.stderr, flush=True)
