@@ -202,7 +202,7 @@ def validation(pipeline: Pipeline, name: str, policy: Artifact) -> Artifact:
 
 def prompts_of(pairs: Dataset, count: int | None, seed: int, split: str = "test") -> dict[str, list[int]]:
     """The prompts of a split's pairs with their token ids, or so many of them; ValueError where there are fewer."""
-    prompts = dict(zip(pairs["prompt"], pairs["prompt_ids"], strict=True))
+    prompts = dict(zip(pairs["prompt"][:], pairs["prompt_ids"][:], strict=True))
     if count is None:
         return prompts
     if count > len(prompts):
@@ -399,10 +399,11 @@ def comparisons(report: dict[str, Any]) -> Table:
 
 
 def report(pipeline: Pipeline) -> None:
-    """Writes results.json and results.png, and prints the table."""
+    """Writes results.json, results.png and report.html, and prints the table."""
     from figures.methods import draw
     from figures.paths import write_atomically
     from figures.style import style
+    from lm.report import write_report
 
     values = results(pipeline)
     if not ranks.is_first():
@@ -412,9 +413,11 @@ def report(pipeline: Pipeline) -> None:
     with style():
         write_atomically(folder / "results.png", draw(values).savefig)
     Console().print(table(values), comparisons(values))
-    print(f"written: {folder / 'results.json'}, {folder / 'results.png'}", file=sys.stderr)
+    write_report(folder)
+    print(f"written: {', '.join(str(folder / name) for name in OUTPUTS)}", file=sys.stderr)
 
 
+OUTPUTS = ("results.json", "results.png", "report.html")
 UPSTREAM = frozenset({"data", "sft", "oracle", "labels", "bias", "reward", "score", "policy"})
 
 if __name__ == "__main__":

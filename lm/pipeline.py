@@ -245,10 +245,8 @@ class Pipeline:
         return result
 
     def _length_classes(self, pairs: Dataset) -> list[LengthClass]:
-        ratio = self.config.bias.length_ratio
-        return [
-            length_class(len(c), len(r), ratio) for c, r in zip(pairs["chosen_ids"], pairs["rejected_ids"], strict=True)
-        ]
+        ratio, both = self.config.bias.length_ratio, (pairs["chosen_ids"][:], pairs["rejected_ids"][:])
+        return [length_class(len(c), len(r), ratio) for c, r in zip(*both, strict=True)]
 
     # ------------------------------------------------------------ oracle and labels
 
@@ -327,13 +325,13 @@ class Pipeline:
 
         def make(folder: Path, _: Path) -> dict[str, Any]:
             pairs = self.labelled_pairs("train")
-            ids, classes = pairs["id"], self._length_classes(pairs)
+            ids, classes = pairs["id"][:], self._length_classes(pairs)
             seed = self.seed("bias")
             rows, selection = confidence.subset(
                 config.pairs,
-                pairs["confidence"] if "confidence" in pairs.column_names else [None] * len(ids),
-                pairs["chosen_ids"],
-                pairs["rejected_ids"],
+                pairs["confidence"][:] if "confidence" in pairs.column_names else [None] * len(ids),
+                pairs["chosen_ids"][:],
+                pairs["rejected_ids"][:],
             )
             if config.rho is not None:
                 candidates = [classes[i] for i in rows]
@@ -350,7 +348,7 @@ class Pipeline:
             }
             subsets = {MAIN: rows, **{name: [rows[i] for i in member] for name, member in members.items()}}
             write_json(folder / "rows.json", {name: [ids[i] for i in subset] for name, subset in subsets.items()})
-            chosen, rejected = ([len(row) for row in pairs[f"{side}_ids"]] for side in ("chosen", "rejected"))
+            chosen, rejected = ([len(row) for row in pairs[f"{side}_ids"][:]] for side in ("chosen", "rejected"))
             report = {name: length_report(classes, chosen, rejected, subset) for name, subset in subsets.items()}
             return {**report, **({"selection": selection} if selection else {})}
 
@@ -394,7 +392,7 @@ class Pipeline:
             accuracy: dict[str, Any] = self.reward(name).metrics["accuracy"]
             return accuracy
         pairs, k = self.labelled_pairs("valid"), [MAIN, *self.members].index(name)
-        chosen, rejected = (torch.tensor([row[k] for row in pairs[column]]) for column in data.REWARDS)
+        chosen, rejected = (torch.tensor([row[k] for row in pairs[column][:]]) for column in data.REWARDS)
         return self._accuracy(pairs, chosen > rejected)
 
     def _rewards(self, pairs: Dataset, names: list[str]) -> dict[str, list[list[float]]]:
@@ -445,7 +443,7 @@ class Pipeline:
             pairs = datasets.concatenate_datasets([of_training, probe])
             policy = open_policy(self.sft.path, self.tokenizer, self.config)
             ref_chosen, ref_rejected = score_pairs(policy, pairs, "reference log-probs")
-            prompts = dict(zip(pairs["prompt"], pairs["prompt_ids"], strict=True))
+            prompts = dict(zip(pairs["prompt"][:], pairs["prompt_ids"][:], strict=True))
             each = self.config.sampling.reference_samples
             repeated = [ids for ids in prompts.values() for _ in range(each)]
             samples = sample_completions(
@@ -458,7 +456,7 @@ class Pipeline:
             )
             ref_samples = score_rows(policy, repeated, samples, "samples' log-probs").tolist()
             of_prompt = {prompt: slice(i * each, (i + 1) * each) for i, prompt in enumerate(prompts)}
-            rows = [of_prompt[prompt] for prompt in pairs["prompt"]]
+            rows = [of_prompt[prompt] for prompt in pairs["prompt"][:]]
             scored = pairs.select_columns(["id", "prompt_ids", "chosen_ids", "rejected_ids"])
             for column, values in {
                 "ref_chosen_logps": ref_chosen.tolist(),
@@ -503,7 +501,7 @@ class Pipeline:
             pairs = self.subset(MAIN)
             model = open_policy(self.drdo_oracle.path, self.tokenizer, self.config, reward_head=True)
             chosen, rejected = score_pairs(model, pairs, "rewards of DRDO's oracle", rewards=True)
-            scored = {"id": pairs["id"], "chosen_rewards": chosen.tolist(), "rejected_rewards": rejected.tolist()}
+            scored = {"id": pairs["id"][:], "chosen_rewards": chosen.tolist(), "rejected_rewards": rejected.tolist()}
             _save(Dataset.from_dict(scored), folder / "pairs")
             return {"pairs": len(pairs)}
 
@@ -515,9 +513,10 @@ class Pipeline:
         if name != DRDO or self.config.drdo_oracle_alpha is None:
             return pairs
         scored = _open(self.drdo_scores.path / "pairs")
-        rewards = zip(scored["id"], scored["chosen_rewards"], scored["rejected_rewards"], strict=True)
+        rewards = zip(scored["id"][:], scored["chosen_rewards"][:], scored["rejected_rewards"][:], strict=True)
         margin = {row: chosen - rejected for row, chosen, rejected in rewards}
-        return pairs.remove_columns("reward_margin").add_column("reward_margin", [margin[row] for row in pairs["id"]])
+        own = [margin[row] for row in pairs["id"][:]]
+        return pairs.remove_columns("reward_margin").add_column("reward_margin", own)
 
     # ------------------------------------------------------------ policies
 
@@ -590,9 +589,9 @@ def margins(pairs: Dataset, names: list[str]) -> Dataset:
     absent = [name for name in needed if name not in pairs.column_names]
     if absent:
         raise ValueError(f"scored pairs lack {', '.join(absent)}; there are {', '.join(pairs.column_names)}")
-    columns = {name: pairs[name] for name in needed}
+    columns = {name: pairs[name][:] for name in needed}
     for name, values in columns.items():
-        for row, value in zip(pairs["id"], values, strict=True):
+        for row, value in zip(pairs["id"][:], values, strict=True):
             listed = value if isinstance(value, list) else [value]
             if any(v is None or not abs(v) < float("inf") for v in listed):
                 raise ValueError(f"row {row}: {name} is {value}; every value must be there and finite")
