@@ -99,7 +99,8 @@ def test_validation_chooses_the_setting_and_the_step(world_run: tuple[Config, di
     """Three settings, one of which cannot leave pi_ref, by three steps, the first of which has hardly left it."""
     done, plain = world_run
     settings = [{"beta": 0.5}, {"beta": 1e-9}, {"beta": 0.1}]
-    swept = replace(done, methods=["dpo", "ipo"], sweep={"dpo": settings}, snapshots=3)
+    faster = replace(done.policy, learning_rate=1e-2)
+    swept = replace(done, methods=["dpo", "ipo"], sweep={"dpo": settings}, snapshots=3, policy=faster)
     pipeline = Pipeline(swept)
     report = results(pipeline)
     row = report["methods"]["dpo"]
