@@ -302,12 +302,12 @@ def _curves(results: Record, losses: Mapping[str, tuple[list[int], list[float]]]
             yield _panel(f"probe-{key}", title, lines)
     for name, probe in probed.items():
         if "members" in METHODS[name].needs:
-            shares = list(zip(*(entry["member_shares"] for entry in probe), strict=True))
+            shares = np.array([entry["member_shares"] for entry in probe]).T
             members = list(results["reward_models"])[1 : 1 + len(shares)]  # the first is that of all pairs
-            looks = cycle(series("members", members[:7]))
-            steps = [entry["step"] for entry in probe]
+            steps, looks = [entry["step"] for entry in probe], cycle(series("members", members[:7]))
             lines = [
-                (m, look | {"markersize": 3}, steps, s) for m, look, s in zip(members, looks, shares, strict=False)
+                (member, look | {"markersize": 3}, steps, share.tolist())
+                for member, look, share in zip(members, looks, shares, strict=False)
             ]
             yield _panel(f"members-{name}", f"{LOOKS[name].title}: share of pairs a member fits best", lines)
     for name, (steps, values) in losses.items():

@@ -29,12 +29,19 @@ def write(path: Path, value: Any) -> None:
 
 def make_run(folder: Path, text: str = "plain words") -> Path:
     """What a run of three methods leaves, as far as a report reads it; every text of it is `text`."""
-    accuracy = {kind: {"accuracy": 0.25 + len(kind) / 100, "pairs": 7} for kind in ("all", "longer", "shorter")}
-    accuracy["neither"] = {"accuracy": None, "pairs": 0}  # type: ignore[dict-item]
+    accuracy: dict[str, Any] = {
+        kind: {"accuracy": 0.25 + len(kind) / 100, "pairs": 7} for kind in ("all", "longer", "shorter")
+    }
+    accuracy["neither"] = {"accuracy": None, "pairs": 0}
     sampled = {"oracle_reward": 0.123456, "length": 3, "finished": False}
     methods: dict[str, Any] = {}
     for index, (name, method) in enumerate(SETTINGS.items(), 1):
-        probe = {"chosen_logps": -3.5, "rejected_logps": -4, "forward_kl_reference": 0.1, "forward_kl_preferences": -1}
+        probe: dict[str, Any] = {
+            "chosen_logps": -3.5,
+            "rejected_logps": -4,
+            "forward_kl_reference": 0.1,
+            "forward_kl_preferences": -1,
+        }
         probe |= {"member_shares": [0.75, 0.25]} if name == "e-dpo" else {}
         methods[name] = {
             "advantage": 0.1234567 * index,
@@ -60,10 +67,10 @@ def make_run(folder: Path, text: str = "plain words") -> Path:
         path.parent.mkdir(parents=True)
         rows = [{"prompt": f"{text} {i}", "completion": f"{name} says {text} {i}", **sampled} for i in range(6)]
         path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    bias = {"pairs": 9, "longer_preferred": 2, "shorter_preferred": 6}
+    bias: dict[str, Any] = {"pairs": 9, "longer_preferred": 2, "shorter_preferred": 6}
     bias |= {"mean_chosen_length": 4.4545, "mean_rejected_length": 5.5656}
     tests = {"dpo - e-dpo": 0.04321, "dpo - drdo": 1.234e-9, "e-dpo - drdo": None}
-    rows = {"kept": {"train": 1234, "valid": 50, "test": 60}, "dropped": {text: 17}}
+    kept = {"kept": {"train": 1234, "valid": 50, "test": 60}, "dropped": {text: 17}}
     results = {
         "methods": methods,
         "sft": sft,
@@ -73,7 +80,7 @@ def make_run(folder: Path, text: str = "plain words") -> Path:
         "oracle": accuracy,
         "labels": {"agreement": 0.8181, "ties_dropped": 3, "longer_preferred": 0.5959},
         "bias": {"rho": bias, "b0.2": bias, "b0.8": bias},
-        "data": {"preferences": rows, "references": {**rows, "dropped": {}}, "vocabulary": 300},
+        "data": {"preferences": kept, "references": {**kept, "dropped": {}}, "vocabulary": 300},
         "rho": 0.2,
         "confidence": 0.95,
         "provenance": {
@@ -171,7 +178,7 @@ def test_nothing_is_fetched_and_nothing_runs(parsed: Parsed) -> None:
 
 def test_the_numbers_are_those_of_the_results(run: Path, parsed: Parsed) -> None:
     results = json.loads((run / "results.json").read_text())
-    shown = Counter(parsed.values("value"))
+    shown = Counter(map(str, parsed.values("value")))
     expected = Counter[str]()
     for row in results["methods"].values():
         keys = (

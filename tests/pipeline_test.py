@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import re
 from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
@@ -210,8 +211,12 @@ def test_a_report_is_a_table_a_file_and_a_picture(
     folder = Path(run_config.output_dir)
     assert json.loads((folder / "results.json").read_text())["methods"] == values["methods"]
     assert (folder / "results.png").read_bytes().startswith(b"\x89PNG")
+    assert f"{len(METHODS)} methods on {values['sft']['n']}" in re.sub(
+        "<.*?>", "", (folder / "report.html").read_text()
+    )
     shown = capsys.readouterr().out
-    assert [line.split()[0] for line in shown.splitlines() if line.split()[:1] and line.split()[0] in names] == names
+    first = [line.split()[0] for line in shown.splitlines() if line.split()]
+    assert [word for word in first if word in names] == [*names, *METHODS], "the results, then the comparisons"
 
 
 def test_the_biased_set_has_the_asked_share_and_the_members_are_parts_of_it(
