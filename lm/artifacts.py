@@ -154,6 +154,15 @@ class Store:
         return Artifact(final, key, ranks.from_first(finish))
 
 
+def policy_folder(run: Path, model: str) -> Path:
+    """The policy's artifact in a run whose results.json names the model's folder: the artifact, or a snapshot in it.
+
+    The run may have been moved since it was written.
+    """
+    *_, above, name = Path(model).parts
+    return run / "policy" / (above if name.startswith("step-") else name)
+
+
 def verify(folder: Path) -> dict[str, Any]:
     """The `artifact.json` of a finished artifact; CorruptArtifact where a file is missing or fails its checksum."""
     try:

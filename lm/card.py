@@ -14,7 +14,7 @@ from typing import Any
 
 from huggingface_hub import ModelCardData
 
-from lm.artifacts import MissingArtifact, verify
+from lm.artifacts import MissingArtifact, policy_folder, verify
 from lm.cli import USER_ERRORS
 from lm.io import write_text
 from lm.objectives import METHODS, Method
@@ -56,7 +56,8 @@ def card(run: Path, method: str) -> str:
     results = json.loads(path.read_text(encoding="utf-8"))
     if method not in results["methods"]:
         raise ValueError(f"method must be one of {', '.join(results['methods'])}, as {path} has them; got {method!r}")
-    made = trace(run, verify(run / "policy" / Path(results["methods"][method]["policy"]).name))
+    row = results["methods"][method]
+    made = trace(run, verify(policy_folder(run, row["policy"])))
     data = made.data["inputs"]["data"]
     where = data["path"] or {"world": "the embedded world"}.get(data["kind"], data["kind"])
     head = ModelCardData(
@@ -75,7 +76,8 @@ def card(run: Path, method: str) -> str:
             *_reward_models(METHODS[method], made),
             "## Training",
             _table(
-                ("option", "value"), [("base model", made.policy["inputs"]["base"]), *_flat(made.policy, "training")]
+                ("option", "value"),
+                [("base model", made.policy["inputs"]["base"]), ("step", row["step"]), *_flat(made.policy, "training")],
             ),
             *_results(method, results),
             *_use(made),

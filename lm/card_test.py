@@ -111,6 +111,19 @@ def test_data_training_and_provenance(run: Path) -> None:
     assert "reward_head.safetensors" in section(card(run, "drdo"), "Use")
 
 
+def test_a_snapshot_is_named_by_its_step_and_found_in_its_artifact(run: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    shutil.copytree(run, folder)
+    results = json.loads((folder / "results.json").read_text())
+    row = results["methods"]["dpo"]
+    last = row["step"]
+    row["policy"], row["step"] = f"{row['policy']}/step-7", 7
+    write_json(folder / "results.json", results)
+    text = card(folder, "dpo")
+    assert "| step | 7 |" in section(text, "Training")
+    assert text.replace("| step | 7 |", f"| step | {last} |") == card(run, "dpo")
+
+
 def test_the_head_is_the_hubs_metadata(run: Path) -> None:
     head = yaml.safe_load(card(run, "e-dpo").split("---\n")[1])
     assert head["library_name"] == "transformers"

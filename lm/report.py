@@ -26,7 +26,7 @@ from sympy.printing.mathml import mathml
 from figures import methods as overview
 from figures.grid import LOOKS, series
 from figures.style import style
-from lm.artifacts import MissingArtifact
+from lm.artifacts import MissingArtifact, policy_folder
 from lm.io import read_jsonl, write_text
 from lm.objectives import DRDO, IPO, METHODS, EnsembleDPO, HullDPO, Method, PairBatch, Pessimism
 
@@ -281,8 +281,7 @@ _PROBED = {
 
 def _losses(run: Path, row: Mapping[str, Any]) -> tuple[list[int], list[float]]:
     """Steps and training losses of the policy that a row of results.json names."""
-    *_, above, name = Path(row["policy"]).parts
-    path = run / "policy" / (above if name.startswith("step-") else name) / "artifact.json"
+    path = policy_folder(run, row["policy"]) / "artifact.json"
     if not path.is_file():
         raise MissingArtifact(f"there is no {path}, whose training is to be shown; was the policy deleted?")
     history = json.loads(path.read_text(encoding="utf-8"))["metrics"]["history"]

@@ -16,13 +16,13 @@ from typing import Any
 
 import numpy as np
 
-from figures.paths import RESULTS
 from lm.io import write_text
 from lm.pipeline import MAIN
 
 Grid = dict[str, Any]
 """What :mod:`lm.workflow.summary` writes."""
 
+GRID = Path(__file__).parents[2] / "figures" / "results" / "grid.json"
 BLOCK = re.compile(r"(<!-- table: (\S+) -->\n).*?(<!-- end -->)", re.DOTALL)
 DISTILLING = ("d-dpo", "dp-dpo", "e-dpo", "hull-dpo", "drdo")
 
@@ -238,7 +238,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """The command; returns its exit status."""
     parser = argparse.ArgumentParser(prog="python -m lm.workflow.tables", description=__doc__)
     parser.add_argument("page", type=Path, help="Markdown file, rewritten in place, e.g. docs/results.md")
-    parser.add_argument("--grid", type=Path, default=RESULTS / "grid.json", help="the summary (%(default)s)")
+    parser.add_argument("--grid", type=Path, default=GRID, help="the summary (%(default)s)")
     options = parser.parse_args(arguments)
     try:
         grid = json.loads(options.grid.read_text(encoding="utf-8"))

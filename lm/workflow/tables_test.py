@@ -8,15 +8,14 @@ from pathlib import Path
 
 import pytest
 
-from figures.paths import RESULTS
-from lm.workflow.tables import BLOCK, TABLES, Grid, differences, fill, main
+from lm.workflow.tables import BLOCK, GRID, TABLES, Grid, differences, fill, main
 
 PAGE = Path(__file__).parents[2] / "docs" / "results.md"
 
 
 @pytest.fixture(scope="module")
 def grid() -> Grid:
-    found: Grid = json.loads((RESULTS / "grid.json").read_text(encoding="utf-8"))
+    found: Grid = json.loads(GRID.read_text(encoding="utf-8"))
     return found
 
 
