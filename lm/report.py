@@ -23,9 +23,6 @@ from markupsafe import Markup, escape
 from matplotlib.figure import Figure
 from sympy.printing.mathml import mathml
 
-from figures import methods as overview
-from figures.grid import LOOKS, series
-from figures.style import style
 from lm.artifacts import MissingArtifact, policy_folder
 from lm.io import read_jsonl, write_text
 from lm.objectives import DRDO, IPO, METHODS, EnsembleDPO, HullDPO, Method, PairBatch, Pessimism
@@ -59,6 +56,9 @@ def page(run: Path) -> str:
     results = _results(run)
     methods = results["methods"]
     config = run / "config.yaml"
+    from figures import methods as overview
+    from figures.style import style
+
     with style():
         picture = svg(overview.draw(results), "overview", "advantage, length and KL of every method")
         curves = list(_curves(results, {name: _losses(run, row) for name, row in methods.items()}))
@@ -184,6 +184,8 @@ def objective(name: str, setting: Mapping[str, Any], results: Mapping[str, Any])
     except TypeError:
         raise ValueError(f"methods.{name}.setting does not fit this version's {name}: {dict(setting)}") from None
     says = " ".join((type(method).__doc__ or "").split("Args:")[0].split())
+    from figures.grid import LOOKS
+
     return Objective(LOOKS[name].title, says, formula(method), list(_where(method, "drdo" in results["reward_models"])))
 
 
@@ -291,6 +293,8 @@ def _losses(run: Path, row: Mapping[str, Any]) -> tuple[list[int], list[float]]:
 
 def _curves(results: Record, losses: Mapping[str, tuple[list[int], list[float]]]) -> Iterator[Curve]:
     """Probes of all methods in one panel a quantity; then members and losses, which have a panel a method."""
+    from figures.grid import LOOKS, series
+
     probed = {name: row["probe"] for name, row in results["methods"].items() if row["probe"]}
     if probed:
         for key, title in _PROBED.items():
