@@ -16,7 +16,7 @@ from lm.config import Config
 from lm.objectives import METHODS, Pessimism
 from lm.pipeline import Pipeline
 
-WITH_OPTIONS_OF_THEIR_OWN = ["__main__", "bench", "card", "diagnose", "estimate", "exact", "judge"]
+WITH_OPTIONS_OF_THEIR_OWN = ["__main__", "bench", "card", "diagnose", "estimate", "exact", "judge", "report"]
 COMMANDS = ["prepare", "sft", "oracle", "relabel", "bias", "reward", "score", "policy", "train", "evaluate"]
 COMMANDS += ["export", "nondeterministic"]
 
