@@ -10,7 +10,7 @@ import json
 import shutil
 import zlib
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
@@ -72,6 +72,7 @@ class Pipeline:
         if config.oracle_model is not None:
             check_reward_model(config.oracle_model, config.trust_remote_code)
         self.config = config
+        self._policies: dict[str, list[Artifact]] = {}
         self.store = Store(Path(config.output_dir), seed=config.seed, read_only=read_only)
 
     def seed(self, *what: str) -> int:
@@ -216,16 +217,16 @@ class Pipeline:
         return self.store.get("sft", "policy", self._training("sft", self.config.sft, data=self.data), make)
 
     def _reward_model(
-        self, stage: str, name: str, training: TrainingConfig, pairs: Dataset, inputs: dict[str, Any]
+        self, stage: str, name: str, training: TrainingConfig, pairs: Callable[[], Dataset], inputs: dict[str, Any]
     ) -> Artifact:
-        """A Bradley-Terry model on these pairs, started from pi_ref."""
+        """A Bradley-Terry model on these pairs, which are read only where it is trained, started from pi_ref."""
 
         def make(folder: Path, scratch: Path) -> dict[str, Any]:
             seed = self.seed(stage, name)
             torch.manual_seed(seed)
             model = CompletionModel(load_reward_model(self.sft.path, self.config), options=self.config.logprobs)
             arguments = training_arguments(training, scratch, seed=seed, device=self.config.device)
-            history = fit(RewardTrainer, model, pairs, pair_collator(), arguments)
+            history = fit(RewardTrainer, model, pairs(), pair_collator(), arguments)
             self._save_model(model, folder)
             held_out = self.given_pairs("valid") if stage == "oracle" else self.labelled_pairs("valid")
             chosen, rejected = score_pairs(model.eval(), held_out, f"{name} on validation pairs")
@@ -253,9 +254,8 @@ class Pipeline:
     @cached_property
     def oracle(self) -> Artifact:
         """The oracle reward model, trained on the training split's own labels."""
-        pairs = self.given_pairs("train")
         inputs = self._training("oracle", self.config.oracle, data=self.data, start=self.sft)
-        return self._reward_model("oracle", "oracle", self.config.oracle, pairs, inputs)
+        return self._reward_model("oracle", "oracle", self.config.oracle, lambda: self.given_pairs("train"), inputs)
 
     def open_oracle(self) -> CompletionModel:
         """The given oracle, or the trained one, ready to score."""
@@ -381,7 +381,7 @@ class Pipeline:
         if self.config.data.rewards == "given":
             raise ValueError("data.rewards is given: the set's own rewards are distilled, there is no model to train")
         inputs = self._training("reward", self.config.reward, bias=self.bias, subset=name, start=self.sft)
-        return self._reward_model("reward", name, self.config.reward, self.subset(name), inputs)
+        return self._reward_model("reward", name, self.config.reward, lambda: self.subset(name), inputs)
 
     def reward_accuracy(self, name: str) -> dict[str, Any]:
         """How often a reward model, or the set's own reward of that name, orders validation pairs as labelled."""
@@ -521,8 +521,13 @@ class Pipeline:
     # ------------------------------------------------------------ policies
 
     def policies(self, name: str) -> list[Artifact]:
-        """The named method's policy in each of its settings, see :meth:`lm.config.Config.settings`."""
-        return [self.policy(name, method) for method in self.config.settings(name)]
+        """The named method's policy in each of its settings, see :meth:`lm.config.Config.settings`.
+
+        Kept, as every stage is here: evaluation asks for them often, and opening one reads all of its weights.
+        """
+        if name not in self._policies:
+            self._policies[name] = [self.policy(name, method) for method in self.config.settings(name)]
+        return self._policies[name]
 
     def policy(self, name: str, method: Method | None = None) -> Artifact:
         """A policy trained by the named method on D_rho, in a setting other than the configured one where it is given.
