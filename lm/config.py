@@ -356,6 +356,8 @@ class Config:
         dtype: parameter dtype of training and scoring.
         device: "auto" (accelerator if there is one), or "cpu".
         trust_remote_code: let a hub model run its own code. Off: such a model is refused.
+        report_to: trackers that every training reports to as well, by transformers' own support: tensorboard, wandb,
+            trackio, mlflow and others (see `lm.trackers`).
         data: preferences and reference completions.
         sft: training of pi_ref on the reference completions.
         oracle: training of the oracle reward model on the full training split.
@@ -394,6 +396,7 @@ class Config:
     dtype: Literal["float32", "bfloat16", "float64"] = "float32"
     device: Literal["auto", "cpu"] = "auto"
     trust_remote_code: bool = False
+    report_to: list[str] = field(default_factory=list)
     data: DataConfig = field(default_factory=DataConfig)
     bias: BiasConfig = field(default_factory=BiasConfig)
     snapshots: int = 1

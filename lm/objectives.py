@@ -229,6 +229,11 @@ class EnsembleDPO(Method):
     kl: Pessimism = Pessimism()
     needs: ClassVar[frozenset[Need]] = frozenset({"members"})
 
+    def weights(self, gram: Tensor) -> Tensor:
+        """The members' weights in the reward that is distilled. [K, K] -> [K]."""
+        weights: Tensor = losses.member_weights(gram)
+        return weights
+
     def __call__(self, pairs: PairBatch) -> Tensor:
         loss = losses.ensemble_min(
             pairs.logratio_margin, pairs.known("member_margins"), beta=self.beta, gram=pairs.gram
@@ -244,6 +249,11 @@ class HullDPO(EnsembleDPO):
         beta: implicit-reward scale, > 0. [set]
         kl: the forward-KL term.
     """
+
+    def weights(self, gram: Tensor) -> Tensor:
+        """The members' weights in the reward that is distilled. [K, K] -> [K]."""
+        weights: Tensor = losses.hull_weights(gram)
+        return weights
 
     def __call__(self, pairs: PairBatch) -> Tensor:
         loss = losses.ensemble_hull(

@@ -22,7 +22,7 @@ import torch
 from datasets import Dataset
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-from lm import confidence, data, ranks, world
+from lm import confidence, data, ranks, trackers, world
 from lm.artifacts import Artifact, Store
 from lm.bias import LengthClass, biased_subset, largest_feasible, length_class, length_report
 from lm.config import Config, TrainingConfig
@@ -40,6 +40,7 @@ from lm.models import (
 from lm.objectives import Method
 from lm.score import open_policy, open_reward_model, sample_completions, score_pairs, score_rows
 from lm.trainer import (
+    CompletionArguments,
     DRDOOracleTrainer,
     PolicyTrainer,
     RewardTrainer,
@@ -68,6 +69,7 @@ class Pipeline:
     """
 
     def __init__(self, config: Config, *, read_only: frozenset[str] = frozenset()) -> None:
+        trackers.check(config.report_to)
         check_model(config.model, config.trust_remote_code)
         if config.oracle_model is not None:
             check_reward_model(config.oracle_model, config.trust_remote_code)
@@ -181,6 +183,19 @@ class Pipeline:
         keys = {"training": decides, "seed": self.seed(stage), "precision": self._precision}
         return {**keys, "base": content_of(self.config.model), **inputs}
 
+    def _arguments(self, training: TrainingConfig, scratch: Path, seed: int, probes: int = 0) -> CompletionArguments:
+        """One training in transformers' terms, which trackers call as its artifact is called."""
+        name = scratch.parent.name
+        return training_arguments(
+            training,
+            scratch,
+            seed=seed,
+            device=self.config.device,
+            probes=probes,
+            report_to=self.config.report_to,
+            logs=self.store.root / "logs" / name,
+        )
+
     @property
     def _precision(self) -> str:
         """One numeric path: log-probs and rewards of another precision are other artifacts."""
@@ -208,7 +223,7 @@ class Pipeline:
             model = CompletionModel(
                 load_policy(self.config.model, self.tokenizer, self.config), options=self.config.logprobs
             )
-            arguments = training_arguments(self.config.sft, scratch, seed=seed, device=self.config.device)
+            arguments = self._arguments(self.config.sft, scratch, seed)
             collator = sft_collator()
             history = fit(SFTTrainer, model, self.references(), collator, arguments)
             self._save_model(model, folder)
@@ -225,7 +240,7 @@ class Pipeline:
             seed = self.seed(stage, name)
             torch.manual_seed(seed)
             model = CompletionModel(load_reward_model(self.sft.path, self.config), options=self.config.logprobs)
-            arguments = training_arguments(training, scratch, seed=seed, device=self.config.device)
+            arguments = self._arguments(training, scratch, seed)
             history = fit(RewardTrainer, model, pairs(), pair_collator(), arguments)
             self._save_model(model, folder)
             held_out = self.given_pairs("valid") if stage == "oracle" else self.labelled_pairs("valid")
@@ -419,7 +434,7 @@ class Pipeline:
             torch.manual_seed(seed)
             policy = load_policy(self.sft.path, self.tokenizer, self.config)
             model = CompletionModel(policy, reward_head=True, options=self.config.logprobs)
-            arguments = training_arguments(self.config.reward, scratch, seed=seed, device=self.config.device)
+            arguments = self._arguments(self.config.reward, scratch, seed)
             history = fit(DRDOOracleTrainer, model, self.subset(MAIN), pair_collator(), arguments, alpha=alpha)
             self._save_model(model, folder)
             held_out = self.labelled_pairs("valid")
@@ -544,7 +559,7 @@ class Pipeline:
             wrapped = CompletionModel(model, reward_head=method.needs_reward_head, options=self.config.logprobs)
             probe = self.probe_pairs()
             probes = self.config.probe.times if probe is not None else 0
-            arguments = training_arguments(training, scratch, seed=seed, device=self.config.device, probes=probes)
+            arguments = self._arguments(training, scratch, seed, probes)
             kept = scratch / "snapshots"  # they outlive a crash, as the checkpoints do
 
             def save(step: int) -> None:

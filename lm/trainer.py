@@ -7,10 +7,11 @@ cuts that into micro-batches by number or tokens; so how it is cut is known ever
 from __future__ import annotations
 
 import os
+import time
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,9 +23,10 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from lm import trackers
 from lm.config import TrainingConfig
 from lm.logprobs import CompletionModel, collate
-from lm.objectives import Method, PairBatch
+from lm.objectives import EnsembleDPO, Method, PairBatch, Pessimism
 from theory import losses
 
 Batch = dict[str, Any]
@@ -33,10 +35,16 @@ Batch = dict[str, Any]
 
 @dataclass
 class CompletionArguments(TrainingArguments):  # type: ignore[misc]
-    """transformers' options and the limits of a micro-batch, see :class:`lm.config.TrainingConfig`."""
+    """transformers' options, the limits of a micro-batch, see :class:`lm.config.TrainingConfig`, and `lm.trackers`."""
 
     micro_batch_size: int | None = field(default=None)
     micro_batch_tokens: int | None = field(default=None)
+    trackers: list[str] = field(default_factory=list)
+    logs: str | None = field(default=None)
+
+
+SPEED = "tokens_per_second"
+"""Of all ranks, prompts counted once; the time of probes left out."""
 
 
 class CompletionTrainer(Trainer):  # type: ignore[misc]
@@ -52,6 +60,8 @@ class CompletionTrainer(Trainer):  # type: ignore[misc]
         super().__init__(*args, **kwargs)
         self._sums: dict[str, Tensor] = defaultdict(lambda: torch.zeros((), device=self.args.device))
         self._units_seen = 0
+        self._tokens_seen = 0
+        self._since = 0.0
         self._weight = 1.0
 
     def units(self, batch: Batch) -> int:
@@ -86,6 +96,8 @@ class CompletionTrainer(Trainer):  # type: ignore[misc]
         model.train()
         batch = self._prepare_inputs(inputs)
         units = self.units(batch)
+        if not self._units_seen:
+            self._since = time.perf_counter()
         mine = cut(batch, self.args)[self.args.process_index :: self.args.world_size]
         self.before_step(model, mine, units)
         share = torch.zeros((), device=self.args.device)
@@ -102,6 +114,7 @@ class CompletionTrainer(Trainer):  # type: ignore[misc]
                 self.accelerator.backward(loss)
             share = share + loss.detach()
         self._units_seen += units
+        self._tokens_seen += sum(map(sum, batch["lengths"]))
         return share
 
     def record(self, **sums: Tensor) -> None:
@@ -110,14 +123,16 @@ class CompletionTrainer(Trainer):  # type: ignore[misc]
             self._sums[name] = self._sums[name] + self._weight * value.detach().sum().float()
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Adds the recorded means."""
+        """Adds the recorded means, and for whoever watches the speed, of which nothing is kept: it is no result."""
         if self._units_seen and "loss" in logs:
             if self._sums:
                 totals = self.accelerator.reduce(torch.stack(list(self._sums.values())), "sum") / self._units_seen
                 logs |= dict(zip(self._sums, totals.tolist(), strict=True))
+            logs[SPEED] = self._tokens_seen / (time.perf_counter() - self._since)
             self._sums.clear()
-            self._units_seen = 0
+            self._units_seen = self._tokens_seen = 0
         super().log(logs, start_time)
+        self.state.log_history[-1].pop(SPEED, None)
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Tensor] | None = None) -> None:
         """A resumable checkpoint's weights. `save_model` knows tied tensors; the finished model is saved elsewhere."""
@@ -232,6 +247,7 @@ class PolicyTrainer(CompletionTrainer):
         super().__init__(*args, **kwargs)
         self.method = method
         self._gram: Tensor | None = None
+        self._progress = 0.0
 
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
         """Probes the policy on held-out pairs, `eval_dataset`; logs and returns means over the pairs, of nats.
@@ -246,6 +262,7 @@ class PolicyTrainer(CompletionTrainer):
         if any("eval_chosen_logps" in entry for entry in logged):  # resumed at a probe
             return {}
         assert isinstance(self.eval_dataset, Dataset)
+        began = time.perf_counter()
         batch = self._prepare_inputs(pair_collator(sample=True)(list(self.eval_dataset)))
         sums: dict[str, Tensor] = defaultdict(lambda: torch.zeros((), device=self.args.device))
         with torch.no_grad():
@@ -257,6 +274,7 @@ class PolicyTrainer(CompletionTrainer):
         metrics: dict[str, float] = dict(zip(sums, totals.tolist(), strict=True))
         self.log(metrics)
         self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        self._since += time.perf_counter() - began
         return metrics
 
     def _probed(self, batch: Batch) -> dict[str, Tensor]:
@@ -307,7 +325,7 @@ class PolicyTrainer(CompletionTrainer):
         logps, lengths = output.logps.view(count, -1), output.lengths.view(count, -1)
         scores = {name: value.to(logps.dtype) for name, value in batch["scores"].items()}
         rewards = None if output.rewards is None else output.rewards.view(count, -1)
-        last_step = max(self.state.max_steps - 1, 1)
+        self._progress = self.state.global_step / max(self.state.max_steps - 1, 1)
         return PairBatch(
             policy_chosen_logps=logps[:, 0],
             policy_rejected_logps=logps[:, 1],
@@ -320,26 +338,49 @@ class PolicyTrainer(CompletionTrainer):
             sample_logratios=_over_samples(logps[:, 2:], scores) if self.method.needs_samples else None,
             estimated_reward_margin=None if rewards is None else rewards[:, 0] - rewards[:, 1],
             gram=self._gram,
-            progress=self.state.global_step / last_step,
+            progress=self._progress,
         )
 
     def losses(self, model: torch.nn.Module, batch: Batch) -> Tensor:
-        """[N] pairs."""
+        """[N] pairs. Logged are means over pairs and steps, in nats: log pi of winners and losers, the same less
+        log pi_ref, whose difference is the margin; the share of winners with the greater log-ratio; the forward KL by
+        both estimates, as in :meth:`evaluate`; beta times the margin; DRDO's estimate of the reward margin; and each
+        member's weight in the reward that an ensemble method distils."""
         pairs = self._pairs(model, batch)
         chosen, rejected = (
             pairs.policy_chosen_logps - pairs.ref_chosen_logps,
             pairs.policy_rejected_logps - pairs.ref_rejected_logps,
         )
+        margin, beta = pairs.logratio_margin, getattr(self.method, "beta", None)
         self.record(
             chosen_logps=pairs.policy_chosen_logps,
             rejected_logps=pairs.policy_rejected_logps,
             chosen_logratio=chosen,
             rejected_logratio=rejected,
+            margin=margin,
             accuracy=(chosen > rejected).float(),
+            forward_kl_preferences=(losses.forward_kl(chosen) + losses.forward_kl(rejected)) / 2,
         )
         if pairs.sample_logratios is not None:
-            self.record(forward_kl=-pairs.sample_logratios)
+            self.record(forward_kl=losses.forward_kl(pairs.sample_logratios))
+        if beta is not None:
+            self.record(implicit_reward_margin=beta * margin)
+        if pairs.estimated_reward_margin is not None:
+            self.record(estimated_reward_margin=pairs.estimated_reward_margin)
+        if isinstance(self.method, EnsembleDPO):
+            if pairs.gram is None:
+                own = losses.ensemble_gram(margin, pairs.known("member_margins"), beta=self.method.beta)
+                pairs = replace(pairs, gram=own)
+            weights = self.method.weights(pairs.known("gram"))
+            self.record(**{f"member_weight_{k}": weight.expand(len(margin)) for k, weight in enumerate(weights)})
         return self.method(pairs)
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Adds alpha, the weight of the forward KL at the last step, to the log lines of methods that have it."""
+        kl = getattr(self.method, "kl", None)
+        if isinstance(kl, Pessimism) and "loss" in logs:
+            logs["alpha"] = kl.alpha(self._progress)
+        super().log(logs, start_time)
 
 
 def _over_samples(logps: Tensor, scores: dict[str, Tensor]) -> Tensor:
@@ -391,10 +432,29 @@ def pair_collator(*, sample: bool = False) -> Callable[[list[dict[str, Any]]], B
 
 
 def training_arguments(
-    config: TrainingConfig, folder: Path, *, seed: int, device: str, probes: int = 0
+    config: TrainingConfig,
+    folder: Path,
+    *,
+    seed: int,
+    device: str,
+    probes: int = 0,
+    report_to: Sequence[str] = (),
+    logs: Path | None = None,
 ) -> CompletionArguments:
-    """Our options in transformers' terms, with so many probes of the policy. ValueError where the ranks do not divide
-    the mini-batch."""
+    """Our options in transformers' terms.
+
+    Args:
+        config: the options.
+        folder: where checkpoints go.
+        seed: of everything that training draws.
+        device: "cpu" or "auto".
+        probes: so many probes of the policy.
+        report_to: trackers, which call the training what the last part of `logs` is; see :mod:`lm.trackers`.
+        logs: TensorBoard's folder.
+
+    Raises:
+        ValueError: the ranks do not divide the mini-batch.
+    """
     ranks = int(os.environ.get("WORLD_SIZE", "1"))
     if config.batch_size % ranks:
         raise ValueError(f"batch_size {config.batch_size} must be a multiple of the number of ranks, {ranks}")
@@ -422,7 +482,10 @@ def training_arguments(
         data_seed=seed,
         use_cpu=device == "cpu" or not torch.accelerator.is_available(),  # ranks without accelerators are asked for so
         remove_unused_columns=False,
-        report_to="none",
+        run_name=logs.name if logs else None,
+        report_to="none",  # `fit` adds the trackers
+        trackers=list(report_to),
+        logs=str(logs) if logs else None,
         dataloader_pin_memory=torch.cuda.is_available() and device != "cpu",
         ddp_find_unused_parameters=False,
     )
@@ -450,13 +513,23 @@ def fit(
     dataset: Dataset,
     collator: Callable[[list[dict[str, Any]]], Batch],
     arguments: CompletionArguments,
+    *,
+    callbacks: Sequence[TrainerCallback] = (),
     **extra: Any,
 ) -> list[dict[str, float]]:
     """Trains, from the last whole checkpoint in the arguments' folder where there is one; returns the log history."""
     assert arguments.output_dir is not None
     longest = collator([max(dataset, key=_tokens)])
     model.settle(longest["input_ids"], longest["lengths"], arguments.device)
-    trainer = trainer_class(model=model, args=arguments, train_dataset=dataset, data_collator=collator, **extra)
+    reporting = trackers.callbacks(arguments.trackers, Path(arguments.logs or arguments.output_dir))
+    trainer = trainer_class(
+        model=model,
+        args=arguments,
+        train_dataset=dataset,
+        data_collator=collator,
+        callbacks=[*callbacks, *reporting],
+        **extra,
+    )
     trainer.train(resume_from_checkpoint=_last_checkpoint(Path(arguments.output_dir)))
     return list(trainer.state.log_history)
 

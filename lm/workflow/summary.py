@@ -109,7 +109,7 @@ def _check_complete(job: str, found: Mapping[Any, Record], needed: Iterable[tupl
 
 def _shared(record: Record) -> dict[str, Any]:
     """The options that all records of a grid have in common."""
-    own = {"seed", "methods", "output_dir"}
+    own = {"seed", "methods", "output_dir", "report_to"}
     options = {name: value for name, value in record["config"].items() if name not in own}
     return {**options, "bias": {name: value for name, value in options["bias"].items() if name != "rho"}}
 
