@@ -187,6 +187,40 @@ class TrainingConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class LoraConfig:
+    """Low-rank adapters (Hu et al. 2021, arXiv 2106.09685) trained in place of a model's own parameters: a linear
+    layer W becomes W + (alpha / rank) B A. pi_ref is the model without them. Reward heads are trained whole.
+
+    Args:
+        rank: rows of A and columns of B; null trains all parameters.
+        alpha: scale of the update, over rank.
+        dropout: only 0: the completions of a prompt share its one forward pass, and so would share its noise.
+        target_modules: names of the layers that get an adapter, as q_proj; null for every linear layer but the head.
+        stages: which trainings use adapters, of sft, oracle, reward and policy.
+    """
+
+    rank: int | None = None
+    alpha: float = 16.0
+    dropout: float = 0.0
+    target_modules: list[str] | None = None
+    stages: list[Literal["sft", "oracle", "reward", "policy"]] = field(default_factory=lambda: ["policy"])
+
+    def __post_init__(self) -> None:
+        if self.rank is not None:
+            _positive(self, "rank")
+        _positive(self, "alpha")
+        if self.dropout != 0:
+            raise ValueError(
+                "LoraConfig.dropout must be 0: the completions of a prompt share its one forward pass and would share "
+                f"its noise, which log-ratios would then be taken for; got {self.dropout!r}"
+            )
+        named = self.target_modules is None or (bool(self.target_modules) and all(self.target_modules))
+        _check(self, "one or more names of layers, or null", target_modules=(self.target_modules, named))
+        each_once = 0 < len(set(self.stages)) == len(self.stages)
+        _check(self, "one or more of sft, oracle, reward and policy, none twice", stages=(self.stages, each_once))
+
+
+@dataclass(frozen=True, kw_only=True)
 class BiasConfig:
     """The length-biased training set D_rho, and the subsets that the reward ensemble learns from.
 
@@ -364,6 +398,7 @@ class Config:
         bias: the biased training set and the ensemble's subsets.
         reward: training of the reward models on the biased set and its subsets.
         policy: training of the policies, the same for every method.
+        lora: low-rank adapters in place of full-parameter training; off by default.
         snapshots: evenly spaced steps, the last among them, whose policies validation chooses from.
         sweep: for a method, settings that validation chooses from, each a mapping of options that replace the method's
             own, such as {d-dpo: [{beta: 0.3}, {beta: 1.0}]}. A method that is not named has its own options only.
@@ -399,6 +434,7 @@ class Config:
     report_to: list[str] = field(default_factory=list)
     data: DataConfig = field(default_factory=DataConfig)
     bias: BiasConfig = field(default_factory=BiasConfig)
+    lora: LoraConfig = field(default_factory=LoraConfig)
     snapshots: int = 1
     sweep: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
     probe: ProbeConfig = field(default_factory=ProbeConfig)

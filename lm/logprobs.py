@@ -75,13 +75,19 @@ class CompletionModel(nn.Module):
     """A transformers model seen as a function from prompts with completions to log-probs, rewards, or both.
 
     Wraps a causal LM (log-probs; rewards too with `reward_head`, as DRDO needs) or a sequence-classification model with
-    one label (rewards). One module with one `forward`, so that DDP, FSDP and the Trainer see every parameter in it.
+    one label (rewards); peft's adapters may be in it. One module with one `forward`, so that DDP, FSDP and the Trainer
+    see every parameter.
     """
 
     def __init__(
         self, model: PreTrainedModel, *, reward_head: bool = False, options: LogprobsConfig | None = None
     ) -> None:
         super().__init__()
+        if hasattr(model, "get_base_model"):  # a peft.PeftModel, whose adapters are layers of the model in it
+            if model.active_peft_config.is_prompt_learning:
+                kind = model.active_peft_config.peft_type.value
+                raise ValueError(f"{kind}: adapters that lengthen the prompt are not supported; LoRA is")
+            model = model.get_base_model()
         self.model = model
         self.options = options or LogprobsConfig()
         self.is_reward_model = hasattr(model, "score")

@@ -15,12 +15,14 @@ from transformers import (
     AutoModelForSequenceClassification,
     AutoTokenizer,
     LlamaConfig,
+    PretrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
     PreTrainedTokenizerFast,
 )
 
-from lm.config import Config
+from lm.config import Config, LoraConfig
+from lm.lora import add_adapter
 
 SCRATCH = {"scratch:tiny": {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2, "vocab_size": 4096}}
 """Models from random weights, by name."""
@@ -64,15 +66,28 @@ def check_reward_model(spec: str, trust_remote_code: bool) -> None:
     if spec.startswith("scratch:"):
         raise ValueError(f"oracle_model {spec!r}: a trained reward model is needed; null trains one")
     check_model(spec, trust_remote_code)
-    try:
-        config = AutoConfig.from_pretrained(spec, trust_remote_code=trust_remote_code)
-    except (OSError, ValueError) as error:
-        raise ValueError(f"oracle_model {spec!r}: its config cannot be loaded ({error})") from None
+    config = _config_of("oracle_model", spec, trust_remote_code)
     kinds = config.architectures or ["model of no named class"]
     if not any("ForSequenceClassification" in kind for kind in kinds):
         raise ValueError(f"oracle_model {spec!r}: a sequence-classification model is needed, it is a {kinds[0]}")
     if config.num_labels != 1:
         raise ValueError(f"oracle_model {spec!r}: a reward model has one label, it has {config.num_labels}")
+
+
+def check_lora(spec: str, options: LoraConfig, trust_remote_code: bool) -> None:
+    """Raises ValueError where the base model cannot have these adapters; nothing of it but its config is read."""
+    if options.rank is None:
+        return
+    config = LlamaConfig(num_hidden_layers=1) if spec in SCRATCH else _config_of("model", spec, trust_remote_code)
+    with torch.device("meta"):
+        add_adapter(AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code), options, base=spec)
+
+
+def _config_of(option: str, spec: str, trust_remote_code: bool) -> PretrainedConfig:
+    try:
+        return AutoConfig.from_pretrained(spec, trust_remote_code=trust_remote_code)
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{option} {spec!r}: its config cannot be loaded ({error})") from None
 
 
 def load_tokenizer(spec: str, texts: Iterable[str], trust_remote_code: bool) -> PreTrainedTokenizerBase:

@@ -11,7 +11,7 @@ import shutil
 import zlib
 from collections import Counter
 from collections.abc import Callable, Iterator
-from dataclasses import replace
+from dataclasses import asdict, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ import datasets
 import numpy as np
 import torch
 from datasets import Dataset
-from transformers import AutoTokenizer, PreTrainedTokenizerBase
+from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from lm import confidence, data, ranks, trackers, world
 from lm.artifacts import Artifact, Store
@@ -28,8 +28,10 @@ from lm.bias import LengthClass, biased_subset, largest_feasible, length_class, 
 from lm.config import Config, TrainingConfig
 from lm.io import sha256_of, write_json
 from lm.logprobs import CompletionModel
+from lm.lora import add_adapter, is_adapted, merged, save_adapter
 from lm.models import (
     SCRATCH,
+    check_lora,
     check_model,
     check_reward_model,
     load_policy,
@@ -71,6 +73,7 @@ class Pipeline:
     def __init__(self, config: Config, *, read_only: frozenset[str] = frozenset()) -> None:
         trackers.check(config.report_to)
         check_model(config.model, config.trust_remote_code)
+        check_lora(config.model, config.lora, config.trust_remote_code)
         if config.oracle_model is not None:
             check_reward_model(config.oracle_model, config.trust_remote_code)
         self.config = config
@@ -181,7 +184,21 @@ class Pipeline:
             save_steps=None,
         )
         keys = {"training": decides, "seed": self.seed(stage), "precision": self._precision}
+        if self._has_adapters(stage):
+            keys["lora"] = {name: value for name, value in asdict(self.config.lora).items() if name != "stages"}
         return {**keys, "base": content_of(self.config.model), **inputs}
+
+    def _has_adapters(self, stage: str) -> bool:
+        """Whether adapters are trained in this stage, and not all parameters."""
+        return self.config.lora.rank is not None and stage in self.config.lora.stages
+
+    def _adapted(self, stage: str, model: PreTrainedModel) -> PreTrainedModel:
+        """What the stage trains: the model, with adapters where the stage has them."""
+        if self._has_adapters(stage):
+            # A path that is no hub name, and the same whatever the run's folder is called.
+            base = self.config.model if stage == "sft" else f"./{self.sft.path.relative_to(self.store.root)}"
+            add_adapter(model, self.config.lora, base=base)
+        return model
 
     def _arguments(self, training: TrainingConfig, scratch: Path, seed: int, probes: int = 0) -> CompletionArguments:
         """One training in transformers' terms, which trackers call as its artifact is called."""
@@ -202,9 +219,14 @@ class Pipeline:
         return self.config.dtype + (" autocast" if self.config.logprobs.autocast else "")
 
     def _save_model(self, model: CompletionModel, folder: Path) -> None:
+        """A model that transformers loads, its reward head beside it; of adapters, merged into its weights, a copy."""
         if not ranks.is_first():
             return
-        model.model.save_pretrained(folder)
+        plain = model.model
+        if is_adapted(plain):
+            save_adapter(plain, plain.state_dict(), folder / "adapter")
+            plain = merged(plain, {name: value.cpu() for name, value in plain.state_dict().items()})
+        plain.save_pretrained(folder)
         self.tokenizer.save_pretrained(folder)
         if model.reward_head is not None:
             from safetensors.torch import save_file
@@ -220,9 +242,8 @@ class Pipeline:
         def make(folder: Path, scratch: Path) -> dict[str, Any]:
             seed = self.seed("sft")
             torch.manual_seed(seed)
-            model = CompletionModel(
-                load_policy(self.config.model, self.tokenizer, self.config), options=self.config.logprobs
-            )
+            base = load_policy(self.config.model, self.tokenizer, self.config)
+            model = CompletionModel(self._adapted("sft", base), options=self.config.logprobs)
             arguments = self._arguments(self.config.sft, scratch, seed)
             collator = sft_collator()
             history = fit(SFTTrainer, model, self.references(), collator, arguments)
@@ -239,7 +260,8 @@ class Pipeline:
         def make(folder: Path, scratch: Path) -> dict[str, Any]:
             seed = self.seed(stage, name)
             torch.manual_seed(seed)
-            model = CompletionModel(load_reward_model(self.sft.path, self.config), options=self.config.logprobs)
+            base = load_reward_model(self.sft.path, self.config)
+            model = CompletionModel(self._adapted(stage, base), options=self.config.logprobs)
             arguments = self._arguments(training, scratch, seed)
             history = fit(RewardTrainer, model, pairs(), pair_collator(), arguments)
             self._save_model(model, folder)
@@ -432,7 +454,7 @@ class Pipeline:
         def make(folder: Path, scratch: Path) -> dict[str, Any]:
             seed = self.seed("reward", DRDO)
             torch.manual_seed(seed)
-            policy = load_policy(self.sft.path, self.tokenizer, self.config)
+            policy = self._adapted("reward", load_policy(self.sft.path, self.tokenizer, self.config))
             model = CompletionModel(policy, reward_head=True, options=self.config.logprobs)
             arguments = self._arguments(self.config.reward, scratch, seed)
             history = fit(DRDOOracleTrainer, model, self.subset(MAIN), pair_collator(), arguments, alpha=alpha)
@@ -555,7 +577,7 @@ class Pipeline:
         def make(folder: Path, scratch: Path) -> dict[str, Any]:
             seed = self.seed("policy")  # the same for every method: they see the same batches
             torch.manual_seed(seed)
-            model = load_policy(self.sft.path, self.tokenizer, self.config)
+            model = self._adapted("policy", load_policy(self.sft.path, self.tokenizer, self.config))
             wrapped = CompletionModel(model, reward_head=method.needs_reward_head, options=self.config.logprobs)
             probe = self.probe_pairs()
             probes = self.config.probe.times if probe is not None else 0

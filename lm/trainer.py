@@ -26,6 +26,7 @@ from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState,
 from lm import trackers
 from lm.config import TrainingConfig
 from lm.logprobs import CompletionModel, collate
+from lm.lora import is_adapted
 from lm.objectives import EnsembleDPO, Method, PairBatch, Pessimism
 from theory import losses
 
@@ -135,18 +136,28 @@ class CompletionTrainer(Trainer):  # type: ignore[misc]
         self.state.log_history[-1].pop(SPEED, None)
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Tensor] | None = None) -> None:
-        """A resumable checkpoint's weights. `save_model` knows tied tensors; the finished model is saved elsewhere."""
+        """A resumable checkpoint's weights, of adapters those alone; the finished model is saved elsewhere."""
         folder = Path(output_dir or self.args.output_dir or ".")
         folder.mkdir(parents=True, exist_ok=True)
-        safetensors.torch.save_model(self.accelerator.unwrap_model(self.model), str(folder / "model.safetensors"))
+        model, file = self.accelerator.unwrap_model(self.model), str(folder / "model.safetensors")
+        if is_adapted(model):
+            safetensors.torch.save_file({n: p.detach() for n, p in model.named_parameters() if p.requires_grad}, file)
+        else:
+            safetensors.torch.save_model(model, file)  # knows tied tensors
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: torch.nn.Module | None = None) -> None:
         """The counterpart: of tied tensors a checkpoint has one, which the Trainer's own loader takes for a fault."""
         if self.is_fsdp_enabled:
             super()._load_from_checkpoint(resume_from_checkpoint, model)
+            return
+        model, file = self.model if model is None else model, str(Path(resume_from_checkpoint) / "model.safetensors")
+        if is_adapted(model):
+            absent, unknown = model.load_state_dict(safetensors.torch.load_file(file), strict=False)
+            trained = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+            if unknown or trained & set(absent):
+                raise ValueError(f"{file} holds other adapters than lora says: remove its folder to train anew")
         else:
-            weights = str(Path(resume_from_checkpoint) / "model.safetensors")
-            safetensors.torch.load_model(self.model if model is None else model, weights)
+            safetensors.torch.load_model(model, file)
 
 
 def cut(batch: Batch, limits: CompletionArguments, tokens: int | None = None) -> list[tuple[Batch, float]]:
