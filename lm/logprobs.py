@@ -19,6 +19,7 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import register_dataclass
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, PreTrainedModel
 
 from lm.config import LogprobsConfig
@@ -30,7 +31,7 @@ from lm.kernels import (
     onednn_gains,
     use_onednn,
 )
-from lm.packing import PACKED, Layout
+from lm.packing import PACKED, LastLayer, Layout
 
 Ids = Sequence[int]
 Lengths = Sequence[Sequence[int]]
@@ -48,6 +49,9 @@ class CompletionOutput:
     """[R], completion tokens."""
     rewards: Tensor | None
     """[R], read at the completion's last token; None without a reward head."""
+
+
+register_dataclass(CompletionOutput)  # or FSDP would find no tensors in it, and not know when the backward begins
 
 
 def collate(prompts: Sequence[Ids], completions: Sequence[Sequence[Ids]]) -> dict[str, Any]:
@@ -102,6 +106,7 @@ class CompletionModel(nn.Module):
         """None until :meth:`settle`."""
         self._shared_attention = PACKED
         self._stock_attention = model.config._attn_implementation
+        self._last_layer = LastLayer(model.base_model)
         self._apply_options()
 
     def _apply_options(self) -> None:
@@ -180,7 +185,7 @@ class CompletionModel(nn.Module):
         inputs = {"input_ids": ids_RP, "attention_mask": torch.ones_like(ids_RP), "use_cache": False}
         if self.is_reward_model:
             states = self.model.base_model(**inputs).last_hidden_state[rows, ends]
-            return CompletionOutput(None, counts, at_least_float32(self.model.score(states)[:, 0]))
+            return CompletionOutput(None, counts, _single(self.model.score(states)))
         # Position t is predicted by the state at t - 1; the head runs only where some row has a completion token.
         steps = torch.arange(longest, device=input_ids.device)[None]
         predicts = (steps >= (ends - counts)[:, None]) & (steps < ends[:, None])
@@ -196,7 +201,7 @@ class CompletionModel(nn.Module):
         """Log-probs and rewards from the states of packed rows, or from the logits of a head that is not plain."""
         ends_RH = None if states_TH is None else states_TH[layout.ends_R]
         if self.is_reward_model:
-            return CompletionOutput(None, layout.counts_R, at_least_float32(self.model.score(ends_RH)[:, 0]))
+            return CompletionOutput(None, layout.counts_R, _single(self.model.score(ends_RH)))
         targets_C = input_ids[layout.targets_C]
         if logits_CV is None:
             assert states_TH is not None
@@ -210,7 +215,7 @@ class CompletionModel(nn.Module):
         if states_RH is None:
             return None
         assert self.reward_head is not None
-        return at_least_float32(self.reward_head(states_RH)[:, 0])
+        return _single(self.reward_head(states_RH))
 
     @property
     def _head_is_plain(self) -> bool:
@@ -239,8 +244,9 @@ class CompletionModel(nn.Module):
             return self.route
         device = device or self.model.device
         problem = None
-        for attention in [PACKED] if device.type == "cpu" else ["flex_attention", PACKED]:
-            self._shared_attention = attention
+        ways = [(PACKED, not self.options.compile), (PACKED, False)]  # its hooks are not for the compiler
+        for attention, spare in ways if device.type == "cpu" else [("flex_attention", False), *ways]:
+            self._shared_attention, self._last_layer.on = attention, spare
             problem = self._trial(input_ids.to(device), lengths, device)
             if problem is None:
                 self.route = "packed"
@@ -300,7 +306,7 @@ class CompletionModel(nn.Module):
             torch.manual_seed(0)
             model = auto.from_config(config, dtype=torch.float32, attn_implementation=self._stock_attention)
         shallow = CompletionModel(model.to(device), options=LogprobsConfig(onednn="off", allocator=False))
-        shallow._shared_attention = self._shared_attention
+        shallow._shared_attention, shallow._last_layer.on = self._shared_attention, self._last_layer.on
         return shallow
 
     @contextmanager
@@ -318,7 +324,12 @@ class CompletionModel(nn.Module):
         with self._attention(self._stock_attention):
             yield self.model
 
-    # What the Trainer asks of a model, passed on.
+    # What the Trainer and accelerate ask of a model, passed on.
+    @property
+    def _no_split_modules(self) -> list[str]:
+        """The layers that FSDP is to shard one by one."""
+        return list(self.model._no_split_modules or ())
+
     @property
     def is_activation_checkpointing(self) -> bool:
         """Whether the wrapped model computes activations again in the backward."""
@@ -327,6 +338,11 @@ class CompletionModel(nn.Module):
     def activation_checkpointing_enable(self, *args: Any, **kwargs: Any) -> None:
         """Activation checkpointing of the wrapped model."""
         self.model.activation_checkpointing_enable(*args, **kwargs)
+
+
+def _single(rewards_R1: Tensor) -> Tensor:
+    """[R, 1] -> [R]; no view, which FSDP warns of where a model returns one."""
+    return at_least_float32(rewards_R1[:, 0]).clone()
 
 
 def _log_softmax(logits_CV: Tensor, targets_C: Tensor) -> Tensor:

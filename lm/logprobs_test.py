@@ -149,6 +149,44 @@ def test_a_policys_reward_head_reads_the_last_hidden_state_at_end_of_text(archit
     assert "reward_head.weight" in gradients(wrapped, lambda: values_of(wrapped, data, rewards=True))
 
 
+@pytest.mark.parametrize("architecture", ["llama", "gpt2", "gemma3"])
+def test_the_last_layer_works_only_where_its_state_is_read(architecture: str) -> None:
+    """Of a prompt its feed-forward network gets the last token alone; all other layers get everything."""
+    model, data = causal_lm(architecture), examples()
+    wrapped, plain = wrap(model, "packed"), plain_logps(model, data)
+    values_of(wrapped, data)
+    seen: list[int] = []
+    for layer in next(m for m in model.base_model.modules() if isinstance(m, nn.ModuleList)):
+        layer.mlp.register_forward_hook(lambda module, args, out: seen.append(args[0].shape[1]))
+    close(values_of(wrapped, data), plain)
+    *others, last = seen
+    everything = sum(len(prompt) + sum(map(len, own)) for prompt, own in data)
+    assert set(others) == {everything}
+    assert last == everything - sum(len(prompt) - 1 for prompt, _ in data)
+
+
+def test_a_last_layer_that_misses_a_token_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Control: then the model takes packed rows with the whole last layer."""
+    monkeypatch.setattr(Layout, "read_U", property(lambda layout: layout.targets_C))
+    model, data = causal_lm("llama"), examples()
+    wrapped, plain = wrap(model), plain_logps(model, data)
+    close(values_of(wrapped, data), plain)
+    assert wrapped.route == "packed"
+    assert not wrapped._last_layer.on
+    wrapped._last_layer.on = True
+    assert not torch.isclose(values_of(wrapped, data), plain).all()
+
+
+def test_compiled_layers_give_the_same_values_and_gradients() -> None:
+    model, data = causal_lm("llama", num_hidden_layers=1), examples()  # one, since each takes long to compile
+    values, plain = plain_logps(model, data).detach(), gradients(model, lambda: plain_logps(model, data))
+    compiled = CompletionModel(model, options=LogprobsConfig(route="packed", allocator=False, compile=True))
+    close(values_of(compiled, data).detach(), values)
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] > 0  # something was compiled
+    for name, gradient in gradients(model, lambda: values_of(compiled, data)).items():
+        close(gradient, plain[name], tolerance=1e-9, what=name)
+
+
 CALLS: dict[str, dict[str, int]] = {
     "one masked call": {},
     "blocks": {"DENSE_LIMIT": 0},

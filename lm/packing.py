@@ -10,6 +10,7 @@ longest example; B batch (1), H heads, D head dimension.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property, partial
 from typing import Any
@@ -72,7 +73,22 @@ class Layout:
         """[R], the last token of each completion."""
         self.counts_R = self._index(np.array(counts))
         """[R], tokens of each completion."""
+        self.read_only = False
+        """Whether only the outputs at :attr:`read_U` are asked for, and the others may be anything finite."""
         self._masks: dict[tuple[int | None, torch.dtype, str], Any] = {}
+
+    @cached_property
+    def read_U(self) -> Tensor:
+        """[U], in order, the tokens whose last state is read: of a prompt the last, of its completions all."""
+        spans = zip(self.starts, self.lengths, strict=True)
+        return self._index(np.concatenate([np.arange(s + own[0] - 1, s + sum(own)) for s, own in spans]))
+
+    @cached_property
+    def for_last_layer(self) -> Layout:
+        """The same, :attr:`read_only`."""
+        layout = copy.copy(self)
+        layout.read_only = True
+        return layout
 
     def _index(self, values: np.ndarray[Any, Any]) -> Tensor:
         return torch.from_numpy(values.astype(np.int64)).to(self.device)
@@ -281,7 +297,7 @@ def _explicit_attention(
 def _blocks(packed: Layout) -> Iterator[tuple[int, int, int, int | None]]:
     """(first key, first query, end of keys and queries, the example if these are its completions)."""
     for index, (start, (prompt, *completions)) in enumerate(zip(packed.starts, packed.lengths, strict=True)):
-        for first in range(0, prompt, QUERY_ROWS):
+        for first in range(prompt - 1 if packed.read_only else 0, prompt, QUERY_ROWS):
             yield start, start + first, start + min(first + QUERY_ROWS, prompt), None
         yield start, start + prompt, start + prompt + sum(completions), index
 
@@ -292,6 +308,8 @@ def _fits_blocks(query: Tensor, packed: Layout, window: int | None) -> bool:
         return False
     if window is not None and any(prompt > window for prompt, *_ in packed.lengths):
         return False
+    if not query.requires_grad:  # nothing is kept
+        return True
     scores = sum((end - first) * (end - start) for start, first, end, _ in _blocks(packed))
     return query.shape[1] * scores <= KEPT_SCORES
 
@@ -305,7 +323,7 @@ class _BlockAttention(torch.autograd.Function):
         ctx: Any, query: Tensor, key: Tensor, value: Tensor, packed: Layout, window: int | None, scale: float
     ) -> Tensor:
         (q, k, v), (_, heads, _, size) = (query[0] * scale, key[0], value[0]), query.shape
-        out = q.new_empty(packed.total, heads, size).transpose(0, 1)
+        out = (q.new_zeros if packed.read_only else q.new_empty)(packed.total, heads, size).transpose(0, 1)
         masks = packed.segment_masks(window, q.dtype)
         later = torch.full((QUERY_ROWS, QUERY_ROWS), float("-inf"), dtype=q.dtype).triu_(1)
         kept = []
@@ -327,7 +345,7 @@ class _BlockAttention(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, Tensor, None, None, None]:
         q, k, v = ctx.saved_tensors
         packed, scale, kept = ctx.rest
-        grad_q = torch.empty_like(q)
+        grad_q = torch.zeros_like(q) if packed.read_only else torch.empty_like(q)
         grad_k, grad_v = (q.new_zeros(q.shape) for _ in range(2))
         for (start, first, end, _), probs in zip(_blocks(packed), kept, strict=True):
             own = grad[0, :, first:end]
@@ -338,6 +356,39 @@ class _BlockAttention(torch.autograd.Function):
             grad_q[:, first:end] = torch.bmm(inner, k[:, start:end])
             grad_k[:, start:end].baddbmm_(inner.transpose(1, 2), q[:, first:end])
         return (grad_q * scale)[None], grad_k[None], grad_v[None], None, None, None
+
+
+class LastLayer:
+    """Spares a model's last layer what nobody reads: of a prompt it needs keys and values, but only the last token's
+    state. The feed-forward network, and attention in blocks, then run on :attr:`Layout.read_U` alone.
+
+    Hooks, which do nothing unless a :class:`Layout` comes by and `on` is set. They are on the layer itself so that
+    activation checkpointing, which runs the layer again, runs them again.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        self.on = False
+        self._layout: Layout | None = None
+        layers = next((module for module in model.modules() if isinstance(module, nn.ModuleList)), None)
+        layer = layers[-1] if layers else None
+        network = getattr(layer, "mlp", None)
+        if layer is not None and isinstance(network, nn.Module):
+            layer.register_forward_pre_hook(self._enter, with_kwargs=True)
+            network.register_forward_pre_hook(self._pick)
+            network.register_forward_hook(self._put_back)
+
+    def _enter(self, _: nn.Module, args: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]] | None:
+        layout = kwargs.get("packed") if self.on else None
+        self._layout = layout
+        return None if layout is None else (args, kwargs | {"packed": layout.for_last_layer})
+
+    def _pick(self, _: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...] | None:
+        return None if self._layout is None else (args[0][:, self._layout.read_U], *args[1:])
+
+    def _put_back(self, _: nn.Module, __: Any, out: Tensor) -> Tensor | None:
+        if self._layout is None:
+            return None
+        return out.new_zeros(out.shape[0], self._layout.total, *out.shape[2:]).index_copy(1, self._layout.read_U, out)
 
 
 AttentionInterface.register(PACKED, packed_attention)
