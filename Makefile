@@ -25,8 +25,8 @@ check: $(VENV)/installed  ## lint and types
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy theory bandits lm figures
 
-test: check  ## lint, types and all tests
-	$(BIN)/python -m pytest
+test: check  ## lint, types and all tests; a process for each core, since tests are too small to share their threads
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --dist loadfile
 
 figures: $(VENV)/installed  ## redraw every figure from saved results
 	$(BIN)/python -m figures
