@@ -120,7 +120,7 @@ class CompletionModel(nn.Module):
             use_onednn(self.model)
         if self.options.compile:
             layers = next(m for m in self.model.base_model.modules() if isinstance(m, nn.ModuleList))
-            for layer in layers:
+            for layer in layers[:-1]:  # the last has hooks, `LastLayer`, that the compiler would break on
                 layer.compile(dynamic=True)
 
     # ------------------------------------------------------------ the forward
@@ -244,7 +244,7 @@ class CompletionModel(nn.Module):
             return self.route
         device = device or self.model.device
         problem = None
-        ways = [(PACKED, not self.options.compile), (PACKED, False)]  # its hooks are not for the compiler
+        ways = [(PACKED, True), (PACKED, False)]
         for attention, spare in ways if device.type == "cpu" else [("flex_attention", False), *ways]:
             self._shared_attention, self._last_layer.on = attention, spare
             problem = self._trial(input_ids.to(device), lengths, device)

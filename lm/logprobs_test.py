@@ -178,7 +178,7 @@ def test_a_last_layer_that_misses_a_token_is_noticed(monkeypatch: pytest.MonkeyP
 
 
 def test_compiled_layers_give_the_same_values_and_gradients() -> None:
-    model, data = causal_lm("llama", num_hidden_layers=1), examples()  # one, since each takes long to compile
+    model, data = causal_lm("llama"), examples()
     values, plain = plain_logps(model, data).detach(), gradients(model, lambda: plain_logps(model, data))
     compiled = CompletionModel(model, options=LogprobsConfig(route="packed", allocator=False, compile=True))
     close(values_of(compiled, data).detach(), values)
