@@ -8,11 +8,13 @@ several ranks, all compute and the first one's result is kept.
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import importlib.metadata
 import json
 import os
 import platform
+import re
 import shutil
 import subprocess
 import sys
@@ -22,6 +24,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from lm import ranks
 from lm.io import sha256_of, write_json
 
@@ -30,8 +34,16 @@ FORMAT = 2
 """Raised when a stage's meaning changes, so that older artifacts are not taken for new ones."""
 
 
+SEAL = "checksums.json"
+"""Of a sealed folder: the digest of each of its files, by name."""
+
+
 class CorruptArtifact(RuntimeError):
     """A file of a finished artifact is missing or has changed."""
+
+
+class Refused(OSError):
+    """The machine refused a stage memory, space or access to files. It can be made again when there is."""
 
 
 class MissingArtifact(RuntimeError):
@@ -124,27 +136,43 @@ class Store:
             make: called with the folder to fill and a scratch folder that survives a crash (checkpoints go there);
                 returns the metrics. Every rank calls it, with a folder of its own and the same scratch folder.
             alone: only the first rank calls `make`, the others wait.
+
+        Raises:
+            Refused: for want of memory, space or access; `scratch` is kept, and nothing else.
+            CorruptArtifact: it was made, and a file of it has changed.
         """
         described = {"stage": stage, "name": name, "format": FORMAT, "inputs": _plain(inputs)}
         key = hashlib.sha256(json.dumps(described, sort_keys=True).encode()).hexdigest()[:12]
         final = self.root / stage / f"{name}-{key}"
-        metrics = ranks.from_first(lambda: verify(final)["metrics"] if final.exists() else None)
+        work = self.root / ".work" / f"{stage}-{name}-{key}"
+
+        def finished() -> dict[str, Any] | None:
+            if not final.exists():
+                return None
+            record = verify(final)
+            shutil.rmtree(work, ignore_errors=True)  # a kill may have come before
+            return record["metrics"]  # type: ignore[no-any-return]
+
+        metrics = ranks.from_first(finished)
         if metrics is not None:
             return Artifact(final, key, metrics)
         if stage in self.read_only:
             raise MissingArtifact(f"there is no finished {stage} {name} in {self.root}; run `python -m lm.train` first")
-        work = self.root / ".work" / f"{stage}-{name}-{key}"
         result, scratch = work / ("result" if ranks.is_first() else f"rank-{ranks.index()}"), work / "scratch"
         shutil.rmtree(result, ignore_errors=True)
         result.mkdir(parents=True)
         scratch.mkdir(exist_ok=True)
         print(f"[{stage}] {name}", file=sys.stderr, flush=True)
-        made = ranks.from_first(lambda: make(result, scratch)) if alone else make(result, scratch)
+        try:
+            made = ranks.from_first(lambda: make(result, scratch)) if alone else make(result, scratch)
+        except Exception as error:
+            if (reason := refusal(error)) is None:
+                raise
+            raise Refused(f"[{stage}] {name} in {self.root}: {reason}") from error
         whole = {**described, "metrics": made, "provenance": provenance(self.seed)}
 
         def finish() -> dict[str, Any]:
-            files = {str(p.relative_to(result)): sha256_of(p) for p in sorted(result.rglob("*")) if p.is_file()}
-            write_json(result / "artifact.json", {**whole, "files": files})
+            write_json(result / "artifact.json", {**whole, "files": _checksums(result)})
             final.parent.mkdir(parents=True, exist_ok=True)
             os.replace(result, final)
             shutil.rmtree(work, ignore_errors=True)
@@ -152,6 +180,25 @@ class Store:
 
         ranks.wait()  # until none works in that folder any more
         return Artifact(final, key, ranks.from_first(finish))
+
+
+def refusal(error: Exception) -> str | None:
+    """What the machine refused and what may help, in words, as Python and the libraries tell it; else None."""
+    text = str(error)
+    if isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in text:
+        return (
+            f"out of memory{f' ({text})' if text else ''}; lower micro_batch_tokens or set activation_checkpointing of "
+            "that training, or lower logprobs.scoring_tokens"
+        )
+    full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+    # safetensors tells of the system's error in words, torch.save of a stream that failed.
+    if full or re.search(
+        r"os error (28|122|27)\b|code: (28|122|27)\b|PytorchStreamWriter failed writing|iostream", text
+    ):
+        return f"no space to write ({text}); free some, and the same command goes on"
+    if isinstance(error, OSError) and error.errno in (errno.EROFS, errno.EACCES, errno.EPERM):
+        return f"no access ({text})"
+    return None
 
 
 def policy_folder(run: Path, model: str) -> Path:
@@ -172,12 +219,52 @@ def verify(folder: Path) -> dict[str, Any]:
         raise CorruptArtifact(
             f"{folder}/artifact.json cannot be read ({error}); delete the folder to rebuild it"
         ) from None
+    found = _damage(folder, files)
+    if found is not None:
+        raise CorruptArtifact(f"{found} since it was written; delete {folder} to rebuild it")
+    return record
+
+
+def seal(folder: Path) -> None:
+    """Writes the checksums of all files in a folder into it, last of all: it is whole now."""
+    (folder / SEAL).unlink(missing_ok=True)
+    write_json(folder / SEAL, _checksums(folder))
+
+
+def damage(folder: Path) -> str | None:
+    """Which file of a sealed folder has changed or is missing, in words; None where it is as it was sealed."""
+    try:
+        return _damage(folder, json.loads((folder / SEAL).read_text(encoding="utf-8")))
+    except FileNotFoundError:
+        return f"{folder / SEAL} is missing"
+    except (ValueError, AttributeError):
+        return f"{folder / SEAL} has changed"
+
+
+def last_checkpoint(folder: Path) -> str | None:
+    """The latest that is whole. Later ones are deleted: those without a seal, which a kill has cut short, and those of
+    which a file has changed since, which is said."""
+    steps = {int(path.name.split("-")[1]): path for path in folder.glob("checkpoint-*")}
+    for _, path in sorted(steps.items(), reverse=True):
+        found = damage(path)
+        if found is None:
+            return str(path)
+        if (path / SEAL).exists():
+            print(f"warning: {found} since it was written; this checkpoint is not used", file=sys.stderr, flush=True)
+        shutil.rmtree(path)
+    return None
+
+
+def _checksums(folder: Path) -> dict[str, str]:
+    return {str(path.relative_to(folder)): sha256_of(path) for path in sorted(folder.rglob("*")) if path.is_file()}
+
+
+def _damage(folder: Path, files: Mapping[str, str]) -> str | None:
     for name, digest in files.items():
         path = folder / name
         if not path.is_file() or sha256_of(path) != digest:
-            state = "has changed" if path.is_file() else "is missing"
-            raise CorruptArtifact(f"{path} {state} since it was written; delete {folder} to rebuild it")
-    return record
+            return f"{path} {'has changed' if path.is_file() else 'is missing'}"
+    return None
 
 
 def _plain(value: Any) -> Any:

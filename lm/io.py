@@ -7,6 +7,7 @@ import gzip
 import hashlib
 import json
 import os
+import shutil
 import tempfile
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -26,8 +27,10 @@ def replacing(path: Path) -> Iterator[Path]:
             os.fsync(written.fileno())
         temporary.chmod(0o644)
         os.replace(temporary, path)
-    except BaseException:
+    except BaseException as error:
         temporary.unlink(missing_ok=True)
+        if isinstance(error, OSError) and error.errno is not None and error.filename is None:
+            error.filename = str(path)  # a write that fails does not say where
         raise
 
 
@@ -70,6 +73,15 @@ def read_jsonl(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
                 yield number, row
         except (UnicodeDecodeError, EOFError, gzip.BadGzipFile) as error:
             raise ValueError(f"{path}, after line {number}: cannot be read ({error})") from None
+
+
+def link_or_copy(source: str, target: str) -> None:
+    """The same file under another name, a copy where the file system has no hard links. For files that stay as they
+    are."""
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copy2(source, target)
 
 
 def sha256_of(path: Path) -> str:

@@ -26,7 +26,7 @@ from lm import confidence, data, ranks, trackers, world
 from lm.artifacts import Artifact, Store
 from lm.bias import LengthClass, biased_subset, largest_feasible, length_class, length_report
 from lm.config import Config, TrainingConfig
-from lm.io import sha256_of, write_json
+from lm.io import link_or_copy, sha256_of, write_json
 from lm.logprobs import CompletionModel
 from lm.lora import add_adapter, is_adapted, merged, save_adapter
 from lm.models import (
@@ -395,7 +395,7 @@ class Pipeline:
     def subset(self, name: str) -> Dataset:
         """The pairs of D_rho ("rho") or of a member's subset ("b0.2", ...), in the order of the labels."""
         ids = set(json.loads((self.bias.path / "rows.json").read_text())[name])
-        subset = _open(self.labels.path / "preferences").filter(lambda row: row in ids, input_columns="id")
+        subset = _where(_open(self.labels.path / "preferences"), "id", lambda row: row in ids)
         if len(subset) != len(ids):
             raise RuntimeError(f"subset {name}: {len(ids)} row ids, but {len(subset)} rows were found")
         return subset
@@ -495,6 +495,7 @@ class Pipeline:
             of_prompt = {prompt: slice(i * each, (i + 1) * each) for i, prompt in enumerate(prompts)}
             rows = [of_prompt[prompt] for prompt in pairs["prompt"][:]]
             scored = pairs.select_columns(["id", "prompt_ids", "chosen_ids", "rejected_ids"])
+            scored = scored.flatten_indices(keep_in_memory=True)  # as add_column would, into a file, see _where
             for column, values in {
                 "ref_chosen_logps": ref_chosen.tolist(),
                 "ref_rejected_logps": ref_rejected.tolist(),
@@ -603,8 +604,8 @@ class Pipeline:
             )
             self._save_model(wrapped, folder)
             if ranks.is_first():
-                for snapshot in sorted(kept.glob("step-*")):
-                    snapshot.rename(folder / snapshot.name)
+                for snapshot in sorted(kept.glob("step-*")):  # not moved: the artifact is not finished yet
+                    shutil.copytree(snapshot, folder / snapshot.name, copy_function=link_or_copy)
             return {"history": history, "steps": history[-1]["step"]}
 
         inputs = self._training(
@@ -665,7 +666,13 @@ def _open(folder: Path) -> Dataset:
 
 
 def _split(folder: Path, split: str) -> Dataset:
-    return _open(folder).filter(lambda name: name == split, input_columns="split")
+    return _where(_open(folder), "split", lambda name: name == split)
+
+
+def _where(dataset: Dataset, column: str, holds: Callable[[Any], bool]) -> Dataset:
+    """The rows of which it holds. Their numbers stay in memory: a file of them in the artifact's folder, as `datasets`
+    would leave, has no checksum there, and would be believed."""
+    return dataset.filter(holds, input_columns=column, keep_in_memory=True)
 
 
 def content_of(path: str | Path | None) -> str | None:

@@ -6,14 +6,19 @@ cuts that into micro-batches by number or tokens; so how it is cut is known ever
 
 from __future__ import annotations
 
+import json
+import math
 import os
+import signal
+import threading
 import time
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from types import TracebackType
+from typing import Any, Self
 
 import safetensors.torch
 import torch
@@ -23,8 +28,10 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from lm import trackers
+from lm import ranks, trackers
+from lm.artifacts import last_checkpoint, seal
 from lm.config import TrainingConfig
+from lm.io import write_json
 from lm.logprobs import CompletionModel, collate
 from lm.lora import is_adapted
 from lm.objectives import EnsembleDPO, Method, PairBatch, Pessimism
@@ -64,6 +71,7 @@ class CompletionTrainer(Trainer):  # type: ignore[misc]
         self._tokens_seen = 0
         self._since = 0.0
         self._weight = 1.0
+        self._rows: list[str] = []
 
     def units(self, batch: Batch) -> int:
         """How many equally weighted losses a batch has."""
@@ -96,8 +104,8 @@ class CompletionTrainer(Trainer):  # type: ignore[misc]
         """
         model.train()
         batch = self._prepare_inputs(inputs)
-        units = self.units(batch)
-        if not self._units_seen:
+        units, self._rows = self.units(batch), batch["ids"]
+        if not self._tokens_seen:
             self._since = time.perf_counter()
         mine = cut(batch, self.args)[self.args.process_index :: self.args.world_size]
         self.before_step(model, mine, units)
@@ -118,6 +126,17 @@ class CompletionTrainer(Trainer):  # type: ignore[misc]
         self._tokens_seen += sum(map(sum, batch["lengths"]))
         return share
 
+    def _clip_grad_norm(self, model: torch.nn.Module) -> Tensor:
+        """Before the step is taken. Raises FloatingPointError where the gradient is not finite: one step with it would
+        leave no parameter that is."""
+        norm: Tensor = super()._clip_grad_norm(model)
+        if not math.isfinite(norm):
+            raise FloatingPointError(
+                f"gradient norm is {float(norm)} at step {self.state.global_step}, mini-batch of rows "
+                f"{', '.join(self._rows)}"
+            )
+        return norm
+
     def record(self, **sums: Tensor) -> None:
         """Adds to the sums whose means over units go into the next log line."""
         for name, value in sums.items():
@@ -132,8 +151,42 @@ class CompletionTrainer(Trainer):  # type: ignore[misc]
             logs[SPEED] = self._tokens_seen / (time.perf_counter() - self._since)
             self._sums.clear()
             self._units_seen = self._tokens_seen = 0
+        logs.pop("train_loss", None)  # of the steps since the last start only, and divided by those
         super().log(logs, start_time)
         self.state.log_history[-1].pop(SPEED, None)
+
+    def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
+        """Trains unless all steps are done: the Trainer's own loop, resumed after the last step, takes one more."""
+        if self.state.global_step < self.state.max_steps:
+            super()._run_epoch(*args, **kwargs)
+
+    def _save_checkpoint(self, model: torch.nn.Module, trial: Any) -> None:
+        """Sealed when all ranks have written their part: what has no seal is never resumed from."""
+        super()._save_checkpoint(model, trial)
+        self.accelerator.wait_for_everyone()
+        if self.args.should_save:
+            seal(Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}")
+
+    def _save_rng_state(self, output_dir: str) -> None:
+        """With this rank's part of the next log line, as a run may be resumed between two of them."""
+        super()._save_rng_state(output_dir)
+        part = {
+            "loss": self._tr_loss.item(),
+            "last_logged": self._globalstep_last_logged,
+            "sums": {name: value.item() for name, value in self._sums.items()},
+            "units": self._units_seen,
+        }
+        write_json(Path(output_dir) / f"log_line_{self.args.process_index}.json", part)
+
+    def _load_rng_state(self, checkpoint: str | None) -> None:
+        super()._load_rng_state(checkpoint)
+        parts = sorted(Path(checkpoint).glob("log_line_*.json")) if checkpoint is not None else []
+        if len(parts) != self.args.world_size:  # other ranks than before: the next line is of the steps from here on
+            return
+        part = json.loads((parts[0].parent / f"log_line_{self.args.process_index}.json").read_text())
+        self._tr_loss.fill_(part["loss"])
+        self._globalstep_last_logged, self._units_seen = part["last_logged"], part["units"]
+        self._sums |= {name: torch.tensor(value, device=self.args.device) for name, value in part["sums"].items()}
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Tensor] | None = None) -> None:
         """A resumable checkpoint's weights, of adapters those alone; the finished model is saved elsewhere."""
@@ -269,9 +322,6 @@ class PolicyTrainer(CompletionTrainer):
         pairs' own completions ([F] Figure B.1); eval_member_<k>: share of pairs whose reward margin by member k is
         nearest to the implicit one, beta times the log-ratio margin, for methods with a beta ([F] Figure B.3).
         """
-        logged = [entry for entry in self.state.log_history if entry["step"] == self.state.global_step]
-        if any("eval_chosen_logps" in entry for entry in logged):  # resumed at a probe
-            return {}
         assert isinstance(self.eval_dataset, Dataset)
         began = time.perf_counter()
         batch = self._prepare_inputs(pair_collator(sample=True)(list(self.eval_dataset)))
@@ -518,6 +568,35 @@ class Snapshots(TrainerCallback):  # type: ignore[misc]
             self.save(state.global_step)
 
 
+class StopBetweenSteps(TrainerCallback):  # type: ignore[misc]
+    """A context in which SIGTERM waits for the step under way and for a checkpoint of it, and then takes its course."""
+
+    def __init__(self) -> None:
+        self.asked = False
+        self._listens = threading.current_thread() is threading.main_thread()
+        self._before: Any = None
+
+    def __enter__(self) -> Self:
+        if self._listens:
+            self._before = signal.signal(signal.SIGTERM, self._ask)
+        return self
+
+    def _ask(self, *_: Any) -> None:
+        self.asked = True
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """Of several ranks all stop, if one was asked to."""
+        self.asked = any(ranks.from_all(self.asked))
+        if self.asked:
+            control.should_save = control.should_training_stop = True
+
+    def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, at: TracebackType | None) -> None:
+        if self._listens:
+            signal.signal(signal.SIGTERM, self._before)
+        if self.asked and kind is None:
+            signal.raise_signal(signal.SIGTERM)
+
+
 def fit(
     trainer_class: type[CompletionTrainer],
     model: CompletionModel,
@@ -528,7 +607,10 @@ def fit(
     callbacks: Sequence[TrainerCallback] = (),
     **extra: Any,
 ) -> list[dict[str, float]]:
-    """Trains, from the last whole checkpoint in the arguments' folder where there is one; returns the log history."""
+    """Trains, from the last whole checkpoint in the arguments' folder where there is one; returns the log history.
+
+    SIGTERM ends it after a checkpoint of the step under way, also where no others are kept.
+    """
     assert arguments.output_dir is not None
     longest = collator([max(dataset, key=_tokens)])
     model.settle(longest["input_ids"], longest["lengths"], arguments.device)
@@ -541,14 +623,14 @@ def fit(
         callbacks=[*callbacks, *reporting],
         **extra,
     )
-    trainer.train(resume_from_checkpoint=_last_checkpoint(Path(arguments.output_dir)))
+    folder = Path(arguments.output_dir)
+    checkpoint = ranks.from_first(lambda: last_checkpoint(folder))
+    if checkpoint is not None:
+        arguments.eval_on_start = False  # the probe before the first step is in its log
+    with StopBetweenSteps() as stop:
+        trainer.add_callback(stop)
+        trainer.train(resume_from_checkpoint=checkpoint)
     return list(trainer.state.log_history)
-
-
-def _last_checkpoint(folder: Path) -> str | None:
-    """The latest that is whole: of a checkpoint, the trainer's state is written last."""
-    whole = [state.parent for state in folder.glob("checkpoint-*/trainer_state.json")]
-    return str(max(whole, key=lambda path: int(path.name.split("-")[1]))) if whole else None
 
 
 def _tokens(row: dict[str, Any]) -> int:

@@ -19,6 +19,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from lm import ranks
+from lm.artifacts import seal
 from lm.cli import run
 from lm.config import LogprobsConfig
 from lm.evaluate import report
@@ -112,6 +113,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Runs:
         written = json.loads(state.read_text())
         written["log_history"][0]["before_the_failure"] = True
         state.write_text(json.dumps(written))
+        seal(state.parent)
     (scratch / "checkpoint-5").mkdir()  # one that a kill has cut off
     return Runs(one, two, failed, left, torchrun("tests/small_run.py", *own, str(two)))
 
