@@ -26,7 +26,7 @@ from typing import Any
 
 import torch
 
-from lm import ranks
+from lm import progress, ranks
 from lm.io import sha256_of, write_json
 
 PACKAGES = ("torch", "transformers", "accelerate", "datasets", "tokenizers", "safetensors", "numpy", "scipy")
@@ -162,7 +162,7 @@ class Store:
         shutil.rmtree(result, ignore_errors=True)
         result.mkdir(parents=True)
         scratch.mkdir(exist_ok=True)
-        print(f"[{stage}] {name}", file=sys.stderr, flush=True)
+        progress.say(f"[{stage}] {name}")
         try:
             made = ranks.from_first(lambda: make(result, scratch)) if alone else make(result, scratch)
         except Exception as error:

@@ -47,6 +47,8 @@ from transformers import (
     TrainerCallback,
 )
 
+from lm import progress
+from lm.cli import argument_parser, as_command
 from lm.config import LogprobsConfig, TrainingConfig
 from lm.io import write_json, write_text
 from lm.kernels import keep_freed_memory, onednn_available, onednn_gains
@@ -300,6 +302,7 @@ def work(job: Job, connection: Connection) -> None:
     warnings.simplefilter("ignore")
     transformers.logging.set_verbosity_error()
     disable_progress_bars()
+    progress.be_quiet()
     torch.set_num_threads(job.threads)
     with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere):
         try:
@@ -356,7 +359,6 @@ def train_ours(job: Job, turns: Turns, *, reward: bool = False) -> None:
     method = {} if reward else {"method": PessimisticDPO() if samples else DPO()}
     with tempfile.TemporaryDirectory() as folder:
         arguments = training_arguments(_training(job), Path(folder), seed=0, device="cpu")
-        arguments.disable_tqdm = True
         fit(
             _Reward if reward else _Policy,
             model,
@@ -795,10 +797,14 @@ def _positive(text: str) -> int:
     return int(text)
 
 
-def main(arguments: Sequence[str] | None = None, configs: dict[str, Shape] = CONFIGS) -> int:
-    """The command; returns the exit status."""
-    parser = argparse.ArgumentParser(
-        prog="python -m lm.bench", description="Speed of the trainer next to TRL's; medians of interleaved rounds."
+@as_command
+def main(arguments: Sequence[str], configs: dict[str, Shape] = CONFIGS) -> int:
+    """The command."""
+    parser = argument_parser(
+        "lm.bench",
+        "Speed of the trainer next to TRL's; medians of interleaved rounds.",
+        "--quick",
+        "--curves --json bench.json --markdown docs/performance.md",
     )
     parser.add_argument("--quick", action="store_true", help=f"S8, {', '.join(QUICK)}; 3 rounds of 2 steps")
     parser.add_argument("--configs", nargs="+", choices=configs, help="model sizes and vocabularies")
@@ -831,7 +837,7 @@ def main(arguments: Sequence[str] | None = None, configs: dict[str, Shape] = CON
         for stage in dict.fromkeys(VARIANTS[name].stage for name in names):
             of_stage = [name for name in names if VARIANTS[name].stage == stage]
             document["rows"] += plan.run(config, configs[config], of_stage, peaks)
-            print(f"{config}, {stage}: done", file=sys.stderr)
+            progress.say(f"{config}, {stage}: done")
     if options.curves:
         document["curves"] = plan.curves("S8", configs["S8"], peaks)
     text = render(document)

@@ -6,10 +6,8 @@ the options. With the options of `lm.train` instead, it makes D_rho and the ense
 
 from __future__ import annotations
 
-import argparse
 import math
 import sys
-import traceback
 from bisect import bisect_left
 from collections import Counter
 from collections.abc import Sequence
@@ -25,6 +23,7 @@ from rich.console import Console
 from rich.table import Table
 from transformers import PreTrainedTokenizerBase
 
+from lm import progress
 from lm.config import BiasConfig
 from lm.data import Drop, any_pair, check_suffix, read_rows, write_rows
 from lm.models import SCRATCH, load_tokenizer
@@ -212,15 +211,21 @@ def table(report: dict[str, Any], title: str) -> Table:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """The command for any preference set; returns its exit status, 2 for a mistake."""
-    from lm.cli import USER_ERRORS, quieten
+    """The command for any preference set; returns its exit status."""
+    from lm.cli import as_command
 
-    parser = argparse.ArgumentParser(
-        prog="python -m lm.bias",
-        description="A subset of a preference set, exact in the share of pairs whose longer completion is preferred. "
+    return as_command(_main)(arguments)
+
+
+def _main(arguments: Sequence[str]) -> None:
+    from lm.cli import argument_parser
+
+    parser = argument_parser(
+        "lm.bias",
+        "A subset of a preference set, exact in the share of pairs whose longer completion is preferred. "
         "Pairs without a longer side are left out. Rows are written as they are.",
-        epilog="example: python -m lm.bias pairs.jsonl --rho 0.2 --size 30000 --tokenizer Qwen/Qwen2.5-0.5B --out "
-        "biased.jsonl",
+        "pairs.jsonl --rho 0.2 --out biased.jsonl",
+        "pairs.jsonl --rho 0.2 --size 30000 --tokenizer Qwen/Qwen2.5-0.5B --out biased.jsonl",
     )
     parser.add_argument("data", metavar="DATA", help="hub name, .jsonl, .jsonl.gz or .parquet file, or folder of them")
     parser.add_argument("--rho", type=float, required=True, help="share of the pairs that prefer the longer completion")
@@ -238,25 +243,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--out", type=Path, required=True, metavar="FILE", help="file to write: .jsonl, .jsonl.gz or .parquet"
     )
-    parser.add_argument("--debug", action="store_true", help="show tracebacks of errors")
     options = parser.parse_args(arguments)
-    quieten()
-    try:
-        config = BiasConfig(rho=options.rho, size=options.size, length_ratio=options.length_ratio)
-        if options.tokenizer in SCRATCH:
-            raise ValueError(f"--tokenizer must be a hub name or a folder, got {options.tokenizer!r}")
-        tokenizer = load_tokenizer(options.tokenizer, (), False) if options.tokenizer else None
-        report = bias_file(options.data, options.out, config, seed=options.seed, tokenizer=tokenizer)
-    except USER_ERRORS as error:
-        if options.debug:
-            traceback.print_exc()
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    config = BiasConfig(rho=options.rho, size=options.size, length_ratio=options.length_ratio)
+    if options.tokenizer in SCRATCH:
+        raise ValueError(f"--tokenizer must be a hub name or a folder, got {options.tokenizer!r}")
+    tokenizer = load_tokenizer(options.tokenizer, (), False) if options.tokenizer else None
+    report = bias_file(options.data, options.out, config, seed=options.seed, tokenizer=tokenizer)
     for reason, count in report["left_out"].items():
         print(f"left out: {count:,} rows, {reason}")
     Console().print(table(report, f"{options.data} at rho {options.rho:g}, seed {options.seed}"))
-    print(f"written: {options.out}", file=sys.stderr)
-    return 0
+    progress.say(f"written: {options.out}")
 
 
 def is_for_any_set(arguments: Sequence[str]) -> bool:

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 import re
 import sys
-import traceback
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +13,7 @@ from typing import Any
 from huggingface_hub import ModelCardData
 
 from lm.artifacts import MissingArtifact, policy_folder, verify
-from lm.cli import USER_ERRORS
+from lm.cli import argument_parser, as_command
 from lm.io import write_text
 from lm.objectives import METHODS, Method
 from lm.pipeline import MAIN
@@ -229,30 +227,19 @@ def _hub(name: str | None) -> str | None:
 # ---------------------------------------------------------------- the command
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """The command; returns its exit status, 2 for a mistake."""
-    parser = argparse.ArgumentParser(
-        prog="python -m lm.card",
-        description=__doc__,
-        epilog="example: python -m lm.card runs/demo e-dpo --output CARD.md",
-    )
+@as_command
+def main(arguments: Sequence[str]) -> None:
+    """The command."""
+    parser = argument_parser("lm.card", __doc__, "runs/demo e-dpo", "runs/demo e-dpo --output CARD.md")
     parser.add_argument("run", metavar="RUN", type=Path, help="output_dir of a finished run")
     parser.add_argument("method", metavar="METHOD", help=f"one of {', '.join(METHODS)}")
     parser.add_argument("--output", type=Path, metavar="FILE", help="write it there instead of printing it")
-    parser.add_argument("--debug", action="store_true", help="show tracebacks of errors")
     options = parser.parse_args(arguments)
-    try:
-        text = card(options.run, options.method)
-        if options.output:
-            write_text(options.output, text + "\n")
-        else:
-            print(text)
-    except (*USER_ERRORS, OSError) as error:
-        if options.debug:
-            traceback.print_exc()
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
+    text = card(options.run, options.method)
+    if options.output:
+        write_text(options.output, text + "\n")
+    else:
+        print(text)
 
 
 if __name__ == "__main__":

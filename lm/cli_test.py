@@ -4,18 +4,24 @@ from __future__ import annotations
 
 import re
 import runpy
+import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from signal import SIGINT, SIGTERM, getsignal
 from typing import Any
 
 import pytest
 
-from lm.cli import CONFIGS, parse, parser_of, run
+from lm.__main__ import commands
+from lm.artifacts import CorruptArtifact, MissingArtifact
+from lm.cli import CONFIGS, as_command, parse, parser_of, run
 from lm.config import Config
 from lm.objectives import METHODS, Pessimism
 from lm.pipeline import Pipeline
 
+ROOT = Path(__file__).parents[1]
+OTHERS = ["workflow.job", "workflow.summary", "workflow.tables"]
 WITH_OPTIONS_OF_THEIR_OWN = ["__main__", "bench", "card", "diagnose", "estimate", "exact", "judge", "report"]
 COMMANDS = ["prepare", "sft", "oracle", "relabel", "bias", "reward", "score", "policy", "train", "evaluate"]
 COMMANDS += ["export", "nondeterministic"]
@@ -194,16 +200,26 @@ def test_a_wrong_value_in_a_file_is_a_message_too(tmp_path: Path, capsys: pytest
     assert "bta" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("error", [ValueError, FloatingPointError, FileNotFoundError])
-def test_debug_shows_where_an_error_came_from(
-    error: type[Exception], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize(
+    ("error", "status"),
+    [
+        (ValueError, 2),
+        (FileNotFoundError, 2),
+        (MissingArtifact, 2),
+        (FloatingPointError, 1),
+        (CorruptArtifact, 1),
+        (OSError, 1),
+    ],
+)
+def test_a_mistake_is_2_a_failure_is_1_and_debug_shows_where_it_came_from(
+    error: type[Exception], status: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def fail(_: Pipeline) -> None:
         raise error("row 5: what is wrong")
 
-    assert attempt(tmp_path, action=fail) == 2
+    assert attempt(tmp_path, action=fail) == status
     assert capsys.readouterr().err == "error: row 5: what is wrong\n"
-    assert attempt(tmp_path, "--debug", action=fail) == 2
+    assert attempt(tmp_path, "--debug", action=fail) == status
     shown = capsys.readouterr().err
     assert "Traceback" in shown
     assert shown.endswith("error: row 5: what is wrong\n")
@@ -215,3 +231,136 @@ def test_our_own_faults_keep_their_traceback(tmp_path: Path) -> None:
 
     with pytest.raises(AssertionError, match="ours"):
         attempt(tmp_path, action=fail)
+
+
+# ---------------------------------------------------------------- every command, whatever its options
+
+WRONG: dict[str, list[str]] = {
+    "bias": ["{nowhere}", "--rho", "0.2", "--out", "{new}"],
+    "card": ["{nowhere}", "dpo"],
+    "diagnose": ["{nowhere}"],
+    "estimate": ["--parameters", "0"],
+    "exact": ["--output_dir", "{new}", "--tokens", "1"],
+    "export": ["--out", "{new}.jsonl", "--output_dir", "{new}", "--model", "{nowhere}"],
+    "judge": ["{nowhere}", "--judge", "oracle"],
+    "report": ["{nowhere}"],
+    "workflow.job": ["base", "--out", "{new}", "--output_dir", "{new}", "--model", "{nowhere}"],
+    "workflow.summary": ["{nowhere}", "--out", "{new}"],
+    "workflow.tables": ["{nowhere}"],
+}
+"""Arguments that are well-formed, and name what is not there or out of range; of the other commands, those of a run."""
+
+
+def call(command: str, *arguments: str) -> int:
+    """The exit status of `python -m lm.<command>`."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", [command, *arguments])
+        with pytest.raises(SystemExit) as end:
+            runpy.run_module(f"lm.{command}", run_name="__main__", alter_sys=True)
+    assert isinstance(end.value.code, int)
+    return end.value.code
+
+
+EVERY = [*(name.removeprefix("lm.") for name in commands()), *OTHERS]
+of_every_command = pytest.mark.parametrize("command", EVERY)
+again = pytest.mark.filterwarnings("ignore:.*found in sys.modules:RuntimeWarning")
+
+
+@again
+@of_every_command
+def test_every_help_has_examples_whose_options_exist(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert call(command, "--help") == 0
+    shown = capsys.readouterr().out
+    examples = re.findall(rf"^  python -m lm\.{re.escape(command)}(?: (.*))?$", shown, flags=re.MULTILINE)
+    assert examples
+    assert "exit status: 0 done; 1 failed; 2 a mistake" in shown
+    everything = (
+        shown if command not in ("estimate", "export", "workflow.job") else shown + parser_of("", "").format_help()
+    )
+    for option in re.findall(r"(?<!\S)--[\w.-]+", " ".join(examples)):
+        assert re.search(rf"(?m)^ +(-\w, )?{option}\b", everything) or f"{option} " in shown.split("\nexamples:")[0], (
+            option
+        )
+
+
+@again
+@of_every_command
+def test_an_unknown_option_is_refused(command: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    needed = ["--parameters", "1e9"] if command == "estimate" else WRONG.get(command, [])
+    given = [argument.format(nowhere=tmp_path / "nowhere", new=tmp_path / "new") for argument in needed]
+    assert call(command, *given, "--no-such-option", "1") == 2
+    shown = capsys.readouterr()
+    assert "--no-such-option" in shown.err
+    assert "Traceback" not in shown.err
+    assert not shown.out
+    assert not (tmp_path / "new").exists()
+
+
+@again
+@of_every_command
+def test_a_mistake_has_a_traceback_with_debug_only(
+    command: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    if command == "bench":
+        pytest.skip("its only mistakes are those of its options")
+    wrong = WRONG.get(command, ["--output_dir", "{new}", "--model", "{nowhere}"])
+    given = [argument.format(nowhere=tmp_path / "nowhere", new=tmp_path / "new") for argument in wrong]
+    assert call(command, *given) == 2
+    shown = capsys.readouterr()
+    assert re.match("error: .+", shown.err)
+    assert "Traceback" not in shown.err
+    assert len(shown.err.splitlines()) == 1
+    assert call(command, *given, "--debug") == 2
+    shown = capsys.readouterr()
+    assert "Traceback" in shown.err
+    assert re.search("^error: ", shown.err, flags=re.MULTILINE)
+
+
+# ---------------------------------------------------------------- signals and pipes
+
+PROGRAM = """
+import sys, time
+from lm.cli import as_command
+
+@as_command
+def main(arguments):
+    try:
+        for number in range(10**5):
+            print(number, flush=True)
+            time.sleep("slow" in arguments)
+    finally:
+        print("put away", file=sys.stderr)
+
+sys.exit(main())
+"""
+
+
+@pytest.mark.parametrize(
+    ("signal", "status", "said"), [(SIGINT, 130, "interrupted\n"), (SIGTERM, 143, "terminated\n"), (None, 141, "")]
+)
+def test_what_ends_a_command_from_outside(signal: int | None, status: int, said: str) -> None:
+    command = [sys.executable, "-c", PROGRAM, *(["slow"] if signal else [])]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT) as process:
+        assert process.stdout
+        assert process.stderr
+        assert process.stdout.readline() == "0\n"
+        if signal:
+            process.send_signal(signal)
+        else:
+            process.stdout.close()
+        shown = process.stderr.read()
+    assert process.returncode == status
+    assert sorted(shown.splitlines(keepends=True)) == sorted(["put away\n", *([said] if said else [])])
+
+
+def test_a_command_returns_what_its_function_does_or_0() -> None:
+    assert as_command(lambda given: 1 if given else None)(["x"]) == 1
+    assert as_command(lambda given: 1 if given else None)([]) == 0
+
+
+def test_sigterm_is_handled_as_before_when_a_command_has_ended() -> None:
+    before = getsignal(SIGTERM)
+    seen = []
+    assert as_command(lambda _: seen.append(getsignal(SIGTERM)))([]) == 0
+    assert seen[0] is not before
+    assert getsignal(SIGTERM) is before

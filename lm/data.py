@@ -28,6 +28,7 @@ from datasets import Dataset, Features, List, Value
 from datasets.arrow_writer import ArrowWriter
 from transformers import PreTrainedTokenizerBase
 
+from lm import progress
 from lm.config import DataConfig
 from lm.io import read_jsonl, replacing, write_jsonl
 
@@ -581,7 +582,7 @@ def tokenise(
         return [completion if completion[-1:] == [end] else [*completion, end] for completion in ids]
 
     def kept() -> Iterator[Row]:
-        for start in range(0, len(rows), BATCH):
+        for start in progress.bar("tokenising", range(0, len(rows), BATCH), unit="batch"):
             batch = rows[start : start + BATCH]
             ids = {"prompt_ids": prompt_ids(batch["prompt"])}
             ids |= {f"{name}_ids": completion_ids(batch[name]) for name in columns}

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import sys
-import traceback
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
@@ -19,7 +18,8 @@ from rich.markup import escape
 from rich.table import Table
 from scipy.stats import binomtest
 
-from lm.cli import USER_ERRORS
+from lm import progress
+from lm.cli import argument_parser, as_command
 from lm.config import DataConfig
 from lm.data import Drop, Row, hh_pair, plain_chat, preference_pair, read_rows, tldr_pair
 from lm.io import write_json
@@ -597,12 +597,11 @@ def show(report: Report, console: Console) -> None:
 # ---------------------------------------------------------------- the command
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """The command; returns its exit status, 2 for a mistake in options or data."""
-    parser = argparse.ArgumentParser(
-        prog="python -m lm.diagnose",
-        description=__doc__,
-        epilog="example: python -m lm.diagnose pairs.jsonl.gz --json report.json --tokenizer gpt2",
+@as_command
+def main(arguments: Sequence[str]) -> None:
+    """The command."""
+    parser = argument_parser(
+        "lm.diagnose", __doc__, "pairs.jsonl.gz", "pairs.jsonl.gz --json report.json --tokenizer gpt2"
     )
     parser.add_argument("data", metavar="DATA", help="hub name (owner/name), .jsonl, .jsonl.gz, .parquet, or a folder")
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write the report as JSON")
@@ -614,29 +613,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
         parser.add_argument(
             f"--max-{what}-length", type=_positive, metavar="N", help=f"limit in tokens, default {default}"
         )
-    parser.add_argument("--debug", action="store_true", help="show tracebacks of errors")
     options = parser.parse_args(arguments)
     limits = {name: getattr(options, name) for name in ("max_prompt_length", "max_completion_length")}
     if options.tokenizer is None and any(limits.values()):
         parser.error("--max-prompt-length and --max-completion-length are in tokens: name a --tokenizer")
-    try:
-        with Console(stderr=True).status(f"reading {options.data}"):
-            comparisons = read(options.data, kind=options.kind, subset=options.subset)
-            report = measure(
-                comparisons,
-                options.data,
-                tokenizer=options.tokenizer,
-                **{name: value or getattr(DataConfig, name) for name, value in limits.items()},
-            )
-        if options.json:
-            write_json(options.json, asdict(report))
-    except (*USER_ERRORS, OSError) as error:
-        if options.debug:
-            traceback.print_exc()
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    with Console(stderr=True, quiet=progress.is_quiet()).status(f"reading {options.data}"):
+        comparisons = read(options.data, kind=options.kind, subset=options.subset)
+        report = measure(
+            comparisons,
+            options.data,
+            tokenizer=options.tokenizer,
+            **{name: value or getattr(DataConfig, name) for name, value in limits.items()},
+        )
+    if options.json:
+        write_json(options.json, asdict(report))
     show(report, Console())
-    return 0
 
 
 def _positive(text: str) -> int:

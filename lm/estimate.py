@@ -8,7 +8,6 @@ and activation checkpointing a third. The utilisation is an assumption of the re
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -16,7 +15,7 @@ from math import ceil
 from typing import NamedTuple
 
 from lm.bench import table
-from lm.cli import USER_ERRORS, parse
+from lm.cli import argument_parser, as_command, parse
 from lm.config import Config, TrainingConfig
 from lm.pipeline import DRDO
 
@@ -256,11 +255,14 @@ def render(cost: Cost, name: str, rhos: int) -> str:
     )
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Prints the estimate; returns the exit status."""
-    parser = argparse.ArgumentParser(
-        prog="python -m lm.estimate",
-        description="What a run will cost on GPUs, by arithmetic. Other options are lm.train's; see its --help.",
+@as_command
+def main(arguments: Sequence[str]) -> None:
+    """Prints the estimate."""
+    parser = argument_parser(
+        "lm.estimate",
+        "What a run will cost on GPUs, by arithmetic. Other options are lm.train's; see its --help.",
+        "--parameters 1e9 --config lm/configs/tldr.yaml",
+        "--parameters 7e9 --gpu a100 --rhos 7 --config lm/configs/helpfulness.yaml",
         allow_abbrev=False,
     )
     parser.add_argument("--parameters", type=float, required=True, metavar="N", help="of every model, e.g. 7e9")
@@ -268,19 +270,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--utilisation", type=float, default=0.3, metavar="SHARE", help="of its peak (%(default)s)")
     parser.add_argument("--rhos", type=int, default=1, metavar="COUNT", help="rho's of the grid (%(default)s)")
     own, rest = parser.parse_known_args(arguments)
-    try:
-        if not 0 < own.utilisation <= 1:
-            raise ValueError(f"--utilisation must be above 0 and at most 1, got {own.utilisation}")
-        for name in ("parameters", "rhos"):
-            if not 1 <= getattr(own, name) < float("inf"):
-                raise ValueError(f"--{name} must be a finite number >= 1, got {getattr(own, name)}")
-        config, _ = parse("lm.estimate", parser.description or "", rest)
-        cost = Cost(config=config, parameters=own.parameters, gpu=GPUS[own.gpu], utilisation=own.utilisation)
-        print(render(cost, own.gpu, own.rhos))
-    except USER_ERRORS as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
+    if not 0 < own.utilisation <= 1:
+        raise ValueError(f"--utilisation must be above 0 and at most 1, got {own.utilisation}")
+    for name in ("parameters", "rhos"):
+        if not 1 <= getattr(own, name) < float("inf"):
+            raise ValueError(f"--{name} must be a finite number >= 1, got {getattr(own, name)}")
+    config, _ = parse("lm.estimate", parser.description or "", rest)
+    cost = Cost(config=config, parameters=own.parameters, gpu=GPUS[own.gpu], utilisation=own.utilisation)
+    print(render(cost, own.gpu, own.rhos))
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.table import Table
 from scipy import stats
 
-from lm import ranks, world
+from lm import progress, ranks, world
 from lm.artifacts import Artifact, provenance
 from lm.cli import run
 from lm.io import read_jsonl, write_json, write_jsonl
@@ -414,7 +414,7 @@ def report(pipeline: Pipeline) -> None:
         write_atomically(folder / "results.png", draw(values).savefig)
     Console().print(table(values), comparisons(values))
     write_report(folder)
-    print(f"written: {', '.join(str(folder / name) for name in OUTPUTS)}", file=sys.stderr)
+    progress.say(f"written: {', '.join(str(folder / name) for name in OUTPUTS)}")
 
 
 OUTPUTS = ("results.json", "results.png", "report.html")

@@ -18,7 +18,6 @@ import os
 import sys
 import tempfile
 import time
-import traceback
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
@@ -38,11 +37,11 @@ from scipy import optimize, stats
 from scipy.special import logsumexp
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
-from tqdm import tqdm
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
+from lm import progress
 from lm.artifacts import provenance
-from lm.cli import CONFIGS, USER_ERRORS, only_run_in, quieten
+from lm.cli import CONFIGS, ConfigHelp, add_common, as_command, epilog, only_run_in, quieten, resolve
 from lm.config import Config, DataConfig, ExactConfig, SamplingConfig, TrainingConfig
 from lm.io import write_json, write_text
 from lm.logprobs import CompletionModel, collate
@@ -584,8 +583,8 @@ def experiment(config: ExactConfig, scratch: Path) -> dict[str, Any]:
             ("hull-dpo", config.hull_dpo, sparse),
         ):
             runs[f"{name} sampled"] = start(method, graphs, 0.65, samples=shares)
-        progress = tqdm(runs.items(), desc="runs", disable=None, leave=False)
-        trained: dict[str, Trained] = {name: run.result() for name, run in progress}
+        awaited = progress.bar("training", runs.items(), unit="run")
+        trained: dict[str, Trained] = {name: run.result() for name, run in awaited}
         opened_logps = references[1].result()
 
     unseen = np.array([~np.isin(everything, among) for among in likely])
@@ -629,6 +628,7 @@ def _one_thread() -> None:
     # Matrices this small gain nothing from a second thread; a second run does.
     torch.set_num_threads(1)
     quieten()
+    progress.be_quiet()
 
 
 def _union(graphs: Any) -> PreferenceGraph:
@@ -825,40 +825,32 @@ def parse(arguments: Sequence[str]) -> tuple[ExactConfig, str]:
         prog="python -m lm.exact",
         usage="%(prog)s [--config FILE] [--OPTION VALUE ...]",
         description=(__doc__ or "").split("\n")[0],
+        epilog=epilog("lm.exact", ("", "--output_dir runs/exact-7 --seed 7 --tokens 5", "--print_config")),
+        formatter_class=ConfigHelp,
     )
     parser.add_argument("--config", action="config", help="YAML file with options; later ones and options win.")
-    parser.add_argument("--debug", action="store_true", help="Show tracebacks of errors.")
+    add_common(parser)
     parser.add_class_arguments(ExactConfig, fail_untyped=True)
-    options = parser.parse_args(["--config", str(CONFIGS / "exact.yaml"), *arguments])
-    resolved = parser.dump(options, skip_unset=False)
-    fields = vars(parser.instantiate(options))
-    del fields["debug"], fields["config"]
+    fields, resolved = resolve(parser, ["--config", str(CONFIGS / "exact.yaml"), *arguments])
     return ExactConfig(**fields), resolved
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """The command; returns the exit status: 2 for a bad option, 1 where a trained policy misses its optimum."""
+@as_command
+def main(arguments: Sequence[str]) -> int:
+    """The command; returns 1 where a trained policy misses its optimum."""
     from figures.registry import redraw
 
-    arguments = sys.argv[1:] if arguments is None else arguments
-    quieten()
-    try:
-        config, resolved = parse(arguments)
-        folder = Path(config.output_dir)
-        with only_run_in(folder), tempfile.TemporaryDirectory() as scratch:
-            write_text(folder / "config.yaml", resolved)
-            report = experiment(config, Path(scratch))
-            report["provenance"] = provenance(config.seed)
-            write_json(folder / "exact.json", report)
-            written = [folder / "exact.json", *redraw("exact", folder, report)]
-    except USER_ERRORS as error:
-        if "--debug" in arguments:
-            traceback.print_exc()
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    config, resolved = parse(arguments)
+    folder = Path(config.output_dir)
+    with only_run_in(folder), tempfile.TemporaryDirectory() as scratch:
+        write_text(folder / "config.yaml", resolved)
+        report = experiment(config, Path(scratch))
+        report["provenance"] = provenance(config.seed)
+        write_json(folder / "exact.json", report)
+        written = [folder / "exact.json", *redraw("exact", folder, report)]
     Console().print(table(report))
     print(*remarks(report), sep="\n")
-    print(f"written: {', '.join(map(str, written))}", file=sys.stderr)
+    progress.say(f"written: {', '.join(map(str, written))}")
     missed = failures(report)
     print(*(f"missed: {line}" for line in missed), sep="\n", end="\n" if missed else "", file=sys.stderr)
     return 1 if missed else 0

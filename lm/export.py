@@ -17,7 +17,7 @@ from typing import Any
 
 import datasets
 
-from lm import ranks
+from lm import progress, ranks
 from lm.data import check_suffix, write_rows
 from lm.pipeline import MAIN, Pipeline
 
@@ -47,7 +47,7 @@ def export(pipeline: Pipeline, out: Path) -> None:
     if not ranks.is_first():
         return
     write_rows(out, scored_rows(pipeline))
-    print(f"written: {out}", file=sys.stderr)
+    progress.say(f"written: {out}")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -60,7 +60,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if own.out is None and not {"-h", "--help"} & set(rest):
         print("error: --out FILE is needed: .jsonl, .jsonl.gz or .parquet", file=sys.stderr)
         return 2
-    return run("lm.export", lambda pipeline: export(pipeline, own.out), arguments=rest)
+    examples = ("--out scored.jsonl", "--out scored.parquet --config runs/demo/config.yaml")
+    return run("lm.export", lambda pipeline: export(pipeline, own.out), examples=examples, arguments=rest)
 
 
 if __name__ == "__main__":

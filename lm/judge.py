@@ -19,7 +19,6 @@ import json
 import os
 import sys
 import threading
-import traceback
 from collections import defaultdict
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
@@ -35,10 +34,10 @@ from jsonargparse import ArgumentParser, Namespace
 from rich import box
 from rich.console import Console
 from rich.table import Table
-from tqdm import tqdm
 
+from lm import progress
 from lm.artifacts import provenance
-from lm.cli import USER_ERRORS
+from lm.cli import ConfigHelp, add_common, as_command, epilog
 from lm.config import EvaluationConfig
 from lm.evaluate import SFT, SIGNS, bootstrap_interval, compare
 from lm.io import read_jsonl, write_json
@@ -50,8 +49,11 @@ KEY = "OPENAI_API_KEY"
 BASELINE = "dpo"
 
 
-class EndpointError(RuntimeError):
+class EndpointError(ConnectionError):
     """The endpoint refused, failed, or could not be reached, after the client's retries."""
+
+    def __str__(self) -> str:
+        return f"{super().__str__()}; what was answered is in the log, the same command goes on from there"
 
 
 # ---------------------------------------------------------------- what an LLM is asked, and what it answers
@@ -263,14 +265,14 @@ class LLMJudge:
         """
         keys = [self.key(pair) for pair in pairs]
         open_pairs = {key: pair for key, pair in zip(keys, pairs, strict=True) if log.is_open(key, self.attempts)}
-        print(f"{len(set(keys))} questions, {len(open_pairs)} of them open", file=sys.stderr)
+        progress.say(f"{len(set(keys))} questions, {len(open_pairs)} of them open")
         if open_pairs:
             stop = threading.Event()
             with self._client() as client, ThreadPoolExecutor(self.parallel) as pool:
                 ask = partial(self._settle, client, log, stop)
                 futures = [pool.submit(ask, key, pair) for key, pair in open_pairs.items()]
                 try:
-                    for future in tqdm(as_completed(futures), total=len(futures), desc="judging", disable=None):
+                    for future in progress.bar("judging", as_completed(futures), total=len(futures), unit="reply"):
                         future.result()
                 finally:
                     stop.set()  # what is under way ends and is logged, what waits is not asked
@@ -479,6 +481,16 @@ def parse(arguments: Sequence[str] | None) -> tuple[Namespace, EvaluationConfig,
         prog="python -m lm.judge",
         usage="%(prog)s RUN | SAMPLES SAMPLES [--OPTION VALUE ...]",
         description=(__doc__ or "").replace("\n\n    python", "\n\npython").split("\n\n")[0],
+        epilog=epilog(
+            "lm.judge",
+            (
+                "runs/demo --judge oracle",
+                "runs/helpfulness --task helpfulness --model gpt-4o-mini",
+                "ours/samples.jsonl theirs/samples.jsonl --task summary --model qwen "
+                "--base_url http://localhost:8000/v1 --out judge.json",
+            ),
+        ),
+        formatter_class=ConfigHelp,
     )
     parser.add_argument("sources", nargs="+", type=Path, metavar="SOURCE", help="A run's folder, or two samples.jsonl.")
     parser.add_argument("--judge", choices=["llm", "oracle"], default="llm", help="Who judges.")
@@ -488,7 +500,7 @@ def parse(arguments: Sequence[str] | None) -> tuple[Namespace, EvaluationConfig,
     parser.add_argument("--confidence", type=float, default=0.95, help="Level of the bootstrap intervals.")
     parser.add_argument("--resamples", type=int, default=10_000, help="Bootstrap resamples over prompts.")
     parser.add_argument("--seed", type=int, default=0, help="Seed of the bootstrap.")
-    parser.add_argument("--debug", action="store_true", help="Show tracebacks of errors.")
+    add_common(parser)
     parser.add_argument("--task", choices=list(TASKS), help="What an LLM compares.")
     parser.add_argument("--model", type=str | None, help="An LLM's name at its endpoint.")
     names = parser.add_class_arguments(LLMJudge, skip={"task", "model"})
@@ -509,44 +521,37 @@ def parse(arguments: Sequence[str] | None) -> tuple[Namespace, EvaluationConfig,
     return options, shown, LLMJudge(**given) if options.judge == "llm" else None
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """The command; returns its exit status, 2 for a mistake in options or data and for an endpoint that fails."""
-    try:
-        options, shown, judge = parse(arguments)
-        out = options.out or options.sources[0] / "judge.json"
-        column = "completion" if judge else "oracle_reward"
-        if len(options.sources) == 1:
-            comparisons = comparisons_of(options.sources[0], shown.prompts, column)
-        else:
-            one, other = options.sources
-            ours, theirs = (path.parent.name if path.name == "samples.jsonl" else str(path) for path in (one, other))
-            if ours == theirs:
-                ours, theirs = str(one), str(other)
-            comparisons = [pair_up(ours, theirs, one, other, shown.prompts, column)]
-        if judge:
-            with Log(options.log or out.with_suffix(".jsonl")) as log:
-                results = by_llm(judge, comparisons, log)
-        else:
-            results = [(by_oracle(comparison), {}) for comparison in comparisons]
-        wins: dict[str, dict[str, Any]] = defaultdict(dict)
-        for comparison, (outcomes, counts) in zip(comparisons, results, strict=True):
-            wins[comparison.policy][comparison.against] = {**rates(outcomes, shown, options.seed), **counts}
-        report = {
-            "judge": {"kind": "llm", **asdict(judge)} if judge else {"kind": "oracle"},
-            "wins": wins,
-            "confidence": shown.confidence,
-            "provenance": provenance(options.seed),
-        }
-        write_json(out, report)
-    except (*USER_ERRORS, EndpointError, OSError) as error:
-        if "--debug" in (sys.argv if arguments is None else arguments):
-            traceback.print_exc()
-        kept = "; what was answered is in the log, the same command goes on from there"
-        print(f"error: {error}{kept if isinstance(error, EndpointError) else ''}", file=sys.stderr)
-        return 2
+@as_command
+def main(arguments: Sequence[str]) -> None:
+    """The command."""
+    options, shown, judge = parse(arguments)
+    out = options.out or options.sources[0] / "judge.json"
+    column = "completion" if judge else "oracle_reward"
+    if len(options.sources) == 1:
+        comparisons = comparisons_of(options.sources[0], shown.prompts, column)
+    else:
+        one, other = options.sources
+        ours, theirs = (path.parent.name if path.name == "samples.jsonl" else str(path) for path in (one, other))
+        if ours == theirs:
+            ours, theirs = str(one), str(other)
+        comparisons = [pair_up(ours, theirs, one, other, shown.prompts, column)]
+    if judge:
+        with Log(options.log or out.with_suffix(".jsonl")) as log:
+            results = by_llm(judge, comparisons, log)
+    else:
+        results = [(by_oracle(comparison), {}) for comparison in comparisons]
+    wins: dict[str, dict[str, Any]] = defaultdict(dict)
+    for comparison, (outcomes, counts) in zip(comparisons, results, strict=True):
+        wins[comparison.policy][comparison.against] = {**rates(outcomes, shown, options.seed), **counts}
+    report = {
+        "judge": {"kind": "llm", **asdict(judge)} if judge else {"kind": "oracle"},
+        "wins": wins,
+        "confidence": shown.confidence,
+        "provenance": provenance(options.seed),
+    }
+    write_json(out, report)
     Console().print(table(report))
-    print(f"written: {out}", file=sys.stderr)
-    return 0
+    progress.say(f"written: {out}")
 
 
 if __name__ == "__main__":

@@ -324,7 +324,7 @@ def test_other_questions_are_other_entries_of_the_log(tmp_path: Path) -> None:
 def test_a_server_killed_half_way_is_paid_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with Endpoint(lambda texts, turn: fair(texts, turn) if turn <= 5 else None) as first:
         status, result = judge(tmp_path, first.url, "--parallel", "2")
-    assert (status, result) == (2, None)
+    assert (status, result) == (1, None)
     said = capsys.readouterr().err
     assert "cannot be reached" in said
     assert "the same command goes on from there" in said
@@ -346,7 +346,7 @@ def test_time_outs_are_asked_again_and_then_an_error(tmp_path: Path, capsys: pyt
 
     options = ("--timeout", "0.3", "--parallel", "1", "--prompts", "1")
     with Endpoint(slow) as endpoint:
-        assert judge(tmp_path, endpoint.url, *options)[0] == 2
+        assert judge(tmp_path, endpoint.url, *options)[0] == 1
         assert "gave no answer within 0.3 s, asked once" in capsys.readouterr().err
         assert replies(tmp_path) == []
         endpoint.received.clear()
@@ -357,7 +357,7 @@ def test_time_outs_are_asked_again_and_then_an_error(tmp_path: Path, capsys: pyt
 
 def test_a_refused_key_is_named_and_not_shown(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with Endpoint(lambda *_: (401, f"Incorrect API key provided: {SECRET}")) as endpoint:
-        assert judge(tmp_path, endpoint.url, "--parallel", "1", "--retries", "3", "--debug")[0] == 2
+        assert judge(tmp_path, endpoint.url, "--parallel", "1", "--retries", "3", "--debug")[0] == 1
     shown = capsys.readouterr()
     assert "refuses the key in OPENAI_API_KEY (HTTP 401)" in shown.err
     assert SECRET not in shown.out + shown.err + "".join(path.read_text() for path in tmp_path.iterdir())
@@ -369,7 +369,7 @@ def test_no_key(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.
     with Endpoint(fair) as endpoint:
         assert judge(tmp_path, endpoint.url)[0] == 0, "a server of one's own needs none"
     with Endpoint(lambda *_: (401, "no key")) as endpoint:
-        assert judge(tmp_path, endpoint.url, "--model", "other")[0] == 2
+        assert judge(tmp_path, endpoint.url, "--model", "other")[0] == 1
     assert "asks for a key: set OPENAI_API_KEY in the environment (HTTP 401)" in capsys.readouterr().err
     one, other, out = (str(tmp_path / name) for name in ("one.jsonl", "other.jsonl", "none.json"))
     assert main([one, other, "--task", "summary", "--model", "m", "--out", out]) == 2
@@ -393,7 +393,7 @@ def test_failures_that_stay(
     message: str,
 ) -> None:
     with Endpoint(lambda *_: answer, content_type) as endpoint:
-        assert judge(tmp_path, endpoint.url, "--parallel", "1", "--retries", "1")[0] == 2
+        assert judge(tmp_path, endpoint.url, "--parallel", "1", "--retries", "1")[0] == 1
     shown = capsys.readouterr().err
     assert re.search(message, shown)
     assert SECRET not in shown
@@ -632,5 +632,5 @@ def test_transformers_serve(
     process.wait()
     assert judge(models, url, *biased) == (0, result), "from the log alone"
     capsys.readouterr()
-    assert judge(models, url, *biased, ours=["6 new", *OURS[1:]])[0] == 2
+    assert judge(models, url, *biased, ours=["6 new", *OURS[1:]])[0] == 1
     assert "cannot be reached (ConnectError)" in capsys.readouterr().err

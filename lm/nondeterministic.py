@@ -23,7 +23,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from lm import ranks, world
+from lm import progress, ranks, world
 from lm.artifacts import Artifact, provenance
 from lm.cli import run
 from lm.confidence import Pairs
@@ -382,8 +382,9 @@ def report(pipeline: Pipeline) -> None:
     for name in ("n_figure_2", "n_figure_3", "n_figure_4", "n_figure_5"):
         written += redraw(name, folder, values)
     Console().print(table(values))
-    print(f"written: {', '.join(map(str, written))}", file=sys.stderr)
+    progress.say(f"written: {', '.join(map(str, written))}")
 
 
 if __name__ == "__main__":
-    sys.exit(run("lm.nondeterministic", report, preset="nondeterministic_world.yaml"))
+    examples = ("", "--config lm/configs/nondeterministic.yaml --output_dir runs/nondeterministic")
+    sys.exit(run("lm.nondeterministic", report, preset="nondeterministic_world.yaml", examples=examples))

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import argparse
 import io
 import json
 import re
 import sys
-import traceback
 import unicodedata
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
@@ -24,6 +22,7 @@ from matplotlib.figure import Figure
 from sympy.printing.mathml import mathml
 
 from lm.artifacts import MissingArtifact, policy_folder
+from lm.cli import argument_parser, as_command
 from lm.io import read_jsonl, write_text
 from lm.objectives import DRDO, IPO, METHODS, EnsembleDPO, HullDPO, Method, PairBatch, Pessimism
 
@@ -378,22 +377,12 @@ def _samples(run: Path, results: Record) -> list[Sampled]:
 # ---------------------------------------------------------------- the command
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """The command; returns its exit status, 2 for a mistake."""
-    parser = argparse.ArgumentParser(
-        prog="python -m lm.report", description=__doc__, epilog="example: python -m lm.report runs/demo"
-    )
+@as_command
+def main(arguments: Sequence[str]) -> None:
+    """The command."""
+    parser = argument_parser("lm.report", __doc__, "runs/demo")
     parser.add_argument("run", metavar="RUN", type=Path, help="output_dir of a finished run")
-    parser.add_argument("--debug", action="store_true", help="show tracebacks of errors")
-    options = parser.parse_args(arguments)
-    try:
-        print(write_report(options.run))
-    except (ValueError, OSError, MissingArtifact) as error:
-        if options.debug:
-            traceback.print_exc()
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
+    print(write_report(parser.parse_args(arguments).run))
 
 
 if __name__ == "__main__":

@@ -15,10 +15,9 @@ import torch
 from datasets import Dataset
 from safetensors.torch import load_file
 from torch import Tensor
-from tqdm import tqdm
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-from lm import ranks
+from lm import progress, ranks
 from lm.config import Config
 from lm.logprobs import CompletionModel, collate
 from lm.models import load_policy, load_reward_model
@@ -68,7 +67,7 @@ def score_rows(
     mine = _batches(examples, tokens, model.options.scoring_tokens)[ranks.index() :: ranks.count()]
     found: list[tuple[list[int], Tensor]] = []
     total = sum(len(example) for batch in mine for example in batch)
-    with torch.inference_mode(), tqdm(total=total, desc=what, unit="row", disable=None, leave=False) as bar:
+    with torch.inference_mode(), progress.bar(what, total=total) as bar:
         for batch in mine:
             rows = [i for example in batch for i in example]
             output = model(**batch_of(batch))
@@ -188,7 +187,7 @@ def _sample_by_generate(
     size = config.sampling.batch_size
     with (
         torch.random.fork_rng([device.index or 0] if device.type == "cuda" else []),
-        tqdm(total=len(order), desc=what, unit="row", disable=None, leave=False) as bar,
+        progress.bar(what, total=len(order)) as bar,
     ):
         torch.manual_seed(seed)
         for start in range(0, len(order), size):
@@ -254,7 +253,7 @@ def _sample_by_vllm(
                     )
                     for i in range(len(prompts))
                 ],
-                use_tqdm=sys.stderr.isatty(),
+                use_tqdm=sys.stderr.isatty() and not progress.is_quiet(),
             )
             del engine
     finally:

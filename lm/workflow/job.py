@@ -15,7 +15,7 @@ from typing import Any
 
 from lm import evaluate, ranks
 from lm.artifacts import provenance
-from lm.cli import run
+from lm.cli import Help, epilog, run
 from lm.io import write_json
 from lm.pipeline import MAIN, Pipeline
 
@@ -91,7 +91,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         prog="python -m lm.workflow.job",
         usage="%(prog)s {base,scores,cell,alpha} --out FILE [--like FILE --constant ALPHA] [OPTION OF lm.train ...]",
         description=__doc__,
-        epilog="All options of `python -m lm.train` may follow; it explains them with --help.",
+        epilog="All options of `python -m lm.train` may follow; it explains them with --help.\n\n"
+        + epilog("lm.workflow.job", ("cell --out cell.json --seed 1 --bias.rho 0.2 --methods '[e-dpo]'",)),
+        formatter_class=Help,
         allow_abbrev=False,
     )
     parser.add_argument("job", choices=[*JOBS, "alpha"], help="which part of the grid")

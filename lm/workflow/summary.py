@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -14,6 +13,7 @@ import numpy as np
 from scipy import stats
 
 from lm.artifacts import provenance
+from lm.cli import argument_parser, as_command
 from lm.evaluate import SFT, wald, win_rates
 from lm.io import write_text
 from lm.objectives import METHODS
@@ -248,19 +248,15 @@ def as_text(document: Mapping[str, Any]) -> str:
     return "{\n" + ",\n".join(f"{json.dumps(key)}: {of(value)}" for key, value in document.items()) + "\n}\n"
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """The command; returns its exit status, 2 for a mistake."""
-    parser = argparse.ArgumentParser(prog="python -m lm.workflow.summary", description=__doc__)
+@as_command
+def main(arguments: Sequence[str]) -> None:
+    """The command."""
+    parser = argument_parser("lm.workflow.summary", __doc__, "runs/grid/cells/*.json --out grid.json")
     parser.add_argument("records", nargs="+", type=Path, metavar="RECORD", help="JSON file of a job")
     parser.add_argument("--out", type=Path, required=True, metavar="FILE", help="where the summary goes")
     options = parser.parse_args(arguments)
-    try:
-        records = [json.loads(path.read_text(encoding="utf-8")) for path in options.records]
-        write_text(options.out, as_text(summary(records)))
-    except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
+    records = [json.loads(path.read_text(encoding="utf-8")) for path in options.records]
+    write_text(options.out, as_text(summary(records)))
 
 
 if __name__ == "__main__":

@@ -5,7 +5,6 @@ A table stands between `<!-- table: NAME -->` and `<!-- end -->`; everything els
 
 from __future__ import annotations
 
-import argparse
 import json
 import re
 import sys
@@ -16,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from lm.cli import argument_parser, as_command
 from lm.io import write_text
 from lm.pipeline import MAIN
 
@@ -234,19 +234,15 @@ TABLES: dict[str, Callable[[Grid], str]] = {
 }
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """The command; returns its exit status."""
-    parser = argparse.ArgumentParser(prog="python -m lm.workflow.tables", description=__doc__)
+@as_command
+def main(arguments: Sequence[str]) -> None:
+    """The command."""
+    parser = argument_parser("lm.workflow.tables", __doc__, "docs/results.md --grid runs/grid/grid.json")
     parser.add_argument("page", type=Path, help="Markdown file, rewritten in place, e.g. docs/results.md")
     parser.add_argument("--grid", type=Path, default=GRID, help="the summary (%(default)s)")
     options = parser.parse_args(arguments)
-    try:
-        grid = json.loads(options.grid.read_text(encoding="utf-8"))
-        write_text(options.page, fill(options.page.read_text(encoding="utf-8"), grid))
-    except (OSError, ValueError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
+    grid = json.loads(options.grid.read_text(encoding="utf-8"))
+    write_text(options.page, fill(options.page.read_text(encoding="utf-8"), grid))
 
 
 if __name__ == "__main__":
