@@ -22,6 +22,7 @@ from transformers import (
     TrainerCallback,
 )
 
+from lm.artifacts import seal
 from lm.config import (
     BiasConfig,
     Config,
@@ -225,6 +226,7 @@ def test_a_checkpoint_of_other_adapters_is_refused(tmp_path: Path) -> None:
     some = dict(list(kept.items())[1:])
     for wrong in (some, {**kept, "another": torch.zeros(1)}):
         save_file(wrong, file)
+        seal(file.parent)
         with pytest.raises(ValueError, match=r"model\.safetensors holds other adapters than lora says"):
             train(tmp_path, DPO(), max_steps=3, save_steps=1)
 

@@ -9,6 +9,9 @@ from typing import Any
 
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from torch import Tensor, nn
+from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
+from torch.distributed.tensor import DTensor
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -177,10 +180,27 @@ def load_reward_model(spec: str | Path, config: Config) -> PreTrainedModel:
     return model
 
 
+def is_sharded(model: nn.Module) -> bool:
+    """Whether FSDP has cut its parameters up, a share for each rank."""
+    return any(isinstance(parameter, DTensor) for parameter in model.parameters())
+
+
+def state_of(model: nn.Module) -> dict[str, Tensor]:
+    """The state on the CPU. Of a sharded model it is gathered: every rank calls this, and the first gets it."""
+    if not is_sharded(model):
+        return {name: value.cpu() for name, value in model.state_dict().items()}
+    state = get_model_state_dict(model, options=StateDictOptions(full_state_dict=True, cpu_offload=True))
+    first: dict[nn.Parameter, str] = {}
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        if name in state:  # gathering makes two of a tied tensor
+            state[name] = state[first.setdefault(parameter, name)]
+    return state
+
+
 def _disable_dropout(model: PreTrainedModel) -> None:
     """Log-ratios and rewards compare models: noise in one is no regulariser. The config keeps its values."""
     for module in model.modules():
-        if isinstance(module, torch.nn.Dropout):
+        if isinstance(module, nn.Dropout):
             module.p = 0.0
         for name, value in vars(module).items():
             if "dropout" in name and isinstance(value, float):

@@ -20,6 +20,7 @@ import datasets
 import numpy as np
 import torch
 from datasets import Dataset
+from safetensors.torch import save_file
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from lm import confidence, data, ranks, trackers, world
@@ -34,10 +35,12 @@ from lm.models import (
     check_lora,
     check_model,
     check_reward_model,
+    is_sharded,
     load_policy,
     load_reward_model,
     load_tokenizer,
     same_tokenizer,
+    state_of,
 )
 from lm.objectives import Method
 from lm.score import open_policy, open_reward_model, sample_completions, score_pairs, score_rows
@@ -220,20 +223,26 @@ class Pipeline:
 
     def _save_model(self, model: CompletionModel, folder: Path) -> None:
         """A model that transformers loads, its reward head beside it; of adapters, merged into its weights, a copy."""
+        state = state_of(model)  # of all ranks, where it is sharded
         if not ranks.is_first():
             return
-        plain = model.model
+        own, plain = {n.removeprefix("model."): v for n, v in state.items() if n.startswith("model.")}, model.model
         if is_adapted(plain):
-            save_adapter(plain, plain.state_dict(), folder / "adapter")
-            plain = merged(plain, {name: value.cpu() for name, value in plain.state_dict().items()})
-        plain.save_pretrained(folder)
+            save_adapter(plain, own, folder / "adapter")
+            plain = merged(plain, own)
+            own = plain.state_dict()
+        plain.save_pretrained(folder, state_dict=own)
         self.tokenizer.save_pretrained(folder)
         if model.reward_head is not None:
-            from safetensors.torch import save_file
+            save_file({"weight": state["reward_head.weight"].contiguous()}, folder / "reward_head.safetensors")
 
-            save_file(
-                {"weight": model.reward_head.weight.detach().cpu().contiguous()}, folder / "reward_head.safetensors"
-            )
+    def _whole(
+        self, model: CompletionModel, folder: Path, reopen: Callable[[Path], CompletionModel]
+    ) -> CompletionModel:
+        """A trained model, read again from where it was saved if it is sharded: ranks score at their own paces."""
+        if not is_sharded(model):
+            return model.eval()
+        return reopen(ranks.from_first(lambda: folder))
 
     @cached_property
     def sft(self) -> Artifact:
@@ -266,7 +275,8 @@ class Pipeline:
             history = fit(RewardTrainer, model, pairs(), pair_collator(), arguments)
             self._save_model(model, folder)
             held_out = self.given_pairs("valid") if stage == "oracle" else self.labelled_pairs("valid")
-            chosen, rejected = score_pairs(model.eval(), held_out, f"{name} on validation pairs")
+            scorer = self._whole(model, folder, lambda saved: open_reward_model(saved, self.config))
+            chosen, rejected = score_pairs(scorer, held_out, f"{name} on validation pairs")
             return {"accuracy": self._accuracy(held_out, chosen > rejected), "history": history}
 
         return self.store.get(stage, name, inputs, make)
@@ -460,7 +470,10 @@ class Pipeline:
             history = fit(DRDOOracleTrainer, model, self.subset(MAIN), pair_collator(), arguments, alpha=alpha)
             self._save_model(model, folder)
             held_out = self.labelled_pairs("valid")
-            chosen, rejected = score_pairs(model.eval(), held_out, "DRDO's oracle on validation pairs", rewards=True)
+            scorer = self._whole(
+                model, folder, lambda saved: open_policy(saved, self.tokenizer, self.config, reward_head=True)
+            )
+            chosen, rejected = score_pairs(scorer, held_out, "DRDO's oracle on validation pairs", rewards=True)
             return {"accuracy": self._accuracy(held_out, chosen > rejected), "history": history}
 
         inputs = self._training("reward", self.config.reward, bias=self.bias, alpha=alpha, start=self.sft)
@@ -587,10 +600,12 @@ class Pipeline:
 
             def save(step: int) -> None:
                 final, half = kept / f"step-{step}", kept / ".half"
-                shutil.rmtree(half, ignore_errors=True)
+                if ranks.is_first():
+                    shutil.rmtree(half, ignore_errors=True)
                 self._save_model(wrapped, half)
-                shutil.rmtree(final, ignore_errors=True)
-                half.rename(final)
+                if ranks.is_first():
+                    shutil.rmtree(final, ignore_errors=True)
+                    half.rename(final)
 
             history = fit(
                 PolicyTrainer,

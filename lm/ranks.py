@@ -45,10 +45,46 @@ def launched() -> int:
     return int(os.environ.get("WORLD_SIZE", "1"))
 
 
+def sharding() -> bool:
+    """Whether `accelerate launch` was asked for FSDP."""
+    return _flag("ACCELERATE_USE_FSDP")
+
+
+def _flag(name: str) -> bool:
+    return os.environ.get(name, "").lower() in ("1", "true")
+
+
+def check_launch() -> None:
+    """Raises ValueError, in the terms of accelerate's config file, for what it asks for and is not done here."""
+    if _flag("ACCELERATE_USE_DEEPSPEED") or _flag("ACCELERATE_USE_MEGATRON_LM"):
+        asked = "DEEPSPEED" if _flag("ACCELERATE_USE_DEEPSPEED") else "MEGATRON_LM"
+        raise ValueError(f"distributed_type must be FSDP, or MULTI_GPU for DDP, got {asked}")
+    precision = os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
+    if precision != "no":
+        raise ValueError(
+            f'mixed_precision must be "no", got {precision!r}: our option logprobs.autocast says it, for training and '
+            "scoring alike"
+        )
+    if not sharding():
+        return
+    version = os.environ.get("FSDP_VERSION", "1")
+    if version != "2":
+        raise ValueError(f"fsdp_config.fsdp_version must be 2, got {version}")
+    if _flag("FSDP_CPU_RAM_EFFICIENT_LOADING"):
+        raise ValueError(
+            "fsdp_config.fsdp_cpu_ram_efficient_loading must be false, got true: it loads models on the first rank "
+            "only, and every rank scores with a whole one"
+        )
+
+
 @contextlib.contextmanager
 def together(device: torch.device) -> Iterator[None]:
-    """Connects the launched processes, which compute on this type of device. Inside, only the first prints."""
+    """Connects the launched processes, which compute on this type of device. Inside, only the first prints.
+
+    Raises ValueError for what the launcher was asked for in vain, see :func:`check_launch`.
+    """
     global _group  # noqa: PLW0603
+    check_launch()
     if launched() == 1:
         yield
         return

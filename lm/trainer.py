@@ -14,7 +14,7 @@ import threading
 import time
 from collections import defaultdict
 from collections.abc import Callable, Sequence
-from contextlib import closing, nullcontext
+from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import TracebackType
@@ -23,13 +23,13 @@ from typing import Any, Self
 import safetensors.torch
 import torch
 from accelerate.data_loader import prepare_data_loader
+from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin
 from datasets import Dataset
 from torch import Tensor
 from torch.utils.data import DataLoader
-from tqdm import tqdm
-from transformers import PrinterCallback, Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from lm import progress, ranks, trackers
+from lm import ranks, trackers
 from lm.artifacts import last_checkpoint, seal
 from lm.config import TrainingConfig
 from lm.io import write_json
@@ -73,6 +73,14 @@ class CompletionTrainer(Trainer):  # type: ignore[misc]
         self._since = 0.0
         self._weight = 1.0
         self._rows: list[str] = []
+
+    def create_accelerator_and_postprocess(self) -> None:
+        """On CPUs, accelerate would pass over FSDP without a word, though torch has it there."""
+        super().create_accelerator_and_postprocess()
+        state = self.accelerator.state
+        if state.distributed_type == DistributedType.MULTI_CPU and ranks.sharding():
+            state.distributed_type, state.fsdp_plugin = DistributedType.FSDP, FullyShardedDataParallelPlugin()
+            self.is_fsdp_enabled = True
 
     def units(self, batch: Batch) -> int:
         """How many equally weighted losses a batch has."""
@@ -191,6 +199,8 @@ class CompletionTrainer(Trainer):  # type: ignore[misc]
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Tensor] | None = None) -> None:
         """A resumable checkpoint's weights, of adapters those alone; the finished model is saved elsewhere."""
+        if self.is_fsdp_enabled:
+            return  # accelerate writes the ranks' shards beside this, and reads them again
         folder = Path(output_dir or self.args.output_dir or ".")
         folder.mkdir(parents=True, exist_ok=True)
         model, file = self.accelerator.unwrap_model(self.model), str(folder / "model.safetensors")
@@ -545,8 +555,7 @@ def training_arguments(
         use_cpu=device == "cpu" or not torch.accelerator.is_available(),  # ranks without accelerators are asked for so
         remove_unused_columns=False,
         run_name=logs.name if logs else None,
-        disable_tqdm=True,  # `fit` adds the bar, and the trackers
-        report_to="none",
+        report_to="none",  # `fit` adds the trackers
         trackers=list(report_to),
         logs=str(logs) if logs else None,
         dataloader_pin_memory=torch.cuda.is_available() and device != "cpu",
@@ -564,9 +573,8 @@ class Snapshots(TrainerCallback):  # type: ignore[misc]
         self.count, self.save = count, save
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        """Saves where it is time, on the first rank."""
-        now = state.global_step in (state.max_steps * i // self.count for i in range(1, self.count))
-        if now and state.is_world_process_zero:
+        """Saves where it is time; on every rank, as a sharded model takes all of them."""
+        if state.global_step in (state.max_steps * i // self.count for i in range(1, self.count)):
             self.save(state.global_step)
 
 
@@ -599,41 +607,6 @@ class StopBetweenSteps(TrainerCallback):  # type: ignore[misc]
             signal.raise_signal(signal.SIGTERM)
 
 
-class Bar(TrainerCallback):  # type: ignore[misc]
-    """Steps done, the time left, the last loss and the speed."""
-
-    def __init__(self) -> None:
-        self._bar = tqdm(disable=True)
-
-    def on_train_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
-        """Opens it, on the first rank."""
-        if state.is_world_process_zero:
-            what = f"training {args.run_name}" if args.run_name else "training"
-            self._bar = progress.bar(what, total=state.max_steps, unit="step", initial=state.global_step)
-
-    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        """Moves it."""
-        self._bar.update(state.global_step - self._bar.n)
-
-    def on_log(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        logs: dict[str, float] | None = None,
-        **kwargs: Any,
-    ) -> None:
-        """Shows what a training step logged."""
-        if logs and SPEED in logs:
-            self._bar.set_postfix_str(f"loss {logs['loss']:.4g}, {logs[SPEED]:,.0f} tokens/s", refresh=False)
-
-    def close(self) -> None:
-        """Clears it."""
-        self._bar.close()
-
-
 def fit(
     trainer_class: type[CompletionTrainer],
     model: CompletionModel,
@@ -664,9 +637,7 @@ def fit(
     checkpoint = ranks.from_first(lambda: last_checkpoint(folder))
     if checkpoint is not None:
         arguments.eval_on_start = False  # the probe before the first step is in its log
-    trainer.remove_callback(PrinterCallback)
-    with closing(Bar()) as bar, StopBetweenSteps() as stop:
-        trainer.add_callback(bar)
+    with StopBetweenSteps() as stop:
         trainer.add_callback(stop)
         trainer.train(resume_from_checkpoint=checkpoint)
     return list(trainer.state.log_history)

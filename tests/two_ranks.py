@@ -13,9 +13,12 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from transformers import PreTrainedModel
 
-from lm.config import LogprobsConfig
+from lm.config import LogprobsConfig, LoraConfig
 from lm.logprobs import CompletionModel
+from lm.lora import add_adapter
+from lm.models import state_of
 from lm.objectives import METHODS
 from lm.testing import causal_lm, pairs, reward_model, training
 from lm.trainer import PolicyTrainer, RewardTrainer, SFTTrainer, fit, pair_collator, sft_collator, training_arguments
@@ -31,27 +34,42 @@ class Job:
     options: dict[str, Any] = field(default_factory=dict)
     route: str = "packed"
     trainer: type[PolicyTrainer] = PolicyTrainer
+    lora: LoraConfig | None = None
 
     def run(self, folder: Path) -> dict[str, Tensor]:
-        """Parameters after training, and under "loss" and "accuracy" what was logged at the last step."""
+        """Parameters after training, and under "loss" and "accuracy" what was logged at the last step.
+
+        Sharded ones are gathered on the first rank, the others have none.
+        """
         torch.manual_seed(0)
         options = LogprobsConfig(route=self.route, allocator=False)  # type: ignore[arg-type]
         data, extra, trainer, collator = pairs(self.pairs), {}, self.trainer, pair_collator()
         if self.method == "sft":
             data = data.rename_column("chosen_ids", "completion_ids")
-            model, trainer, collator = CompletionModel(causal_lm(), options=options), SFTTrainer, sft_collator()  # type: ignore[assignment]
+            model, trainer, collator = CompletionModel(self.base(), options=options), SFTTrainer, sft_collator()  # type: ignore[assignment]
         elif self.method == "reward":
-            model, trainer = CompletionModel(reward_model(), options=options), RewardTrainer  # type: ignore[assignment]
+            model, trainer = CompletionModel(self.base(), options=options), RewardTrainer  # type: ignore[assignment]
         else:
             method = METHODS[self.method]()
-            model = CompletionModel(causal_lm(), reward_head=method.needs_reward_head, options=options).double()
+            model = CompletionModel(self.base(), reward_head=method.needs_reward_head, options=options).double()
             collator, extra = pair_collator(sample=method.needs_samples), {"method": method}
         config = training(max_steps=self.steps, **self.options)
         arguments = training_arguments(config, folder / self.method, seed=3, device="cpu")
         history = fit(trainer, model, data, collator, arguments, **extra)
         logged = [row for row in history if "loss" in row][-1]
         report = {name: torch.tensor(logged[name]) for name in ("loss", "accuracy") if name in logged}
-        return {**{name: p.detach().clone() for name, p in model.named_parameters()}, **report}
+        return {**self.state(model), **report}
+
+    def state(self, model: CompletionModel) -> dict[str, Tensor]:
+        """What is told of the trained model."""
+        return state_of(model)
+
+    def base(self) -> PreTrainedModel:
+        """The model to train."""
+        model = reward_model() if self.method == "reward" else causal_lm()
+        if self.lora is not None:
+            add_adapter(model, self.lora, base="")
+        return model
 
 
 TWO_RANKS: dict[str, Job] = {
