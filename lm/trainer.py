@@ -14,7 +14,7 @@ import threading
 import time
 from collections import defaultdict
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
+from contextlib import closing, nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import TracebackType
@@ -27,9 +27,10 @@ from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin
 from datasets import Dataset
 from torch import Tensor
 from torch.utils.data import DataLoader
-from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from tqdm import tqdm
+from transformers import PrinterCallback, Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from lm import ranks, trackers
+from lm import progress, ranks, trackers
 from lm.artifacts import last_checkpoint, seal
 from lm.config import TrainingConfig
 from lm.io import write_json
@@ -555,7 +556,8 @@ def training_arguments(
         use_cpu=device == "cpu" or not torch.accelerator.is_available(),  # ranks without accelerators are asked for so
         remove_unused_columns=False,
         run_name=logs.name if logs else None,
-        report_to="none",  # `fit` adds the trackers
+        disable_tqdm=True,  # `fit` adds the bar, and the trackers
+        report_to="none",
         trackers=list(report_to),
         logs=str(logs) if logs else None,
         dataloader_pin_memory=torch.cuda.is_available() and device != "cpu",
@@ -607,6 +609,41 @@ class StopBetweenSteps(TrainerCallback):  # type: ignore[misc]
             signal.raise_signal(signal.SIGTERM)
 
 
+class Bar(TrainerCallback):  # type: ignore[misc]
+    """Steps done, the time left, the last loss and the speed."""
+
+    def __init__(self) -> None:
+        self._bar = tqdm(disable=True)
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Opens it, on the first rank."""
+        if state.is_world_process_zero:
+            what = f"training {args.run_name}" if args.run_name else "training"
+            self._bar = progress.bar(what, total=state.max_steps, unit="step", initial=state.global_step)
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """Moves it."""
+        self._bar.update(state.global_step - self._bar.n)
+
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: dict[str, float] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        """Shows what a training step logged."""
+        if logs and SPEED in logs:
+            self._bar.set_postfix_str(f"loss {logs['loss']:.4g}, {logs[SPEED]:,.0f} tokens/s", refresh=False)
+
+    def close(self) -> None:
+        """Clears it."""
+        self._bar.close()
+
+
 def fit(
     trainer_class: type[CompletionTrainer],
     model: CompletionModel,
@@ -637,7 +674,9 @@ def fit(
     checkpoint = ranks.from_first(lambda: last_checkpoint(folder))
     if checkpoint is not None:
         arguments.eval_on_start = False  # the probe before the first step is in its log
-    with StopBetweenSteps() as stop:
+    trainer.remove_callback(PrinterCallback)
+    with closing(Bar()) as bar, StopBetweenSteps() as stop:
+        trainer.add_callback(bar)
         trainer.add_callback(stop)
         trainer.train(resume_from_checkpoint=checkpoint)
     return list(trainer.state.log_history)
