@@ -17,10 +17,10 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from itertools import groupby
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_args
 
 import yaml
-from jsonargparse import ArgumentParser, DefaultHelpFormatter, get_loader, set_loader
+from jsonargparse import ArgumentParser, DefaultHelpFormatter, Namespace, get_loader, set_loader
 
 from lm import progress, ranks
 from lm.artifacts import CorruptArtifact, MissingArtifact
@@ -163,15 +163,24 @@ def resolve(parser: ArgumentParser, arguments: Sequence[str]) -> tuple[dict[str,
         options = parser.parse_args(list(arguments))
     except UnicodeDecodeError as error:
         raise ValueError(f"--config: the file is not text in UTF-8 ({error})") from None
-    for group in parser.groups:
-        if options.get(group, {}) is None:
-            raise ValueError(f"Config.{group} must be a mapping of its options, got null")
+    _refuse_nulls(parser, options)
     fields = vars(parser.instantiate(options))
     for own in ("debug", "quiet"):
         del fields[own], options[own]
     resolved = parser.dump(options, skip_unset=False, skip_validation=True)
     del fields["config"]
     return fields, resolved
+
+
+def _refuse_nulls(parser: ArgumentParser, options: Namespace) -> None:
+    """ValueError where null stands for what cannot be null, which jsonargparse lets through."""
+    for group in parser.groups:
+        if options.get(group, {}) is None:
+            raise ValueError(f"--{group} must be a mapping of its options, got null")
+    for action in parser._actions:
+        hint = getattr(action, "_typehint", None)
+        if hint is not None and options.get(action.dest, ...) is None and type(None) not in get_args(hint):
+            raise ValueError(f"--{action.dest} must not be null")
 
 
 # ---------------------------------------------------------------- running

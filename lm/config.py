@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, fields, is_dataclass, replace
+from math import inf
 from string import Formatter
 from typing import Any, Literal
 
@@ -29,6 +30,16 @@ def _check(owner: object, condition: str, **values: tuple[Any, bool]) -> None:
 
 def _positive(owner: object, *names: str) -> None:
     _check(owner, "> 0", **{name: (getattr(owner, name), getattr(owner, name) > 0) for name in names})
+    _check(owner, "finite", **{name: (getattr(owner, name), getattr(owner, name) != inf) for name in names})
+
+
+def _placed(template: str) -> list[str] | None:
+    """The names in a template's braces; None where it cannot be filled, or not with the texts as they are."""
+    try:
+        parts = [part for part in Formatter().parse(template) if part[1] is not None]
+    except ValueError:
+        return None
+    return None if any(spec or conversion for *_, spec, conversion in parts) else [str(name) for _, name, *_ in parts]
 
 
 def _share(owner: object, *names: str) -> None:
@@ -295,11 +306,11 @@ class OutOfDomainConfig:
     def __post_init__(self) -> None:
         if self.prompts is not None:
             _positive(self, "prompts")
-        try:
-            placed = [name for _, name, _, _ in Formatter().parse(self.prompt_template) if name is not None]
-        except ValueError:
-            placed = []
-        _check(self, "a text with {article} once", prompt_template=(self.prompt_template, placed == ["article"]))
+        _check(
+            self,
+            "a text with {article} once",
+            prompt_template=(self.prompt_template, _placed(self.prompt_template) == ["article"]),
+        )
         low, high = self.events
         _check(self, "fewest and most, between 1 and 16", events=(self.events, 1 <= low <= high <= 16))
 

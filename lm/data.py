@@ -13,12 +13,13 @@ import difflib
 import hashlib
 import math
 import re
+import reprlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import takewhile
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import datasets
 import numpy as np
@@ -39,6 +40,10 @@ HUB_DATASET = r"([\w-][\w.-]*/[\w.-]+)(?:/([\w.-]+))?(?:@([\w./-]+))?"
 TEXTS = ("prompt", "completion", "chosen", "rejected")
 REWARDS = ("chosen_rewards", "rejected_rewards")
 """Columns of a set's own rewards, a list a row: the one reward, then the ensemble's members."""
+ONE_REWARD = (("score_chosen", "score_rejected"), ("chosen_reward", "rejected_reward"))
+"""Columns of a set's one reward."""
+GIVEN_REWARDS = (*REWARDS, *(name for names in ONE_REWARD for name in names), "margin")
+"""Every column that :func:`given_rewards` reads."""
 BATCH = 1000
 """Rows at a time, of what is tokenised or read from Parquet."""
 
@@ -62,7 +67,11 @@ def read_rows(path: str, subset: str | None = None) -> Iterator[tuple[str, Row]]
     or a hub dataset that cannot be loaded.
     """
     local = Path(path)
-    if local.exists():
+    try:
+        there = local.exists()
+    except OSError as error:
+        raise ValueError(f"data path {shown(path)} cannot be looked up ({error.strerror})") from None
+    if there:
         if subset is not None:
             raise ValueError(
                 f"data.subset {subset!r} goes with a hub name, but {path} is local; name the folder itself"
@@ -82,7 +91,7 @@ def read_rows(path: str, subset: str | None = None) -> Iterator[tuple[str, Row]]
                 yield f"{path}/{split}, row {number}", row
     else:
         raise FileNotFoundError(
-            f"data path {path!r}: there is no such file or folder, and it is no hub name (owner/name)"
+            f"data path {shown(path)}: there is no such file or folder, and it is no hub name (owner/name)"
         )
 
 
@@ -128,15 +137,40 @@ def check_suffix(path: Path) -> None:
 
 def _column(row: Mapping[str, Any], name: str, kind: type, where: str) -> Any:
     if not isinstance(row, Mapping):
-        raise ValueError(f"{where}: an object with {name!r} is needed, got {type(row).__name__}: {row!r}")
+        raise ValueError(f"{where}: an object with {name!r} is needed, got {type(row).__name__}: {shown(row)}")
     if name not in row:
         close = difflib.get_close_matches(name, row, n=1, cutoff=0.6)
         hint = f"; is {close[0]!r} meant to be it?" if close else ""
-        raise ValueError(f"{where}: column {name!r} is missing, there are {sorted(row)}{hint}")
+        raise ValueError(f"{where}: column {name!r} is missing, there are {shown(sorted(row))}{hint}")
     value = row[name]
     if not isinstance(value, kind) or isinstance(value, bool):
-        raise ValueError(f"{where}: {name!r} must be of type {kind.__name__}, got {type(value).__name__}: {value!r}")
+        raise ValueError(
+            f"{where}: {name!r} must be of type {kind.__name__}, got {type(value).__name__}: {shown(value)}"
+        )
+    return _text(value, name, where) if isinstance(value, str) else value
+
+
+def _text(value: str, name: str, where: str) -> str:
+    """The text, which can be written; JSON can hold what cannot."""
+    if not value.isascii():
+        try:
+            value.encode()
+        except UnicodeEncodeError as error:
+            raise ValueError(
+                f"{where}: {name!r} is not Unicode text: half of a surrogate pair, {value[error.start]!r}, at "
+                f"character {error.start}"
+            ) from None
     return value
+
+
+_SHORT = reprlib.Repr()
+_SHORT.maxlevel, _SHORT.maxstring, _SHORT.maxother, _SHORT.maxlong = 4, 200, 200, 100
+_SHORT.maxdict = _SHORT.maxlist = _SHORT.maxtuple = 30
+
+
+def shown(value: Any) -> str:
+    """A value in a message: its beginning, where it is long or deep."""
+    return _SHORT.repr(value)
 
 
 # ---------------------------------------------------------------- schemas
@@ -195,14 +229,16 @@ def tldr_pair(row: Row, where: str, template: str) -> Row | Drop:
     if info.get("post") is None and ("post" in info or "article" in info):  # the set has news articles too
         return Drop("no Reddit post")
     if len(summaries) != 2 or choice not in (0, 1):
-        raise ValueError(f"{where}: two summaries and a choice of 0 or 1 are needed, got {len(summaries)} and {choice}")
+        raise ValueError(
+            f"{where}: two summaries and a choice of 0 or 1 are needed, got {len(summaries)} and {shown(choice)}"
+        )
     texts = [_column(summary, "text", str, f"{where}, summaries") for summary in summaries]
     pair = _pair(tldr_prompt(info, where, template), texts[choice], texts[1 - choice])
     if isinstance(pair, Drop):
         return pair
     extra = row.get("extra") or {}
     if not isinstance(extra, Mapping):
-        raise ValueError(f"{where}: 'extra' must be of type dict, got {type(extra).__name__}: {extra!r}")
+        raise ValueError(f"{where}: 'extra' must be of type dict, got {type(extra).__name__}: {shown(extra)}")
     return {**pair, "post": _post(info), **_annotation(extra.get("confidence"), row.get("worker"), where)}
 
 
@@ -225,14 +261,17 @@ def _annotation(confidence: Any, worker: Any, where: str) -> Row:
     if isinstance(worker, int):  # some sets number them
         worker = str(worker)
     if not isinstance(worker, str | None):
-        raise ValueError(f"{where}: 'worker' must be a name or a number, got {type(worker).__name__}: {worker!r}")
-    return {"confidence": confidence, "worker": worker}
+        raise ValueError(f"{where}: 'worker' must be a name or a number, got {type(worker).__name__}: {shown(worker)}")
+    return {"confidence": confidence, "worker": worker if worker is None else _text(worker, "worker", where)}
 
 
 def _number(value: Any, name: str, where: str) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-        raise ValueError(f"{where}: {name!r} must be a finite number, got {value!r}")
-    return float(value)
+    try:
+        if not isinstance(value, bool) and isinstance(value, int | float) and math.isfinite(value):
+            return float(value)
+    except OverflowError:  # an integer beyond the largest float
+        pass
+    raise ValueError(f"{where}: {name!r} must be a finite number, got {shown(value)}")
 
 
 def tldr_prompt(info: Row, where: str, template: str) -> str:
@@ -244,6 +283,16 @@ def tldr_prompt(info: Row, where: str, template: str) -> str:
 # ---------------------------------------------------------------- TRL-style sets
 
 Message = dict[str, str]
+
+
+class Conversation(NamedTuple):
+    """Two replies to the same messages."""
+
+    context: list[Message]
+    chosen: Message
+    rejected: Message
+
+
 Renderer = Callable[[Sequence[Message], Message, str], tuple[str, str]]
 """(messages, the reply to them, where they stand) -> (prompt, completion)."""
 
@@ -290,12 +339,9 @@ def preference_pair(row: Row, where: str, render: Renderer) -> Row | Drop:
     before the one last reply in which the sides differ, whether it stands in `prompt`, in both sides, or in both
     places. `confidence` and `worker` are kept as in :func:`tldr_pair`.
     """
-    chosen, rejected = (_side(row, name, where) for name in ("chosen", "rejected"))
-    prompt = _side(row, "prompt", where) if row.get("prompt") is not None else None
-    if isinstance(chosen, str) != isinstance(rejected, str):
-        raise ValueError(f"{where}: 'chosen' and 'rejected' must both be text or both be messages")
+    prompt, chosen, rejected = _sides(row, where)
     if isinstance(prompt, list) or not isinstance(chosen, str) or not isinstance(rejected, str):
-        pair = _message_pair(prompt, _reply(chosen), _reply(rejected), where, render)
+        pair = _rendered(_conversation(prompt, _reply(chosen), _reply(rejected), where), where, render)
     elif prompt is None and _turns(chosen) and _turns(rejected):
         pair = hh_pair(row, where)
     else:
@@ -303,11 +349,38 @@ def preference_pair(row: Row, where: str, render: Renderer) -> Row | Drop:
     return pair if isinstance(pair, Drop) else pair | _annotation(row.get("confidence"), row.get("worker"), where)
 
 
-def any_pair(row: Row, where: str) -> Row | Drop:
+def is_tldr(row: Row) -> bool:
+    """Whether the columns are those of openai/summarize_from_feedback."""
+    return {"info", "summaries", "choice"} <= row.keys()
+
+
+def any_pair(row: Row, where: str, render: Renderer = plain_chat) -> Row | Drop:
     """A comparison in the schema that its columns say, as text."""
-    if {"info", "summaries", "choice"} <= row.keys():
+    if is_tldr(row):
         return tldr_pair(row, where, DataConfig.prompt_template)
-    return preference_pair(row, where, plain_chat)
+    return preference_pair(row, where, render)
+
+
+def any_conversation(row: Row, where: str) -> Conversation | Drop:
+    """A comparison in the schema that its columns say, as messages.
+
+    Text is one message of the user's and its replies, or the turns where it is a dialogue of Human and Assistant turns;
+    white space around it is left out.
+    """
+    if not is_tldr(row):
+        prompt, chosen, rejected = _sides(row, where)
+        if isinstance(prompt, list) or not isinstance(chosen, str) or not isinstance(rejected, str):
+            return _conversation(prompt, _reply(chosen), _reply(rejected), where)
+    pair = any_pair(row, where)
+    if isinstance(pair, Drop):
+        return pair
+    roles = {"Human": "user", "Assistant": "assistant"}
+    turns = [{"role": roles[speaker], "content": text.strip()} for speaker, text in _turns(pair["prompt"])]
+    if turns and turns[-1] == {"role": "assistant", "content": ""}:  # the opening of the reply
+        turns.pop()
+    context = turns or [{"role": "user", "content": pair["prompt"].strip()}]
+    replies = [{"role": "assistant", "content": pair[name].strip()} for name in ("chosen", "rejected")]
+    return Conversation(context, *replies)
 
 
 def preference_reference(row: Row, where: str, render: Renderer) -> Row | Drop:
@@ -325,6 +398,15 @@ def preference_reference(row: Row, where: str, render: Renderer) -> Row | Drop:
     if not prompt.strip():
         return Drop("empty prompt")
     return {"prompt": prompt, "completion": completion} if completion.strip() else Drop("empty completion")
+
+
+def _sides(row: Row, where: str) -> tuple[str | list[Message] | None, str | list[Message], str | list[Message]]:
+    """Prompt, chosen and rejected, checked."""
+    chosen, rejected = (_side(row, name, where) for name in ("chosen", "rejected"))
+    prompt = _side(row, "prompt", where) if row.get("prompt") is not None else None
+    if isinstance(chosen, str) != isinstance(rejected, str):
+        raise ValueError(f"{where}: 'chosen' and 'rejected' must both be text or both be messages")
+    return prompt, chosen, rejected
 
 
 def _side(row: Row, name: str, where: str) -> str | list[Message]:
@@ -362,9 +444,9 @@ def _text_pair(prompt: str | None, chosen: str, rejected: str) -> Row | Drop:
     return {"prompt": prompt, "chosen": chosen, "rejected": rejected}
 
 
-def _message_pair(
-    prompt: str | list[Message] | None, chosen: list[Message], rejected: list[Message], where: str, render: Renderer
-) -> Row | Drop:
+def _conversation(
+    prompt: str | list[Message] | None, chosen: list[Message], rejected: list[Message], where: str
+) -> Conversation | Drop:
     if not chosen or not rejected:
         return Drop("empty completion")
     if chosen == rejected:
@@ -387,8 +469,15 @@ def _message_pair(
         return Drop("empty completion")
     if tails[0][0]["content"].strip() == tails[1][0]["content"].strip():
         return Drop("identical completions")
-    (text, first), (_, second) = (render(context, tail[0], where) for tail in tails)
-    return {"prompt": text, "chosen": first, "rejected": second}
+    return Conversation(context, tails[0][0], tails[1][0])
+
+
+def _rendered(conversation: Conversation | Drop, where: str, render: Renderer) -> Row | Drop:
+    if isinstance(conversation, Drop):
+        return conversation
+    context, *replies = conversation
+    (prompt, chosen), (_, rejected) = (render(context, reply, where) for reply in replies)
+    return {"prompt": prompt, "chosen": chosen, "rejected": rejected}
 
 
 def given_rewards(row: Row, where: str) -> dict[str, list[float]]:
@@ -410,26 +499,33 @@ def given_rewards(row: Row, where: str) -> dict[str, list[float]]:
                 f"{len(listed[1])}"
             )
     ones: dict[str, tuple[float, float]] = {}
-    for names in (("score_chosen", "score_rejected"), ("chosen_reward", "rejected_reward")):
+    for names in ONE_REWARD:
         if any(row.get(name) is not None for name in names):
             one, other = (_number(row.get(name), name, where) for name in names)
             ones[" - ".join(names)] = one, other
     if row.get("margin") is not None:
         ones["margin"] = _number(row["margin"], "margin", where), 0.0
     margins = {name: one - other for name, (one, other) in ones.items()}
+    if any(not math.isfinite(margin) for margin in margins.values()):
+        raise ValueError(f"{where}: the difference of the rewards must be a finite number, got {margins}")
     if any(not math.isclose(m, next(iter(margins.values())), rel_tol=1e-6, abs_tol=1e-6) for m in margins.values()):
         raise ValueError(f"{where}: the reward margins contradict each other: {margins}; leave one of them")
     if ones:
         main = next(iter(ones.values()))
     elif listed[0]:
-        main = sum(listed[0]) / len(listed[0]), sum(listed[1]) / len(listed[1])
+        main = _mean(listed[0], REWARDS[0], where), _mean(listed[1], REWARDS[1], where)
     else:
         raise ValueError(
             f"{where}: data.rewards is 'given', but the row has none: no chosen_rewards and rejected_rewards, "
-            f"score_chosen and score_rejected, chosen_reward and rejected_reward, or margin; there are {sorted(row)}"
+            "score_chosen and score_rejected, chosen_reward and rejected_reward, or margin; there are "
+            f"{shown(sorted(row))}"
         )
     members = listed if len(listed[0]) > 1 else [[], []]
     return {name: [value, *rest] for name, value, rest in zip(REWARDS, main, members, strict=True)}
+
+
+def _mean(values: list[float], name: str, where: str) -> float:
+    return _number(sum(values) / len(values), f"the mean of {name}", where)
 
 
 # ---------------------------------------------------------------- loading
@@ -559,33 +655,36 @@ def split_of(group: str, config: DataConfig, seed: int) -> str:
 # ---------------------------------------------------------------- tokenising
 
 
+def prompt_ids(tokenizer: PreTrainedTokenizerBase, texts: list[str]) -> list[list[int]]:
+    """Token ids of prompts; one that its chat template begins with the beginning-of-text token gets no second one."""
+    ids: list[list[int]] = tokenizer(texts)["input_ids"]
+    twice = [tokenizer.bos_token_id] * 2
+    return [prompt[1:] if None not in twice and prompt[:2] == twice else prompt for prompt in ids]
+
+
+def completion_ids(tokenizer: PreTrainedTokenizerBase, texts: list[str]) -> list[list[int]]:
+    """Token ids of completions, which end with end-of-text, once."""
+    end = tokenizer.eos_token_id
+    ids: list[list[int]] = tokenizer(texts, add_special_tokens=False)["input_ids"]
+    return [completion if completion[-1:] == [end] else [*completion, end] for completion in ids]
+
+
 def tokenise(
     rows: Dataset, tokenizer: PreTrainedTokenizerBase, config: DataConfig, path: Path
 ) -> tuple[Dataset, dict[str, int]]:
     """Adds `<column>_ids` for the prompt and each completion, and drops over-long rows.
 
-    Returns the dataset, kept in the file `path`, and the counts of dropped rows by reason. Completion ids end with
-    end-of-text, once; a prompt that its chat template begins with the beginning-of-text token gets no second one;
-    nothing is cut. Raises ValueError where no row of some split is left.
+    Returns the dataset, kept in the file `path`, and the counts of dropped rows by reason. Nothing is cut. Raises
+    ValueError where no row of some split is left.
     """
     columns = [name for name in ("completion", "chosen", "rejected") if name in rows.column_names]
     dropped, present = Counter[str](), Counter[str]()
-    end = tokenizer.eos_token_id
-
-    def prompt_ids(texts: list[str]) -> list[list[int]]:
-        ids: list[list[int]] = tokenizer(texts)["input_ids"]
-        twice = [tokenizer.bos_token_id] * 2
-        return [prompt[1:] if None not in twice and prompt[:2] == twice else prompt for prompt in ids]
-
-    def completion_ids(texts: list[str]) -> list[list[int]]:
-        ids: list[list[int]] = tokenizer(texts, add_special_tokens=False)["input_ids"]
-        return [completion if completion[-1:] == [end] else [*completion, end] for completion in ids]
 
     def kept() -> Iterator[Row]:
         for start in progress.bar("tokenising", range(0, len(rows), BATCH), unit="batch"):
             batch = rows[start : start + BATCH]
-            ids = {"prompt_ids": prompt_ids(batch["prompt"])}
-            ids |= {f"{name}_ids": completion_ids(batch[name]) for name in columns}
+            ids = {"prompt_ids": prompt_ids(tokenizer, batch["prompt"])}
+            ids |= {f"{name}_ids": completion_ids(tokenizer, batch[name]) for name in columns}
             table = {**batch, **ids}
             for values in zip(*table.values(), strict=True):
                 row = dict(zip(table, values, strict=True))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
@@ -21,7 +22,7 @@ from scipy.stats import binomtest
 from lm import progress
 from lm.cli import argument_parser, as_command
 from lm.config import DataConfig
-from lm.data import Drop, Row, hh_pair, plain_chat, preference_pair, read_rows, tldr_pair
+from lm.data import BATCH, Drop, Row, hh_pair, plain_chat, preference_pair, read_rows, shown, tldr_pair
 from lm.io import write_json
 from lm.models import load_tokenizer
 from theory.preferences import PreferenceGraph
@@ -219,8 +220,8 @@ def _kind_of(row: Row, where: str) -> str:
     if {"chosen", "rejected"} <= columns:
         return "preferences" if "prompt" in columns or isinstance(row["chosen"], list) else "hh"
     raise ValueError(
-        f"{where}: no preference set with the columns {sorted(columns)} is known; there should be prompt, chosen and "
-        "rejected, or chosen and rejected dialogues, or info, summaries and choice"
+        f"{where}: no preference set with the columns {shown(sorted(columns))} is known; there should be prompt, "
+        "chosen and rejected, or chosen and rejected dialogues, or info, summaries and choice"
     )
 
 
@@ -255,7 +256,8 @@ def _margin(row: Row, source: str, where: str) -> Any:
         isinstance(chosen, list) and len(chosen) != len(rejected)
     ):
         raise ValueError(
-            f"{where}: {source}: both must be numbers, or lists of one length, got {chosen} and {rejected}"
+            f"{where}: {source}: both must be numbers, or lists of one length, got {shown(chosen)} and "
+            f"{shown(rejected)}"
         )
     if isinstance(chosen, list):
         return [c - r for c, r in zip(chosen, rejected, strict=True)]
@@ -263,12 +265,15 @@ def _margin(row: Row, source: str, where: str) -> Any:
 
 
 def _reward(value: Any, where: str, name: str) -> Any:
-    if value is None:
-        return None
+    if value is None or type(value) is float:
+        return value
     listed = value if isinstance(value, list) else [value]
     if not listed or any(isinstance(v, bool) or not isinstance(v, int | float | None) for v in listed):
-        raise ValueError(f"{where}: {name!r} must be a number or a list of numbers, got {value!r}")
-    numbers = [float("nan") if v is None else float(v) for v in listed]
+        raise ValueError(f"{where}: {name!r} must be a number or a list of numbers, got {shown(value)}")
+    try:
+        numbers = [float("nan") if v is None else float(v) for v in listed]
+    except OverflowError:
+        raise ValueError(f"{where}: {name!r} must be a number that a float can hold, got {shown(value)}") from None
     return numbers if isinstance(value, list) else numbers[0]
 
 
@@ -373,19 +378,24 @@ def _tokens(data: Comparisons, name: str, max_prompt: int, max_completion: int) 
     """Lengths of chosen and rejected, [N] each, and the report."""
     tokenizer = load_tokenizer(name, [*data.prompts, *data.chosen, *data.rejected], trust_remote_code=False)
 
-    def lengths(texts: list[str], **options: Any) -> Ints:
+    def counts(texts: list[str], special: bool) -> list[int]:
+        if not tokenizer.is_fast:
+            return [len(ids) for ids in tokenizer(texts, add_special_tokens=special)["input_ids"]]
+        # Counting needs no lists of ids, which take one thread longer than the tokens take all of them.
+        return [len(each) for each in tokenizer.backend_tokenizer.encode_batch_fast(texts, add_special_tokens=special)]
+
+    def lengths(texts: list[str], *, special: bool) -> Ints:
         label, _ = number(texts)
         different = list(dict.fromkeys(texts))
-        counts = [
-            len(ids)
-            for start in range(0, len(different), 1000)
-            for ids in tokenizer(different[start : start + 1000], return_attention_mask=False, **options)["input_ids"]
-        ]
-        return np.array(counts, dtype=np.intp)[label]
+        batches = (different[start : start + BATCH] for start in range(0, len(different), BATCH))
+        return np.array([count for batch in batches for count in counts(batch, special)], dtype=np.intp)[label]
 
-    prompts = lengths(data.prompts)
+    if tokenizer.is_fast:  # which may have been saved with a limit
+        tokenizer.backend_tokenizer.no_truncation()
+        tokenizer.backend_tokenizer.no_padding()
+    prompts = lengths(data.prompts, special=True)
     # As lm.data tokenises: a completion continues its prompt after a space and ends with end-of-text.
-    sides = [lengths([f" {t.lstrip()}" for t in s], add_special_tokens=False) + 1 for s in (data.chosen, data.rejected)]
+    sides = [lengths([f" {t.lstrip()}" for t in s], special=False) + 1 for s in (data.chosen, data.rejected)]
     over = [np.maximum(prompts - max_prompt, 0), *(np.maximum(side - max_completion, 0) for side in sides)]
     return sides, Tokens(
         tokenizer=name,
@@ -415,12 +425,13 @@ def _rewards(margins: Floats, source: str, member: int | None) -> Rewards:
 def _ensemble(margins: Floats, source: str) -> Ensemble:
     known = margins[np.isfinite(margins).all(axis=1)]
     differ = (known > 0).any(axis=1) & (known < 0).any(axis=1)
+    exponent = np.frexp(abs(known).max(initial=0))[1]  # squares of large margins are beyond a float
     return Ensemble(
         columns=source,
         members=margins.shape[1],
         comparisons=len(known),
         sign_disagreement=float(differ.mean()) if len(known) else None,
-        spread=float(known.std(axis=1).mean()) if len(known) else None,
+        spread=float(np.ldexp(np.ldexp(known, -exponent).std(axis=1).mean(), exponent)) if len(known) else None,
     )
 
 
@@ -617,6 +628,7 @@ def main(arguments: Sequence[str]) -> None:
     limits = {name: getattr(options, name) for name in ("max_prompt_length", "max_completion_length")}
     if options.tokenizer is None and any(limits.values()):
         parser.error("--max-prompt-length and --max-completion-length are in tokens: name a --tokenizer")
+    os.environ["TOKENIZERS_PARALLELISM"] = "true"  # nothing forks here
     with Console(stderr=True, quiet=progress.is_quiet()).status(f"reading {options.data}"):
         comparisons = read(options.data, kind=options.kind, subset=options.subset)
         report = measure(

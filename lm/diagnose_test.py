@@ -20,7 +20,7 @@ import pytest
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import WhitespaceSplit
-from transformers import PreTrainedTokenizerFast
+from transformers import ByT5Tokenizer, PreTrainedTokenizerFast
 
 import lm.__main__
 from lm.bias import length_class
@@ -176,6 +176,21 @@ def test_with_a_tokenizer_lengths_are_tokens_and_limits_are_checked(tmp_path: Pa
     assert (tokens.longest_prompt, tokens.longest_completion) == (3, 6)  # end-of-text is a token
     assert (tokens.too_long, tokens.tokens_cut) == (2, 1 + 2)
     assert report.length_unit == "tokens"
+
+
+def test_a_tokenizers_own_limit_and_kind_change_no_count(tmp_path: Path) -> None:
+    words = Tokenizer(WordLevel({"<end>": 0, "<unknown>": 1}, unk_token="<unknown>"))
+    words.pre_tokenizer = WhitespaceSplit()
+    words.enable_truncation(2)
+    words.enable_padding(length=9)
+    limited = PreTrainedTokenizerFast(tokenizer_object=words, eos_token="<end>", unk_token="<unknown>")
+    for folder, tokenizer in (("limited", limited), ("slow", ByT5Tokenizer())):
+        tokenizer.save_pretrained(tmp_path / folder)
+    rows = [row("one two three", "a b c", "d")]
+    for folder, prompt, completion in (("limited", 3, 4), ("slow", 14, 7)):  # in bytes, with ends of text
+        tokens = report_on(rows, tmp_path, tokenizer=str(tmp_path / folder)).tokens
+        assert tokens is not None
+        assert (tokens.longest_prompt, tokens.longest_completion) == (prompt, completion)
 
 
 # ---------------------------------------------------------------- rewards

@@ -430,6 +430,20 @@ def by_llm(judge: LLMJudge, comparisons: Sequence[Comparison], log: Log) -> list
     return results
 
 
+def shares_won(judge: LLMJudge, pairs: Sequence[Pair], log: Log) -> list[float | None]:
+    """Of each pair, the share of its two comparisons, one in either order, that the first text wins; a tie is half.
+
+    None where one of its verdicts is malformed.
+    """
+    both = [question for pair in pairs for question in (pair, Pair(pair.prompt, pair.second, pair.first))]
+    verdicts = judge.verdicts(both, log)
+    worth = {"A": 1.0, "TIE": 0.5, "B": 0.0}
+    return [
+        None if first is None or second is None else (worth[first] + 1 - worth[second]) / 2
+        for first, second in zip(verdicts[::2], verdicts[1::2], strict=True)
+    ]
+
+
 def rates(outcomes: np.ndarray, shown: EvaluationConfig, seed: int) -> dict[str, Any]:
     """Shares of wins, ties and losses among outcomes +1, 0, -1, [n], with bootstrap intervals over prompts.
 

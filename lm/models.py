@@ -61,20 +61,21 @@ def check_model(spec: str, trust_remote_code: bool) -> None:
         raise ValueError(f"model {spec!r} brings code of its own; set trust_remote_code to true to run it")
 
 
-def check_reward_model(spec: str, trust_remote_code: bool) -> None:
-    """:func:`check_model` for a model that is to judge: it needs a trained head with one label.
+def check_reward_model(spec: str, trust_remote_code: bool, *, option: str = "oracle_model") -> None:
+    """:func:`check_model` for a model that is to judge, named by this option: it needs a trained head with one label.
 
     Without this, a head that the weights lack would be drawn at random, and judge.
     """
     if spec.startswith("scratch:"):
-        raise ValueError(f"oracle_model {spec!r}: a trained reward model is needed; null trains one")
+        hint = "; null trains one" if option == "oracle_model" else ""
+        raise ValueError(f"{option} {spec!r}: a trained reward model is needed{hint}")
     check_model(spec, trust_remote_code)
-    config = _config_of("oracle_model", spec, trust_remote_code)
+    config = _config_of(option, spec, trust_remote_code)
     kinds = config.architectures or ["model of no named class"]
     if not any("ForSequenceClassification" in kind for kind in kinds):
-        raise ValueError(f"oracle_model {spec!r}: a sequence-classification model is needed, it is a {kinds[0]}")
+        raise ValueError(f"{option} {spec!r}: a sequence-classification model is needed, it is a {kinds[0]}")
     if config.num_labels != 1:
-        raise ValueError(f"oracle_model {spec!r}: a reward model has one label, it has {config.num_labels}")
+        raise ValueError(f"{option} {spec!r}: a reward model has one label, it has {config.num_labels}")
 
 
 def check_lora(spec: str, options: LoraConfig, trust_remote_code: bool) -> None:
@@ -93,15 +94,20 @@ def _config_of(option: str, spec: str, trust_remote_code: bool) -> PretrainedCon
         raise ValueError(f"{option} {spec!r}: its config cannot be loaded ({error})") from None
 
 
-def load_tokenizer(spec: str, texts: Iterable[str], trust_remote_code: bool) -> PreTrainedTokenizerBase:
-    """The model's tokenizer, or for "scratch:" a byte-level BPE trained on the texts. It has an end-of-text token."""
+def load_tokenizer(
+    spec: str, texts: Iterable[str], trust_remote_code: bool, *, needs_end: bool = True
+) -> PreTrainedTokenizerBase:
+    """The model's tokenizer, or for "scratch:" a byte-level BPE trained on the texts.
+
+    It has an end-of-text token, without which it is refused unless it `needs_end` not.
+    """
     if spec in SCRATCH:
         return _train_bpe(texts, SCRATCH[spec]["vocab_size"])
     try:
         tokenizer = AutoTokenizer.from_pretrained(spec, trust_remote_code=trust_remote_code)
     except Exception as error:
         raise ValueError(f"model {spec!r}: its tokenizer cannot be loaded ({type(error).__name__}: {error})") from None
-    if tokenizer.eos_token_id is None:
+    if needs_end and tokenizer.eos_token_id is None:
         raise ValueError(f"model {spec!r}: its tokenizer has no end-of-text token")
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token  # padding is masked, never read
@@ -189,7 +195,8 @@ def state_of(model: nn.Module) -> dict[str, Tensor]:
     """The state on the CPU. Of a sharded model it is gathered: every rank calls this, and the first gets it."""
     if not is_sharded(model):
         return {name: value.cpu() for name, value in model.state_dict().items()}
-    state = get_model_state_dict(model, options=StateDictOptions(full_state_dict=True, cpu_offload=True))
+    whole = StateDictOptions(full_state_dict=True, cpu_offload=True)
+    state: dict[str, Any] = get_model_state_dict(model, options=whole)
     first: dict[nn.Parameter, str] = {}
     for name, parameter in model.named_parameters(remove_duplicate=False):
         if name in state:  # gathering makes two of a tied tensor

@@ -1,13 +1,15 @@
-"""Offline scoring: log-probs, rewards and samples of every row, by any model, once.
+"""Scores of a run's pairs; with --data, --reward-model and --out, of any preference set by any reward model.
 
 `python -m lm.score` scores the training pairs by pi_ref and every reward model, and samples pi_ref for the KL term.
+`python -m lm.score --data DATA --reward-model A --out FILE` is :mod:`lm.rewards`; with --help after these it explains
+itself. Both score offline, every row once.
 """
 
 from __future__ import annotations
 
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +29,12 @@ Ids = Sequence[int]
 
 def device_of(config: Config) -> torch.device:
     """Where scoring runs."""
-    if config.device == "cpu" or not torch.accelerator.is_available():
+    return device_named(config.device)
+
+
+def device_named(name: str) -> torch.device:
+    """The accelerator for "auto" where there is one, else the CPU."""
+    if name == "cpu" or not torch.accelerator.is_available():
         return torch.device("cpu")
     accelerator = torch.accelerator.current_accelerator()
     assert accelerator is not None
@@ -63,20 +70,42 @@ def score_rows(
 
     if examples and model.route is None:
         model.settle(**batch_of(examples[:1]))
+
+    def scores_of(batch: list[list[int]]) -> Tensor:
+        output = model(**batch_of(batch))
+        scores: Tensor = output.rewards if read_rewards else output.logps
+        return scores
+
+    scores = over_ranks(batches(examples, tokens, model.options.scoring_tokens), len(prompts), scores_of, what)
+    model.train(was_training)
+    return scores
+
+
+def over_ranks(
+    batches: Sequence[list[list[int]]], count: int, scores_of: Callable[[list[list[int]]], Tensor], what: str
+) -> Tensor:
+    """Scores of `count` rows, [count], float64 on the CPU: ranks share the batches out, and all get all scores.
+
+    Args:
+        batches: of examples, each of which is the rows in it.
+        count: of the rows.
+        scores_of: a batch's scores, in the order of its rows; called without gradient.
+        what: is scored, for the progress bar and errors.
+
+    Raises:
+        FloatingPointError: a score is not finite.
+    """
     # Whole batches, not rows: the numbers are then the same whoever computes them.
-    mine = _batches(examples, tokens, model.options.scoring_tokens)[ranks.index() :: ranks.count()]
+    mine = batches[ranks.index() :: ranks.count()]
     found: list[tuple[list[int], Tensor]] = []
     total = sum(len(example) for batch in mine for example in batch)
     with torch.inference_mode(), progress.bar(what, total=total) as bar:
         for batch in mine:
             rows = [i for example in batch for i in example]
-            output = model(**batch_of(batch))
-            value = output.rewards if read_rewards else output.logps
-            found.append((rows, value.double().cpu()))
+            found.append((rows, scores_of(batch).double().cpu()))
             bar.update(len(rows))
-    model.train(was_training)
-    scores = torch.zeros(len(prompts), dtype=torch.float64)
-    times = torch.zeros(len(prompts), dtype=torch.long)
+    scores = torch.zeros(count, dtype=torch.float64)
+    times = torch.zeros(count, dtype=torch.long)
     for rows, values in (one for part in ranks.from_all(found) for one in part):
         scores[rows] = values
         times[rows] += 1
@@ -104,17 +133,17 @@ def _by_prompt(prompts: Sequence[Ids], completions: Sequence[Ids], most: int) ->
     return groups
 
 
-def _batches(examples: list[list[int]], tokens: Sequence[int], most: int) -> list[list[list[int]]]:
+def batches(examples: list[list[int]], tokens: Sequence[int], most: int) -> list[list[list[int]]]:
     """Consecutive examples in batches of at most `most` tokens, where one example has no more."""
-    batches: list[list[list[int]]] = []
+    made: list[list[list[int]]] = []
     size = 0
     for example, own in zip(examples, tokens, strict=True):
-        if not batches or size + own > most:
-            batches.append([])
+        if not made or size + own > most:
+            made.append([])
             size = 0
-        batches[-1].append(example)
+        made[-1].append(example)
         size += own
-    return batches
+    return made
 
 
 def open_policy(
@@ -265,7 +294,17 @@ def _sample_by_vllm(
     return samples
 
 
+def is_for_any_set(arguments: Sequence[str]) -> bool:
+    """Which of the two commands it is: only this one has a reward model or a judge, or a file to write."""
+    return bool({"--reward-model", "--judge-model", "--out"} & {argument.split("=")[0] for argument in arguments})
+
+
 if __name__ == "__main__":
+    if is_for_any_set(sys.argv[1:]):
+        from lm.rewards import main
+
+        sys.exit(main())
+
     from lm.cli import run
 
     sys.exit(run("lm.score", lambda pipeline: pipeline.scores))
