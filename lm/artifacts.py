@@ -27,7 +27,7 @@ from typing import Any
 import torch
 
 from lm import progress, ranks
-from lm.io import sha256_of, write_json
+from lm.io import inside, sha256_of, write_json
 
 PACKAGES = ("torch", "transformers", "accelerate", "datasets", "tokenizers", "safetensors", "numpy", "scipy")
 FORMAT = 2
@@ -192,9 +192,7 @@ def refusal(error: Exception) -> str | None:
         )
     full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
     # safetensors tells of the system's error in words, torch.save of a stream that failed.
-    if full or re.search(
-        r"os error (28|122|27)\b|code: (28|122|27)\b|PytorchStreamWriter failed writing|iostream", text
-    ):
+    if full or re.search(r"os error (28|122|27)\b|PytorchStreamWriter|inline_container\.cc", text):
         return f"no space to write ({text}); free some, and the same command goes on"
     if isinstance(error, OSError) and error.errno in (errno.EROFS, errno.EACCES, errno.EPERM):
         return f"no access ({text})"
@@ -207,7 +205,7 @@ def policy_folder(run: Path, model: str) -> Path:
     The run may have been moved since it was written.
     """
     *_, above, name = Path(model).parts
-    return run / "policy" / (above if name.startswith("step-") else name)
+    return inside(run, f"policy/{above if name.startswith('step-') else name}")
 
 
 def verify(folder: Path) -> dict[str, Any]:

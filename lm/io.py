@@ -78,6 +78,14 @@ def read_jsonl(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
             raise ValueError(f"{path}, after line {number}: cannot be read ({error})") from None
 
 
+def inside(folder: Path, name: str) -> Path:
+    """The path that a file of a folder names in it. ValueError where it leads out: the folder may come from others."""
+    path = folder / name
+    if not path.resolve().is_relative_to(folder.resolve()):
+        raise ValueError(f"{name!r} leads out of {folder}, which may name files of its own only")
+    return path
+
+
 def link_or_copy(source: str, target: str) -> None:
     """The same file under another name, a copy where the file system has no hard links. For files that stay as they
     are."""

@@ -40,7 +40,7 @@ from lm.artifacts import provenance
 from lm.cli import ConfigHelp, add_common, as_command, epilog
 from lm.config import EvaluationConfig
 from lm.evaluate import SFT, SIGNS, bootstrap_interval, compare
-from lm.io import read_jsonl, write_json
+from lm.io import inside, read_jsonl, write_json
 
 if TYPE_CHECKING:
     from openai import OpenAI
@@ -375,8 +375,8 @@ def comparisons_of(run: Path, count: int | None, *columns: str) -> list[Comparis
     """
     try:
         results = json.loads((run / "results.json").read_text(encoding="utf-8"))
-        samples = {name: run / row["samples"] for name, row in results["methods"].items()}
-        samples[SFT] = run / results["sft"]["samples"]
+        samples = {name: inside(run, row["samples"]) for name, row in results["methods"].items()}
+        samples[SFT] = inside(run, results["sft"]["samples"])
     except (OSError, ValueError, KeyError) as error:
         raise ValueError(
             f"{run}/results.json cannot be read as results with samples ({type(error).__name__}: {error}); "

@@ -23,7 +23,7 @@ from sympy.printing.mathml import mathml
 
 from lm.artifacts import MissingArtifact, policy_folder
 from lm.cli import argument_parser, as_command
-from lm.io import read_jsonl, write_text
+from lm.io import inside, read_jsonl, write_text
 from lm.objectives import DRDO, IPO, METHODS, EnsembleDPO, HullDPO, Method, PairBatch, Pessimism
 
 Record = dict[str, Any]
@@ -362,7 +362,7 @@ def _samples(run: Path, results: Record) -> list[Sampled]:
     """Evenly spaced test prompts, so that nobody has picked them."""
     read = {}
     for name, row in {"sft": results["sft"], **results["methods"]}.items():
-        path = run / row["samples"]
+        path = inside(run, row["samples"])
         if not path.is_file():
             raise MissingArtifact(f"there is no {path}, whose samples are to be shown; was the evaluation deleted?")
         read[name] = [sample for _, sample in read_jsonl(path)]

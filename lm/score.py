@@ -27,6 +27,14 @@ from lm.models import load_policy, load_reward_model
 Ids = Sequence[int]
 
 
+class ScoreError(FloatingPointError):
+    """A row's score is not finite."""
+
+    def __init__(self, what: str, row: int, value: float) -> None:
+        super().__init__(f"{what}: the score of row {row} is {value}; every score must be finite")
+        self.row, self.value = row, value
+
+
 def device_of(config: Config) -> torch.device:
     """Where scoring runs."""
     return device_named(config.device)
@@ -114,7 +122,7 @@ def over_ranks(
         raise RuntimeError(f"{what}: row {bad} was scored {int(times[bad])} times; each must be scored once")
     if not torch.isfinite(scores).all():
         bad = int((~torch.isfinite(scores)).nonzero()[0])
-        raise FloatingPointError(f"{what}: the score of row {bad} is {scores[bad].item()}; every score must be finite")
+        raise ScoreError(what, bad, scores[bad].item())
     return scores
 
 
@@ -167,7 +175,14 @@ def score_pairs(
     """Scores of the chosen and of the rejected completions, [N] each, float64; see :func:`score_rows`."""
     # Columns as a whole: iterating decodes them row by row, which takes longer than a small model's forward pass.
     prompts, completions = pairs["prompt_ids"][:], [*pairs["chosen_ids"][:], *pairs["rejected_ids"][:]]
-    both = score_rows(model, [*prompts, *prompts], completions, what, rewards=rewards)
+    try:
+        both = score_rows(model, [*prompts, *prompts], completions, what, rewards=rewards)
+    except ScoreError as error:
+        side, row = ("chosen", "rejected")[error.row // len(pairs)], error.row % len(pairs)
+        raise FloatingPointError(
+            f"{what}: the score of the {side} completion of pair {pairs['id'][row]} is {error.value}; every score must "
+            "be finite"
+        ) from None
     return both[: len(pairs)], both[len(pairs) :]
 
 

@@ -5,9 +5,19 @@ Whole runs are killed by `tests/kill.py`, whose comparison is tested here.
 
 from __future__ import annotations
 
+import errno
 import json
+import os
+import pickle
+import random
+import resource
 import shutil
-from collections.abc import Callable
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -16,13 +26,20 @@ import torch
 from torch import Tensor
 from transformers import TrainerCallback
 
-from lm.artifacts import SEAL, Store, damage, last_checkpoint, seal
-from lm.io import write_json
-from lm.logprobs import CompletionModel
+from lm import ranks
+from lm.artifacts import SEAL, Refused, Store, damage, last_checkpoint, policy_folder, provenance, seal
+from lm.cli import only_run_in, run
+from lm.config import LogprobsConfig
+from lm.io import inside, write_json, write_text
+from lm.logprobs import CompletionModel, collate
+from lm.models import check_reward_model
 from lm.objectives import DPO, Method
-from lm.testing import causal_lm, pairs, training
+from lm.score import score_pairs
+from lm.testing import VOCABULARY, causal_lm, completion, pairs, reward_model, training
 from lm.trainer import PolicyTrainer, fit, pair_collator, training_arguments
 from tests.kill import differences
+
+ROOT = Path(__file__).parents[1]
 
 Run = tuple[dict[str, Tensor], list[dict[str, Any]]]
 """Parameters after training, and the log."""
@@ -171,6 +188,361 @@ def test_a_byte_that_differs_between_two_runs_is_found(change: Any, found: str, 
     change(other)
     (difference,) = differences(one, other)
     assert found in difference
+
+
+# ---------------------------------------------------------------- signals
+
+
+class Terminated(BaseException):
+    """What the handler raises that SIGTERM has before."""
+
+
+class Signal(TrainerCallback):  # type: ignore[misc]
+    """SIGTERM to this process, in the middle of the step after so many."""
+
+    def __init__(self, step: int) -> None:
+        self.step = step
+
+    def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        if state.global_step == self.step:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+
+@pytest.fixture
+def terminable() -> Iterator[None]:
+    def end(*_: Any) -> None:
+        raise Terminated
+
+    before = signal.signal(signal.SIGTERM, end)
+    yield
+    assert signal.getsignal(signal.SIGTERM) is end, "it was put back"
+    signal.signal(signal.SIGTERM, before)
+
+
+@pytest.mark.usefixtures("terminable")
+@pytest.mark.parametrize(("step", "save_steps"), [(2, 2), (4, None), (6, None)])
+def test_sigterm_ends_training_after_a_checkpoint_of_the_step(
+    step: int, save_steps: int | None, whole: Run, tmp_path: Path
+) -> None:
+    with pytest.raises(Terminated):
+        train(tmp_path, Signal(step), save_steps=save_steps)
+    assert last_checkpoint(tmp_path) == str(tmp_path / f"checkpoint-{step + 1}")
+    assert same(train(tmp_path, save_steps=save_steps), whole)
+
+
+@pytest.mark.usefixtures("terminable")
+def test_all_ranks_stop_where_one_is_asked_to(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ranks, "from_all", lambda asked: [asked, True])  # the other one was, at the first step
+    with pytest.raises(Terminated):
+        train(tmp_path)
+    assert checkpoints(tmp_path) == ["checkpoint-1"]
+
+
+# ---------------------------------------------------------------- memory, space, access
+
+
+@contextmanager
+def longest_file(size: int) -> Iterator[None]:
+    """Files cannot grow beyond so many bytes."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+def policy(folder: Path, scratch: Path) -> dict[str, Any]:
+    """Makes an artifact as a stage does."""
+    parameters, history = train(scratch)
+    torch.save(parameters, folder / "parameters.pt")
+    return {"history": history}
+
+
+@pytest.mark.parametrize("size", [15_000, 60_000])
+def test_a_disk_that_is_full_while_training_loses_nothing(size: int, tmp_path: Path, whole: Run) -> None:
+    """By a limit on the size of a file: weights do not fit, or the optimizer's state does not."""
+    store = Store(tmp_path, seed=0)
+    with longest_file(size), pytest.raises(Refused, match=r"\[policy\] dpo in .*: no space to write \(.*free some"):
+        store.get("policy", "dpo", {}, policy)
+    assert not (tmp_path / "policy").exists()
+    made = store.get("policy", "dpo", {}, policy)
+    assert same((torch.load(made.path / "parameters.pt", weights_only=True), made.metrics["history"]), whole)
+
+
+FULL = """
+import subprocess, sys
+from pathlib import Path
+import torch
+from safetensors.torch import save_file
+from lm.artifacts import Refused, Store
+from lm.io import write_text
+
+disk = Path(sys.argv[1])
+if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(disk)]).returncode:
+    sys.exit(77)
+big = {"weights": torch.zeros(1_000_000)}
+writers = {
+    "torch": lambda path: torch.save(big, path),
+    "safetensors": lambda path: save_file(big, path),
+    "text": lambda path: write_text(path, "x" * 4_000_000),
+}
+def make(writer):
+    return lambda folder, scratch: writer(folder / "file") or {}
+for name, writer in writers.items():
+    try:
+        Store(disk / "run", seed=0).get("policy", name, {}, make(writer))
+    except Refused as refused:
+        print(refused)
+assert not (disk / "run" / "policy").exists()
+subprocess.run(["mount", "-o", "remount,size=32m", str(disk)], check=True)
+for name, writer in writers.items():
+    print(Store(disk / "run", seed=0).get("policy", name, {}, make(writer)).path.name)
+"""
+
+
+def test_a_full_disk_is_told_and_nothing_half_written_counts(tmp_path: Path) -> None:
+    """A tmpfs of 1 MB, in a mount namespace of its own, for files of 4."""
+    if shutil.which("unshare") is None or subprocess.run(["unshare", "-rm", "true"], check=False).returncode:
+        pytest.skip("this system gives no mount namespace")
+    command = ["unshare", "-rm", sys.executable, "-c", FULL, str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=False)
+    if done.returncode == 77:
+        pytest.skip("this system mounts no tmpfs")
+    assert done.returncode == 0, done.stderr
+    told = done.stdout.splitlines()
+    for name, line in zip(("torch", "safetensors", "text"), told[:3], strict=True):
+        assert line.startswith(f"[policy] {name} in {tmp_path}/run: no space to write (")
+    assert [line.split("-")[0] for line in told[3:]] == ["torch", "safetensors", "text"]
+
+
+def test_a_write_that_fails_names_its_file(tmp_path: Path) -> None:
+    write_text(tmp_path / "results.json", "old")
+    with longest_file(15_000), pytest.raises(OSError, match=f"File too large: '{tmp_path}/results.json'"):
+        write_text(tmp_path / "results.json", "x" * 20_000)
+    assert [path.read_text() for path in tmp_path.iterdir()] == ["old"]
+
+
+@pytest.mark.skipif(not Path("/sys").is_dir(), reason="this system has no folder that nobody can write to")
+@pytest.mark.parametrize("below", ["run", "a/run"])
+def test_a_folder_that_cannot_be_written_is_named(below: str, capsys: pytest.CaptureFixture[str]) -> None:
+    started: list[Any] = []
+    assert run("lm.test", started.append, arguments=["--output_dir", f"/sys/{below}"]) != 0
+    assert not started
+    told = capsys.readouterr().err
+    assert told.startswith("error: ")
+    assert f": '/sys/{below.split('/')[0]}" in told
+    assert len(told.splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("error", "told"),
+    [
+        (MemoryError(), "out of memory; lower micro_batch_tokens"),
+        (torch.OutOfMemoryError("Tried to allocate 2 GiB"), r"out of memory \(Tried to allocate 2 GiB\); lower"),
+        (RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried"), r"out of memory \(DefaultCPUAllocator"),
+        (
+            OSError(errno.ENOSPC, "No space left on device"),
+            r"no space to write \(\[Errno 28\] No space left on device\)",
+        ),
+        (OSError(errno.EROFS, "Read-only file system", "/x"), r"no access \(.*Read-only file system: '/x'\)"),
+    ],
+)
+def test_what_the_machine_refuses_names_the_stage(error: Exception, told: str, tmp_path: Path) -> None:
+    def fail(folder: Path, scratch: Path) -> dict[str, Any]:
+        (folder / "half").touch()
+        raise error
+
+    with pytest.raises(Refused, match=rf"\[policy\] dpo in {tmp_path}: {told}"):
+        Store(tmp_path, seed=0).get("policy", "dpo", {}, fail)
+    assert not (tmp_path / "policy").exists()
+
+
+def test_other_errors_stay_as_they_are(tmp_path: Path) -> None:
+    def fail(folder: Path, scratch: Path) -> dict[str, Any]:
+        raise ValueError("row 5")
+
+    with pytest.raises(ValueError, match=r"^row 5$"):
+        Store(tmp_path, seed=0).get("policy", "dpo", {}, fail)
+
+
+def test_the_second_run_in_a_folder_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    started: list[Any] = []
+    arguments = ["--output_dir", str(tmp_path)]
+    with only_run_in(tmp_path):
+        assert run("lm.test", started.append, arguments=arguments) == 2
+    assert not started
+    assert f"error: output_dir {tmp_path} is in use by another run; wait for it" in capsys.readouterr().err
+    assert run("lm.test", started.append, arguments=arguments) == 0
+    assert started
+
+
+# ---------------------------------------------------------------- numbers that are none
+
+
+class Spoil(TrainerCallback):  # type: ignore[misc]
+    """Makes one parameter's gradient NaN or infinite after so many steps."""
+
+    def __init__(self, step: int, value: float) -> None:
+        self.step, self.value = step, value
+
+    def on_step_begin(self, args: Any, state: Any, control: Any, *, model: Any, **_: Any) -> None:
+        if state.global_step == self.step:
+            parameter = next(model.parameters())
+            parameter.register_hook(lambda gradient: gradient * self.value)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_gradient_that_is_not_finite_stops_before_the_step(value: float, whole: Run, tmp_path: Path) -> None:
+    told = r"gradient norm is (nan|inf) at step 5, mini-batch of rows row\d, row\d"
+    with pytest.raises(FloatingPointError, match=told):
+        train(tmp_path, Spoil(5, value))
+    assert last_checkpoint(tmp_path) == str(tmp_path / "checkpoint-4"), "the last good one is kept"
+    assert same(train(tmp_path), whole)
+
+
+@pytest.mark.parametrize(("row", "side"), [(2, "chosen"), (1, "rejected")])
+def test_a_reward_that_is_not_finite_names_its_pair(row: int, side: str) -> None:
+    model = CompletionModel(reward_model(), options=LogprobsConfig(route="padded", allocator=False))
+    data = pairs(4)
+    strange = VOCABULARY - 1
+    assert strange not in data[row][f"{side}_ids"]
+
+    def with_strange(one: dict[str, Any]) -> dict[str, Any]:
+        return {f"{side}_ids": [strange, 1]} if one["id"] == f"row{row}" else {}
+
+    def without(ids: list[int]) -> list[int]:
+        return [token if token != strange else 2 for token in ids]
+
+    columns = ("prompt_ids", "chosen_ids", "rejected_ids")
+    data = data.map(lambda one: {name: without(one[name]) for name in columns}).map(with_strange)
+    with torch.no_grad():
+        model.model.get_input_embeddings().weight[strange] = float("nan")
+    told = f"rewards: the score of the {side} completion of pair row{row} is nan; every score must be finite"
+    with pytest.raises(FloatingPointError, match=told):
+        score_pairs(model, data, "rewards")
+
+
+@pytest.mark.parametrize("length", [16, 256, 2048])
+@pytest.mark.parametrize("autocast", [False, True], ids=["parameters", "activations"])
+def test_bfloat16_log_probs_of_long_completions_are_summed_in_float32(length: int, autocast: bool) -> None:
+    """The error against float64 does not grow with the length as that of a bfloat16 sum does.
+
+    Measured with this model, relative to the sum: docs/reliability.md.
+    """
+    rng = random.Random(length)
+    prompt, own = completion(rng, 8, 8), completion(rng, length - 1, length - 1)
+    batch = collate([prompt], [[own]])
+    low = causal_lm(seed=0, max_position_embeddings=4096).to(torch.float32 if autocast else torch.bfloat16)
+    exact = CompletionModel(causal_lm(seed=0, max_position_embeddings=4096), options=LogprobsConfig(allocator=False))
+    exact.model.load_state_dict(low.state_dict())  # the same numbers: what differs is the arithmetic
+    with torch.no_grad():
+        value = CompletionModel(low, options=LogprobsConfig(autocast=autocast, allocator=False))(**batch)
+        true = exact(**batch).logps.item()
+        with exact.stock() as plain:
+            logits = plain(torch.tensor([[*prompt, *own]])).logits[0, len(prompt) - 1 : -1]
+        tokens = logits.log_softmax(-1).gather(1, torch.tensor(own)[:, None])[:, 0]
+    assert value.logps.dtype == torch.float32
+    assert float(tokens.sum()) == pytest.approx(true, rel=1e-9)
+    error = abs(value.logps.item() - true) / abs(true)
+    in_bfloat16 = torch.zeros(1, dtype=torch.bfloat16).index_add(0, torch.zeros(length).long(), tokens.bfloat16())
+    error_of_sum = abs(in_bfloat16.item() - true) / abs(true)
+    print(
+        f"bf16 {'activations' if autocast else 'parameters'}, {length} tokens: {error:.2e}; summed: {error_of_sum:.2e}"
+    )
+    assert error < 0.01
+    if length == 2048:
+        assert error_of_sum > 0.1 > 10 * error, "a sum in bfloat16 stands still"
+
+
+# ---------------------------------------------------------------- input that is not trusted
+
+
+class Payload:
+    """Makes a file when it is unpickled."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> Any:
+        return (Path.touch, (self.path,))
+
+
+def test_a_checkpoints_pickle_runs_no_code(broken_off: Path, tmp_path: Path) -> None:
+    folder, touched = tmp_path / "run", tmp_path / "touched"
+    pickle.loads(pickle.dumps(Payload(touched)))
+    assert touched.exists(), "it would"
+    touched.unlink()
+    shutil.copytree(broken_off, folder)
+    torch.save(Payload(touched), folder / "checkpoint-4" / "optimizer.pt")
+    seal(folder / "checkpoint-4")  # whoever writes it can write its checksum
+    with pytest.raises(pickle.UnpicklingError, match="Weights only load failed"):
+        train(folder)
+    assert not touched.exists()
+
+
+@pytest.mark.parametrize("tag", ["python/object/apply:os.mkdir", "python/object/new:os.mkdir", "python/name:os.mkdir"])
+def test_yaml_tags_run_no_code(tag: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "evil.yaml").write_text(f"output_dir: !!{tag} [{tmp_path}/made]\n")
+    started: list[Any] = []
+    for arguments in (["--config", str(tmp_path / "evil.yaml")], ["--sweep", f"!!{tag} [{tmp_path}/made]"]):
+        with pytest.raises(SystemExit) as end:
+            run("lm.test", started.append, arguments=arguments)
+        assert end.value.code == 2
+    assert "error: " in capsys.readouterr().err
+    assert not started
+    assert not (tmp_path / "made").exists()
+
+
+def test_a_run_names_no_file_outside_it(tmp_path: Path) -> None:
+    own = tmp_path / "run"
+    own.mkdir()
+    (tmp_path / "secret").write_text("secret")
+    (own / "link").symlink_to(tmp_path / "secret")
+    assert inside(own, "evaluate/dpo/samples.jsonl") == own / "evaluate" / "dpo" / "samples.jsonl"
+    for name in ("../secret", str(tmp_path / "secret"), "link", "a/../../secret"):
+        with pytest.raises(ValueError, match=rf"'{name}' leads out of {own}"):
+            inside(own, name)
+    assert policy_folder(own, "/elsewhere/policy/dpo-0123") == own / "policy" / "dpo-0123"
+
+
+def test_keys_of_the_environment_are_written_nowhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("HF_TOKEN", "OPENAI_API_KEY", "WANDB_API_KEY"):
+        monkeypatch.setenv(name, f"secret-{name}")
+    assert run("lm.test", lambda _: None, arguments=["--output_dir", str(tmp_path)]) == 0
+    write_json(tmp_path / "provenance.json", provenance(0))
+    texts = [path.read_text() for path in tmp_path.iterdir()]
+    assert len(texts) >= 3
+    assert not [text for text in texts if "secret-" in text]
+
+
+@pytest.fixture
+def asked(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Hosts that a connection was asked for, of which none is made."""
+    hosts: list[str] = []
+
+    def refuse(*arguments: Any, **_: Any) -> Any:
+        hosts.append(str(arguments[-2] if isinstance(arguments[0], str) else arguments[1]))
+        raise OSError(errno.ENETUNREACH, "no network in this test")
+
+    monkeypatch.setattr(socket.socket, "connect", refuse)
+    monkeypatch.setattr(socket.socket, "connect_ex", refuse)
+    monkeypatch.setattr(socket, "getaddrinfo", refuse)
+    return hosts
+
+
+def test_nothing_asks_the_network_but_for_a_hub_name(
+    asked: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Data, tokenizer and pi_ref of the embedded world."""
+    small = ["--data.world.posts", "30", "--sft.max_steps", "1", "--output_dir", str(tmp_path)]
+    assert run("lm.test", lambda pipeline: pipeline.sft, arguments=small) == 0
+    assert (tmp_path / "sft").is_dir()
+    assert asked == []
+    monkeypatch.setattr("time.sleep", lambda _: None)  # between the client's attempts
+    with pytest.raises(ValueError, match="oracle_model 'no-one/nothing': its config cannot be loaded"):
+        check_reward_model("no-one/nothing", False)
+    assert asked, "a hub name does"
 
 
 # ---------------------------------------------------------------- damaged files
