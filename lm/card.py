@@ -36,24 +36,22 @@ class Made:
     """The reward models in the order of the scores."""
 
 
-def card(run: Path, method: str) -> str:
+def card(run: Path, method: str, name: str = "FOLDER_OR_NAME") -> str:
     """The card of one policy of a finished run, as Markdown with the hub's metadata.
 
     A function of the folder alone: results.json names the policy, whose artifact leads to all others by their keys.
+
+    Args:
+        run: the finished run's folder.
+        method: whose policy.
+        name: what it is loaded by.
 
     Raises:
         FileNotFoundError: the folder has no results.json.
         ValueError: the run has no such method.
         MissingArtifact, CorruptArtifact: an artifact that the policy was made from is gone, or the policy has changed.
     """
-    path = run / "results.json"
-    if not path.is_file():
-        raise FileNotFoundError(
-            f"there is no {path}; finish the run with `python -m lm.train` or `python -m lm.evaluate`"
-        )
-    results = json.loads(path.read_text(encoding="utf-8"))
-    if method not in results["methods"]:
-        raise ValueError(f"method must be one of {', '.join(results['methods'])}, as {path} has them; got {method!r}")
+    results = _results_of(run, method)
     row = results["methods"][method]
     made = trace(run, verify(policy_folder(run, row["policy"])))
     data = made.data["inputs"]["data"]
@@ -75,13 +73,38 @@ def card(run: Path, method: str) -> str:
             "## Training",
             _table(
                 ("option", "value"),
-                [("base model", made.policy["inputs"]["base"]), ("step", row["step"]), *_flat(made.policy, "training")],
+                [
+                    ("base model", made.policy["inputs"]["base"]),
+                    ("step", row["step"]),
+                    *_flat(made.policy, "training"),
+                    *_pairs(made.policy["inputs"].get("lora", {}), "lora."),
+                ],
             ),
             *_results(method, results),
-            *_use(made),
+            *_use(made, name),
             *_provenance(made.policy["provenance"]),
         ]
     )
+
+
+def chosen(run: Path, method: str) -> Path:
+    """The folder of a method's policy in a finished run: its artifact's, or that of a snapshot in it. Raises as
+    :func:`card` where the run is not finished."""
+    model = Path(_results_of(run, method)["methods"][method]["policy"])
+    artifact = policy_folder(run, str(model))
+    return artifact if model.name == artifact.name else artifact / model.name
+
+
+def _results_of(run: Path, method: str) -> Record:
+    path = run / "results.json"
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"there is no {path}; finish the run with `python -m lm.train` or `python -m lm.evaluate`"
+        )
+    results: Record = json.loads(path.read_text(encoding="utf-8"))
+    if method not in results["methods"]:
+        raise ValueError(f"method must be one of {', '.join(results['methods'])}, as {path} has them; got {method!r}")
+    return results
 
 
 def trace(run: Path, policy: Record) -> Made:
@@ -175,12 +198,12 @@ def _results(method: str, results: Mapping[str, Any]) -> Iterable[str]:
     yield _table(headings, rows)
 
 
-def _use(made: Made) -> Iterable[str]:
+def _use(made: Made, name: str) -> Iterable[str]:
     yield "## Use"
     yield (
         "```python\nfrom transformers import AutoModelForCausalLM, AutoTokenizer\n\n"
-        'model = AutoModelForCausalLM.from_pretrained("FOLDER_OR_NAME")\n'
-        'tokenizer = AutoTokenizer.from_pretrained("FOLDER_OR_NAME")\n```'
+        f'model = AutoModelForCausalLM.from_pretrained("{name}")\n'
+        f'tokenizer = AutoTokenizer.from_pretrained("{name}")\n```'
     )
     if "reward_head.safetensors" in made.policy["files"]:
         yield "`reward_head.safetensors` is the linear reward head of training; generation does not need it."

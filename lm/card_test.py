@@ -1,12 +1,20 @@
-"""A model card says what the run's artifacts and results say, of the smallest real run."""
+"""A model card says what the smallest real run does; its policy is pushed with it, and loads without our packages."""
 
 from __future__ import annotations
 
+import base64
 import json
 import re
 import shutil
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import Any
 
+import huggingface_hub
 import pytest
 import yaml
 
@@ -18,15 +26,16 @@ from lm.io import write_json
 from lm.models import SCRATCH
 from lm.objectives import DPO, DRDO, EnsembleDPO, Pessimism
 from lm.pipeline import Pipeline
+from lm.push import main as push_command
+from lm.push import push
+from lm.score import open_policy, open_reward_model, score_rows
 
 METHODS = ["dpo", "e-dpo", "drdo"]
 
 
-@pytest.fixture(scope="module")
-def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("run")
+def config_of(folder: Path) -> Config:
     one_step = TrainingConfig(max_steps=1, batch_size=8, learning_rate=1e-3)
-    config = Config(
+    return Config(
         output_dir=str(folder),
         model="scratch:tiny",
         methods=METHODS,
@@ -50,9 +59,14 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
         e_dpo=EnsembleDPO(beta=0.61, kl=Pessimism(alpha_start=0.013, alpha_end=0.017)),
         drdo=DRDO(alpha=0.19),
     )
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("run")
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(SCRATCH, "scratch:tiny", {**SCRATCH["scratch:tiny"], "hidden_size": 32, "vocab_size": 300})
-        write_json(folder / "results.json", results(Pipeline(config)))
+        write_json(folder / "results.json", results(Pipeline(config_of(folder))))
     return folder
 
 
@@ -162,3 +176,218 @@ def test_the_command(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[st
     assert "Traceback" not in error
     assert main([str(run), "ipo", "--debug"]) == 2
     assert "Traceback" in capsys.readouterr().err
+
+
+# ---------------------------------------------------------------- without our packages
+
+WITHOUT_US = """
+import importlib.abc, json, sys
+import torch
+
+class Absent(importlib.abc.MetaPathFinder):
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] in ("lm", "theory", "bandits", "figures"):
+            raise ModuleNotFoundError(name)
+
+sys.meta_path.insert(0, Absent())
+try:
+    import lm
+    sys.exit("our packages can be imported")
+except ModuleNotFoundError:
+    pass
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
+
+policy, reward, prompt, completion = sys.argv[1:]
+tokenizer = AutoTokenizer.from_pretrained(policy)
+prompt, completion = json.loads(prompt), json.loads(completion)
+ids = torch.tensor([prompt + completion])
+with torch.no_grad():
+    model, missing = AutoModelForCausalLM.from_pretrained(policy, output_loading_info=True)
+    logps = model(ids).logits[0].log_softmax(-1)[:-1].gather(1, ids[0, 1:, None])[len(prompt) - 1 :]
+    classifier, lost = AutoModelForSequenceClassification.from_pretrained(reward, output_loading_info=True)
+    print(json.dumps({
+        "logp": logps.double().sum().item(),
+        "reward": classifier(ids).logits.item(),
+        "labels": classifier.config.num_labels,
+        "text": tokenizer.decode(prompt),
+        "missing": [*missing["missing_keys"], *lost["missing_keys"]],
+    }))
+"""
+
+
+def test_policies_and_reward_models_load_in_transformers_alone(run: Path, tmp_path: Path) -> None:
+    pipeline = Pipeline(config_of(run))
+    row = pipeline.labelled_pairs("test")[0]
+    prompt, completion = row["prompt_ids"], row["chosen_ids"]
+    policy, reward = pipeline.policies("e-dpo")[0].path, pipeline.reward("rho").path
+    inputs = [str(policy), str(reward), json.dumps(prompt), json.dumps(completion)]
+    alone = subprocess.run(
+        [sys.executable, "-c", WITHOUT_US, *inputs], cwd=tmp_path, capture_output=True, text=True, check=False
+    )
+    assert alone.returncode == 0, alone.stderr
+    found = json.loads(alone.stdout)
+    expected = {
+        "logp": open_policy(policy, pipeline.tokenizer, pipeline.config),
+        "reward": open_reward_model(reward, pipeline.config),
+    }
+    for name, model in expected.items():
+        assert found[name] == pytest.approx(score_rows(model, [prompt], [completion], name).item(), rel=1e-4), name
+    assert (found["labels"], found["missing"]) == (1, [])
+    assert found["text"] == row["prompt"]
+
+
+# ---------------------------------------------------------------- the hub, by a stand-in that speaks its protocol
+
+TOKEN = "hf_a-secret-of-mine"
+
+
+class Hub(ThreadingHTTPServer):
+    """Takes commits of the real client, and keeps what it was sent."""
+
+    def __init__(self) -> None:
+        super().__init__(("127.0.0.1", 0), Exchange)
+        self.repositories: dict[str, bool] = {}
+        """Whether each is private."""
+        self.commits: list[tuple[str, dict[str, bytes]]] = []
+        """Repository, and files by path."""
+        self.tokens: set[str | None] = set()
+        self.refuses = False
+
+
+class Exchange(BaseHTTPRequestHandler):
+    """One request."""
+
+    server: Hub
+
+    def log_message(self, *_: Any) -> None:
+        """Says nothing."""
+
+    def _answer(self, value: Any, status: int = 200) -> None:
+        body = json.dumps(value).encode()
+        self.send_response(status)
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def do_GET(self) -> None:
+        """What is known of a repository."""
+        name = self.path.removeprefix("/api/models/").split("?")[0]
+        if name in self.server.repositories:
+            self._answer({"id": name, "private": self.server.repositories[name], "siblings": [], "tags": []})
+        else:
+            self._answer({"error": "not found"}, 404)
+
+    def do_POST(self) -> None:
+        """Making a repository, asking how files are to be sent, and sending them."""
+        body = self.rfile.read(int(self.headers["Content-Length"]))
+        self.server.tokens.add(self.headers["Authorization"])
+        if self.server.refuses:
+            self._answer({"error": "you may not write here"}, 403)
+        elif self.path == "/api/repos/create":
+            asked = json.loads(body)
+            name = f"{asked['organization']}/{asked['name']}"
+            known = name in self.server.repositories
+            self.server.repositories.setdefault(name, asked.get("visibility") == "private")
+            self._answer(
+                {"url": f"http://{self.headers['Host']}/{name}", "error": "you have it"}, 409 if known else 200
+            )
+        elif "/preupload/" in self.path:
+            files = json.loads(body)["files"]
+            ways = [{"path": file["path"], "uploadMode": "regular", "shouldIgnore": False} for file in files]
+            self._answer({"files": ways})
+        elif "/commit/" in self.path:
+            name = self.path.removeprefix("/api/models/").split("/commit/")[0]
+            values = [line["value"] for line in map(json.loads, body.splitlines()) if line["key"] == "file"]
+            self.server.commits.append((name, {v["path"]: base64.b64decode(v["content"]) for v in values}))
+            self._answer({"commitOid": "c0ffee", "commitUrl": f"http://{self.headers['Host']}/{name}/commit/c0ffee"})
+        else:
+            self._answer({"errors": [], "warnings": []})
+
+
+@pytest.fixture
+def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
+    with Hub() as server:
+        threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
+        monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", f"http://127.0.0.1:{server.server_port}")
+        monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
+        monkeypatch.setenv("HF_TOKEN", TOKEN)
+        yield server
+        server.shutdown()
+
+
+def test_a_policy_is_pushed_in_one_commit_with_its_card(
+    run: Path, hub: Hub, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert push_command([str(run), "drdo", "--repo-id", "my-lab/mine", "--private"]) == 0
+    shown = capsys.readouterr()
+    assert shown.out.endswith("/my-lab/mine/commit/c0ffee\n")
+    assert TOKEN not in shown.out + shown.err
+    assert hub.repositories == {"my-lab/mine": True}
+    [(name, files)] = hub.commits
+    policy = next(run.glob("policy/drdo-*"))
+    assert name == "my-lab/mine"
+    assert files.pop("README.md").decode() == card(run, "drdo", "my-lab/mine") + "\n"
+    expected = {path.name: path.read_bytes() for path in policy.iterdir() if path.name != "artifact.json"}
+    assert files == expected
+    assert {"model.safetensors", "config.json", "tokenizer.json", "reward_head.safetensors"} <= files.keys()
+    assert hub.tokens == {f"Bearer {TOKEN}"}
+    assert push(run, "drdo", "my-lab/mine", private=True), "again, into the same repository"
+    assert len(hub.commits) == 2
+
+
+def test_of_a_snapshot_its_own_files_are_pushed(run: Path, hub: Hub, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    shutil.copytree(run, folder)
+    values = json.loads((folder / "results.json").read_text())
+    policy = next(folder.glob("policy/dpo-*"))
+    (policy / "step-7").mkdir()
+    (policy / "step-7" / "config.json").write_text('{"of": 7}')
+    push(folder, "dpo", "me/last")
+    values["methods"]["dpo"]["policy"] += "/step-7"
+    write_json(folder / "results.json", values)
+    push(folder, "dpo", "me/seven")
+    last, seven = (files for _, files in hub.commits)
+    assert not any("step-7" in name for name in last)
+    assert seven.keys() == {"README.md", "config.json"}
+    assert seven["config.json"] == b'{"of": 7}'
+    assert hub.repositories == {"me/last": False, "me/seven": False}
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["mine", "a/b/c", "me/", "/mine", "me/../mine", "me/my model", "me/mine.git", "https://huggingface.co/me/mine"],
+)
+def test_a_bad_repository_is_refused_before_anything_is_sent(name: str, run: Path, hub: Hub) -> None:
+    with pytest.raises(ValueError, match=r"--repo-id must be owner/name, .*; got " + re.escape(repr(name))):
+        push(run, "dpo", name)
+    assert not hub.tokens
+
+
+def test_what_cannot_be_pushed_is_refused(
+    run: Path, hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(FileNotFoundError, match=r"there is no .*results.json; finish the run"):
+        push(tmp_path, "dpo", "me/mine")
+    with pytest.raises(ValueError, match=r"method must be one of .* got 'ipo'"):
+        push(run, "ipo", "me/mine")
+    copy = tmp_path / "copy"
+    shutil.copytree(run, copy)
+    next(copy.glob("policy/dpo-*/config.json")).write_text("{}")
+    with pytest.raises(CorruptArtifact, match=r"config.json has changed"):
+        push(copy, "dpo", "me/mine")
+    with monkeypatch.context() as patch:
+        patch.delenv("HF_TOKEN")
+        patch.setattr(huggingface_hub.constants, "HF_TOKEN_PATH", str(tmp_path / "none"))
+        with pytest.raises(ValueError, match="the hub needs a token: set HF_TOKEN, or log in"):
+            push(run, "dpo", "me/mine")
+    assert not hub.tokens, "nothing was sent until here"
+    hub.repositories["me/mine"] = False
+    with pytest.raises(ValueError, match=r"--private: me/mine is there and is public"):
+        push(run, "dpo", "me/mine", private=True)
+    hub.refuses = True
+    assert push_command([str(run), "dpo", "--repo-id", "me/mine", "--debug"]) == 1
+    shown = capsys.readouterr()
+    assert "you may not write here" in shown.err
+    assert TOKEN not in shown.out + shown.err
+    assert not hub.commits

@@ -174,7 +174,7 @@ def resolve(parser: ArgumentParser, arguments: Sequence[str]) -> tuple[dict[str,
 
 def _refuse_nulls(parser: ArgumentParser, options: Namespace) -> None:
     """ValueError where null stands for what cannot be null, which jsonargparse lets through."""
-    for group in parser.groups:
+    for group in parser.groups or ():
         if options.get(group, {}) is None:
             raise ValueError(f"--{group} must be a mapping of its options, got null")
     for action in parser._actions:
@@ -318,8 +318,8 @@ def only_run_in(folder: Path, *, shared: bool = False) -> Iterator[None]:
 def quieten() -> None:
     """Progress bars of the libraries only on a terminal that wants them, and their news not at all."""
     import datasets
-    import huggingface_hub
     import transformers
+    from huggingface_hub.utils.tqdm import disable_progress_bars
 
     warnings.filterwarnings("ignore", category=FutureWarning)
     transformers.logging.set_verbosity_error()
@@ -327,5 +327,5 @@ def quieten() -> None:
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     if progress.is_quiet() or not sys.stderr.isatty():
         datasets.disable_progress_bars()
-        huggingface_hub.utils.disable_progress_bars()
+        disable_progress_bars()
         transformers.logging.disable_progress_bar()

@@ -22,7 +22,7 @@ from lm.pipeline import Pipeline
 
 ROOT = Path(__file__).parents[1]
 OTHERS = ["workflow.job", "workflow.summary", "workflow.tables"]
-WITH_OPTIONS_OF_THEIR_OWN = ["__main__", "bench", "card", "diagnose", "estimate", "exact", "judge", "report"]
+WITH_OPTIONS_OF_THEIR_OWN = ["__main__", "bench", "card", "diagnose", "estimate", "exact", "judge", "push", "report"]
 COMMANDS = ["prepare", "sft", "oracle", "relabel", "bias", "reward", "score", "policy", "train", "evaluate"]
 COMMANDS += ["export", "nondeterministic"]
 
@@ -243,6 +243,7 @@ WRONG: dict[str, list[str]] = {
     "exact": ["--output_dir", "{new}", "--tokens", "1"],
     "export": ["--out", "{new}.jsonl", "--output_dir", "{new}", "--model", "{nowhere}"],
     "judge": ["{nowhere}", "--judge", "oracle"],
+    "push": ["{nowhere}", "dpo", "--repo-id", "me/mine"],
     "report": ["{nowhere}"],
     "workflow.job": ["base", "--out", "{new}", "--output_dir", "{new}", "--model", "{nowhere}"],
     "workflow.summary": ["{nowhere}", "--out", "{new}"],
