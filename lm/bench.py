@@ -48,6 +48,7 @@ from transformers import (
 )
 
 from lm import progress
+from lm.artifacts import provenance
 from lm.cli import argument_parser, as_command
 from lm.config import LogprobsConfig, TrainingConfig
 from lm.io import write_json, write_text
@@ -832,7 +833,14 @@ def main(arguments: Sequence[str], configs: dict[str, Shape] = CONFIGS) -> int:
         threads=options.threads,
         skip_bf16=options.variants is None and peaks.get("bfloat16", 0.0) < peaks["float32"],
     )
-    document: dict[str, Any] = {"rows": [], "curves": [], "machine": machine(plan.threads, peaks)}
+    document: dict[str, Any] = {
+        "rows": [],
+        "curves": [],
+        "rounds": plan.rounds,
+        "steps": plan.steps,
+        "machine": machine(plan.threads, peaks),
+        "provenance": provenance(seed=0),
+    }
     for config in options.configs or (["S8"] if options.quick else list(configs)):
         for stage in dict.fromkeys(VARIANTS[name].stage for name in names):
             of_stage = [name for name in names if VARIANTS[name].stage == stage]

@@ -92,6 +92,8 @@ class DataConfig:
         rewards: "models" trains reward models; "given" distils the set's own rewards ("preferences" only). The members
             of the ensemble are the entries of chosen_rewards and rejected_rewards, two or more; the one reward is
             score_chosen and score_rejected, or chosen_reward and rejected_reward, or margin, or else the members' mean.
+            "oracle" distils the judge's own rewards, as a control: what is left to gain by better reward models. No
+            ensemble, and labels must be "oracle".
         prompt_template: how a "tldr" or "world" prompt is written, with {subreddit}, {title} and {post}.
         max_prompt_length: longest prompt, tokens; longer rows are dropped and counted.
         max_completion_length: longest completion, tokens, end-of-text included; longer rows are dropped and counted.
@@ -106,7 +108,7 @@ class DataConfig:
     subset: str | None = None
     sft_path: str | None = None
     labels: Literal["oracle", "given"] = "oracle"
-    rewards: Literal["models", "given"] = "models"
+    rewards: Literal["models", "given", "oracle"] = "models"
     prompt_template: str = "SUBREDDIT: r/{subreddit}\n\nTITLE: {title}\n\nPOST: {post}\n\nTL;DR:"
     max_prompt_length: int = 512
     max_completion_length: int = 128
@@ -137,12 +139,11 @@ class DataConfig:
             )
         if self.rewards == "given" and self.kind != "preferences":
             raise ValueError(f'DataConfig.rewards "given" goes with kind "preferences" only, got kind "{self.kind}"')
+        if self.rewards == "oracle" and self.labels != "oracle":
+            raise ValueError(f'DataConfig.rewards "oracle" goes with labels "oracle", got labels "{self.labels}"')
         if self.limit is not None:
             _positive(self, "limit")
-        try:
-            placed = [name for _, name, _, _ in Formatter().parse(self.prompt_template) if name is not None]
-        except ValueError:
-            placed = []
+        placed = _placed(self.prompt_template) or []
         if placed.count("post") != 1 or not {"subreddit", "title", "post"} >= set(placed):
             raise ValueError(
                 "DataConfig.prompt_template must have {post} once, and beside it only {subreddit} and {title} in "
@@ -369,7 +370,7 @@ class LogprobsConfig:
         route: "packed" computes a prompt once for all its completions, without padding; "padded" is the plain forward;
             "auto" takes packed where a trial on the longest rows shows the same numbers, and says where not.
         onednn: float32 matrix products through oneDNN on the CPU; "auto" where that gains (AMD with AVX-512).
-        compile: torch.compile each layer; pays off on long runs.
+        compile: torch.compile each layer but the last; pays off on long runs.
         autocast: bfloat16 activations and products over float32 parameters; log-probs are summed in float32.
         allocator: let the C library keep freed memory on the CPU, which saves page faults every step.
         scoring_tokens: most tokens a forward pass of scoring.

@@ -94,7 +94,7 @@ class Pipeline:
         """Tokenised preferences and reference completions, with the tokenizer."""
         config = self.config.data
         inputs = {
-            "data": config,
+            "data": replace(config, rewards="models") if config.rewards == "oracle" else config,  # alike until then
             "content": [content_of(path) for path in (config.path, config.sft_path)],
             "model": content_of(self.config.model),
             "seed": self.config.seed,
@@ -142,6 +142,11 @@ class Pipeline:
             raise ValueError(
                 f"methods {', '.join(ensembles)} need an ensemble, two or more entries in chosen_rewards and "
                 f"rejected_rewards; {config.path} has one reward a completion, so leave these methods out"
+            )
+        if config.rewards == "oracle" and ensembles:
+            raise ValueError(
+                f"methods {', '.join(ensembles)} need an ensemble, but with data.rewards oracle there is one reward a "
+                "completion, so leave these methods out"
             )
         return artifact
 
@@ -367,8 +372,8 @@ class Pipeline:
 
     @cached_property
     def bias(self) -> Artifact:
-        """D_rho and each member's subset of it, as row ids. Without subsets where the rewards are given."""
-        config, given = self.config.bias, self.config.data.rewards == "given"
+        """D_rho and each member's subset of it, as row ids. Without subsets where no reward models are trained."""
+        config, rewards = self.config.bias, self.config.data.rewards
 
         def make(folder: Path, _: Path) -> dict[str, Any]:
             pairs = self.labelled_pairs("train")
@@ -385,7 +390,7 @@ class Pipeline:
                 drawn = biased_subset(candidates, config.rho, config.size, seed=seed, what="bias.size")
                 rows = [rows[i] for i in drawn]
             inside = [classes[i] for i in rows]
-            fractions = [] if given else config.member_fractions
+            fractions = config.member_fractions if rewards == "models" else []
             size = config.member_size or min((largest_feasible(inside, share) for share in fractions), default=0)
             members = {
                 f"b{share:g}": biased_subset(
@@ -400,7 +405,7 @@ class Pipeline:
             return {**report, **({"selection": selection} if selection else {})}
 
         inputs = {"labels": self.labels, "bias": config, "seed": self.seed("bias")}
-        return self.store.get("bias", "rows", inputs | ({"rewards": "given"} if given else {}), make)
+        return self.store.get("bias", "rows", inputs | ({} if rewards == "models" else {"rewards": rewards}), make)
 
     def subset(self, name: str) -> Dataset:
         """The pairs of D_rho ("rho") or of a member's subset ("b0.2", ...), in the order of the labels."""
@@ -415,6 +420,8 @@ class Pipeline:
         """Names of the ensemble's members, in the order of every length-K list."""
         if self.config.data.rewards == "given":
             return [f"given{k}" for k in range(self.data.metrics["members"])]
+        if self.config.data.rewards == "oracle":
+            return []
         return [f"b{share:g}" for share in self.config.bias.member_fractions]
 
     @property
@@ -424,28 +431,33 @@ class Pipeline:
         return [MAIN, *self.members, *([DRDO] if own else [])]
 
     def reward(self, name: str) -> Artifact:
-        """The reward model of D_rho ("rho"), or of a member's subset. ValueError where the rewards are given."""
-        if self.config.data.rewards == "given":
-            raise ValueError("data.rewards is given: the set's own rewards are distilled, there is no model to train")
+        """The reward model of D_rho ("rho"), or of a member's subset. ValueError where none are trained."""
+        if (rewards := self.config.data.rewards) != "models":
+            whose = "set" if rewards == "given" else "oracle"
+            raise ValueError(f"data.rewards is {rewards}: the {whose}'s own rewards are distilled, no model is trained")
         inputs = self._training("reward", self.config.reward, bias=self.bias, subset=name, start=self.sft)
         return self._reward_model("reward", name, self.config.reward, lambda: self.subset(name), inputs)
 
     def reward_accuracy(self, name: str) -> dict[str, Any]:
-        """How often a reward model, or the set's own reward of that name, orders validation pairs as labelled."""
+        """How often a reward model, or the reward distilled in its place, orders validation pairs as labelled."""
         if name == DRDO:
             own: dict[str, Any] = self.drdo_oracle.metrics["accuracy"]
             return own
         if self.config.data.rewards == "models":
             accuracy: dict[str, Any] = self.reward(name).metrics["accuracy"]
             return accuracy
-        pairs, k = self.labelled_pairs("valid"), [MAIN, *self.members].index(name)
-        chosen, rejected = (torch.tensor([row[k] for row in pairs[column][:]]) for column in data.REWARDS)
+        pairs, names = self.labelled_pairs("valid"), [MAIN, *self.members]
+        rewards = self._rewards(pairs, names)
+        chosen, rejected = (torch.tensor(rewards[column])[:, names.index(name)] for column in data.REWARDS)
         return self._accuracy(pairs, chosen > rejected)
 
     def _rewards(self, pairs: Dataset, names: list[str]) -> dict[str, list[list[float]]]:
         """Rewards of the chosen and of the rejected completions, a list a pair."""
         if self.config.data.rewards == "given":
             return {column: pairs[column][:] for column in data.REWARDS}
+        if self.config.data.rewards == "oracle":
+            own = {side: pairs[f"oracle_{side}_reward"][:] for side in ("chosen", "rejected")}
+            return {column: [[reward] for reward in own[column.removesuffix("_rewards")]] for column in data.REWARDS}
         scores = [
             score_pairs(open_reward_model(self.reward(n).path, self.config), pairs, f"rewards of {n}") for n in names
         ]

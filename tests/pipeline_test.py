@@ -416,6 +416,35 @@ def test_local_summaries_go_all_the_way_and_give_the_same_numbers_again(
     assert other_seed.data.metrics != one["data"], "other prompts are held out"
 
 
+# ---------------------------------------------------------------- the oracle's own rewards
+
+
+def test_the_judges_own_rewards_can_be_distilled(world_run: tuple[Config, dict[str, Any]], tmp_path: Path) -> None:
+    """As a control: same data, pi_ref, oracle and D_rho as with reward models, of which none is trained."""
+    done, plain = world_run
+    control = replace(done, methods=["dpo", "d-dpo"], data=replace(done.data, rewards="oracle"))
+    pipeline, with_models = Pipeline(control), Pipeline(done)
+    assert [getattr(pipeline, part).path for part in ("data", "sft", "oracle", "labels")] == [
+        getattr(with_models, part).path for part in ("data", "sft", "oracle", "labels")
+    ]
+    oracle = {row["id"]: row for row in pipeline.labelled_pairs("train")}
+    scored = pipeline.scored_pairs()
+    assert scored["id"][:] == with_models.scored_pairs()["id"][:], "the same D_rho"
+    for row in scored:
+        judged = oracle[row["id"]]
+        assert row["reward_margin"] == judged["oracle_chosen_reward"] - judged["oracle_rejected_reward"]
+    report = results(pipeline)
+    assert report["reward_models"]["rho"]["all"]["accuracy"] == 1
+    assert report["methods"]["dpo"]["advantage"] == plain["methods"]["dpo"]["advantage"], "DPO reads no reward"
+    assert report["methods"]["d-dpo"]["advantage"] != plain["methods"]["d-dpo"]["advantage"]
+    with pytest.raises(ValueError, match=r"data.rewards is oracle: the oracle's own rewards are distilled"):
+        pipeline.reward("rho")
+    with pytest.raises(ValueError, match=r"methods e-dpo need an ensemble, but with data.rewards oracle there is one"):
+        _ = Pipeline(replace(control, methods=["e-dpo"])).data
+    with pytest.raises(ValueError, match=r'DataConfig.rewards "oracle" goes with labels "oracle", got labels "given"'):
+        replace(done.data, rewards="oracle", labels="given")
+
+
 # ---------------------------------------------------------------- a given oracle
 
 

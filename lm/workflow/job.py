@@ -41,7 +41,7 @@ def scores(pipeline: Pipeline) -> Record:
         "seed": pipeline.config.seed,
         "rho": pipeline.config.bias.rho,
         "reward_models": {
-            name: {"accuracy": pipeline.reward(name).metrics["accuracy"], **pipeline.bias.metrics[name]}
+            name: {"accuracy": pipeline.reward_accuracy(name), **pipeline.bias.metrics[name]}
             for name in (MAIN, *pipeline.members)
         },
     }

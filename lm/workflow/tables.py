@@ -23,6 +23,8 @@ Grid = dict[str, Any]
 """What :mod:`lm.workflow.summary` writes."""
 
 GRID = Path(__file__).parents[2] / "figures" / "results" / "grid.json"
+CONTROL = GRID.with_name("grid_oracle.json")
+"""The same, of the cells that distil the oracle's own rewards."""
 BLOCK = re.compile(r"(<!-- table: (\S+) -->\n).*?(<!-- end -->)", re.DOTALL)
 DISTILLING = ("d-dpo", "dp-dpo", "e-dpo", "hull-dpo", "drdo")
 
@@ -97,16 +99,17 @@ def _difference(grid: Grid, rho: str, one: str, other: str) -> tuple[float, floa
     return -test["difference"], test["p"]
 
 
+def _tested(grid: Grid, rho: str, one: str, other: str) -> str:
+    """A difference of two methods' advantages, its p, and its sign in each seed."""
+    difference, p = _difference(grid, rho, one, other)
+    ours, theirs = (grid["advantages"][rho][name]["by_seed"] for name in (one, other))
+    signs = "".join("+" if a > b else "−" if a < b else "0" for a, b in zip(ours, theirs, strict=True))
+    return f"{difference:+.3f} ({_p(p)}) {signs}"
+
+
 def differences(grid: Grid, pairs: Sequence[tuple[str, str]]) -> str:
     """Differences of advantages and their p, a column a rho, with the signs of the seeds."""
-
-    def cell(rho: str, one: str, other: str) -> str:
-        difference, p = _difference(grid, rho, one, other)
-        ours, theirs = (grid["advantages"][rho][name]["by_seed"] for name in (one, other))
-        signs = "".join("+" if a > b else "−" if a < b else "0" for a, b in zip(ours, theirs, strict=True))
-        return f"{difference:+.3f} ({_p(p)}) {signs}"
-
-    rows = [[f"{one} − {other}", *(cell(rho, one, other) for rho in _rhos(grid))] for one, other in pairs]
+    rows = [[f"{one} − {other}", *(_tested(grid, rho, one, other) for rho in _rhos(grid))] for one, other in pairs]
     return _table(["difference", *(f"rho {rho}" for rho in _rhos(grid))], rows)
 
 
@@ -210,6 +213,17 @@ def alphas(grid: Grid) -> str:
     return _table(["method", "rho", *named], rows)
 
 
+def oracle_rewards(grid: Grid) -> str:
+    """d-DPO against DPO with reward models, and with the oracle's own rewards in their place (the control)."""
+    control = json.loads(CONTROL.read_text(encoding="utf-8"))
+    rows = []
+    for rho in _rhos(control):
+        for what, of in (("models", grid), ("the oracle's", control)):
+            advantages = [f"{of['advantages'][rho][name]['advantage']:+.3f}" for name in ("dpo", "d-dpo")]
+            rows.append([rho, what, *advantages, _tested(of, rho, "d-dpo", "dpo")])
+    return _table(["rho", "rewards", "dpo", "d-dpo", "d-dpo − dpo"], rows)
+
+
 def slopes(grid: Grid) -> str:
     """Advantage from the lowest rho to the highest: what the bias costs each method."""
     rows = []
@@ -231,6 +245,7 @@ TABLES: dict[str, Callable[[Grid], str]] = {
     "diagnostics": diagnostics,
     "alphas": alphas,
     "slopes": slopes,
+    "oracle-rewards": oracle_rewards,
 }
 
 
