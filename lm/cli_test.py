@@ -320,8 +320,10 @@ def test_a_mistake_has_a_traceback_with_debug_only(
 # ---------------------------------------------------------------- signals and pipes
 
 PROGRAM = """
-import sys, time
+import signal, sys, time
 from lm.cli import as_command
+
+signal.signal(signal.SIGINT, signal.default_int_handler)  # background jobs are started deaf to it
 
 @as_command
 def main(arguments):
