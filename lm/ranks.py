@@ -70,6 +70,12 @@ def check_launch() -> None:
     version = os.environ.get("FSDP_VERSION", "1")
     if version != "2":
         raise ValueError(f"fsdp_config.fsdp_version must be 2, got {version}")
+    kind = os.environ.get("FSDP_STATE_DICT_TYPE", "SHARDED_STATE_DICT")
+    if kind != "SHARDED_STATE_DICT":
+        raise ValueError(
+            f"fsdp_config.fsdp_state_dict_type must be SHARDED_STATE_DICT, got {kind}: ranks that resume from another "
+            "wait for each other for good; it is about checkpoints, models are saved whole all the same"
+        )
     if _flag("FSDP_CPU_RAM_EFFICIENT_LOADING"):
         raise ValueError(
             "fsdp_config.fsdp_cpu_ram_efficient_loading must be false, got true: it loads models on the first rank "

@@ -168,6 +168,10 @@ def test_stages_between_trainings_find_what_one_process_finds(runs: tuple[Path, 
         ({"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "1"}, r"fsdp_config\.fsdp_version must be 2, got 1"),
         ({"ACCELERATE_USE_FSDP": "true"}, r"fsdp_config\.fsdp_version must be 2, got 1"),
         (
+            {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2", "FSDP_STATE_DICT_TYPE": "FULL_STATE_DICT"},
+            r"fsdp_config\.fsdp_state_dict_type must be SHARDED_STATE_DICT, got FULL_STATE_DICT: ranks that resume",
+        ),
+        (
             {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2", "FSDP_CPU_RAM_EFFICIENT_LOADING": "true"},
             r"fsdp_config\.fsdp_cpu_ram_efficient_loading must be false, got true",
         ),
