@@ -78,6 +78,7 @@ TWO_RANKS: dict[str, Job] = {
     "more ranks than pairs": Job("dpo", pairs=9, steps=2, options={"micro_batch_size": 1}),
     "checkpointing": Job("e-dpo", options={"activation_checkpointing": True}),
     "padded": Job("p-dpo", route="padded", options={"micro_batch_size": 2}),
+    "adapters": Job("e-dpo", steps=2, options={"micro_batch_size": 2}, lora=LoraConfig(rank=2)),
 }
 """What is run on two processes too."""
 
