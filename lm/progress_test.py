@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import pty
 import re
 import subprocess
 import sys
 import termios
+import threading
+from collections.abc import Iterator
 from pathlib import Path
+from typing import TextIO
 
 import pytest
 
@@ -39,21 +43,31 @@ def through_a_pipe(*command: str) -> tuple[str, str]:
     return done.stdout.decode(), done.stderr.decode()
 
 
-def on_a_terminal(*command: str) -> str:
-    """What a person sees."""
+@contextlib.contextmanager
+def terminal() -> Iterator[tuple[TextIO, list[bytes]]]:
+    """(a terminal to write to, what has been seen on it in the end)."""
     screen, theirs = pty.openpty()
     termios.tcsetwinsize(theirs, (24, 120))
-    seen = b""
-    with subprocess.Popen([sys.executable, *command], stdout=theirs, stderr=theirs, cwd=ROOT) as process:
-        os.close(theirs)
-        try:
+    seen: list[bytes] = []
+
+    def look() -> None:
+        with contextlib.suppress(OSError):  # Linux's way to say that the other end is closed
             while part := os.read(screen, 1 << 16):
-                seen += part
-        except OSError:  # Linux's way to say that the other end is closed
-            pass
-        os.close(screen)
-    assert process.returncode == 0
-    return seen.decode()
+                seen.append(part)
+
+    person = threading.Thread(target=look)
+    person.start()
+    with os.fdopen(theirs, "w", encoding="utf-8") as file:
+        yield file, seen
+    person.join()
+    os.close(screen)
+
+
+def on_a_terminal(*command: str) -> str:
+    """What a person sees."""
+    with terminal() as (file, seen):
+        subprocess.run([sys.executable, *command], stdout=file, stderr=file, cwd=ROOT, check=True)
+    return b"".join(seen).decode()
 
 
 def test_through_a_pipe_a_short_stage_is_one_line() -> None:
@@ -99,17 +113,25 @@ def test_quiet_is_of_this_process_and_can_be_ended(capsys: pytest.CaptureFixture
     assert capsys.readouterr().err == "this\n"
 
 
-def test_a_commands_stages_are_seen_as_its_stderr_allows(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_commands_stages_are_seen_as_its_stderr_allows(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     options = ["--config", str(CONFIGS / "demo.yaml"), "--data.world.posts", "30", "--device", "cpu"]
     options += ["--sft.epochs", "null", "--sft.max_steps", "3", "--sft.batch_size", "4", "--sft.logging_steps", "1"]
-    seen = on_a_terminal("-m", "lm.sft", *options, "--output_dir", str(tmp_path / "terminal"))
-    for what in (
-        r"tokenising: +\d+%",
-        r"training sft-policy-[0-9a-f]{12}: +\d+%\|.*/3 .*loss [\d.]+, [\d,]+ tokens/s\]",
-    ):
-        assert re.search(rf"\r{what}", seen), what
-    for folder, more, expected in (("pipe", [], "[data] world\n[sft] policy\n"), ("quiet", ["--quiet"], "")):
+
+    def sft(folder: str, *more: str) -> None:
         given = [*options, "--output_dir", str(tmp_path / folder), *more]
         assert run("lm.sft", lambda pipeline: pipeline.sft, arguments=given) == 0
+
+    with terminal() as (file, seen), monkeypatch.context() as patch:
+        patch.setattr(sys, "stderr", file)
+        sft("terminal")
+    screen = b"".join(seen).decode()
+    steps = r"training sft-policy-[0-9a-f]{12}: +\d+%\|.*/3 .*loss [\d.]+, [\d,]+ tokens/s\]"
+    for what in (r"tokenising: +\d+%", steps):
+        assert re.search(rf"\r{what}", screen), what
+    assert capsys.readouterr().out == ""
+    for folder, more, expected in (("pipe", [], "[data] world\n[sft] policy\n"), ("quiet", ["--quiet"], "")):
+        sft(folder, *more)
         shown = capsys.readouterr()
         assert (shown.out, shown.err) == ("", expected)
