@@ -571,12 +571,19 @@ def test_samples_that_cannot_be_compared(
     assert not (tmp_path / "out.json").exists()
 
 
-@pytest.mark.parametrize("results", [None, {"sft": {}, "methods": {"dpo": {}}}])
-def test_a_run_without_samples(results: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize(
+    ("results", "message"),
+    [
+        (None, "results.json cannot be read as results with samples"),
+        ({"sft": {}, "methods": {"dpo": {}}}, "results.json cannot be read as results with samples"),
+        ({"sft": {"samples": "../secret"}, "methods": {}}, "'../secret' leads out of "),
+    ],
+)
+def test_a_run_without_samples(results: Any, message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     if results is not None:
         write_json(tmp_path / "results.json", results)
     assert main([str(tmp_path), "--judge", "oracle"]) == 2
-    assert "results.json cannot be read as results with samples" in capsys.readouterr().err
+    assert message in capsys.readouterr().err
 
 
 # ---------------------------------------------------------------- a real server

@@ -307,6 +307,7 @@ def test_without_a_probe_the_page_says_so(run: Path, parsed: Parsed, tmp_path: P
             lambda r: r["methods"]["dpo"].update(setting={"tau": 1.0}),
             r"methods.dpo.setting does not fit .* \{'tau': 1.0\}",
         ),
+        (lambda r: r["sft"].update(samples="../../secret.jsonl"), r"'../../secret.jsonl' leads out of "),
     ],
 )
 def test_old_or_partial_results_are_refused(edit: Any, message: str, run: Path, tmp_path: Path) -> None:

@@ -38,6 +38,7 @@ from lm.score import score_pairs
 from lm.testing import VOCABULARY, causal_lm, completion, pairs, reward_model, training
 from lm.trainer import PolicyTrainer, fit, pair_collator, training_arguments
 from tests.kill import differences
+from tests.ranks_test import torchrun
 
 ROOT = Path(__file__).parents[1]
 
@@ -356,6 +357,30 @@ def test_what_the_machine_refuses_names_the_stage(error: Exception, told: str, t
     with pytest.raises(Refused, match=rf"\[policy\] dpo in {tmp_path}: {told}"):
         Store(tmp_path, seed=0).get("policy", "dpo", {}, fail)
     assert not (tmp_path / "policy").exists()
+
+
+RANK_WITHOUT_MEMORY = """
+import sys
+from lm import ranks
+from lm.cli import run
+
+def make(folder, scratch):
+    if ranks.index() == 1:
+        raise MemoryError
+    (folder / "half").touch()
+    return {"ranks": ranks.from_all(1)}
+
+sys.exit(run("lm.test", lambda p: p.store.get("policy", "dpo", {}, make), arguments=["--output_dir", sys.argv[1]]))
+"""
+
+
+def test_a_rank_without_memory_ends_all_and_is_told_once(tmp_path: Path) -> None:
+    (tmp_path / "command.py").write_text(RANK_WITHOUT_MEMORY)
+    done = torchrun(str(tmp_path / "command.py"), str(tmp_path / "run"))
+    assert done.returncode != 0
+    assert done.stderr.count("error: [policy] dpo in ") == 1
+    assert done.stderr.count("out of memory; lower micro_batch_tokens") == 1
+    assert not (tmp_path / "run" / "policy").exists()
 
 
 def test_other_errors_stay_as_they_are(tmp_path: Path) -> None:

@@ -4,7 +4,8 @@ with an uninterrupted run's, byte for byte.
     python tests/kill.py --kills 20 [--signal TERM] [--seed 0] [--config tests/kill.yaml] [--out FOLDER]
 
 Ends in a table of kills by stage and in the differences; the exit status is 1 where there are any. The moments are
-drawn by the seed: so many in every artifact's making, each uniform in the time that the uninterrupted run took for it.
+drawn by the seed: so many in every artifact's making, each uniform in the time that the uninterrupted run took for it,
+half of them counted from its first checkpoint where it has any.
 Every run is a process group of its own, forked from a server that has done the imports, which take ten seconds and of
 which a kill shows nothing; what runs in it is `python -m lm.train`. After each kill every finished artifact must pass
 its checksums. SIGTERM in place of SIGKILL lets a run end by itself, with the status of a run that was terminated.
@@ -136,6 +137,11 @@ def made(log: Path, start: int = 0) -> list[str]:
     return [f"{stage} {name}" for stage, name in MADE.findall(text)]
 
 
+def checkpointed(folder: Path, name: str) -> bool:
+    """Whether the artifact that is being made has a whole checkpoint."""
+    return any(folder.glob(f"run/.work/{name.replace(' ', '-', 1)}-*/scratch/checkpoint-*/checksums.json"))
+
+
 def uninterrupted(runner: Runner, folder: Path) -> dict[str, float]:
     """Runs to the end; the seconds that each artifact took, in their order (the last one's until the end)."""
     process, began = runner.start(folder), dict[str, float]()
@@ -163,7 +169,7 @@ def killed(
     runner: Runner, folder: Path, seconds: dict[str, float], count: int, rng: random.Random, by: signal.Signals
 ) -> Killed:
     """Runs to the end, with so many kills on the way. Raises CorruptArtifact where one left an artifact half-made."""
-    from lm.artifacts import SEAL, verify
+    from lm.artifacts import verify
 
     order, done = list(seconds), Killed()
     aims = (
@@ -178,6 +184,9 @@ def killed(
         process = runner.start(folder)
         while process.is_alive() and not any(order.index(name) >= aim for name in made(log, start)):
             process.join(0.001)
+        if rng.random() < 0.5:  # in the middle of training, where it is trained
+            while process.is_alive() and made(log, start)[-1:] == [order[aim]] and not checkpointed(folder, order[aim]):
+                process.join(0.001)
         process.join(delay)
         if not process.is_alive():
             break
@@ -190,8 +199,7 @@ def killed(
         name = (made(log, start) or ["start-up"])[-1]
         stage = name.split()[0]
         done.kills[stage] += 1
-        scratch = folder.glob(f"run/.work/{name.replace(' ', '-', 1)}-*/scratch/checkpoint-*/{SEAL}")
-        done.resumable[stage] += any(scratch)
+        done.resumable[stage] += checkpointed(folder, name)
         for record in folder.glob("run/[!.]*/*"):
             if record.is_dir():
                 verify(record)
