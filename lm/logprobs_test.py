@@ -157,7 +157,9 @@ def test_the_last_layer_works_only_where_its_state_is_read(architecture: str) ->
     values_of(wrapped, data)
     seen: list[int] = []
     for layer in next(m for m in model.base_model.modules() if isinstance(m, nn.ModuleList)):
-        layer.mlp.register_forward_hook(lambda module, args, out: seen.append(args[0].shape[1]))
+        network = layer.mlp
+        assert isinstance(network, nn.Module)
+        network.register_forward_hook(lambda module, args, out: seen.append(args[0].shape[1]))
     close(values_of(wrapped, data), plain)
     *others, last = seen
     everything = sum(len(prompt) + sum(map(len, own)) for prompt, own in data)

@@ -530,7 +530,8 @@ class Pipeline:
             }.items():
                 scored = scored.add_column(column, values)
             _save(scored.select(range(len(of_training))), folder / "pairs")
-            _save(scored.select(range(len(of_training), len(scored))), folder / "probe")
+            if len(probe):
+                _save(scored.select(range(len(of_training), len(scored))), folder / "probe")
             return {"reward_models": names, "pairs": len(of_training), "probe": len(probe), "prompts": len(prompts)}
 
         inputs = {

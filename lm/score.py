@@ -316,9 +316,9 @@ def is_for_any_set(arguments: Sequence[str]) -> bool:
 
 if __name__ == "__main__":
     if is_for_any_set(sys.argv[1:]):
-        from lm.rewards import main
+        import lm.rewards
 
-        sys.exit(main())
+        sys.exit(lm.rewards.main())
 
     from lm.cli import run
 

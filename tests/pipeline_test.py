@@ -23,6 +23,7 @@ from lm.config import (
     DataConfig,
     EvaluationConfig,
     LogprobsConfig,
+    ProbeConfig,
     SamplingConfig,
     TrainingConfig,
     WorldConfig,
@@ -158,6 +159,13 @@ def test_every_policy_is_probed_while_it_trains(world_run: tuple[Config, dict[st
         assert ("member_shares" in row["probe"][0]) == (name not in ("ipo", "drdo"))
         for entry in row["probe"]:
             assert sum(entry.get("member_shares", [1.0])) == pytest.approx(1)
+
+
+def test_a_run_may_do_without_probes(world_run: tuple[Config, dict[str, Any]]) -> None:
+    done, plain = world_run
+    report = results(Pipeline(replace(done, methods=["dpo"], probe=ProbeConfig(pairs=0))))
+    assert report["methods"]["dpo"]["probe"] == []
+    assert report["methods"]["dpo"]["advantage"] == plain["methods"]["dpo"]["advantage"]
 
 
 # ---------------------------------------------------------------- the embedded world
