@@ -7,6 +7,7 @@ import contextlib
 import fcntl
 import functools
 import io
+import json
 import logging
 import os
 import signal
@@ -163,7 +164,7 @@ def resolve(parser: ArgumentParser, arguments: Sequence[str]) -> tuple[dict[str,
         options = parser.parse_args(list(arguments))
     except UnicodeDecodeError as error:
         raise ValueError(f"--config: the file is not text in UTF-8 ({error})") from None
-    _refuse_nulls(parser, options)
+    _check_kinds(parser, options)
     fields = vars(parser.instantiate(options))
     for own in ("debug", "quiet"):
         del fields[own], options[own]
@@ -172,11 +173,13 @@ def resolve(parser: ArgumentParser, arguments: Sequence[str]) -> tuple[dict[str,
     return fields, resolved
 
 
-def _refuse_nulls(parser: ArgumentParser, options: Namespace) -> None:
-    """ValueError where null stands for what cannot be null, which jsonargparse lets through."""
+def _check_kinds(parser: ArgumentParser, options: Namespace) -> None:
+    """ValueError where one value stands for a group of options, or null for what cannot be null: jsonargparse lets
+    both through."""
     for group in parser.groups or ():
-        if options.get(group, {}) is None:
-            raise ValueError(f"--{group} must be a mapping of its options, got null")
+        value = options.get(group, {})
+        if not isinstance(value, Namespace | dict):
+            raise ValueError(f"--{group} must be a mapping of its options, got {json.dumps(value, default=str)}")
     for action in parser._actions:
         hint = getattr(action, "_typehint", None)
         if hint is not None and options.get(action.dest, ...) is None and type(None) not in get_args(hint):

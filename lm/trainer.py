@@ -637,7 +637,7 @@ class Bar(TrainerCallback):  # type: ignore[misc]
     ) -> None:
         """Shows what a training step logged."""
         if logs and SPEED in logs:
-            self._bar.set_postfix_str(f"loss {logs['loss']:.4g}, {logs[SPEED]:,.0f} tokens/s", refresh=False)
+            self._bar.set_postfix_str(f"loss {logs['loss']:.4g}, {logs[SPEED]:,.0f} tokens/s")
 
     def close(self) -> None:
         """Clears it."""

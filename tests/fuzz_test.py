@@ -337,6 +337,7 @@ PLAIN = st.one_of(
 
 @given(broken(DEMO, PLAIN))
 @example({"data": None})
+@example({"policy": 0})
 @example({"data": {"prompt_template": None}})
 @example({"data": {"prompt_template": "{post!r:>{title}}"}})
 @example({"policy": {"learning_rate": float("inf")}})
@@ -426,6 +427,7 @@ def test_what_the_messages_say(row: Any, message: str, folder: Path) -> None:
         ("seed: " + "[" * 30 + "]" * 30, "nested more than 20 deep"),
         ("seed: !!python/object/apply:os.system [x]", "could not determine a constructor for the tag"),
         ("data: null", "--data must be a mapping of its options, got null"),
+        ("policy: 0", "--policy must be a mapping of its options, got 0"),
         ("data: {prompt_template: null}", "--data.prompt_template must not be null"),
         ("data: {limit: null}", "^$"),
         ("policy: {learning_rate: .inf}", "TrainingConfig.learning_rate must be finite, got inf"),

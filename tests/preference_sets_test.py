@@ -120,7 +120,7 @@ def test_no_reward_model_is_trained_and_none_can_be(given_run: Config) -> None:
     made = {path.name for path in Path(given_run.output_dir).iterdir()}
     assert "reward" not in made
     assert {"oracle", "policy", "evaluate"} <= made, "the oracle judges all the same"
-    with pytest.raises(ValueError, match=r"data.rewards is given: .* there is no model to train"):
+    with pytest.raises(ValueError, match=r"data.rewards is given: .* no model is trained"):
         Pipeline(given_run).reward(MAIN)
 
 
