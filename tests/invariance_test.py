@@ -10,9 +10,14 @@ from typing import Any
 
 import pytest
 import torch
+from datasets import Dataset
 from torch import Tensor
 
-from lm.objectives import METHODS
+from lm.config import LogprobsConfig
+from lm.logprobs import CompletionModel
+from lm.objectives import METHODS, PairBatch
+from lm.score import score_pairs, score_rows
+from lm.testing import causal_lm, pairs
 from lm.trainer import PolicyTrainer
 from tests.two_ranks import TWO_RANKS, Job
 
@@ -58,6 +63,40 @@ def test_one_step_is_the_same_however_it_is_cut_and_computed(
     name: str, how: dict[str, Any], whole: dict[str, dict[str, Tensor]], tmp_path: Path
 ) -> None:
     same(Job(name, **how).run(tmp_path), whole[name], f"{name} {how}")
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_reference_log_probs_scored_before_are_those_of_the_step(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Scored for all pairs at once, or by pi_ref on each micro-batch while training, as other trainers do."""
+    reference = CompletionModel(causal_lm(seed=1), options=LogprobsConfig(allocator=False))
+    arbitrary = pairs(8)
+    chosen, rejected = score_pairs(reference, arbitrary, "before")
+    repeated = [ids for ids in arbitrary["prompt_ids"] for _ in range(2)]
+    samples = score_rows(reference, repeated, [ids for two in arbitrary["sample_ids"] for ids in two], "before")
+    columns = {
+        "ref_chosen_logps": chosen.tolist(),
+        "ref_rejected_logps": rejected.tolist(),
+        "ref_sample_logps": samples.view(-1, 2).tolist(),
+    }
+    scored = Dataset.from_list([{**row, **{c: columns[c][i] for c in columns}} for i, row in enumerate(arbitrary)])
+
+    class Online(PolicyTrainer):
+        def _pairs(self, model: torch.nn.Module, batch: dict[str, Any]) -> PairBatch:
+            with torch.no_grad():
+                logps = reference(batch["input_ids"], batch["lengths"]).logps.view(self.units(batch), -1)
+            own = dict(zip(columns, (logps[:, 0], logps[:, 1], logps[:, 2:]), strict=True))
+            return super()._pairs(model, {**batch, "scores": {**batch["scores"], **own}})
+
+    halves = {"options": {"micro_batch_size": 4}}
+    online = Job(name, trainer=Online, **halves).run(tmp_path / "online")
+    control = Job(name, **halves).run(tmp_path / "control")
+    monkeypatch.setattr("tests.two_ranks.pairs", lambda count: scored)
+    before = Job(name).run(tmp_path / "before")
+    same(online, before, name)
+    if name != "drdo":  # which has no reference
+        assert distance(control, before) > 1e-6, "the arbitrary ones are noticed"
 
 
 @pytest.fixture(scope="module")
