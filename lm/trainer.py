@@ -10,6 +10,7 @@ import json
 import math
 import os
 import signal
+import sys
 import threading
 import time
 from collections import defaultdict
@@ -637,7 +638,8 @@ class Bar(TrainerCallback):  # type: ignore[misc]
     ) -> None:
         """Shows what a training step logged."""
         if logs and SPEED in logs:
-            self._bar.set_postfix_str(f"loss {logs['loss']:.4g}, {logs[SPEED]:,.0f} tokens/s")
+            now = sys.stderr.isatty()  # a file gets its line a minute
+            self._bar.set_postfix_str(f"loss {logs['loss']:.4g}, {logs[SPEED]:,.0f} tokens/s", refresh=now)
 
     def close(self) -> None:
         """Clears it."""
