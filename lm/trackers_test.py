@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import time
 from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
@@ -159,6 +160,7 @@ def test_a_resumed_training_replaces_what_was_written_after_its_checkpoint(tmp_p
         train(tmp_path, EnsembleDPO(), callbacks=[Fail()], **options)
     logs = tmp_path / "logs" / "policy-tried-0a1b2c"
     assert [step for step, _ in scalars(logs)["train/loss"]] == [1, 2, 3]
+    time.sleep(1)  # event files are read in the order of their names: the second, the process, a count as text (9 > 10)
     train(tmp_path, EnsembleDPO(), **options)
     assert [step for step, _ in scalars(logs)["train/loss"]] == [1, 2, 3, 4], "step 3 is there once"
     assert scalars(logs)["eval/chosen_logps"][0][0] == 0
