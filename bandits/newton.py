@@ -84,7 +84,7 @@ class Layout:
 
     @cached_property
     def couplings(self) -> Any:
-        """[m * P], where each pair goes in the table of :func:`dense_direction`; padding goes anywhere, as nothing."""
+        """[m * P], where each pair goes in the table of `dense_direction`; padding goes anywhere, as nothing."""
         n, problems = self.log_ref.shape
         low, high = np.minimum(self.winners, self.losers), np.maximum(self.winners, self.losers)
         entries = _row_starts(n)[low] + np.maximum(high - low - 1, 0)
@@ -333,7 +333,7 @@ def minimise(
         alpha: [P], >= 0. Where it is 0 the loss must have its optimum in the given graph.
         direction: how to solve the Newton system.
         start: u, [n, P], nats.
-        tolerance: on the relative residual of :func:`evaluate`.
+        tolerance: on the relative residual of `evaluate`.
         max_iterations: after which, or once no step is accepted any more, the state is returned as it is; the caller
             judges its residual.
     """

@@ -30,7 +30,7 @@ def redraw(name: str, out: Path, results: Any = None) -> list[Path]:
     """Draws one figure as PNG and PDF.
 
     Args:
-        name: of a figure in :func:`modules`.
+        name: of a figure in `modules`.
         out: folder, made where missing.
         results: what its `draw` takes; read from the committed results where not given.
 

@@ -576,7 +576,7 @@ class Work(NamedTuple):
     tokens: int
     """Prompts once, and completions: the same number whatever the variant computes."""
     flops: int
-    """See :func:`useful_flops`."""
+    """See `useful_flops`."""
 
 
 def work_of(job: Job) -> list[Work]:

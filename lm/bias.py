@@ -133,7 +133,7 @@ class Lengths:
 def read_lengths(path: str, tokenizer: PreTrainedTokenizerBase | None = None) -> Lengths:
     """Lengths of every pair of a set in any schema: tokens, end-of-text included, or else characters.
 
-    Raises ValueError or FileNotFoundError as :func:`lm.data.read_rows` and :func:`lm.data.any_pair` do.
+    Raises ValueError or FileNotFoundError as `lm.data.read_rows` and `lm.data.any_pair` do.
     """
     lengths = Lengths()
     for number, (where, row) in enumerate(read_rows(path)):
@@ -156,14 +156,14 @@ def bias_file(
     """Writes a length-biased subset of a set: its rows as they are, in their order.
 
     Args:
-        path: a set in any schema, as :func:`lm.data.read_rows` takes it. It is read twice and never held.
+        path: a set in any schema, as `lm.data.read_rows` takes it. It is read twice and never held.
         out: the file to write, .jsonl, .jsonl.gz or .parquet.
         config: rho, size and length_ratio; the rest is about ensembles and not read.
         seed: of the draw.
         tokenizer: to measure lengths in tokens; None for characters.
 
     Returns:
-        "before" and "after", as :func:`length_report`; "left_out", rows that are no comparison, by reason; "unit".
+        "before" and "after", as `length_report`; "left_out", rows that are no comparison, by reason; "unit".
 
     Raises:
         ValueError: a malformed row, an infeasible size (the message names the largest feasible), or an unfit `out`.
@@ -189,7 +189,7 @@ def bias_file(
 
 
 def table(report: dict[str, Any], title: str) -> Table:
-    """The report of :func:`bias_file` as a rich table."""
+    """The report of `bias_file` as a rich table."""
     view = Table("", "before", "after", title=title, box=box.SIMPLE)
     for column in view.columns[1:]:
         column.justify = "right"

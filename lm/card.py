@@ -89,7 +89,7 @@ def card(run: Path, method: str, name: str = "FOLDER_OR_NAME") -> str:
 
 def chosen(run: Path, method: str) -> Path:
     """The folder of a method's policy in a finished run: its artifact's, or that of a snapshot in it. Raises as
-    :func:`card` where the run is not finished."""
+    `card` where the run is not finished."""
     model = Path(_results_of(run, method)["methods"][method]["policy"])
     artifact = policy_folder(run, str(model))
     return artifact if model.name == artifact.name else artifact / model.name

@@ -89,7 +89,7 @@ def argument_parser(command: str, description: str | None, *examples: str, **opt
 
 
 def add_common(parser: argparse.ArgumentParser) -> None:
-    """The options that :func:`as_command` reads."""
+    """The options that `as_command` reads."""
     parser.add_argument("--debug", action="store_true", help="show tracebacks of errors")
     parser.add_argument("--quiet", action="store_true", help="no progress bars and no information on stderr")
 
@@ -97,7 +97,7 @@ def add_common(parser: argparse.ArgumentParser) -> None:
 def parser_of(
     command: str, description: str, preset: str = "demo.yaml", examples: Sequence[str] | None = None
 ) -> ArgumentParser:
-    """All fields of :class:`lm.config.Config` as dotted options, plus --config, --print_config, --debug and --quiet."""
+    """All fields of `lm.config.Config` as dotted options, plus --config, --print_config, --debug and --quiet."""
     if examples is None:
         examples = ("", "--config lm/configs/helpfulness.yaml --output_dir runs/helpfulness", "--print_config")
     parser = ArgumentParser(
@@ -270,7 +270,7 @@ def run(
         read_only: stages that the command never computes.
         shared: other commands may work in the same folder, on other artifacts, and it is theirs to say who makes what.
         preset: the config that is used without --config.
-        examples: for the help text, see :func:`epilog`.
+        examples: for the help text, see `epilog`.
         arguments: the command line without the program; sys.argv's by default.
     """
     description = (sys.modules["__main__"].__doc__ or "").strip().split("\n")[0]

@@ -43,7 +43,7 @@ REWARDS = ("chosen_rewards", "rejected_rewards")
 ONE_REWARD = (("score_chosen", "score_rejected"), ("chosen_reward", "rejected_reward"))
 """Columns of a set's one reward."""
 GIVEN_REWARDS = (*REWARDS, *(name for names in ONE_REWARD for name in names), "margin")
-"""Every column that :func:`given_rewards` reads."""
+"""Every column that `given_rewards` reads."""
 BATCH = 1000
 """Rows at a time, of what is tokenised or read from Parquet."""
 
@@ -130,7 +130,7 @@ def write_rows(path: Path, rows: Iterable[Row]) -> None:
 
 
 def check_suffix(path: Path) -> None:
-    """ValueError where :func:`write_rows` cannot write such a file."""
+    """ValueError where `write_rows` cannot write such a file."""
     if not path.name.endswith(SUFFIXES):
         raise ValueError(f"{path}: a file of type {', '.join(SUFFIXES)} is needed")
 
@@ -298,12 +298,12 @@ Renderer = Callable[[Sequence[Message], Message, str], tuple[str, str]]
 
 
 def plain_chat(messages: Sequence[Message], reply: Message, where: str) -> tuple[str, str]:
-    """A dialogue as text with the roles named, for what reads replies and has no model; a :data:`Renderer`."""
+    """A dialogue as text with the roles named, for what reads replies and has no model; a `Renderer`."""
     return "".join(f"\n\n{message['role']}: {message['content']}" for message in messages), reply["content"]
 
 
 def chat_renderer(tokenizer: PreTrainedTokenizerBase | None, model: str) -> Renderer:
-    """A :data:`Renderer` by the model's chat template. End-of-text is left to the tokenising.
+    """A `Renderer` by the model's chat template. End-of-text is left to the tokenising.
 
     What it returns raises ValueError where there is no template, or it cannot write the messages so that a prompt is
     the beginning of a prompt with its reply.
@@ -337,7 +337,7 @@ def preference_pair(row: Row, where: str, render: Renderer) -> Row | Drop:
     Text stays as written, white space too. Without a prompt it is what both texts begin with, in whole words; or all
     shared turns where they are dialogues of Human and Assistant. Messages go through `render`: the prompt is what comes
     before the one last reply in which the sides differ, whether it stands in `prompt`, in both sides, or in both
-    places. `confidence` and `worker` are kept as in :func:`tldr_pair`.
+    places. `confidence` and `worker` are kept as in `tldr_pair`.
     """
     prompt, chosen, rejected = _sides(row, where)
     if isinstance(prompt, list) or not isinstance(chosen, str) or not isinstance(rejected, str):

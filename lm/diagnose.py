@@ -179,10 +179,10 @@ def read(path: str, *, kind: str = "auto", subset: str | None = None) -> Compari
     """Reads a hub dataset, a file or a folder.
 
     Args:
-        path: as of :func:`lm.data.read_rows`.
-        kind: "tldr", "hh" and "preferences" as in :class:`lm.config.DataConfig`; "auto" goes by the columns of the
+        path: as of `lm.data.read_rows`.
+        kind: "tldr", "hh" and "preferences" as in `lm.config.DataConfig`; "auto" goes by the columns of the
             first row.
-        subset: as of :func:`lm.data.read_rows`.
+        subset: as of `lm.data.read_rows`.
 
     Raises:
         ValueError: unknown columns, a malformed row, or no row that is a comparison.

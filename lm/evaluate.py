@@ -269,7 +269,7 @@ def _samples(pipeline: Pipeline, artifact: Artifact) -> str:
 
 
 def probe_history(pipeline: Pipeline, policy: Artifact) -> list[dict[str, Any]]:
-    """What was logged of the policy on the probe pairs, by step: see :meth:`lm.trainer.PolicyTrainer.evaluate`.
+    """What was logged of the policy on the probe pairs, by step: see `lm.trainer.PolicyTrainer.evaluate`.
 
     Names lose their "eval_"; member_shares is in the order of the ensemble, and absent for methods without a beta.
     """

@@ -453,7 +453,7 @@ class Run:
     graphs: Graphs
     training: TrainingConfig
     samples: Floats | None = None
-    """[P, n], weights of the KL term's completions, see :func:`pair_rows`."""
+    """[P, n], weights of the KL term's completions, see `pair_rows`."""
     closed: bool = True
     from_reference: bool = True
     """False: from random weights. The log-ratios are to pi_ref all the same."""

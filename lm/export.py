@@ -41,7 +41,7 @@ def scored_rows(pipeline: Pipeline) -> Iterator[dict[str, Any]]:
 
 
 def export(pipeline: Pipeline, out: Path) -> None:
-    """Writes :func:`scored_rows` to a .jsonl, .jsonl.gz or .parquet file. ValueError for another type of file."""
+    """Writes `scored_rows` to a .jsonl, .jsonl.gz or .parquet file. ValueError for another type of file."""
     check_suffix(out)
     _ = pipeline.scores  # by all ranks
     if not ranks.is_first():

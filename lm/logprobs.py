@@ -1,6 +1,6 @@
 """The core of the LM side: summed log-probs and end-of-text rewards of any number of completions a prompt.
 
-Training, reference scoring, reward models and diagnostics all go through :class:`CompletionModel`. Two routes give the
+Training, reference scoring, reward models and diagnostics all go through `CompletionModel`. Two routes give the
 same numbers: "packed" computes each prompt once for all its completions (see `lm.packing`), "padded" is the plain
 forward of rows of prompt and one completion, right for every causal architecture. Which one a model takes is settled
 by trial before it is used, and said where it is not the fast one.
@@ -103,7 +103,7 @@ class CompletionModel(nn.Module):
         hidden = model.config.get_text_config().hidden_size
         self.reward_head = nn.Linear(hidden, 1, bias=False, dtype=model.dtype) if reward_head else None
         self.route: Route | None = None
-        """None until :meth:`settle`."""
+        """None until `settle`."""
         self._shared_attention = PACKED
         self._stock_attention = model.config._attn_implementation
         self._last_layer = LastLayer(model.base_model)
@@ -126,7 +126,7 @@ class CompletionModel(nn.Module):
     # ------------------------------------------------------------ the forward
 
     def forward(self, input_ids: Tensor, lengths: Lengths) -> CompletionOutput:
-        """Arguments as :func:`collate` makes them: [T] and, for each example, the tokens of prompt and completions."""
+        """Arguments as `collate` makes them: [T] and, for each example, the tokens of prompt and completions."""
         if self.route is None:
             self.settle(input_ids, lengths)
         with self._precision(input_ids.device):
@@ -232,7 +232,7 @@ class CompletionModel(nn.Module):
         shows only in rows longer than it).
 
         Args:
-            input_ids: as of :func:`collate`.
+            input_ids: as of `collate`.
             lengths: likewise.
             device: where the model is going to run; None for where it is.
 

@@ -62,7 +62,7 @@ def check_model(spec: str, trust_remote_code: bool) -> None:
 
 
 def check_reward_model(spec: str, trust_remote_code: bool, *, option: str = "oracle_model") -> None:
-    """:func:`check_model` for a model that is to judge, named by this option: it needs a trained head with one label.
+    """`check_model` for a model that is to judge, named by this option: it needs a trained head with one label.
 
     Without this, a head that the weights lack would be drawn at random, and judge.
     """

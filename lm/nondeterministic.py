@@ -189,7 +189,7 @@ def study(pipeline: Pipeline) -> dict[str, Any]:
     `outcomes` has a row a split, domain, temperature and policy: means over the prompts. `wins` has a row a pair of
     policies besides: shares of prompts by the judge ("oracle", or the world's "utility"); `rate`, wins plus half the
     ties, with its bootstrap interval over prompts; Wald's test on the paired differences. `histograms` are of the
-    oracle reward less pi_ref's on the same prompt, `training` of the probe pairs (see :func:`probe_history`).
+    oracle reward less pi_ref's on the same prompt, `training` of the probe pairs (see `probe_history`).
     """
     config = pipeline.config
     domains = [IN] if out_of_domain(pipeline) is None else [IN, OUT]

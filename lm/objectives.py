@@ -1,7 +1,7 @@
 """The methods: which loss of `theory.losses` each trains on, and what it needs to know about a pair.
 
 A method is a frozen dataclass: its fields are its hyper-parameters (so a field that a method does not honour does not
-exist), calling it on a :class:`PairBatch` gives one loss a pair.
+exist), calling it on a `PairBatch` gives one loss a pair.
 """
 
 from __future__ import annotations

@@ -22,7 +22,7 @@ from torch.nn.attention.flex_attention import BlockMask, create_block_mask
 from transformers import AttentionInterface
 
 PACKED = "lm_packed"
-"""Name under which :func:`packed_attention` is known to transformers."""
+"""Name under which `packed_attention` is known to transformers."""
 
 DENSE_LIMIT = 128
 """Examples up to this many tokens are attended to in one masked call for all; longer ones in two calls each."""
@@ -74,7 +74,7 @@ class Layout:
         self.counts_R = self._index(np.array(counts))
         """[R], tokens of each completion."""
         self.read_only = False
-        """Whether only the outputs at :attr:`read_U` are asked for, and the others may be anything finite."""
+        """Whether only the outputs at `read_U` are asked for, and the others may be anything finite."""
         self._masks: dict[tuple[int | None, torch.dtype, str], Any] = {}
 
     @cached_property
@@ -85,7 +85,7 @@ class Layout:
 
     @cached_property
     def for_last_layer(self) -> Layout:
-        """The same, :attr:`read_only`."""
+        """The same, `read_only`."""
         layout = copy.copy(self)
         layout.read_only = True
         return layout
@@ -138,12 +138,12 @@ class Layout:
 
     @cached_property
     def back_T(self) -> Tensor:
-        """[T], where each token is in the flattened :attr:`rows_NS`."""
+        """[T], where each token is in the flattened `rows_NS`."""
         longest = self.rows_NS.shape[1]
         return self._index(np.concatenate([n * longest + np.arange(sum(x)) for n, x in enumerate(self.lengths)]))
 
     def dense_mask(self, window: int | None, dtype: torch.dtype) -> Tensor:
-        """[N, 1, S, S], additive, over :attr:`rows_NS`. Padding repeats a token, whose state nobody takes back."""
+        """[N, 1, S, S], additive, over `rows_NS`. Padding repeats a token, whose state nobody takes back."""
         key = (window, dtype, "dense")
         if key not in self._masks:
             rows = self.rows_NS
@@ -303,7 +303,7 @@ def _blocks(packed: Layout) -> Iterator[tuple[int, int, int, int | None]]:
 
 
 def _fits_blocks(query: Tensor, packed: Layout, window: int | None) -> bool:
-    """Whether :class:`_BlockAttention` gains: on a CPU, in full precision, with prompts that no window cuts."""
+    """Whether `_BlockAttention` gains: on a CPU, in full precision, with prompts that no window cuts."""
     if query.device.type != "cpu" or query.dtype.itemsize < 4:
         return False
     if window is not None and any(prompt > window for prompt, *_ in packed.lengths):
@@ -360,9 +360,9 @@ class _BlockAttention(torch.autograd.Function):
 
 class LastLayer:
     """Spares a model's last layer what nobody reads: of a prompt it needs keys and values, but only the last token's
-    state. The feed-forward network, and attention in blocks, then run on :attr:`Layout.read_U` alone.
+    state. The feed-forward network, and attention in blocks, then run on `Layout.read_U` alone.
 
-    Hooks, which do nothing unless a :class:`Layout` comes by and `on` is set. They are on the layer itself so that
+    Hooks, which do nothing unless a `Layout` comes by and `on` is set. They are on the layer itself so that
     activation checkpointing, which runs the layer again, runs them again.
     """
 

@@ -67,7 +67,7 @@ class Pipeline:
 
     Args:
         config: every option.
-        read_only: stages that have to be finished already (see :class:`lm.artifacts.Store`).
+        read_only: stages that have to be finished already (see `lm.artifacts.Store`).
 
     Raises:
         ValueError: a model or data path that cannot work, before anything is computed.
@@ -426,7 +426,7 @@ class Pipeline:
 
     @property
     def distilled(self) -> list[str]:
-        """Names of all reward models that some method may distil, for :meth:`reward_accuracy`."""
+        """Names of all reward models that some method may distil, for `reward_accuracy`."""
         own = DRDO in self.config.methods and self.config.drdo_oracle_alpha is not None
         return [MAIN, *self.members, *([DRDO] if own else [])]
 
@@ -545,7 +545,7 @@ class Pipeline:
         return self.store.get("score", "pairs", inputs, make)
 
     def scored_pairs(self) -> Dataset:
-        """Training pairs as :func:`lm.trainer.pair_collator` reads them: reward margins instead of rewards.
+        """Training pairs as `lm.trainer.pair_collator` reads them: reward margins instead of rewards.
 
         Raises ValueError where a score is missing, or not finite.
         """
@@ -585,7 +585,7 @@ class Pipeline:
     # ------------------------------------------------------------ policies
 
     def policies(self, name: str) -> list[Artifact]:
-        """The named method's policy in each of its settings, see :meth:`lm.config.Config.settings`.
+        """The named method's policy in each of its settings, see `lm.config.Config.settings`.
 
         Kept, as every stage is here: evaluation asks for them often, and opening one reads all of its weights.
         """

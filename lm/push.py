@@ -31,7 +31,7 @@ def push(run: Path, method: str, repo_id: str, *, private: bool = False) -> str:
         private: make the repository private, and refuse one that is there and is not.
 
     Raises:
-        FileNotFoundError, MissingArtifact, CorruptArtifact: see :func:`lm.card.card`.
+        FileNotFoundError, MissingArtifact, CorruptArtifact: see `lm.card.card`.
         ValueError: another name than owner/name, no such method, no token, or a public repository for a private policy.
         OSError: the hub cannot be reached, or refuses.
     """

@@ -1,7 +1,7 @@
 """Several processes at one command, as torchrun and accelerate launch start them: ranks, that run the same lines.
 
 They share out training and scoring. What is to be done once, the first rank does, and the others wait for it. Outside
-:func:`together` every process is on its own here, whoever started it.
+`together` every process is on its own here, whoever started it.
 """
 
 from __future__ import annotations
@@ -87,7 +87,7 @@ def check_launch() -> None:
 def together(device: torch.device) -> Iterator[None]:
     """Connects the launched processes, which compute on this type of device. Inside, only the first prints.
 
-    Raises ValueError for what the launcher was asked for in vain, see :func:`check_launch`.
+    Raises ValueError for what the launcher was asked for in vain, see `check_launch`.
     """
     global _group  # noqa: PLW0603
     check_launch()

@@ -36,7 +36,7 @@ _METHOD = (*_POLICY, "advantage", "ci", "policy", "setting", "step", "validation
 
 
 def write_report(run: Path) -> Path:
-    """Writes `report.html` into a finished run's folder, whole or not at all; see :func:`page` for what it raises."""
+    """Writes `report.html` into a finished run's folder, whole or not at all; see `page` for what it raises."""
     path = run / "report.html"
     write_text(path, page(run))
     return path
@@ -277,7 +277,7 @@ _PROBED = {
     "forward_kl_reference": "KL(π_ref ‖ π) by samples of π_ref, nats",
     "forward_kl_preferences": "−log π/π_ref on the pairs, nats",
 }
-"""What a probe tells of every method, see :meth:`lm.trainer.PolicyTrainer.evaluate`."""
+"""What a probe tells of every method, see `lm.trainer.PolicyTrainer.evaluate`."""
 
 
 def _losses(run: Path, row: Mapping[str, Any]) -> tuple[list[int], list[float]]:

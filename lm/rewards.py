@@ -104,7 +104,7 @@ class Scoring:
 
 
 def role_text(messages: Sequence[Message], reply: Message, where: str) -> tuple[str, str]:
-    """A conversation for a model without a chat template; a :data:`lm.data.Renderer`."""
+    """A conversation for a model without a chat template; a `lm.data.Renderer`."""
     return f"{plain_chat(messages, reply, where)[0]}\n\n{reply['role']}:", f" {reply['content']}"
 
 
@@ -322,7 +322,7 @@ def _kept(pair: Any) -> Any:
 def comparisons(path: str, subset: str | None, left_out: Counter[str] | None = None) -> Iterator[Placed]:
     """The rows of a set that are comparisons; counts the others by reason.
 
-    Raises ValueError or FileNotFoundError as :func:`lm.data.read_rows` and :func:`lm.data.any_pair` do.
+    Raises ValueError or FileNotFoundError as `lm.data.read_rows` and `lm.data.any_pair` do.
     """
     for where, row in read_rows(path, subset):
         pair = any_pair(row, where)
@@ -376,7 +376,7 @@ class Parts:
             return None
 
     def write(self, shard: int, rows: Sequence[Placed], rewards: Tensor, cut: int) -> None:
-        """Rewards, [2N], as of :meth:`RewardModel.rewards`."""
+        """Rewards, [2N], as of `RewardModel.rewards`."""
         chosen, rejected = rewards.reshape(2, -1).tolist()
         write_json(self.path(shard), {"key": self.key(rows), "chosen": chosen, "rejected": rejected, "cut": cut})
 
@@ -401,7 +401,7 @@ def column_names(specs: Sequence[str]) -> list[str]:
 
 @dataclass
 class Summary:
-    """What :func:`score_set` did."""
+    """What `score_set` did."""
 
     pairs: int = 0
     """Rows in the file."""
@@ -428,12 +428,12 @@ def score_set(
     """Writes the set with rewards to `out`, see the top of this file. All ranks call this, the first one writes.
 
     Args:
-        path: a set in any schema, as of :func:`lm.data.read_rows`. It is read several times and never held, but for a
+        path: a set in any schema, as of `lm.data.read_rows`. It is read several times and never held, but for a
             judge's questions.
         out: .jsonl, .jsonl.gz or .parquet file, which must not be there yet.
         specs: reward models, hub names or local folders.
         scoring: how they are run.
-        subset: as of :func:`lm.data.read_rows`.
+        subset: as of `lm.data.read_rows`.
         judge: an LLM, the last of the ensemble.
 
     Raises:

@@ -1,7 +1,7 @@
 """Scores of a run's pairs; with --data, --reward-model and --out, of any preference set by any reward model.
 
 `python -m lm.score` scores the training pairs by pi_ref and every reward model, and samples pi_ref for the KL term.
-`python -m lm.score --data DATA --reward-model A --out FILE` is :mod:`lm.rewards`; with --help after these it explains
+`python -m lm.score --data DATA --reward-model A --out FILE` is `lm.rewards`; with --help after these it explains
 itself. Both score offline, every row once.
 """
 
@@ -172,7 +172,7 @@ def open_reward_model(folder: Path | str, config: Config) -> CompletionModel:
 def score_pairs(
     model: CompletionModel, pairs: Dataset, what: str, *, rewards: bool | None = None
 ) -> tuple[Tensor, Tensor]:
-    """Scores of the chosen and of the rejected completions, [N] each, float64; see :func:`score_rows`."""
+    """Scores of the chosen and of the rejected completions, [N] each, float64; see `score_rows`."""
     # Columns as a whole: iterating decodes them row by row, which takes longer than a small model's forward pass.
     prompts, completions = pairs["prompt_ids"][:], [*pairs["chosen_ids"][:], *pairs["rejected_ids"][:]]
     try:

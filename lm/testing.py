@@ -18,7 +18,7 @@ VOCABULARY = 50
 END = 1
 """End-of-text."""
 WINDOW = 5
-"""Sliding window of the Mistral: shorter than every row of :func:`pairs`."""
+"""Sliding window of the Mistral: shorter than every row of `pairs`."""
 
 _IDS = {"vocab_size": VOCABULARY, "pad_token_id": 0, "eos_token_id": END, "bos_token_id": None}
 _LLAMA = {

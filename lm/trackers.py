@@ -42,7 +42,7 @@ def callbacks(names: Sequence[str], logs: Path) -> list[TrainerCallback]:
     """One for each tracker; none on other ranks than the first.
 
     Args:
-        names: as of :func:`check`.
+        names: as of `check`.
         logs: TensorBoard's folder of this training.
     """
     own = {"tensorboard": lambda: _TensorBoard(logs), "wandb": _Wandb}

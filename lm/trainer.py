@@ -41,12 +41,12 @@ from lm.objectives import EnsembleDPO, Method, PairBatch, Pessimism
 from theory import losses
 
 Batch = dict[str, Any]
-"""ids [N]; input_ids and lengths as of :func:`lm.logprobs.collate`; scores: tensors [N, ...] of SCORES."""
+"""ids [N]; input_ids and lengths as of `lm.logprobs.collate`; scores: tensors [N, ...] of SCORES."""
 
 
 @dataclass
 class CompletionArguments(TrainingArguments):  # type: ignore[misc]
-    """transformers' options, the limits of a micro-batch, see :class:`lm.config.TrainingConfig`, and `lm.trackers`."""
+    """transformers' options, the limits of a micro-batch, see `lm.config.TrainingConfig`, and `lm.trackers`."""
 
     micro_batch_size: int | None = field(default=None)
     micro_batch_tokens: int | None = field(default=None)
@@ -59,7 +59,7 @@ SPEED = "tokens_per_second"
 
 
 class CompletionTrainer(Trainer):  # type: ignore[misc]
-    """Trains a :class:`CompletionModel` on the sum of :meth:`losses` over the global mini-batch, divided by its units.
+    """Trains a `CompletionModel` on the sum of `losses` over the global mini-batch, divided by its units.
 
     A unit is a pair, or a completion token for SFT. Dividing by the number of units over all micro-batches and ranks
     makes the result independent of how the mini-batch was cut up.
@@ -317,7 +317,7 @@ class DRDOOracleTrainer(CompletionTrainer):
 
 
 class PolicyTrainer(CompletionTrainer):
-    """Any :class:`Method` on scored pairs. An example has its chosen, its rejected and, where needed, S >= 1 sampled
+    """Any `Method` on scored pairs. An example has its chosen, its rejected and, where needed, S >= 1 sampled
     completions."""
 
     def __init__(self, *args: Any, method: Method, **kwargs: Any) -> None:
@@ -418,7 +418,7 @@ class PolicyTrainer(CompletionTrainer):
     def losses(self, model: torch.nn.Module, batch: Batch) -> Tensor:
         """[N] pairs. Logged are means over pairs and steps, in nats: log pi of winners and losers, the same less
         log pi_ref, whose difference is the margin; the share of winners with the greater log-ratio; the forward KL by
-        both estimates, as in :meth:`evaluate`; beta times the margin; DRDO's estimate of the reward margin; and each
+        both estimates, as in `evaluate`; beta times the margin; DRDO's estimate of the reward margin; and each
         member's weight in the reward that an ensemble method distils."""
         pairs = self._pairs(model, batch)
         chosen, rejected = (
@@ -523,7 +523,7 @@ def training_arguments(
         seed: of everything that training draws.
         device: "cpu" or "auto".
         probes: so many probes of the policy.
-        report_to: trackers, which call the training what the last part of `logs` is; see :mod:`lm.trackers`.
+        report_to: trackers, which call the training what the last part of `logs` is; see `lm.trackers`.
         logs: TensorBoard's folder.
 
     Raises:

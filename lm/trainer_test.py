@@ -181,7 +181,7 @@ def test_an_ensembles_choice_is_made_on_the_global_mini_batch(name: str, tmp_pat
 
 @dataclass(frozen=True)
 class Limits:
-    """What :func:`cut` reads of the arguments."""
+    """What `cut` reads of the arguments."""
 
     micro_batch_size: int | None
     micro_batch_tokens: int | None

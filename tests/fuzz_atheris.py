@@ -28,7 +28,7 @@ fuzz_test.in_time = contextlib.nullcontext  # libFuzzer has the alarm, and its o
 
 
 def seeds(what: str) -> list[bytes]:
-    """Good inputs, as :func:`fuzz` takes them apart."""
+    """Good inputs, as `fuzz` takes them apart."""
     if what == "config":
         return [path.read_bytes() for path in sorted(CONFIGS.glob("*.yaml"))]
     plain = {

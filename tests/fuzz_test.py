@@ -1,7 +1,7 @@
 """Whatever stands in a data file or in a config: it is read, or refused by one message that says where; nothing hangs.
 
 Hypothesis breaks good rows, files and configs. `tests/fuzz_atheris.py` looks for more behind the same two doors,
-:func:`read_data` and :func:`read_config`.
+`read_data` and `read_config`.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """The primitives that differ between SymPy, NumPy and torch; everything else is plain arithmetic.
 
-A loss in `theory.losses` is written once. It asks :func:`backend_of` which library its arguments
+A loss in `theory.losses` is written once. It asks `backend_of` which library its arguments
 belong to and gets the handful of functions whose stable form differs there. Neither torch nor SymPy is
 imported unless the caller already holds one of its objects.
 

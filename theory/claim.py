@@ -1,7 +1,7 @@
 """What a machine-checked statement consists of, and how it is run.
 
 A module in `theory.propositions` states one claim (or a printed form and its sharpening) as `Claim` objects in a
-module-level tuple `CLAIMS`. :func:`run` executes all that a claim brings and *derives* the verdict; none is stored.
+module-level tuple `CLAIMS`. `run` executes all that a claim brings and *derives* the verdict; none is stored.
 """
 
 from __future__ import annotations

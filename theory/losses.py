@@ -119,7 +119,7 @@ def forward_kl_tokens(ref_logprobs: Array, policy_logprobs: Array) -> Array:
     """KL(pi_ref(. | y_<t) || pi(. | y_<t)) at each position of samples from pi_ref; [F] eq 9-13.
 
     Both [..., V], log-probs over the vocabulary, -inf allowed; returns [...]. Summed over the positions of a sample it
-    has the mean of :func:`forward_kl` and is never negative. Its variance is usually smaller; for one position always.
+    has the mean of `forward_kl` and is never negative. Its variance is usually smaller; for one position always.
     """
     b, ref, policy = backend_of(ref_logprobs=ref_logprobs, policy_logprobs=policy_logprobs)
     same_shapes(ref_logprobs=ref, policy_logprobs=policy)
@@ -129,7 +129,7 @@ def forward_kl_tokens(ref_logprobs: Array, policy_logprobs: Array) -> Array:
 
 
 def pessimistic(loss: Array, kl: Array, *, alpha: Scalar) -> Array:
-    """loss + alpha * kl; [F] eq 11, 13. p-DPO is :func:`dpo` with it, dp-DPO is :func:`distillation` with it.
+    """loss + alpha * kl; [F] eq 11, 13. p-DPO is `dpo` with it, dp-DPO is `distillation` with it.
 
     Both [...] -> [...]; kl is one of the forward-KL estimates above, or the exact KL.
     """
@@ -173,10 +173,10 @@ def ensemble_min(logratio_margin: Array, reward_margins: Array, *, beta: Scalar,
         logratio_margin: [N] pairs.
         reward_margins: [K, N], a row a member.
         beta: inverse reward scale, > 0.
-        gram: [K, K], :func:`ensemble_gram` of the *global* mini-batch where these N pairs are only a part of it.
+        gram: [K, K], `ensemble_gram` of the *global* mini-batch where these N pairs are only a part of it.
 
     Returns:
-        [N]. e-DPO adds the KL term with :func:`pessimistic`.
+        [N]. e-DPO adds the KL term with `pessimistic`.
     """
     return _ensemble(logratio_margin, reward_margins, beta, gram, member_weights)
 
@@ -184,7 +184,7 @@ def ensemble_min(logratio_margin: Array, reward_margins: Array, *, beta: Scalar,
 def ensemble_hull(logratio_margin: Array, reward_margins: Array, *, beta: Scalar, gram: Array | None = None) -> Array:
     """Distillation of the best mixture of members: its mean is min over the simplex of mean (w.delta - beta Delta)^2.
 
-    Ours: the hull is what [F]'s Theorem 2 needs. Arguments and shapes as in :func:`ensemble_min`. The gradient flows
+    Ours: the hull is what [F]'s Theorem 2 needs. Arguments and shapes as in `ensemble_min`. The gradient flows
     through Delta only; by the envelope theorem it is that of the minimum.
     """
     return _ensemble(logratio_margin, reward_margins, beta, gram, hull_weights)

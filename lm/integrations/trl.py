@@ -1,4 +1,4 @@
-"""Our methods in TRL: a `DPOTrainer` whose loss is a :class:`lm.objectives.Method` on a scored preference set.
+"""Our methods in TRL: a `DPOTrainer` whose loss is a `lm.objectives.Method` on a scored preference set.
 
 TRL loads the models, tokenises, computes log-probs (in float32: its fused head knows nothing finer) and keeps the
 reference; ours are the loss, its mean over the *global* mini-batch, and e-DPO's choice of a member there. An option
@@ -61,8 +61,8 @@ class RewardDistillationTrainer(DPOTrainer):  # type: ignore[misc]
 
     Args:
         model: as in TRL.
-        method: a name of :data:`lm.objectives.METHODS`, whose beta (IPO: tau) is then `args.beta`, or a
-            :class:`Method` with that same beta. A method that needs samples of pi_ref wants `sample_ids`; without them,
+        method: a name of `lm.objectives.METHODS`, whose beta (IPO: tau) is then `args.beta`, or a
+            `Method` with that same beta. A method that needs samples of pi_ref wants `sample_ids`; without them,
             give the method `kl=Pessimism(samples="preferences")`.
         train_dataset: a scored preference set: text, or the token ids prompt_ids, chosen_ids, rejected_ids with
             end-of-text, and what the method needs of reward_margin (or chosen_reward and rejected_reward),

@@ -80,7 +80,7 @@ def scale_of(method: Method) -> float:
 
 
 def options(folder: Path, **changes: Any) -> DPOConfig:
-    """The options of :func:`lm.testing.training`, in TRL's terms."""
+    """The options of `lm.testing.training`, in TRL's terms."""
     ours = training_arguments(training(), folder, seed=3, device="cpu")
     same = ("lr_scheduler_type", "max_grad_norm", "weight_decay", "adam_beta1", "adam_beta2", "adam_epsilon", "seed")
     return DPOConfig(

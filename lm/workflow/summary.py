@@ -31,7 +31,7 @@ def summary(records: Sequence[Record]) -> dict[str, Any]:
     would give; `by_seed` shows that. `wald` and `wins` pool the prompts of all seeds likewise.
 
     Args:
-        records: of :mod:`lm.workflow.job`, in any order.
+        records: of `lm.workflow.job`, in any order.
 
     Raises:
         ValueError: a record is missing, there twice, of other options than the first, or of other test samples of

@@ -20,7 +20,7 @@ from lm.io import write_text
 from lm.pipeline import MAIN
 
 Grid = dict[str, Any]
-"""What :mod:`lm.workflow.summary` writes."""
+"""What `lm.workflow.summary` writes."""
 
 GRID = Path(__file__).parents[2] / "figures" / "results" / "grid.json"
 CONTROL = GRID.with_name("grid_oracle.json")
