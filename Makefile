@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo grid test check figures clean
+.PHONY: demo grid test check docs figures clean
 
 $(VENV)/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -25,11 +25,14 @@ check: $(VENV)/installed  ## lint and types
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy theory bandits lm figures
 
-test: check  ## lint, types and all tests; a process for each core, since tests are too small to share their threads
+docs: $(VENV)/installed  ## build the documentation into site/; a warning is an error
+	$(BIN)/mkdocs build --quiet
+
+test: check docs  ## lint, types, the site and all tests; a process for each core, since tests are too small to share their threads
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --dist loadfile
 
 figures: $(VENV)/installed  ## redraw every figure from saved results
 	$(BIN)/python -m figures
 
-clean:  ## remove the environment and caches, not results
-	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis *.egg-info
+clean:  ## remove the environment, caches and the site, not results
+	rm -rf $(VENV) site .mypy_cache .ruff_cache .pytest_cache .hypothesis *.egg-info
