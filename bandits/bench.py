@@ -9,13 +9,11 @@
 
 from __future__ import annotations
 
-import argparse
 import sys
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -23,9 +21,10 @@ import numpy as np
 from bandits.batched import solve_batch
 from bandits.objectives import DPO, IPO, Floats
 from bandits.policy import uniform
-from bandits.report import provenance, whole_number, write_json
+from bandits.report import provenance, write_json
 from bandits.solve import Optimum, solve
 from theory.preferences import PreferenceGraph
+from theory.shell import argument_parser, as_command, output_file, whole_number
 
 BETA, ALPHA = 1.0, 0.3
 ARMS = range(3, 11)
@@ -118,18 +117,23 @@ def ipo_scaling(rng: np.random.Generator) -> list[dict[str, Any]]:
     return rows
 
 
-def main(arguments: list[str] | None = None) -> int:
+@as_command
+def main(arguments: Sequence[str]) -> int:
     """The command; returns the exit status."""
-    parser = argparse.ArgumentParser(prog="python -m bandits.bench", description="Speed of the exact bandit solvers.")
+    parser = argument_parser(
+        "bandits.bench", "Speed of the exact bandit solvers.", "", "--count 1024 --referee-count 10 --json bench.json"
+    )
     parser.add_argument(
         "--count", type=whole_number, default=8192, help="small problems a size for the batch (%(default)s)"
     )
     parser.add_argument("--referee-count", type=whole_number, default=20, help="of which CVXPY solves (%(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="(%(default)s)")
-    parser.add_argument("--json", type=Path, help="write the measurements here")
+    parser.add_argument("--json", type=output_file, metavar="FILE", help="write the measurements here")
     options = parser.parse_args(arguments)
     if options.referee_count > options.count:
-        parser.error(f"--referee-count {options.referee_count} is more than the {options.count} problems of --count")
+        raise ValueError(
+            f"--referee-count {options.referee_count} is more than the {options.count} problems of --count"
+        )
     rng = np.random.default_rng(options.seed)
 
     print("Batched p-DPO against CVXPY + Clarabel, problems a processor second")

@@ -11,8 +11,8 @@ winner's own probability falls to zero.
 
 from __future__ import annotations
 
-import argparse
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +20,10 @@ import numpy as np
 
 from bandits.objectives import DPO, IPO, Distillation, Floats, PairLoss, positive
 from bandits.policy import uniform
-from bandits.report import folder, provenance, whole_number, write_figure
+from bandits.report import folder, provenance, write_figure
 from bandits.solve import Optimum, solve
 from theory.preferences import PreferenceGraph
+from theory.shell import argument_parser, as_command, whole_number
 
 STRINGS = ("aa", "ab", "ba", "bb")
 FEATURES = {
@@ -88,10 +89,14 @@ def compute(beta: float, tau: float, alpha: float, reward_margin: float, rate: f
     return results
 
 
-def main(arguments: list[str] | None = None) -> int:
+@as_command
+def main(arguments: Sequence[str]) -> int:
     """The command; returns the exit status."""
-    parser = argparse.ArgumentParser(
-        prog="python -m bandits.degeneration", description="Where the mass goes under gradient descent."
+    parser = argument_parser(
+        "bandits.degeneration",
+        "Where the mass goes under gradient descent.",
+        "",
+        "--beta 0.5 --steps 5000 --out runs/degeneration-0.5",
     )
     parser.add_argument("--out", type=folder, default=Path("runs/degeneration"), help="output folder (%(default)s)")
     for name, default, meaning in (
@@ -104,11 +109,8 @@ def main(arguments: list[str] | None = None) -> int:
         parser.add_argument(f"--{name}", type=float, default=default, help=f"{meaning} (%(default)s)")
     parser.add_argument("--steps", type=whole_number, default=20_000, help="gradient steps (%(default)s)")
     options = parser.parse_args(arguments)
-    config = {name: value for name, value in vars(options).items() if name != "out"}
-    try:
-        results = compute(**config)
-    except ValueError as error:
-        parser.error(str(error))
+    config = {name: value for name, value in vars(options).items() if name not in ("out", "debug")}
+    results = compute(**config)
     winner = STRINGS.index("ab")
     for name, paths in results["paths"].items():
         ends = ", ".join(f"{kind} {np.exp(path[-1][winner]):.4f}" for kind, path in paths.items())

@@ -10,8 +10,8 @@ from little to much KL weight.
 
 from __future__ import annotations
 
-import argparse
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ from bandits.objectives import EnsembleHull, EnsembleMin, Floats, positive
 from bandits.report import folder, provenance, write_figure
 from bandits.solve import Optimum, solve
 from theory.preferences import PreferenceGraph
+from theory.shell import argument_parser, as_command
 
 REF = (0.3, 0.4, 0.3)
 REWARDS = ((1.0, -0.3, -0.5), (-0.2, 1.0, -0.6), (1.2, 0.5, -0.7), (0.1, 0.5, -1.0))
@@ -76,18 +77,16 @@ def _choice(choice: MaxMin) -> dict[str, Any]:
     }
 
 
-def main(arguments: list[str] | None = None) -> int:
+@as_command
+def main(arguments: Sequence[str]) -> int:
     """The command; returns the exit status."""
-    parser = argparse.ArgumentParser(
-        prog="python -m bandits.pessimism", description="Figure 1: the pessimistic policy."
+    parser = argument_parser(
+        "bandits.pessimism", "Figure 1: the pessimistic policy.", "", "--beta 0.3 --out runs/pessimism-0.3"
     )
     parser.add_argument("--out", type=folder, default=Path("runs/pessimism"), help="output folder (%(default)s)")
     parser.add_argument("--beta", type=float, default=0.6, help="inverse scale of the implicit reward (%(default)s)")
     options = parser.parse_args(arguments)
-    try:
-        results = compute(REWARDS, REF, options.beta)
-    except ValueError as error:
-        parser.error(str(error))
+    results = compute(REWARDS, REF, options.beta)
     config = {"beta": options.beta, "ref": REF, "rewards": REWARDS}
     for name in ("closest_member", "max_min"):
         choice = results[name]

@@ -22,13 +22,6 @@ def folder(name: str) -> Path:
     return path
 
 
-def whole_number(text: str) -> int:
-    """An option that is a number of things."""
-    if not text.isdecimal() or int(text) == 0:
-        raise argparse.ArgumentTypeError(f"{text!r} is no positive whole number")
-    return int(text)
-
-
 def provenance(config: dict[str, Any], *, seed: int | None) -> dict[str, Any]:
     """Where a result comes from. `seed` is None where nothing is drawn at random."""
     return {

@@ -40,7 +40,7 @@ _RIDGE = 1e-13
 _TINY = np.finfo(np.float64).tiny
 
 
-class NotConverged(RuntimeError):
+class NotConverged(ArithmeticError):
     """The residual stayed above the tolerance: the problem is beyond double precision. Never returned as a result."""
 
 

@@ -9,8 +9,8 @@ IPO draws every observed margin to 1 / (2 tau), so its optimum depends on which 
 
 from __future__ import annotations
 
-import argparse
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, get_args
 
@@ -21,6 +21,7 @@ from bandits.policy import uniform
 from bandits.report import folder, provenance, write_figure, write_json
 from bandits.solve import Optimum, Reduction, solve
 from theory.preferences import PreferenceGraph
+from theory.shell import argument_parser, as_command
 
 BETAS, ALPHAS, TAUS = (0.1, 1.0, 10.0), (0.01, 0.1, 1.0, 10.0), (0.1, 0.5, 1.0, 10.0)
 """Default grid [set]: [F] gives no numbers that our copy still shows."""
@@ -119,10 +120,14 @@ def table(compared: list[dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
-def main(arguments: list[str] | None = None) -> int:
+@as_command
+def main(arguments: Sequence[str]) -> int:
     """The command; returns the exit status."""
-    parser = argparse.ArgumentParser(
-        prog="python -m bandits.transitive", description="Figure B.2: preference chain against its transitive closure."
+    parser = argument_parser(
+        "bandits.transitive",
+        "Figure B.2: preference chain against its transitive closure.",
+        "",
+        "--arms 5 --beta 0.3 1 --alpha 0.1 --out runs/transitive-5",
     )
     parser.add_argument("--arms", type=int, default=3, help="number of arms (%(default)s)")
     parser.add_argument("--out", type=folder, default=Path("runs/transitive"), help="output folder (%(default)s)")
@@ -136,11 +141,8 @@ def main(arguments: list[str] | None = None) -> int:
         help="mean: the loss is an expectation over the pairs, as in the papers; sum: it adds up (%(default)s)",
     )
     options = parser.parse_args(arguments)
-    try:
-        rows = records(options.arms, options.beta, options.alpha, options.tau, options.reduction)
-    except ValueError as error:
-        parser.error(str(error))
-    config = {name: value for name, value in vars(options).items() if name != "out"}
+    rows = records(options.arms, options.beta, options.alpha, options.tau, options.reduction)
+    config = {name: value for name, value in vars(options).items() if name not in ("out", "debug")}
     compared = changes(rows)
     print(table(compared))
     document = {"provenance": provenance(config, seed=None), "results": rows, "changes": compared}

@@ -3,29 +3,67 @@
 from __future__ import annotations
 
 import argparse
+import os
+import signal
 import sys
+import traceback
+from collections.abc import Sequence
 from pathlib import Path
 
 from figures.registry import modules, redraw
 
+DONE, FAILED, MISTAKEN, INTERRUPTED = 0, 1, 2, 128 + signal.SIGINT
+"""Exit statuses, as those of the other packages, none of which is imported here."""
+HELP = f"""examples:
+  python -m figures
+  python -m figures figure_1 figure_b2 --out figures-of-mine
 
-def main(arguments: list[str] | None = None) -> int:
-    """Returns the exit status: 2 where a name is unknown, 1 where results are missing or incomplete."""
-    parser = argparse.ArgumentParser(prog="python -m figures", description="Redraw figures from saved results.")
+exit status: {DONE} done; {FAILED} failed: results are missing or broken, the other figures are drawn all the same;
+{MISTAKEN} a mistake in the options; {INTERRUPTED} interrupted"""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command; returns its exit status. Errors are a line each; --debug shows where they came from."""
+    parser = argparse.ArgumentParser(
+        prog="python -m figures",
+        description="Redraw figures from saved results.",
+        epilog=HELP,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     parser.add_argument("names", nargs="*", metavar="NAME", help=f"any of: {', '.join(modules())} (default: all)")
     parser.add_argument("--out", type=Path, default=Path("runs/figures"), help="folder for PNG and PDF (%(default)s)")
+    parser.add_argument("--debug", action="store_true", help="show tracebacks of errors")
     options = parser.parse_args(arguments)
-    unknown = [name for name in options.names if name not in modules()]
-    if unknown:
-        parser.error(f"no figure named {', '.join(unknown)}; there are {', '.join(modules())}")
-    status = 0
-    for name in options.names or modules():
-        try:
-            print(*redraw(name, options.out))
-        except (FileNotFoundError, ValueError) as error:
-            print(error, file=sys.stderr)
-            status = 1
-    return status
+
+    status, unknown = DONE, [name for name in options.names if name not in modules()]
+    try:
+        if unknown:
+            raise ValueError(f"no figure named {', '.join(unknown)}; there are {', '.join(modules())}")
+        for name in options.names or modules():
+            try:
+                print(*redraw(name, options.out), flush=True)
+            except (FileNotFoundError, ValueError) as error:
+                _say(f"error: {error}", options.debug)
+                status = FAILED
+        return status
+    except BrokenPipeError:  # as `| head` ends: whoever read has had enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 128 + signal.SIGPIPE
+    except (ValueError, FileExistsError, NotADirectoryError) as error:
+        _say(f"error: {error}", options.debug)
+        return MISTAKEN
+    except OSError as error:
+        _say(f"error: {error}", options.debug)
+        return FAILED
+    except KeyboardInterrupt:
+        _say("interrupted", options.debug)
+        return INTERRUPTED
+
+
+def _say(text: str, debug: bool) -> None:
+    if debug:
+        traceback.print_exc()
+    print(text, file=sys.stderr)
 
 
 if __name__ == "__main__":

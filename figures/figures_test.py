@@ -39,9 +39,10 @@ def test_same_results_same_files(tmp_path: Path) -> None:
 def test_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["figure_1", "--out", str(tmp_path)]) == 0
     assert str(tmp_path / "figure_1.pdf") in capsys.readouterr().out
-    with pytest.raises(SystemExit, match="2"):
-        main(["figure_9", "--out", str(tmp_path)])
-    assert "no figure named figure_9; there are" in capsys.readouterr().err
+    assert main(["figure_9", "figure_1", "--out", str(tmp_path)]) == 2
+    shown = capsys.readouterr()
+    assert shown.err.startswith("error: no figure named figure_9; there are")
+    assert not shown.out, "nothing is drawn where a name is wrong"
     with pytest.raises(ValueError, match=r"no figure named 'figure_9'; there are .*figure_1"):
         redraw("figure_9", tmp_path)
 
@@ -50,6 +51,50 @@ def test_missing_results(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys
     monkeypatch.setattr("figures.registry.RESULTS", tmp_path)
     assert main(["figure_1", "--out", str(tmp_path)]) == 1
     assert "figure_1.json, which does not exist: run its experiment first" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("broken", "said"),
+    [
+        ("{", "JSONDecodeError: "),
+        ("[]", "TypeError: "),
+        ('{"results": {}}', "KeyError: "),
+        ('{"results": null}', "TypeError: "),
+    ],
+)
+def test_broken_results(
+    broken: str, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("figures.registry.RESULTS", tmp_path)
+    (tmp_path / "figure_1.json").write_text(broken)
+    (tmp_path / "figure_b2.json").write_bytes((RESULTS / "figure_b2.json").read_bytes())
+    out = tmp_path / "drawn"
+    assert main(["figure_1", "figure_b2", "--out", str(out)]) == 1
+    shown = capsys.readouterr()
+    (line,) = shown.err.splitlines()
+    assert line.startswith(f"error: figure figure_1 is drawn from {tmp_path / 'figure_1.json'}, which is not what")
+    assert said in line
+    assert sorted(path.name for path in out.iterdir()) == ["figure_b2.pdf", "figure_b2.png"], "the others are drawn"
+    assert main(["figure_1", "--out", str(out), "--debug"]) == 1
+    assert "Traceback" in capsys.readouterr().err
+
+
+def test_out_must_be_a_folder_that_can_be_written_to(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "file"
+    file.write_text("kept")
+    assert main(["figure_1", "figure_b2", "--out", str(file)]) == 2
+    assert main(["figure_1", "--out", str(file / "inner")]) == 2
+    assert len(capsys.readouterr().err.splitlines()) == 2
+    assert file.read_text() == "kept"
+
+    def refuse(*_: object, **__: object) -> None:
+        raise PermissionError(13, "Permission denied", "there")
+
+    monkeypatch.setattr("tempfile.mkstemp", refuse)
+    assert main(["figure_1", "figure_b2", "--out", str(tmp_path)]) == 1
+    assert capsys.readouterr().err == "error: [Errno 13] Permission denied: 'there'\n", "said once"
 
 
 def test_nothing_half_written(tmp_path: Path) -> None:

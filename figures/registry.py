@@ -35,21 +35,29 @@ def redraw(name: str, out: Path, results: Any = None) -> list[Path]:
         results: what its `draw` takes; read from the committed results where not given.
 
     Raises:
-        ValueError: no such figure; the message lists those there are.
+        ValueError: no such figure, and the message lists those there are; or a file of results that is broken.
         FileNotFoundError: its results have not been computed.
     """
     known = modules()
     if name not in known:
         raise ValueError(f"no figure named {name!r}; there are {', '.join(known)}")
-    if results is None:
-        path = RESULTS / known[name].RESULTS
-        if not path.exists():
-            raise FileNotFoundError(
-                f"figure {name} is drawn from {path}, which does not exist: run its experiment first"
-            )
-        results = json.loads(path.read_text(encoding="utf-8"))
+    if results is not None:
+        return _drawn(known[name], name, out, results)
+    path = RESULTS / known[name].RESULTS
+    if not path.exists():
+        raise FileNotFoundError(f"figure {name} is drawn from {path}, which does not exist: run its experiment first")
+    try:
+        return _drawn(known[name], name, out, json.loads(path.read_text(encoding="utf-8")))
+    except (ValueError, LookupError, TypeError, AttributeError) as error:
+        raise ValueError(
+            f"figure {name} is drawn from {path}, which is not what its experiment writes "
+            f"({type(error).__name__}: {error})"
+        ) from error
+
+
+def _drawn(module: ModuleType, name: str, out: Path, results: Any) -> list[Path]:
     with style():
-        figure = known[name].draw(results)
+        figure = module.draw(results)
         # No creation date: the same results give the same file.
         return [
             write_atomically(out / f"{name}.png", figure.savefig),

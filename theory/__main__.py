@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import re
@@ -16,36 +15,46 @@ from rich.console import Console
 from rich.table import Table
 
 from theory.claim import Claim, Row, all_claims, run
+from theory.shell import DONE, FAILED, argument_parser, as_command, output_file, whole_number
 from theory.testing import EXAMPLES, load_profile
 
 FIELDS = ("id", "source", "assumptions", "symbolic", "enumerated", "examples", "verdict", "counterexample", "seconds")
 START, END = "<!-- ledger: python -m theory --markdown theory/README.md -->", "<!-- end of ledger -->"
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
+@as_command
+def main(arguments: Sequence[str]) -> int:
     """The command; returns its exit status, 1 if a check failed."""
-    parser = argparse.ArgumentParser(prog="python -m theory", description=__doc__)
+    parser = argument_parser(
+        "theory",
+        "Runs every check of every statement and prints the ledger of what holds. A check that fails is a failure.",
+        "",
+        "--only thm2 --only thm2-hull --examples 1000",
+        "--thorough --json ledger.json",
+    )
     parser.add_argument("--only", action="append", metavar="NAME", help="a statement's id; repeatable")
     parser.add_argument(
         "--thorough", action="store_true", help=f"larger enumerations, {EXAMPLES['thorough']:,} examples a property"
     )
-    parser.add_argument("--examples", type=_positive, metavar="N", help="examples a property, instead of the profile's")
-    parser.add_argument("--json", type=_writable, metavar="FILE", help="write the ledger as a JSON list")
+    parser.add_argument(
+        "--examples", type=whole_number, metavar="N", help="examples a property, instead of the profile's"
+    )
+    parser.add_argument("--json", type=output_file, metavar="FILE", help="write the ledger as a JSON list")
     parser.add_argument(
         "--markdown",
-        type=_writable,
+        type=output_file,
         metavar="FILE",
         help="write it as Markdown; in a file with ledger markers, only between them",
     )
     options = parser.parse_args(arguments)
     if options.only and options.markdown and START in _text(options.markdown):
-        parser.error(f"--only would leave statements out of the ledger in {options.markdown}: write another file")
+        raise ValueError(f"--only would leave statements out of the ledger in {options.markdown}: write another file")
 
     load_profile("thorough" if options.thorough else "default", examples=options.examples)  # before any property exists
     claims = {claim.id: claim for claim in sorted(all_claims(), key=paper_order)}
     for name in options.only or []:
         if name not in claims:
-            parser.error(f"--only {name}: no such statement; there are {', '.join(claims)}")
+            raise ValueError(f"--only {name}: no such statement; there are {', '.join(claims)}")
     claims = {name: claim for name, claim in claims.items() if not options.only or name in options.only}
 
     rows: list[Row] = []
@@ -63,7 +72,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         ledger = markdown(list(claims.values()), rows)
         around = re.fullmatch(f"(.*{START}\n).*({END}.*)", _text(options.markdown), flags=re.DOTALL)
         write(options.markdown, around[1] + ledger + around[2] if around else ledger)
-    return 1 if any(row.errors for row in rows) else 0
+    return FAILED if any(row.errors for row in rows) else DONE
 
 
 def paper_order(claim: Claim) -> tuple[bool, int, str]:
@@ -125,7 +134,7 @@ def markdown(claims: Sequence[Claim], rows: Sequence[Row]) -> str:
     return "\n".join(lines) + "\n"
 
 
-# ---------------------------------------------------------------- files and arguments
+# ---------------------------------------------------------------- files
 
 
 def write(path: Path, text: str) -> None:
@@ -145,21 +154,6 @@ def write(path: Path, text: str) -> None:
 
 def _text(path: Path) -> str:
     return path.read_text(encoding="utf-8") if path.exists() else ""
-
-
-def _writable(name: str) -> Path:
-    path = Path(name)
-    if path.is_dir():
-        raise argparse.ArgumentTypeError(f"{name} is a folder; a file is needed")
-    if not path.parent.is_dir():
-        raise argparse.ArgumentTypeError(f"{name}: there is no folder {path.parent}")
-    return path
-
-
-def _positive(text: str) -> int:
-    if not text.isdecimal() or int(text) == 0:
-        raise argparse.ArgumentTypeError(f"{text!r} is no positive whole number")
-    return int(text)
 
 
 if __name__ == "__main__":

@@ -193,8 +193,7 @@ def test_markdown_goes_between_markers(claims: list[Claim], tmp_path: Path, caps
     assert text.startswith(f"before\n{ledger.START}\n| statement |")
     assert text.endswith(f"{ledger.END}\nafter\n")
     assert "stale" not in text
-    with pytest.raises(SystemExit):
-        ledger.main(["--only", "odd-squares", "--markdown", str(file)])
+    assert ledger.main(["--only", "odd-squares", "--markdown", str(file)]) == 2
     assert f"would leave statements out of the ledger in {file}" in capsys.readouterr().err
     assert file.read_text() == text
 
@@ -202,7 +201,6 @@ def test_markdown_goes_between_markers(claims: list[Claim], tmp_path: Path, caps
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--only", "prop99"], "--only prop99: no such statement; there are odd-squares"),
         (["--examples", "0"], "argument --examples: '0' is no positive whole number"),
         (["--examples", "many"], "argument --examples: 'many' is no positive whole number"),
         (["--json", "no/such/ledger.json"], "argument --json: no/such/ledger.json: there is no folder no/such"),
@@ -216,6 +214,11 @@ def test_bad_arguments(
         ledger.main(arguments)
     assert exit_.value.code == 2
     assert message in capsys.readouterr().err
+
+
+def test_an_unknown_statement(claims: list[Claim], capsys: pytest.CaptureFixture[str]) -> None:
+    assert ledger.main(["--only", "prop99"]) == 2
+    assert capsys.readouterr().err == "error: --only prop99: no such statement; there are odd-squares\n"
 
 
 def test_a_failed_write_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,7 +6,6 @@ in turn; the tests must fail each time. A mutant that they accept is printed and
 
 from __future__ import annotations
 
-import argparse
 import ast
 import contextlib
 import copy
@@ -16,13 +15,14 @@ import importlib.util
 import os
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import theory
+from theory.shell import DONE, FAILED, argument_parser, as_command
 
 ROOT = Path(__file__).parents[1]
 SOURCE = Path(__file__).with_name("losses.py")
@@ -196,9 +196,10 @@ def run_tests(selected: str) -> int:
     return int(pytest.main([*arguments, *TESTS], plugins=[Profile()]))
 
 
-def main(arguments: list[str] | None = None, show: Callable[[str], None] = print) -> int:
+@as_command
+def main(arguments: Sequence[str], show: Callable[[str], None] = print) -> int:
     """The command; returns its exit status."""
-    parser = argparse.ArgumentParser(prog="python -m theory.mutation", description=__doc__)
+    parser = argument_parser("theory.mutation", __doc__ or "", "", "--only ipo --only dpo")
     parser.add_argument("--only", action="append", metavar="NAME", help="a function of theory.losses; repeatable")
     only = parser.parse_args(arguments).only
 
@@ -206,7 +207,7 @@ def main(arguments: list[str] | None = None, show: Callable[[str], None] = print
     names = list(dict.fromkeys(mutant.function for mutant in found))
     unknown = set(only or []) - set(names)
     if unknown:
-        parser.error(f"--only {sorted(unknown)[0]}: theory.losses has no such function; it has {', '.join(names)}")
+        raise ValueError(f"--only {sorted(unknown)[0]}: theory.losses has no such function; it has {', '.join(names)}")
     os.chdir(ROOT)
     for library in ("torch", "cvxpy", "sympy", "mpmath", "hypothesis", "pytest", "_hypothesis_pytestplugin"):
         importlib.import_module(library)  # once, here, and not in each fork
@@ -215,7 +216,7 @@ def main(arguments: list[str] | None = None, show: Callable[[str], None] = print
     start = time.perf_counter()
     if not accepted(None, "losses"):
         show("the tests fail on the losses as they are: nothing can be said about changes")
-        return 1
+        return FAILED
     survivors = 0
     show(f"{'function':28}{'mutants':>8}{'rejected':>10}{'seconds':>9}")
     for name in [name for name in names if not only or name in only]:
@@ -228,7 +229,7 @@ def main(arguments: list[str] | None = None, show: Callable[[str], None] = print
             show(f"  accepted, line {mutant.line}: {mutant.change}")
     total = sum(not only or mutant.function in only for mutant in found)
     show(f"{total - survivors} of {total} mutants rejected in {time.perf_counter() - start:.0f} s")
-    return 1 if survivors else 0
+    return FAILED if survivors else DONE
 
 
 if __name__ == "__main__":
