@@ -1,9 +1,28 @@
-"""Trains the reward model of D_rho and the ensemble."""
+"""Trains the reward model of D_rho and the ensemble, and prints how well each orders held-out pairs."""
 
 import sys
 
+from lm import ranks
 from lm.cli import run
-from lm.pipeline import MAIN
+from lm.pipeline import MAIN, Pipeline
+
+CLASSES = ("all", "longer", "shorter", "neither")
+
+
+def train(pipeline: Pipeline) -> None:
+    """Trains what is missing. Prints the folder of each model, which `lm.score --reward-model` takes, and the share of
+    validation pairs that it orders as labelled: of all, and by which completion is preferred."""
+    models = [pipeline.reward(name) for name in (MAIN, *pipeline.members)]
+    if not ranks.is_first():
+        return
+    # Not a rich table, which would cut paths to the terminal's width.
+    width = max(len(str(model.path)) for model in models)
+    print("Share of validation pairs ordered as labelled, by which completion is preferred")
+    print(f"{'':<{width}}", *(f"{name:>8}" for name in CLASSES))
+    for model in models:
+        shares = [model.metrics["accuracy"][name]["accuracy"] for name in CLASSES]
+        print(f"{model.path!s:<{width}}", *(f"{'-' if share is None else format(share, '.3f'):>8}" for share in shares))
+
 
 if __name__ == "__main__":
-    sys.exit(run("lm.reward", lambda pipeline: [pipeline.reward(name) for name in (MAIN, *pipeline.members)]))
+    sys.exit(run("lm.reward", train))

@@ -1,6 +1,6 @@
 """Rewards for any preference set, by any sequence-classification models and by an LLM judge.
 
-    python -m lm.score --data DATA --reward-model A [--reward-model B ...] [--judge-model NAME ...] --out FILE
+    python -m lm.score --data DATA --reward-model A [B ...] [--judge-model NAME ...] --out FILE
 
 FILE has the set's rows as they are, and beside them `chosen_reward_A` and `rejected_reward_A` for each model, and
 `chosen_rewards` and `rejected_rewards`, lists with one reward a model, which `data.rewards given` distils (two or more
@@ -553,14 +553,19 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         "lm.score",
         __doc__,
         "--data pairs.jsonl --reward-model Skywork/Skywork-Reward-V2-Qwen3-0.6B --out scored.jsonl",
-        "--data pairs.jsonl --reward-model runs/a/reward/rho-1 --reward-model runs/b/reward/rho-2 --out scored.parquet",
+        "--data pairs.jsonl --reward-model runs/own/reward/rho-1 runs/own/reward/b0.2-2 --out scored.parquet",
         "--data pairs.jsonl --judge-model NAME --task helpfulness --endpoint http://localhost:8000/v1 --out s.jsonl",
         allow_abbrev=False,
     )
     parser.add_argument("--data", required=True, help="hub name, .jsonl, .jsonl.gz or .parquet file, or folder of them")
     parser.add_argument("--subset", metavar="NAME", help="folder of a hub dataset")
     parser.add_argument(
-        "--reward-model", action="append", default=[], metavar="A", help="hub name or folder; again for an ensemble"
+        "--reward-model",
+        action="extend",
+        nargs="+",
+        default=[],
+        metavar="A",
+        help="hub name or folder; several, or the option again, for an ensemble",
     )
     parser.add_argument("--out", type=Path, required=True, metavar="FILE", help=".jsonl, .jsonl.gz or .parquet")
     parser.add_argument("--dtype", choices=DTYPES, default="auto", help="of the parameters; by default as saved")

@@ -16,6 +16,7 @@ import torch
 from datasets import Dataset
 from safetensors.torch import load_file
 
+from lm import prepare, reward
 from lm.cli import run
 from lm.config import (
     BiasConfig,
@@ -258,6 +259,21 @@ def test_labels_are_the_oracles(world_run: tuple[Config, dict[str, Any]]) -> Non
         assert (row["chosen_ids"], row["rejected_ids"]) == tuple(other[f"{side}_ids"] for side in sides)
 
 
+def test_reward_models_are_listed_with_their_folder_and_accuracy(
+    world_run: tuple[Config, dict[str, Any]], capsys: pytest.CaptureFixture[str]
+) -> None:
+    pipeline, accuracy = Pipeline(world_run[0]), world_run[1]["reward_models"]
+    reward.train(pipeline)
+    _, heading, *lines = capsys.readouterr().out.splitlines()
+    assert heading.split() == ["all", "longer", "shorter", "neither"]
+    for name, line in zip([MAIN, *pipeline.members], lines, strict=True):
+        folder, *shares = line.split()
+        assert Path(folder) == pipeline.reward(name).path
+        expected = [accuracy[name][which]["accuracy"] for which in heading.split()]
+        assert shares == ["-" if share is None else f"{share:.3f}" for share in expected]
+    assert len({tuple(line.split()[1:]) for line in lines}) > 1, "not one model several times"
+
+
 def test_a_second_run_computes_nothing(
     world_run: tuple[Config, dict[str, Any]], capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -402,9 +418,18 @@ def check_local(report: dict[str, Any], rows: int, dropped: dict[str, int]) -> N
     assert sum(report["data"]["preferences"]["kept"].values()) == rows
 
 
-def test_local_dialogues_go_all_the_way(local: dict[str, DataConfig], tmp_path: Path) -> None:
-    report = results(Pipeline(config(tmp_path, local["hh"], methods=["dpo", "e-dpo"])))
+def test_local_dialogues_go_all_the_way(
+    local: dict[str, DataConfig], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pipeline = Pipeline(config(tmp_path, local["hh"], methods=["dpo", "e-dpo"]))
+    report = results(pipeline)
     check_local(report, 300, {"identical completions": 1})
+    prepare.prepare(pipeline)
+    kept = report["data"]["preferences"]["kept"]
+    assert capsys.readouterr().out.splitlines()[:2] == [
+        f"preferences: {kept['train']:,} train, {kept['valid']:,} valid, {kept['test']:,} test",
+        "  left out: 1 rows, identical completions",
+    ]
 
 
 def test_local_summaries_go_all_the_way_and_give_the_same_numbers_again(

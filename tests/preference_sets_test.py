@@ -26,6 +26,7 @@ from lm.data import SUFFIXES, load, read_rows, write_rows
 from lm.evaluate import report
 from lm.models import SCRATCH, load_tokenizer
 from lm.pipeline import MAIN, Pipeline
+from lm.rewards import parse
 from lm.testing import causal_lm, reward_model
 
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning")
@@ -296,3 +297,16 @@ def test_messages_without_a_template_are_refused(local: bool, tmp_path: Path) ->
         ValueError, match=r"pairs.jsonl, line 1: there are messages, and model '.*' has no chat template"
     ):
         _ = Pipeline(config(tmp_path, conversations(), model=policy, methods=["d-dpo"])).data
+
+
+def test_several_reward_models_are_named_at_once_or_one_by_one() -> None:
+    """At once, as the shell writes `runs/own/reward/*`."""
+    around = ["--data", "pairs.jsonl", "--out", "scored.jsonl"]
+    for given in (
+        ["A", "B", "C"],
+        ["A", "--reward-model", "B", "C"],
+        ["A", "--dtype", "auto", "--reward-model", "B", "C"],
+    ):
+        assert parse([*around, "--reward-model", *given]).reward_model == ["A", "B", "C"]
+    with pytest.raises(SystemExit):
+        parse([*around, "--reward-model"])
