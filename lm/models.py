@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from collections.abc import Iterable
 from pathlib import Path
@@ -140,6 +141,24 @@ def same_tokenizer(one: PreTrainedTokenizerBase, other: PreTrainedTokenizerBase)
         and one.eos_token_id == other.eos_token_id
         and pipeline(one) == pipeline(other)
     )
+
+
+def reward_tokenizer(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerBase:
+    """What to save beside a reward model: a copy whose padding token, which the model's config names too, is not
+    end-of-text.
+
+    transformers reads a reward at the last token that is not the padding one, our models at end-of-text. A tokenizer
+    without another special token stays as it is and the config names no padding: single texts are then read right, and
+    transformers refuses batches.
+    """
+    config, end = model.config.get_text_config(), tokenizer.eos_token_id
+    special = sorted(token for token, added in tokenizer.added_tokens_decoder.items() if added.special)
+    fit = [t for t in (tokenizer.pad_token_id, *special) if t is not None and t != end and t < config.vocab_size]
+    config.pad_token_id = fit[0] if fit else None
+    own = copy.deepcopy(tokenizer)
+    if fit:
+        own.pad_token = own.convert_ids_to_tokens(fit[0])
+    return own
 
 
 def load_policy(spec: str | Path, tokenizer: PreTrainedTokenizerBase, config: Config) -> PreTrainedModel:

@@ -39,6 +39,7 @@ from lm.models import (
     load_policy,
     load_reward_model,
     load_tokenizer,
+    reward_tokenizer,
     same_tokenizer,
     state_of,
 )
@@ -236,8 +237,9 @@ class Pipeline:
             save_adapter(plain, own, folder / "adapter")
             plain = merged(plain, own)
             own = plain.state_dict()
+        tokenizer = reward_tokenizer(plain, self.tokenizer) if model.is_reward_model else self.tokenizer
         plain.save_pretrained(folder, state_dict=own)
-        self.tokenizer.save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
         if model.reward_head is not None:
             save_file({"weight": state["reward_head.weight"].contiguous()}, folder / "reward_head.safetensors")
 

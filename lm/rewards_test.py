@@ -18,8 +18,12 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from tokenizers import processors
+from tokenizers import Tokenizer, processors
+from tokenizers.models import WordLevel
+from tokenizers.pre_tokenizers import Whitespace
 from transformers import (
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
     BertConfig,
     BertForSequenceClassification,
     PreTrainedModel,
@@ -38,7 +42,7 @@ from lm.logprobs import CompletionModel
 from lm.models import load_tokenizer
 from lm.pipeline import Pipeline
 from lm.rewards import RewardModel, Scoring, judge_reward, main
-from lm.score import is_for_any_set, score_pairs
+from lm.score import is_for_any_set, open_reward_model, score_pairs
 from lm.testing import causal_lm, reward_model, training
 
 ROOT = Path(__file__).parents[1]
@@ -277,6 +281,65 @@ def test_our_own_reward_models_get_what_they_were_trained_on(
 
 def _all_splits(rows: Any) -> Any:
     return rows.map(lambda row, i: {"split": ("train", "valid", "test")[i % 3]}, with_indices=True)
+
+
+def words_alone() -> PreTrainedTokenizerBase:
+    """A tokenizer of whole words, with no special token but end-of-text."""
+    words = [END, "sky", "?", "blue", "cat", *map(str, range(60 * 60))]
+    backend = Tokenizer(WordLevel({word: i for i, word in enumerate(words)}))
+    backend.pre_tokenizer = Whitespace()
+    return PreTrainedTokenizerFast(tokenizer_object=backend, eos_token=END)
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning")
+@pytest.mark.parametrize("others", [True, False])
+def test_transformers_reads_a_runs_reward_models_where_we_do(
+    others: bool, tokenizer: PreTrainedTokenizerBase, tmp_path: Path
+) -> None:
+    """Of a base model that pads with end-of-text: with another special token in batches, without one text by text."""
+    tokenizer = tokenizer if others else words_alone()
+    tokenizer.pad_token = tokenizer.eos_token
+    end = tokenizer.eos_token_id
+    shape = {"vocab_size": len(tokenizer), "pad_token_id": end, "eos_token_id": end}
+    _, _, base = save(tmp_path / "base", tokenizer, causal_lm(**shape))
+    rows = [{**row, "chosen": row["rejected"], "rejected": row["chosen"]} for row in numbered(60)[::2]]
+    write_jsonl(tmp_path / "pairs.jsonl", [*rows, *numbered(60)[1::2]])  # the longer is chosen in half of them
+    once = training(micro_batch_size=8)
+    data = DataConfig(
+        kind="preferences", path=str(tmp_path / "pairs.jsonl"), labels="given", valid_fraction=0.3, test_fraction=0.3
+    )
+    config = Config(
+        output_dir=str(tmp_path / "run"),
+        model=base,
+        device="cpu",
+        **dict.fromkeys(("sft", "oracle", "reward", "policy"), once),  # type: ignore[arg-type]
+        data=data,
+        bias=BiasConfig(rho=None, member_fractions=[0.4, 0.6]),
+    )
+    pipeline = Pipeline(config)
+    folder, pairs = pipeline.reward("rho").path, pipeline.labelled_pairs("valid")
+    ours, _ = score_pairs(open_reward_model(folder, config), pairs, "rewards")
+
+    model, own = AutoModelForSequenceClassification.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
+    texts = [f"{prompt}{chosen}{END}" for prompt, chosen in zip(pairs["prompt"][:], pairs["chosen"][:], strict=True)]
+    assert len(set(map(len, texts))) > 1, "nothing would be padded"
+
+    def plain(batch: list[str]) -> torch.Tensor:
+        inputs = own(batch, padding=True, return_tensors="pt", return_token_type_ids=False)
+        with torch.no_grad():
+            return model(**inputs).logits[:, 0].double()
+
+    def by_one() -> torch.Tensor:
+        return torch.cat([plain([text]) for text in texts])
+
+    torch.testing.assert_close(by_one(), ours, rtol=1e-4, atol=1e-4)
+    if others:
+        torch.testing.assert_close(plain(texts), ours, rtol=1e-4, atol=1e-4)
+    else:
+        with pytest.raises(ValueError, match="batch sizes > 1"):
+            plain(texts)
+    model.config.pad_token_id = end  # as the base model has it
+    assert (by_one() - ours).abs().median() > 1e-2
 
 
 def test_what_is_too_long_loses_its_beginning_and_is_counted(
