@@ -20,6 +20,7 @@ from lm.pipeline import MAIN
 
 Record = dict[str, Any]
 HUB_NAME = re.compile(r"[\w-][\w.-]*/[\w.-]+")
+DIGEST = re.compile(r"[0-9a-f]{64}")
 PAPERS = {"F": ("Fisch et al. 2024", "2405.19316"), "N": ("Nath et al. 2024", "2410.08458")}
 
 
@@ -39,7 +40,8 @@ class Made:
 def card(run: Path, method: str, name: str = "FOLDER_OR_NAME") -> str:
     """The card of one policy of a finished run, as Markdown with the hub's metadata.
 
-    A function of the folder alone: results.json names the policy, whose artifact leads to all others by their keys.
+    A function of the folder alone: results.json names the policy, whose artifact leads to all others by their keys. It
+    can leave this machine: of local files and folders it says what they are called, and not where they are.
 
     Args:
         run: the finished run's folder.
@@ -54,27 +56,28 @@ def card(run: Path, method: str, name: str = "FOLDER_OR_NAME") -> str:
     results = _results_of(run, method)
     row = results["methods"][method]
     made = trace(run, verify(policy_folder(run, row["policy"])))
-    data = made.data["inputs"]["data"]
+    data, local = _without_folders(made.data["inputs"])
     where = data["path"] or {"world": "the embedded world"}.get(data["kind"], data["kind"])
+    base = made.policy["inputs"]["base"]
     head = ModelCardData(
         library_name="transformers",
         pipeline_tag="text-generation",
         tags=["reward-distillation", "preference-optimisation", method],
-        base_model=_hub(made.policy["inputs"]["base"]),
-        datasets=_hub(data["path"]),
+        base_model=_hub(base),
+        datasets=None if "path" in local else _hub(data["path"]),
     )
     return "\n\n".join(
         [
             f"---\n{head.to_yaml()}\n---",
             f"# {method} on {where}",
             *_method(METHODS[method], made.policy["inputs"]["method"]),
-            *_data(made),
+            *_data(made, data, local),
             *_reward_models(METHODS[method], made),
             "## Training",
             _table(
                 ("option", "value"),
                 [
-                    ("base model", made.policy["inputs"]["base"]),
+                    ("base model", f"a local one, {base[:12]} by content" if DIGEST.fullmatch(base) else base),
                     ("step", row["step"]),
                     *_flat(made.policy, "training"),
                     *_pairs(made.policy["inputs"].get("lora", {}), "lora."),
@@ -143,9 +146,19 @@ def _method(kind: type[Method], options: Mapping[str, Any]) -> Iterable[str]:
     yield from cited
 
 
-def _data(made: Made) -> Iterable[str]:
-    data, bias = made.data["inputs"]["data"], made.bias["inputs"]["bias"]
-    own = made.bias["metrics"][MAIN]
+def _without_folders(inputs: Mapping[str, Any]) -> tuple[Record, dict[str, str]]:
+    """The data's options with local paths cut to their last name, and by option the digest of what is there.
+
+    Local is what the artifact has a digest of; a name on the hub stands for itself there.
+    """
+    data = inputs["data"]
+    contents = zip(("path", "sft_path"), inputs["content"], strict=True)
+    local = {option: content for option, content in contents if content != data[option]}
+    return {**data, **{option: Path(data[option]).name.strip(".") or "a folder" for option in local}}, local
+
+
+def _data(made: Made, data: Record, local: Mapping[str, str]) -> Iterable[str]:
+    bias, own = made.bias["inputs"]["bias"], made.bias["metrics"][MAIN]
     rho = "no share was imposed" if bias["rho"] is None else f"a share of {bias['rho']:g} was imposed (rho)"
     scored, agreement = made.scores["metrics"], made.labels["metrics"].get("agreement")
     labels = (
@@ -160,6 +173,9 @@ def _data(made: Made) -> Iterable[str]:
         f"{own['shorter_preferred']:,}: {rho}."
     )
     yield _table(("option", "value"), [row for row in _pairs(data) if row[1] is not None])
+    if local:
+        contents = ", ".join(f"{option} {content[:12]}" for option, content in local.items())
+        yield f"Local files are named without their folders; SHA-256 of their contents begins: {contents}."
 
 
 def _reward_models(kind: type[Method], made: Made) -> Iterable[str]:
@@ -243,8 +259,8 @@ def _cell(value: Any) -> str:
 
 
 def _hub(name: str | None) -> str | None:
-    """The name if it can be one on the hub, which a local path cannot."""
-    return name if name and HUB_NAME.fullmatch(name) and not Path(name).exists() else None
+    """The name if it can be one on the hub."""
+    return name if name and HUB_NAME.fullmatch(name) else None
 
 
 # ---------------------------------------------------------------- the command

@@ -145,6 +145,58 @@ def test_the_head_is_the_hubs_metadata(run: Path) -> None:
     assert "base_model" not in head, "scratch:tiny is on no hub"
 
 
+@pytest.mark.parametrize(
+    ("path", "sft_path", "named"),
+    [
+        ("/home/ada/secret/pairs.jsonl", "../secret/references", ["pairs.jsonl", "references"]),
+        ("ada/secret-pairs", "~/ada/of mine.parquet", ["secret-pairs", "of mine.parquet"]),  # the first as on the hub
+        ("../..", None, ["a folder"]),
+    ],
+)
+def test_local_files_are_named_without_their_folders(
+    path: str, sft_path: str | None, named: list[str], run: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "run"
+    digests = [part * 32 if value else None for part, value in (("ab", path), ("cd", sft_path))]
+    with_inputs(run, folder, path, sft_path, digests, base="ef" * 32)
+    text = card(folder, "e-dpo")
+    assert text.splitlines().count(f"# e-dpo on {named[0]}") == 1
+    rows = re.findall(r"^\| (?:path|sft_path) \| (.*) \|$", section(text, "Data"), re.MULTILINE)
+    assert rows == named
+    told = ", ".join(f"{option} {part * 6}" for option, part in (("path", "ab"), ("sft_path", "cd"))[: len(named)])
+    assert f"Local files are named without their folders; SHA-256 of their contents begins: {told}.\n" in text
+    assert "| base model | a local one, efefefefefef by content |" in text
+    assert not re.search(r"\b(home|ada|secret/)", text)
+    assert not {"datasets", "base_model"} & yaml.safe_load(text.split("---\n")[1]).keys()
+
+
+def test_names_on_the_hub_stay_whole(run: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    with_inputs(run, folder, "ada/pairs", "ada/references/part", ["ada/pairs", "ada/references/part"], base="ada/model")
+    text = card(folder, "e-dpo")
+    assert "# e-dpo on ada/pairs\n" in text
+    assert "| sft_path | ada/references/part |" in text
+    assert "| base model | ada/model |" in text
+    assert "Local files" not in text
+    head = yaml.safe_load(text.split("---\n")[1])
+    assert (head["base_model"], head["datasets"]) == ("ada/model", "ada/pairs")
+
+
+def with_inputs(
+    run: Path, folder: Path, path: str, sft_path: str | None, content: list[str | None], *, base: str
+) -> None:
+    """A copy of the run, as if it had been made from these."""
+    shutil.copytree(run, folder)
+    for stage, inputs in (("data/*", {"content": content}), ("policy/e-dpo-*", {"base": base})):
+        (file,) = folder.glob(f"{stage}/artifact.json")
+        record = json.loads(file.read_text())
+        assert inputs.keys() <= record["inputs"].keys()
+        record["inputs"] |= inputs
+        if "data" in record["inputs"]:
+            record["inputs"]["data"] |= {"kind": "preferences", "path": path, "sft_path": sft_path}
+        write_json(file, record)
+
+
 def test_the_same_folder_gives_the_same_card_wherever_it_is(run: Path, tmp_path: Path) -> None:
     shutil.copytree(run, tmp_path / "elsewhere")
     assert card(tmp_path / "elsewhere", "e-dpo") == card(run, "e-dpo")
@@ -331,6 +383,7 @@ def test_a_policy_is_pushed_in_one_commit_with_its_card(
     expected = {path.name: path.read_bytes() for path in policy.iterdir() if path.name != "artifact.json"}
     assert files == expected
     assert {"model.safetensors", "config.json", "tokenizer.json", "reward_head.safetensors"} <= files.keys()
+    assert not [name for name, content in files.items() if str(run).encode() in content], "where it was made"
     assert hub.tokens == {f"Bearer {TOKEN}"}
     assert push(run, "drdo", "my-lab/mine", private=True), "again, into the same repository"
     assert len(hub.commits) == 2
