@@ -15,13 +15,14 @@ import contextlib
 import io
 import itertools
 import os
+import signal
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
-from multiprocessing import get_context
+from multiprocessing import active_children, get_context
 from pathlib import Path
 from typing import Any
 
@@ -533,7 +534,7 @@ def experiment(config: ExactConfig, scratch: Path) -> dict[str, Any]:
     rng = np.random.default_rng([config.seed, 2])
     n, everything = len(world.completions), np.arange(len(world.completions))
     closed, opened = scratch / "closed", scratch / "open"
-    with ProcessPoolExecutor(os.cpu_count(), get_context("spawn"), initializer=_one_thread) as pool:
+    with workers() as pool:
         references = [pool.submit(reference_of, config, closed, True), pool.submit(reference_of, config, opened, False)]
         ref_logps = references[0].result()
         ref = distributions(ref_logps)
@@ -624,7 +625,21 @@ def _processor_seconds() -> float:
     return times.user + times.system + times.children_user + times.children_system
 
 
+@contextlib.contextmanager
+def workers() -> Iterator[ProcessPoolExecutor]:
+    """A process a core. Where the block ends by an error or a signal they are ended too: the pool would wait for all
+    that it was given."""
+    with ProcessPoolExecutor(os.cpu_count(), get_context("spawn"), initializer=_one_thread) as pool:
+        try:
+            yield pool
+        except BaseException:
+            for process in active_children():
+                process.terminate()
+            raise
+
+
 def _one_thread() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal interrupts all: the first ends the others
     # Matrices this small gain nothing from a second thread; a second run does.
     torch.set_num_threads(1)
     quieten()

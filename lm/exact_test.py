@@ -5,10 +5,14 @@ from __future__ import annotations
 
 import copy
 import json
+import os
+import subprocess
+import sys
 from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import replace
 from pathlib import Path
+from signal import SIGKILL, SIGTERM
 from typing import Any
 
 import numpy as np
@@ -310,3 +314,42 @@ def test_the_command_writes_its_results_and_says_what_they_miss(
     assert {"tv", "tv_ref", "forward_kl"} <= set(report["d-dpo"])
     assert (tmp_path / "exact.png").stat().st_size > 0
     assert "tokens: 2" in (tmp_path / "config.yaml").read_text()
+
+
+POOL = """
+import os, sys, time
+from multiprocessing import active_children
+from lm.cli import as_command
+from lm.exact import workers
+
+@as_command
+def main(arguments):
+    with workers() as pool:
+        pool.submit(os.getpid).result()  # one of them works by now
+        endless = [pool.submit(time.sleep, 10**6) for _ in range(2 * os.cpu_count())]
+        print(*(process.pid for process in active_children()), flush=True)
+        endless[0].result()
+
+sys.exit(main())
+"""
+
+
+def test_sigterm_ends_the_workers_whatever_they_have_left_to_do() -> None:
+    command = [sys.executable, "-c", POOL]
+    root = Path(__file__).parents[1]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=root) as process:
+        assert process.stdout
+        pids = [int(pid) for pid in process.stdout.readline().split()]
+        assert len(pids) == os.cpu_count()
+        process.send_signal(SIGTERM)
+        try:
+            _, said = process.communicate(timeout=120)  # else for ever
+        except subprocess.TimeoutExpired:
+            for pid in (process.pid, *pids):
+                os.kill(pid, SIGKILL)
+            raise
+    assert process.returncode == 143
+    assert said == "terminated\n"
+    for pid in pids:
+        with pytest.raises(ProcessLookupError):
+            os.kill(pid, 0)
