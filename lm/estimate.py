@@ -3,7 +3,8 @@
     python -m lm.estimate --parameters 7e9 [--gpu h100] [--utilisation 0.3] [--rhos 7] [options of lm.train]
 
 Nothing is measured. Operations are counted as 2 a parameter and token of a forward pass; a backward is two forwards,
-and activation checkpointing a third. The utilisation is an assumption of the reader's.
+or one where only adapters are trained (`lora`), and activation checkpointing a third. The utilisation is an assumption
+of the reader's.
 """
 
 from __future__ import annotations
@@ -70,9 +71,10 @@ class Work:
     Args:
         stage: as its artifacts are filed.
         each_rho: done again for every rho.
-        passes: tokens of forward passes, a backward counted as two forwards.
+        passes: tokens of forward passes, a backward counted as two forwards, or as one through frozen parameters.
         kept: models that it leaves behind.
         batches: calls of `generate`.
+        adapters: whether it trains adapters, which lie beside the models.
     """
 
     stage: str
@@ -80,6 +82,12 @@ class Work:
     passes: float
     kept: int = 0
     batches: int = 0
+    adapters: bool = False
+
+
+def adapted(config: Config, stage: str) -> bool:
+    """Whether a stage trains adapters, and not all parameters."""
+    return config.lora.rank is not None and stage in config.lora.stages
 
 
 def stages(config: Config) -> Iterator[Work]:
@@ -103,35 +111,39 @@ def stages(config: Config) -> Iterator[Work]:
     samples = config.sampling.reference_samples
     test_prompts, valid_prompts = config.evaluation.prompts or test, config.evaluation.valid_prompts or valid
 
-    def training(options: TrainingConfig, size: float, completions: int, *, more: int = 0) -> float:
-        passes = 3 + options.activation_checkpointing + more
+    def training(stage: str, size: float, completions: int, *, more: int = 0) -> float:
+        options: TrainingConfig = getattr(config, stage)
+        # Frozen parameters pass gradients on and have none of their own; the adapters' products are left out.
+        passes = 3 - adapted(config, stage) + options.activation_checkpointing + more
         return examples(options, size) * data.row(completions) * passes
 
     def calls(prompts: int) -> int:
         return ceil(prompts / config.sampling.batch_size)
 
-    yield Work("sft", False, training(config.sft, data.references * (1 - kept_out), 1), kept=1)
+    yield Work(
+        "sft", False, training("sft", data.references * (1 - kept_out), 1), kept=1, adapters=adapted(config, "sft")
+    )
     if config.oracle_model is None:
-        oracle = training(config.oracle, pairs - valid - test, 2) + valid * data.row(2)
-        yield Work("oracle", False, oracle, kept=1)
+        oracle = training("oracle", pairs - valid - test, 2) + valid * data.row(2)
+        yield Work("oracle", False, oracle, kept=1, adapters=adapted(config, "oracle"))
     if config.data.labels == "oracle":
         yield Work("labels", False, pairs * data.row(2))
     models = [biased] + [member_size(config, biased)] * len(config.bias.member_fractions)
     own_oracle = DRDO in config.methods and config.drdo_oracle_alpha is not None
     models += [biased] * own_oracle
-    reward = sum(training(config.reward, size, 2) + valid * data.row(2) for size in models)
-    yield Work("reward", True, reward, kept=len(models))
+    reward = sum(training("reward", size, 2) + valid * data.row(2) for size in models)
+    yield Work("reward", True, reward, kept=len(models), adapters=adapted(config, "reward"))
     score = biased * (data.row(2) * (1 + len(models)) + samples * 2 * data.row(1))
     yield Work("score", True, score, batches=calls(biased * samples))
     policy, tried, evaluated = 0.0, 0, len(config.methods)
     for name in config.methods:
         for method in config.settings(name):
             completions = 2 + samples * method.needs_samples
-            policy += training(config.policy, biased, completions, more="members" in method.needs)
+            policy += training("policy", biased, completions, more="members" in method.needs)
             policy += (config.probe.times + 1) * min(config.probe.pairs, valid) * data.row(2 + samples)
             tried += 1
     policies = tried * config.snapshots
-    yield Work("policy", True, policy, kept=policies)
+    yield Work("policy", True, policy, kept=policies, adapters=adapted(config, "policy"))
     if policies > evaluated:  # there is a choice
         yield Work(
             "validate", True, policies * valid_prompts * 2 * data.row(1), batches=policies * calls(valid_prompts)
@@ -185,17 +197,31 @@ class Cost:
         return self.parameters * (2 if self.config.dtype == "bfloat16" else 4)
 
     @property
+    def depth(self) -> float:
+        """Layers. The shape is taken to be Llama's: N = 12 L H^2 with a width of 128 times the depth."""
+        layers: float = (self.parameters / (12 * 128**2)) ** (1 / 3)
+        return layers
+
+    @property
+    def adapter_bytes(self) -> float:
+        """Of an adapter's parameters, float32, in memory and on disk: in and out of every linear layer, 8 H a layer and
+        rank in attention and 11 H in the MLP. With `lora.target_modules` it is less."""
+        return 4 * 19 * (self.config.lora.rank or 0) * 128 * self.depth**2
+
+    @property
     def state_bytes(self) -> float:
-        """Of training, whatever the mini-batch: parameters, gradients, AdamW's two moments, and autocast's copies."""
-        return 4.0 * self.model_bytes + 2 * self.parameters * self.config.logprobs.autocast
+        """Of the largest training, whatever the mini-batch: parameters, and autocast's copies; gradients and AdamW's
+        two moments, of the adapters alone where a training has them."""
+        trained = {"sft", "reward", "policy"} | ({"oracle"} if self.config.oracle_model is None else set())
+        copies = self.model_bytes + 2 * self.parameters * self.config.logprobs.autocast
+        return copies + max(
+            4 * self.adapter_bytes if adapted(self.config, stage) else 3 * self.model_bytes for stage in trained
+        )
 
     @property
     def activation_bytes(self) -> float:
-        """Of the largest micro-batch of any training, at mean lengths.
-
-        The shape is taken to be Llama's: N = 12 L H^2 with a width of 128 times the depth.
-        """
-        depth: float = (self.parameters / (12 * 128**2)) ** (1 / 3)
+        """Of the largest micro-batch of any training, at mean lengths."""
+        depth = self.depth
         unit = LAYER_BYTES * (2 if self.peak == self.gpu.float32 else 1)
 
         def of(options: TrainingConfig, completions: int) -> float:
@@ -227,9 +253,10 @@ def render(cost: Cost, name: str, rhos: int) -> str:
             return sum(value * times for value, (_, times) in zip(values, chosen, strict=True))
 
         kept = total(float(work.kept) for work, _ in chosen)
+        saved = total(work.kept * (cost.model_bytes + work.adapters * cost.adapter_bytes) for work, _ in chosen)
         passes = total(work.passes for work, _ in chosen)
         hours = total(cost.hours(work) for work, _ in chosen)
-        operations, disk = 2 * cost.parameters * passes / 1e18, kept * cost.model_bytes / 1e9
+        operations, disk = 2 * cost.parameters * passes / 1e18, saved / 1e9
         return label, f"{kept:,.0f}", f"{passes / 1e9:,.2f}", f"{operations:,.1f}", f"{hours:,.1f}", f"{disk:,.0f}"
 
     rows = [line(work.stage, [(work, 1)]) for work in works]
@@ -238,12 +265,14 @@ def render(cost: Cost, name: str, rhos: int) -> str:
         rows.append(line(f"all, {rhos} rho's", [(work, rhos if work.each_rho else 1) for work in works]))
     products = "float32" if cost.peak == cost.gpu.float32 else "bfloat16"
     settings = sum(len(cost.config.settings(method)) for method in cost.config.methods)
+    lora = cost.config.lora
+    adapters = f", adapters of rank {lora.rank} in {', '.join(lora.stages)}" if lora.rank is not None else ""
     needed = cost.state_bytes + cost.activation_bytes
     fits = "fits" if needed <= cost.gpu.memory else "does not fit"
     return "\n".join(
         [
-            f"{cost.config.data.kind}, {cost.parameters / 1e9:g}B parameters in {cost.config.dtype}, {products} "
-            f"products; {len(cost.config.methods)} methods, {settings} settings; {name}, "
+            f"{cost.config.data.kind}, {cost.parameters / 1e9:g}B parameters in {cost.config.dtype}{adapters}, "
+            f"{products} products; {len(cost.config.methods)} methods, {settings} settings; {name}, "
             f"{cost.utilisation:.0%} of {cost.peak / 1e12:g} TFLOP/s:",
             "",
             table(("stage", "models kept", "Gtokens passed", "EFLOP", "GPU hours", "disk, GB"), rows),

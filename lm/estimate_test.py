@@ -14,7 +14,7 @@ import torch
 from lm.bench import Shape, useful_flops
 from lm.bias import largest_feasible
 from lm.cli import CONFIGS, parse
-from lm.config import BiasConfig, Config, ProbeConfig, TrainingConfig
+from lm.config import BiasConfig, Config, LoraConfig, ProbeConfig, TrainingConfig
 from lm.estimate import DATA, GPUS, Cost, Work, main, member_size, stages
 
 PAGE = Path(__file__).parents[1] / "docs" / "full-runs.md"
@@ -105,6 +105,53 @@ def test_checkpointing_and_smaller_micro_batches_need_less_memory(config: Config
     assert bytes_with(micro_batch_tokens=16384) < bytes_with()
     assert bytes_with(micro_batch_tokens=1) == bytes_with(micro_batch_size=1)  # an example goes alone, whole
     assert bytes_with(micro_batch_size=2) == pytest.approx(2 * bytes_with(micro_batch_size=1))
+
+
+def with_adapters(config: Config, *stages: str, rank: int | None = 16) -> Config:
+    return replace(config, lora=LoraConfig(rank=rank, stages=list(stages)))  # type: ignore[arg-type]
+
+
+def test_an_adapters_parameters_are_those_of_a_llama(config: Config) -> None:
+    width, inner, layers, rank = 4096, 11008, 32, 16
+    counted = rank * layers * (4 * 2 * width + 3 * (width + inner))  # of 6.7B parameters, embeddings among them
+    priced = cost(with_adapters(config, "policy", rank=rank)).adapter_bytes / 4
+    assert priced == pytest.approx(counted, rel=0.1)
+    assert cost(with_adapters(config, "policy", rank=4 * rank)).adapter_bytes == 4 * 4 * priced
+
+
+def test_adapters_alone_have_gradients_and_moments(config: Config) -> None:
+    every = cost(with_adapters(config, "sft", "oracle", "reward", "policy"))
+    assert every.state_bytes == pytest.approx(4 * 7e9 + 4 * every.adapter_bytes)
+    assert every.adapter_bytes < 0.01 * every.model_bytes
+    autocast = cost(replace(every.config, logprobs=replace(config.logprobs, autocast=True)))
+    assert autocast.state_bytes == pytest.approx(every.state_bytes + 2 * 7e9)
+    three = with_adapters(config, "sft", "reward", "policy")
+    assert cost(three).state_bytes == cost(config).state_bytes, "the oracle is trained whole"
+    assert cost(replace(three, oracle_model="a/judge")).state_bytes == pytest.approx(every.state_bytes)
+    assert cost(with_adapters(config, "policy", rank=None)).state_bytes == cost(config).state_bytes
+
+
+def test_frozen_parameters_save_a_pass_of_the_backward(config: Config) -> None:
+    pairs, data, lora = 10 * 16, DATA["tldr"], with_adapters(config, "policy")
+    assert policy(lora, "d-dpo") == pairs * (data.prompt + 2 * data.completion) * 2
+    assert policy(lora, "e-dpo", activation_checkpointing=True) == pairs * (data.prompt + 3 * data.completion) * 4
+    for stage in ("sft", "oracle", "reward", "score", "evaluate"):
+        assert work(lora, stage) == work(config, stage)
+    other = with_adapters(config, "sft", "reward")
+    for stage in ("sft", "reward"):
+        assert work(other, stage).passes < work(config, stage).passes
+    assert work(other, "policy") == work(config, "policy")
+
+
+def test_an_adapter_lies_beside_its_merged_model(capsys: pytest.CaptureFixture[str]) -> None:
+    def disk(*options: str) -> dict[str, int]:
+        assert main(["--parameters", "7e9", "--config", str(CONFIGS / "tldr.yaml"), *options]) == 0
+        rows = [[cell.strip() for cell in line.split("|")] for line in capsys.readouterr().out.splitlines()]
+        return {row[1]: int(row[6].replace(",", "")) for row in rows if len(row) > 6 and row[2].isdecimal()}
+
+    plain, lora = disk(), disk("--lora.rank", "64")
+    assert lora["policy"] == plain["policy"] + 5  # 8 of 0.67 GB
+    assert {stage: size for stage, size in lora.items() if size != plain[stage]}.keys() == {"policy", "all, one rho"}
 
 
 def test_shared_stages_are_paid_once(capsys: pytest.CaptureFixture[str]) -> None:
