@@ -5,15 +5,17 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import MISSING, asdict, fields, is_dataclass
 from itertools import combinations
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
 import numpy as np
 from scipy import stats
 
 from lm.artifacts import provenance
 from lm.cli import argument_parser, as_command
+from lm.config import Config
 from lm.evaluate import SFT, wald, win_rates
 from lm.io import write_text
 from lm.objectives import METHODS
@@ -114,12 +116,31 @@ def _shared(record: Record) -> dict[str, Any]:
     return {**options, "bias": {name: value for name, value in options["bias"].items() if name != "rho"}}
 
 
+def with_defaults(options: Mapping[str, Any], kind: Any = Config) -> dict[str, Any]:
+    """Options with those that have come since they were recorded, at the defaults, which change nothing.
+
+    Args:
+        options: as `dataclasses.asdict` gives them, of `kind`.
+        kind: a dataclass.
+    """
+    hints, whole = get_type_hints(kind), dict(options)
+    for option in fields(kind):
+        name = option.name
+        if is_dataclass(hints[name]) and isinstance(whole.get(name), Mapping):
+            whole[name] = with_defaults(whole[name], hints[name])
+        elif name not in whole:
+            default = option.default if option.default_factory is MISSING else option.default_factory()
+            if default is not MISSING:
+                whole[name] = json.loads(json.dumps(default, default=asdict))  # as a record has it
+    return whole
+
+
 def _check_options(records: Sequence[Record]) -> None:
     if not records:
         raise ValueError("a summary needs the records of a grid, got none")
-    first = _shared(records[0])
+    first = with_defaults(_shared(records[0]))
     for record in records[1:]:
-        other = _shared(record)
+        other = with_defaults(_shared(record))
         differing = [name for name in first if first[name] != other.get(name)]
         if differing or first.keys() != other.keys():
             what = ", ".join(differing) or "their names"

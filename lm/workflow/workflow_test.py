@@ -10,6 +10,7 @@ import sys
 import time
 from collections.abc import Iterable
 from copy import deepcopy
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +20,11 @@ import yaml
 from scipy import stats
 
 from lm.cli import CONFIGS, parse
-from lm.objectives import METHODS
+from lm.config import EvaluationConfig, LoraConfig, WorldConfig
+from lm.objectives import METHODS, Pessimism
 from lm.pipeline import Pipeline
 from lm.workflow import job
-from lm.workflow.summary import as_text, main, summary
+from lm.workflow.summary import as_text, main, summary, with_defaults
 
 WORKFLOW = Path(job.__file__).parent
 STEPS = {"max_steps": 2, "batch_size": 8, "learning_rate": 0.01}
@@ -430,6 +432,51 @@ def test_records_that_make_no_grid(change: Any, message: str, tmp_path: Path) ->
     change(rows)
     with pytest.raises(ValueError, match=message):
         summary(rows)
+
+
+def later(row: dict[str, Any], **lora: Any) -> dict[str, Any]:
+    """The record with options that have come since, one of them in a group that there was."""
+    evaluation = {**row["config"]["evaluation"], "prompts": EvaluationConfig().prompts}
+    options = {**row["config"], "evaluation": evaluation, "lora": asdict(LoraConfig(**lora))}
+    return {**row, "config": json.loads(json.dumps(options))}
+
+
+def test_options_that_came_later_are_at_their_defaults_before() -> None:
+    rows = records(seeds=2)
+    alone = summary(rows)
+    for mixed in ([*rows[:3], *map(later, rows[3:])], [*map(later, rows[:3]), *rows[3:]]):
+        document = summary(mixed)
+        for part in ("advantages", "wald", "wins", "cells"):
+            assert document[part] == alone[part]
+    with pytest.raises(ValueError, match=r"was made with other options \(lora\) than the base record of seed 0"):
+        summary([*rows[:3], *(later(row, rank=8) for row in rows[3:])])
+    gone = {**rows[-1], "config": {**rows[-1]["config"], "no_more": 1}}
+    with pytest.raises(ValueError, match=r"was made with other options \(their names\)"):
+        summary([*rows[:-1], gone])
+
+
+def test_defaults_are_filled_in_at_every_level() -> None:
+    whole = json.loads(json.dumps(asdict(parse("lm.test", "", ["--sweep", "{dpo: [{beta: 0.5}]}"])[0])))
+    assert with_defaults(whole) == whole
+    older = deepcopy(whole)
+    del (
+        older["lora"],
+        older["snapshots"],
+        older["evaluation"]["out_of_domain"],
+        older["p_dpo"]["kl"]["alpha_start"],
+        older["data"]["world"]["posts"],
+    )
+    before = deepcopy(older)
+    filled = with_defaults(older)
+    assert older == before
+    assert filled["lora"] == asdict(LoraConfig())
+    assert filled["snapshots"] == 1
+    assert filled["evaluation"] == whole["evaluation"], "a pair of numbers is a list in a record"
+    assert filled["p_dpo"]["kl"]["alpha_start"] == Pessimism().alpha_start
+    assert filled["data"]["world"]["posts"] == WorldConfig().posts
+    assert filled["dpo"] == whole["dpo"]
+    del older["model"]
+    assert "model" not in with_defaults(older), "what has no default stays missing"
 
 
 def test_a_mistake_is_one_message(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
