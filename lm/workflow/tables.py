@@ -1,4 +1,5 @@
-"""Writes the tables of docs/results.md from the grid's summary, so that no number in it is typed.
+"""Writes the tables of docs/results.md and docs/choosing.md from the grid's summary, so that no number in them is
+typed.
 
 A table stands between `<!-- table: NAME -->` and `<!-- end -->`; everything else in the page is prose and stays.
 """
@@ -234,6 +235,43 @@ def slopes(grid: Grid) -> str:
     return _table(["method", "lowest rho", "highest rho", "range", "steps"], rows)
 
 
+def validation(grid: Grid) -> str:
+    """Advantage on validation prompts of each setting after its last step, means over seeds; the better one is bold."""
+
+    def advantage(name: str, rho: float, setting: dict[str, float]) -> float:
+        tried = [
+            one
+            for c in grid["cells"]
+            if (c["method"], c["rho"]) == (name, rho)
+            for one in c["validation"]
+            if one["step"] == c["probe"][-1]["step"] and setting.items() <= one["setting"].items()
+        ]
+        return float(np.mean([one["advantage"] for one in tried]))
+
+    rows = []
+    for name, settings in grid["config"]["sweep"].items():
+        columns = [[advantage(name, rho, setting) for setting in settings] for rho in grid["rhos"]]
+        for i, setting in enumerate(settings):
+            cells = [f"**{c[i]:+.2f}**" if c[i] == max(c) else f"{c[i]:+.2f}" for c in columns]
+            rows.append([f"{name}, {' '.join(f'{option} {value:g}' for option, value in setting.items())}", *cells])
+    return _table(["setting", *(f"rho {rho}" for rho in _rhos(grid))], rows)
+
+
+def alpha_levels(grid: Grid) -> str:
+    """What weights of the KL term do beside the advantage, means over seeds; utility is the difference to pi_ref's."""
+    groups: dict[tuple[str, float, float, float], list[dict[str, Any]]] = {}
+    for e in grid["alpha"]:
+        key = (e["method"], e["rho"], e["alpha"]["alpha_start"], e["alpha"]["alpha_end"])
+        utility = e["test"]["utility"] - grid["sft"][str(e["seed"])]["utility"]
+        groups.setdefault(key, []).append({**e["test"], "utility": utility})
+    rows = []
+    for (name, rho, start, end), tests in groups.items():
+        means = [np.mean([test[what] for test in tests]) for what in ("advantage", "kl", "utility")]
+        alpha = f"{start:g}" if start == end else f"{start:g} → {end:g}"
+        rows.append([name, f"{rho:g}", alpha, *(f"{mean:+.2f}" for mean in means)])
+    return _table(["method", "rho", "alpha", "advantage", "KL(pi, ref)", "true utility"], rows)
+
+
 TABLES: dict[str, Callable[[Grid], str]] = {
     "reward-models": reward_models,
     "advantages": advantages,
@@ -246,13 +284,17 @@ TABLES: dict[str, Callable[[Grid], str]] = {
     "alphas": alphas,
     "slopes": slopes,
     "oracle-rewards": oracle_rewards,
+    "validation": validation,
+    "alpha-levels": alpha_levels,
 }
 
 
 @as_command
 def main(arguments: Sequence[str]) -> None:
     """The command."""
-    parser = argument_parser("lm.workflow.tables", __doc__, "docs/results.md --grid runs/grid/grid.json")
+    parser = argument_parser(
+        "lm.workflow.tables", __doc__, "docs/results.md", "docs/choosing.md --grid runs/grid/grid.json"
+    )
     parser.add_argument("page", type=Path, help="Markdown file, rewritten in place, e.g. docs/results.md")
     parser.add_argument("--grid", type=Path, default=GRID, help="the summary (%(default)s)")
     options = parser.parse_args(arguments)

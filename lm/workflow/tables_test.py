@@ -1,4 +1,4 @@
-"""The tables of docs/results.md are the committed grid's, and nothing else on the page is touched."""
+"""The tables of the documentation are the committed grid's, and nothing else on its pages is touched."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pytest
 
 from lm.workflow.tables import BLOCK, GRID, TABLES, Grid, differences, fill, main
 
-PAGE = Path(__file__).parents[2] / "docs" / "results.md"
+PAGES = [Path(__file__).parents[2] / "docs" / name for name in ("results.md", "choosing.md")]
 
 
 @pytest.fixture(scope="module")
@@ -20,12 +20,15 @@ def grid() -> Grid:
 
 
 def test_the_pages_tables_are_those_of_the_committed_grid(grid: Grid) -> None:
-    page = PAGE.read_text(encoding="utf-8")
-    assert {name for _, name, _ in BLOCK.findall(page)} == set(TABLES), "each table once"
-    assert fill(page, grid) == page, "run `python -m lm.workflow.tables docs/results.md`"
+    pages = [page.read_text(encoding="utf-8") for page in PAGES]
+    assert sorted(name for page in pages for _, name, _ in BLOCK.findall(page)) == sorted(TABLES), "each table once"
+    for path, page in zip(PAGES, pages, strict=True):
+        assert fill(page, grid) == page, f"run `python -m lm.workflow.tables {path}`"
     changed = copy.deepcopy(grid)
     changed["advantages"][f"{grid['rhos'][0]:g}"]["dpo"]["advantage"] += 0.5
-    assert fill(page, changed) != page, "control: a number that changes is noticed"
+    changed["cells"][0]["validation"][-1]["advantage"] += 0.5
+    for page in pages:
+        assert fill(page, changed) != page, "control: a number that changes is noticed"
 
 
 def test_prose_is_left_alone_and_an_unknown_table_is_named(grid: Grid) -> None:
