@@ -327,7 +327,8 @@ def test_transformers_reads_a_runs_reward_models_where_we_do(
     def plain(batch: list[str]) -> torch.Tensor:
         inputs = own(batch, padding=True, return_tensors="pt", return_token_type_ids=False)
         with torch.no_grad():
-            return model(**inputs).logits[:, 0].double()
+            rewards_B: torch.Tensor = model(**inputs).logits[:, 0].double()
+        return rewards_B
 
     def by_one() -> torch.Tensor:
         return torch.cat([plain([text]) for text in texts])
