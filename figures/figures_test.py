@@ -59,7 +59,6 @@ def test_missing_results(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys
         ("{", "JSONDecodeError: "),
         ("[]", "TypeError: "),
         ('{"results": {}}', "KeyError: "),
-        ('{"results": null}', "TypeError: "),
     ],
 )
 def test_broken_results(

@@ -24,6 +24,7 @@ from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
 from multiprocessing import active_children, get_context
 from pathlib import Path
+from threading import RLock
 from typing import Any
 
 import numpy as np
@@ -38,6 +39,7 @@ from scipy import optimize, stats
 from scipy.special import logsumexp
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
+from tqdm import tqdm
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from lm import progress
@@ -642,6 +644,7 @@ def _one_thread() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal interrupts all: the first ends the others
     # Matrices this small gain nothing from a second thread; a second run does.
     torch.set_num_threads(1)
+    tqdm.set_lock(RLock())  # its own is a semaphore of the system, which a process that is ended leaves behind
     quieten()
     progress.be_quiet()
 

@@ -183,7 +183,6 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 slow, sys.argv = "slow" in sys.argv, sys.argv[:1]
 
 def redraw(name, out):
-    print(0, flush=True)
     try:
         for number in range(10**5):
             print(number, flush=True)
