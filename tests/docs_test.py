@@ -307,6 +307,14 @@ def test_what_is_done_by_hand_is_what_the_makefile_does() -> None:
         assert words[0] == "." or shlex.join(words) in recipes, shlex.join(words)
 
 
+def test_the_example_of_the_solvers_runs() -> None:
+    (_, example), *_ = blocks(ROOT / "bandits" / "README.md", "python")
+    names: dict[str, Any] = {}
+    exec(example, names)  # the repository's own text
+    assert names["result"].certificate
+    assert names["result"].probs.sum() == pytest.approx(1)
+
+
 # ---------------------------------------------------------------- the site
 
 

@@ -591,3 +591,33 @@ def test_without_trl_the_error_says_what_to_install(monkeypatch: pytest.MonkeyPa
 
 if __name__ == "__main__":
     run_on_ranks(Path(sys.argv[1]))
+
+
+def test_the_examples_of_the_documentation_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    page = Path(__file__).parents[2] / "docs" / "trl.md"
+    examples = re.findall(r"^```python\n(.*?)^```$", page.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
+    causal_lm().save_pretrained(tmp_path / "model")
+    tokenizer().save_pretrained(tmp_path / "model")
+    rows = [
+        {
+            "prompt": f"w{i + 2} w{i + 3}",
+            "chosen": f" w{i + 4}",
+            "rejected": f" w{i + 5} w{i + 6}",
+            "chosen_reward": 0.1 * i,
+            "rejected_reward": 0.3,
+            "chosen_rewards": [0.1 * i, 0.2],
+            "rejected_rewards": [0.3, -0.1],
+        }
+        for i in range(8)
+    ]
+    Dataset.from_list(rows).to_json(tmp_path / "scored.jsonl")
+    monkeypatch.chdir(tmp_path)
+    small = {"use_cpu": True, "bf16": False, "max_steps": 1, "report_to": "none", "disable_tqdm": True}
+    monkeypatch.setattr("trl.DPOConfig", partial(DPOConfig, **small))
+    names: dict[str, Any] = {}
+    for example in examples:
+        exec(example, names)  # the repository's own text
+    assert len(examples) == 3
+    margin = names["margin"]
+    assert torch.equal(names["distilled"], ((names["rewards"] - margin) ** 2).mean())
+    assert torch.equal(names["dpo"], losses.dpo(margin, beta=0.1).mean())
