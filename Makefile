@@ -7,8 +7,8 @@ BIN := $(VENV)/bin
 
 $(VENV)/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt torch
-	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	$(BIN)/pip install --quiet --no-compile --disable-pip-version-check -c constraints.txt torch
+	$(BIN)/pip install --quiet --no-compile --disable-pip-version-check -c constraints.txt -e '.[dev]'
 	touch $@
 
 demo: $(VENV)/installed  ## run the main job: every method on the embedded world
@@ -29,7 +29,7 @@ docs: $(VENV)/installed  ## build the documentation into site/; a warning is an 
 	$(BIN)/mkdocs build --quiet
 
 test: check docs  ## lint, types, the site and all tests; a process for each core, since tests are too small to share their threads
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --dist loadfile
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --dist loadfile --no-loadscope-reorder
 
 figures: $(VENV)/installed  ## redraw every figure from saved results
 	$(BIN)/python -m figures

@@ -6,6 +6,7 @@ import contextlib
 import functools
 import glob
 import io
+import os
 import re
 import runpy
 import shlex
@@ -38,12 +39,13 @@ BY_HAND = "by hand"
 """Title of a block that says what the Makefile does; .ci/run does that."""
 
 SMALL = {
-    "data": {"world": {"posts": 80}},
+    "methods": ["dpo", "d-dpo", "p-dpo", "drdo"],
+    "data": {"world": {"posts": 60}},
     "bias": {"size": None},
     **{stage: {"epochs": None, "max_steps": 2, "batch_size": 8} for stage in ("sft", "oracle", "reward", "policy")},
     "evaluation": {"resamples": 100},
 }
-"""Laid over the configs of a command; its other options win over it."""
+"""Laid over the presets of a command; a page's own config, and its other options, win over it."""
 OF_A_RUN = [
     f"lm.{name}"
     for name in "train prepare sft oracle relabel bias reward score policy evaluate export nondeterministic".split()
@@ -126,6 +128,8 @@ def reader(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (tmp_path / "small.yaml").write_text(yaml.safe_dump(SMALL))
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))  # the `lm` above is no package, but would be found first
+    monkeypatch.setenv("PATH", str(Path(sys.executable).parent), prepend=os.pathsep)
     monkeypatch.setitem(SCRATCH, "scratch:tiny", {**SCRATCH["scratch:tiny"], "hidden_size": 32, "vocab_size": 400})
     return tmp_path
 
@@ -133,7 +137,7 @@ def reader(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def follow(code: str) -> None:
     """Runs a page's blocks; AssertionError where a command fails.
 
-    Python commands of one line run in this process, those of a run with SMALL behind their configs; bash has the rest.
+    Python commands of one line run in this process, those of a run with SMALL behind the presets; bash has the rest.
     """
     rest = ""
     for line in code.replace("\\\n", " ").splitlines(keepends=True):
@@ -148,8 +152,8 @@ def follow(code: str) -> None:
         if is_of_a_run(words):
             if "--config" not in words:  # the command would leave its preset out
                 words[3:3] = ["--config", "lm/configs/demo.yaml"]
-            at = max((at + 2 for at, word in enumerate(words) if word == "--config"), default=3)
-            words[at:at] = ["--config", "small.yaml"]
+            at = max(at for at, word in enumerate(words) if word.startswith("lm/configs/"))
+            words[at + 1 : at + 1] = ["--config", "small.yaml"]
         words = [name for word in words for name in (sorted(glob.glob(word)) if "*" in word else [word])]
         status = run_module(words[2], words[3:])
         assert status == 0, f"exit status {status}: {shlex.join(words)}"
@@ -299,7 +303,7 @@ def test_the_words_of_blocks_and_of_text(tmp_path: Path) -> None:
 
 def test_what_is_done_by_hand_is_what_the_makefile_does() -> None:
     recipes = (ROOT / "Makefile").read_text().replace("$(BIN)/", "").replace("$(PYTHON)", "python3")
-    recipes = recipes.replace("$(VENV)", ".venv").replace("--quiet --disable-pip-version-check ", "")
+    recipes = recipes.replace("$(VENV)", ".venv").replace("--quiet --no-compile --disable-pip-version-check ", "")
     by_hand = "".join(code for page in PAGES for title, code in blocks(page, "sh") if title == BY_HAND)
     found = list(commands(by_hand.replace(" && ", "\n")))
     assert len(found) > 3
