@@ -27,7 +27,7 @@ STATUSES: dict[type[BaseException], int] = {
 
 
 def argument_parser(command: str, description: str, *examples: str) -> argparse.ArgumentParser:
-    """A parser with --debug, for a function that is made a command by :func:`as_command`.
+    """A parser with --debug, for a function that is made a command by `as_command`.
 
     Args:
         command: its module.
