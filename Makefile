@@ -26,7 +26,7 @@ check: $(VENV)/installed  ## lint and types
 	$(BIN)/mypy theory bandits lm figures
 
 docs: $(VENV)/installed  ## build the documentation into site/; a warning is an error
-	$(BIN)/mkdocs build --quiet
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet
 
 test: check docs  ## lint, types, the site and all tests; a process for each core, since tests are too small to share their threads
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --dist loadfile --no-loadscope-reorder

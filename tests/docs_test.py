@@ -272,6 +272,45 @@ def test_commands_in_the_text_exist_and_have_these_options(page: Path) -> None:
         check_words(words[3:], help_of(words[2], own_form(words) if words[2] in OF_A_RUN else ()))
 
 
+RUN_BY = {
+    "bandits.bench": "bandits/commands_test.py",
+    "bandits.degeneration": "bandits/commands_test.py",
+    "bandits.pessimism": "bandits/commands_test.py",
+    "bandits.transitive": "bandits/commands_test.py",
+    "figures": "figures/figures_test.py",
+    "lm": "lm/cli_test.py",
+    "lm.bench": "lm/bench_test.py",
+    "lm.diagnose": "lm/diagnose_test.py",
+    "lm.estimate": "lm/estimate_test.py",
+    "lm.exact": "lm/exact_test.py",
+    "lm.judge": "lm/judge_test.py",
+    "lm.nondeterministic": "lm/nondeterministic_test.py",
+    "lm.push": "lm/card_test.py",
+    "lm.report": "lm/report_test.py",
+    "lm.workflow.job": "lm/workflow/workflow_test.py",
+    "lm.workflow.tables": "lm/workflow/tables_test.py",
+    "theory": "theory/ledger_test.py",
+    "theory.mutation": "theory/mutation_test.py",
+}
+"""Commands in the text that the walks do not run -> the test that does."""
+STAGES = [name for name in OF_A_RUN if name not in ("lm.train", "lm.nondeterministic")]
+
+
+def test_every_command_in_the_text_is_run_by_a_test() -> None:
+    named = {words[2] for page in PAGES for words in inline(page)}
+    assert named - set(STAGES) - {"lm.train"} == set(RUN_BY)
+    for module, path in RUN_BY.items():
+        *package, name = module.split(".")
+        called = rf"-m {module}\b|\"{module}\"|from {'.'.join(package) or '__main__'} import .*\b{name}\b"
+        called += rf"|from {module}(\.__main__)? import"
+        assert re.search(called, (ROOT / path).read_text()), f"{path} does not run {module}"
+
+
+@pytest.mark.usefixtures("reader")
+def test_every_stage_is_a_command() -> None:
+    follow("".join(f"python -m {name} {'--out out.jsonl' * (name == 'lm.export')}\n" for name in STAGES))
+
+
 @pytest.mark.usefixtures("at_root")
 @pytest.mark.parametrize(
     "line",
