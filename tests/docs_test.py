@@ -6,7 +6,6 @@ import contextlib
 import functools
 import glob
 import io
-import os
 import re
 import runpy
 import shlex
@@ -41,7 +40,8 @@ BY_HAND = "by hand"
 SMALL = {
     "methods": ["dpo", "d-dpo", "p-dpo", "drdo"],
     "data": {"world": {"posts": 60}},
-    "bias": {"size": None},
+    "bias": {"size": None, "member_fractions": [0.2, 0.8]},
+    "probe": {"pairs": 8, "times": 1},
     **{stage: {"epochs": None, "max_steps": 2, "batch_size": 8} for stage in ("sft", "oracle", "reward", "policy")},
     "evaluation": {"resamples": 100},
 }
@@ -128,27 +128,34 @@ def reader(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (tmp_path / "small.yaml").write_text(yaml.safe_dump(SMALL))
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    monkeypatch.setenv("PYTHONPATH", str(ROOT))  # the `lm` above is no package, but would be found first
-    monkeypatch.setenv("PATH", str(Path(sys.executable).parent), prepend=os.pathsep)
     monkeypatch.setitem(SCRATCH, "scratch:tiny", {**SCRATCH["scratch:tiny"], "hidden_size": 32, "vocab_size": 400})
     return tmp_path
 
 
-def follow(code: str) -> None:
-    """Runs a page's blocks; AssertionError where a command fails.
+HEREDOC = re.compile(r"(.*)<<'(\w+)'\n(.*\n)?\2\n", re.DOTALL)
 
-    Python commands of one line run in this process, those of a run with SMALL behind the presets; bash has the rest.
+
+def follow(code: str) -> None:
+    """Runs a page's blocks; AssertionError where a command fails, or does not although `||` says what happens then.
+
+    Python runs in this process, a run with SMALL behind the presets; bash has the rest.
     """
     rest = ""
     for line in code.replace("\\\n", " ").splitlines(keepends=True):
         words = [] if rest else shlex.split(line, comments=True)
-        if words[:2] != ["python", "-m"] or {">", "|", "||", "&&"} & set(words):
+        if words[:2] != ["python", "-m"] or {">", "|", "&&"} & set(words):
             rest += line
-            if "<<" in rest and not re.search(r"<<'?(\w+)'?\n(.*\n)*\1\n$", rest):
+            document = HEREDOC.fullmatch(rest)
+            if "<<" in rest and not document:
                 continue
-            subprocess.run(["bash", "-euo", "pipefail", "-c", rest], check=True)
+            if document and document[1].split() == ["python", "-"]:
+                exec(document[3], {"__name__": "__main__"})  # the repository's own text
+            else:
+                subprocess.run(["bash", "-euo", "pipefail", "-c", rest], check=True)
             rest = ""
             continue
+        fails = "||" in words
+        words = words[: words.index("||")] if fails else words
         if is_of_a_run(words):
             if "--config" not in words:  # the command would leave its preset out
                 words[3:3] = ["--config", "lm/configs/demo.yaml"]
@@ -156,7 +163,7 @@ def follow(code: str) -> None:
             words[at + 1 : at + 1] = ["--config", "small.yaml"]
         words = [name for word in words for name in (sorted(glob.glob(word)) if "*" in word else [word])]
         status = run_module(words[2], words[3:])
-        assert status == 0, f"exit status {status}: {shlex.join(words)}"
+        assert bool(status) == fails, f"exit status {status}: {shlex.join(words)}"
     assert not rest
 
 
@@ -175,8 +182,14 @@ def test_the_commands_of_a_page_run_in_its_order(page: Path) -> None:
 def test_a_wrong_command_ends_a_walk(reader: Path) -> None:
     follow("cat > rows.txt <<'EOF'\none\nEOF\n# a remark\ncp rows.txt more.txt  # another\n")
     assert (reader / "more.txt").read_text() == "one\n"
+    follow("python - <<'EOF'\nfrom pathlib import Path\nPath('most.txt').touch()\nEOF\n")
+    assert (reader / "most.txt").exists()
     with pytest.raises(AssertionError, match="exit status 2"):
         follow("python -m lm.prepare --no-such-option 1\ntouch afterwards\n")
+    with pytest.raises(AssertionError, match="exit status 0"):
+        follow("python -m lm || touch afterwards\n")
+    with pytest.raises(ZeroDivisionError):
+        follow("python - <<'EOF'\n1 / 0\nEOF\ntouch afterwards\n")
     with pytest.raises(subprocess.CalledProcessError):
         follow("cp none.txt more.txt\ntouch afterwards\n")
     assert not (reader / "afterwards").exists()
