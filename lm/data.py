@@ -113,7 +113,7 @@ def _read_local(path: Path) -> Iterator[tuple[str, Row]]:
                     for row in batch.to_pylist():
                         yield f"{path}, row {number}", row
                         number += 1
-        except (OSError, pyarrow.ArrowException) as error:
+        except (OSError, pyarrow.ArrowException, UnicodeDecodeError) as error:
             raise ValueError(f"{path}: cannot be read as parquet ({error})") from None
     else:
         raise ValueError(f"{path}: a file of type {', '.join(SUFFIXES)} is needed")

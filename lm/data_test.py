@@ -281,6 +281,11 @@ def test_a_file_cut_short_is_named(tmp_path: Path) -> None:
     parquet.write_bytes(b"PAR1 but no more")
     with pytest.raises(ValueError, match=f"{parquet}: cannot be read as parquet"):
         list(read_rows(str(parquet)))
+    for name, text in (("promptä", "a"), ("prompt", "ä")):  # a column's name, and a text, that are not UTF-8
+        write_rows(parquet, [{name: text}])
+        parquet.write_bytes(parquet.read_bytes().replace("ä".encode(), b"\xe4 "))
+        with pytest.raises(ValueError, match=f"{parquet}: cannot be read as parquet"):
+            list(read_rows(str(parquet)))
 
 
 def test_paths_that_lead_nowhere_are_named(tmp_path: Path) -> None:
