@@ -29,12 +29,13 @@ from lm.config import Config
 from lm.io import write_text
 from lm.pipeline import Pipeline
 from lm.score import device_of
+from theory.shell import DONE, FAILED, INTERRUPTED, MISTAKEN, closed_pipe
 
 T = TypeVar("T")
 CONFIGS = Path(__file__).parent / "configs"
 
-DONE, FAILED, MISTAKEN, INTERRUPTED, TERMINATED = 0, 1, 2, 128 + signal.SIGINT, 128 + signal.SIGTERM
-"""Exit statuses."""
+TERMINATED = 128 + signal.SIGTERM
+"""An exit status beside those of `theory.shell`."""
 MISTAKES = (ValueError, TypeError, FileNotFoundError, IsADirectoryError, NotADirectoryError, MissingArtifact)
 """In options, or in the files and the data that they name."""
 FAILURES = (FloatingPointError, CorruptArtifact, OSError)
@@ -211,8 +212,7 @@ def as_command(main: Callable[..., int | None]) -> Callable[..., int]:
             sys.stdout.flush()
             return status
         except BrokenPipeError:  # as `| head` ends: whoever read has had enough
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-            return 128 + signal.SIGPIPE
+            return closed_pipe()
         except MISTAKES as error:
             say(f"error: {error}")
             return MISTAKEN

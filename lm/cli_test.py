@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import re
 import runpy
-import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
-from signal import SIGINT, SIGTERM, getsignal
+from signal import SIGTERM, getsignal
 from typing import Any
 
 import pytest
@@ -317,43 +316,7 @@ def test_a_mistake_has_a_traceback_with_debug_only(
     assert re.search("^error: ", shown.err, flags=re.MULTILINE)
 
 
-# ---------------------------------------------------------------- signals and pipes
-
-PROGRAM = """
-import signal, sys, time
-from lm.cli import as_command
-
-signal.signal(signal.SIGINT, signal.default_int_handler)  # background jobs are started deaf to it
-
-@as_command
-def main(arguments):
-    try:
-        for number in range(10**5):
-            print(number, flush=True)
-            time.sleep("slow" in arguments)
-    finally:
-        print("put away", file=sys.stderr)
-
-sys.exit(main())
-"""
-
-
-@pytest.mark.parametrize(
-    ("signal", "status", "said"), [(SIGINT, 130, "interrupted\n"), (SIGTERM, 143, "terminated\n"), (None, 141, "")]
-)
-def test_what_ends_a_command_from_outside(signal: int | None, status: int, said: str) -> None:
-    command = [sys.executable, "-c", PROGRAM, *(["slow"] if signal else [])]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT) as process:
-        assert process.stdout
-        assert process.stderr
-        assert process.stdout.readline() == "0\n"
-        if signal:
-            process.send_signal(signal)
-        else:
-            process.stdout.close()
-        shown = process.stderr.read()
-    assert process.returncode == status
-    assert sorted(shown.splitlines(keepends=True)) == sorted(["put away\n", *([said] if said else [])])
+# ---------------------------------------------------------------- how a command ends; see tests/commands_test.py too
 
 
 def test_a_command_returns_what_its_function_does_or_0() -> None:

@@ -1,4 +1,4 @@
-"""The commands outside lm: help with examples that parse, mistakes in a line, exit statuses, interrupts, pipes."""
+"""The commands outside lm: help with examples that parse, mistakes in a line, exit statuses; how any command ends."""
 
 from __future__ import annotations
 
@@ -157,10 +157,9 @@ def test_a_file_that_cannot_be_written_is_refused_before_the_work(
     assert f"the folder {tmp_path} may not be written to" in capsys.readouterr().err
 
 
-PROGRAMS = {
-    "theory.shell": """
+COUNTS = """
 import signal, sys, time
-from theory.shell import as_command
+from {} import as_command
 
 signal.signal(signal.SIGINT, signal.default_int_handler)  # background jobs are started deaf to it
 
@@ -174,7 +173,10 @@ def main(arguments):
         print("put away", file=sys.stderr)
 
 sys.exit(main())
-""",
+"""
+PROGRAMS = {
+    "theory": COUNTS.format("theory.shell"),
+    "lm": COUNTS.format("lm.cli"),
     "figures": """
 import signal, sys, time
 import figures.__main__ as command
@@ -196,18 +198,28 @@ sys.exit(command.main())
 }
 
 
-@pytest.mark.parametrize("program", PROGRAMS)
-@pytest.mark.parametrize(("interrupted", "left", "said"), [(True, 130, ["interrupted"]), (False, 141, [])])
-def test_an_interrupt_and_a_closed_pipe(program: str, interrupted: bool, left: int, said: list[str]) -> None:
-    command = [sys.executable, "-c", PROGRAMS[program], *(["slow"] if interrupted else [])]
+INTERRUPTED, CLOSED, TERMINATED = (
+    (signal.SIGINT, 130, "interrupted"),
+    (None, 141, ""),
+    (signal.SIGTERM, 143, "terminated"),
+)
+
+
+@pytest.mark.parametrize(
+    ("program", "sent", "left", "said"),
+    [*((program, *end) for program in PROGRAMS for end in (INTERRUPTED, CLOSED)), ("lm", *TERMINATED)],
+)
+def test_what_ends_a_command_from_outside(program: str, sent: int | None, left: int, said: str) -> None:
+    command = [sys.executable, "-c", PROGRAMS[program], *(["slow"] if sent else [])]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT) as process:
         assert process.stdout
         assert process.stderr
         assert process.stdout.readline() == "0\n"
-        if interrupted:
-            process.send_signal(signal.SIGINT)
+        if sent:
+            process.send_signal(sent)
         else:
             process.stdout.close()
         shown = process.stderr.read()
     assert process.returncode == left
-    assert sorted(shown.splitlines()) == sorted(["put away", *said])
+    ends = ["put away\n", *([f"{said}\n"] if said else [])]
+    assert sorted(shown.splitlines(keepends=True)) == sorted(ends)

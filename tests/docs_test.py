@@ -96,6 +96,8 @@ def inline(page: Path) -> Iterator[list[str]]:
 
 def own_form(words: Sequence[str]) -> tuple[str, ...]:
     """What makes `bias` or `score` take the other form."""
+    if words[2] not in OF_A_RUN:
+        return ()
     if "--data" in words:
         return ("--data", "x", "--out", "x")
     return ("x",) if words[3:] and not words[3].startswith("-") else ()
@@ -252,7 +254,7 @@ def understand(words: Sequence[str]) -> None:
         given = list(words[3 : words.index(">")] if ">" in words else words[3:])
         parser_of("", "").parse_args([word for word in given if word != "--print_config"])
     elif list(words[:2]) == ["python", "-m"]:
-        check_words(words[3:], help_of(words[2], own_form(words) if words[2] in OF_A_RUN else ()))
+        check_words(words[3:], help_of(words[2], own_form(words)))
     elif words[0] == "make":
         made = subprocess.run(["make", "-n", *words[1:]], check=False, capture_output=True, text=True, cwd=ROOT)
         if made.returncode:
@@ -282,7 +284,7 @@ def test_commands_that_are_not_run_are_marked_and_understood(page: Path) -> None
 @of_every_page
 def test_commands_in_the_text_exist_and_have_these_options(page: Path) -> None:
     for words in inline(page):
-        check_words(words[3:], help_of(words[2], own_form(words) if words[2] in OF_A_RUN else ()))
+        check_words(words[3:], help_of(words[2], own_form(words)))
 
 
 RUN_BY = {

@@ -1,4 +1,4 @@
-"""What the commands of theory and bandits share: help with examples, errors in one line, exit statuses."""
+"""What the commands of theory and bandits share: help with examples, one-line errors, exit statuses (also of lm)."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 DONE, FAILED, MISTAKEN, INTERRUPTED = 0, 1, 2, 128 + signal.SIGINT
-"""Exit statuses, as those of `lm.cli`, which these commands have to do without."""
+"""Exit statuses, those of `lm.cli` too."""
 STATUSES: dict[type[BaseException], int] = {
     ValueError: MISTAKEN,
     FileNotFoundError: MISTAKEN,
@@ -60,8 +60,7 @@ def as_command(main: Callable[..., int]) -> Callable[..., int]:
             sys.stdout.flush()
             return status
         except BrokenPipeError:  # as `| head` ends: whoever read has had enough
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-            return 128 + signal.SIGPIPE
+            return closed_pipe()
         except tuple(STATUSES) as error:
             if "--debug" in given:
                 traceback.print_exc()
@@ -69,6 +68,12 @@ def as_command(main: Callable[..., int]) -> Callable[..., int]:
             return next(STATUSES[kind] for kind in type(error).__mro__ if kind in STATUSES)
 
     return guarded
+
+
+def closed_pipe() -> int:
+    """The exit status where nobody reads stdout any more; what is still to be flushed goes nowhere."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return 128 + signal.SIGPIPE
 
 
 def output_file(name: str) -> Path:
