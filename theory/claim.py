@@ -39,6 +39,11 @@ class Claim:
     """In words: one or two sentences."""
     formula: str
     """The same in LaTeX, without dollar signs."""
+    domain: str = ""
+    """What it speaks of: finite or countable responses, tabular or parametric policies, and where it is about a flow,
+    the gradient in log-probs or in logits."""
+    losses: tuple[str, ...] = ()
+    """Functions of `theory.losses` that the proof calls; a change of any of them is to be noticed by it."""
     assumptions: Mapping[str, str]
     """Assumption name -> what it says. `counterexamples` has the same keys."""
     prove: Callable[[], object]
