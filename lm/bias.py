@@ -6,190 +6,22 @@ the options. With the options of `lm.train` instead, it makes D_rho and the ense
 
 from __future__ import annotations
 
-import math
 import sys
-from bisect import bisect_left
-from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, field
-from fractions import Fraction
-from functools import cache
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-import numpy as np
-from rich import box
-from rich.console import Console
-from rich.table import Table
-from transformers import PreTrainedTokenizerBase
-
-from lm import progress
+from lm.base import progress
+from lm.base.command import argument_parser, as_command
 from lm.config import BiasConfig
-from lm.data import Drop, any_pair, check_suffix, read_rows, write_rows
-from lm.models import SCRATCH, load_tokenizer
-
-LengthClass = Literal["longer", "shorter", "neither"]
+from lm.stages.run import Run, command
 
 
-def length_class(chosen_length: int, rejected_length: int, ratio: float) -> LengthClass:
-    """Which completion is preferred: the longer (at least `ratio` times the other's tokens), the shorter, neither."""
-    exact = _decimal(ratio)
-    if chosen_length >= exact * rejected_length:
-        return "longer"
-    return "shorter" if rejected_length >= exact * chosen_length else "neither"
-
-
-def counts(share: float, size: int) -> tuple[int, int]:
-    """(longer preferred, shorter preferred) of a subset of this size: the share to the nearest pair, halves up."""
-    longer = math.floor(_decimal(share) * size + Fraction(1, 2))
-    return longer, size - longer
-
-
-@cache
-def _decimal(value: float) -> Fraction:
-    """The number as it was written: 1.1 times 50 tokens is 55, but above it in binary."""
-    return Fraction(str(value))
-
-
-def largest_feasible(classes: Sequence[LengthClass], share: float) -> int:
-    """The most pairs that a subset with this share can have."""
-    longer, shorter = classes.count("longer"), classes.count("shorter")
-
-    def too_many(size: int) -> bool:
-        need_longer, need_shorter = counts(share, size)
-        return need_longer > longer or need_shorter > shorter
-
-    # Neither count falls as the size grows, so the sizes that fit come first.
-    return bisect_left(range(1, longer + shorter + 1), True, key=too_many)
-
-
-def biased_subset(classes: Sequence[LengthClass], share: float, size: int | None, *, seed: int, what: str) -> list[int]:
-    """Indices of a subset in which the longer completion is preferred in this share of the pairs, in increasing order.
-
-    Args:
-        classes: length class of each pair; pairs with no longer side are left out.
-        share: share with the longer preferred.
-        size: pairs; None for the largest feasible.
-        seed: of the draw.
-        what: the option behind it, for the error message.
-
-    Raises:
-        ValueError: the size is infeasible; the message names the largest feasible.
-    """
-    most = largest_feasible(classes, share)
-    if size is None:
-        size = most
-    if size > most or size == 0:
-        raise ValueError(
-            f"{what}: {size} pairs of which {share:.0%} prefer the longer completion are not to be had from "
-            f"{classes.count('longer')} pairs that prefer the longer and {classes.count('shorter')} that prefer the "
-            f"shorter; the largest feasible size is {most}"
-        )
-    rng = np.random.default_rng(seed)
-    chosen = [
-        rng.choice([i for i, c in enumerate(classes) if c == name], count, replace=False)
-        for name, count in zip(("longer", "shorter"), counts(share, size), strict=True)
-        if count
-    ]
-    return sorted(int(i) for i in np.concatenate(chosen))
-
-
-def length_report(
-    classes: Sequence[LengthClass], chosen_lengths: Sequence[int], rejected_lengths: Sequence[int], rows: Sequence[int]
-) -> dict[str, Any]:
-    """Length statistics of these rows of a set: pairs by length class, mean lengths (None without rows)."""
-    count = Counter(classes[i] for i in rows)
-
-    def mean(lengths: Sequence[int]) -> float | None:
-        return sum(lengths[i] for i in rows) / len(rows) if rows else None
-
-    return {
-        "pairs": len(rows),
-        "longer_preferred": count["longer"],
-        "shorter_preferred": count["shorter"],
-        "mean_chosen_length": mean(chosen_lengths),
-        "mean_rejected_length": mean(rejected_lengths),
-    }
-
-
-# ---------------------------------------------------------------- any preference set
-
-
-@dataclass
-class Lengths:
-    """Lengths of a set's pairs, and which rows they are."""
-
-    rows: list[int] = field(default_factory=list)
-    chosen: list[int] = field(default_factory=list)
-    rejected: list[int] = field(default_factory=list)
-    left_out: Counter[str] = field(default_factory=Counter)
-    """Rows that are no comparison, by reason."""
-
-    def classes(self, ratio: float) -> list[LengthClass]:
-        """Length class of each pair."""
-        return [length_class(c, r, ratio) for c, r in zip(self.chosen, self.rejected, strict=True)]
-
-
-def read_lengths(path: str, tokenizer: PreTrainedTokenizerBase | None = None) -> Lengths:
-    """Lengths of every pair of a set in any schema: tokens, end-of-text included, or else characters.
-
-    Raises ValueError or FileNotFoundError as `lm.data.read_rows` and `lm.data.any_pair` do.
-    """
-    lengths = Lengths()
-    for number, (where, row) in enumerate(read_rows(path)):
-        pair = any_pair(row, where)
-        if isinstance(pair, Drop):
-            lengths.left_out[pair.reason] += 1
-            continue
-        sides: list[Any] = [pair["chosen"].strip(), pair["rejected"].strip()]
-        if tokenizer is not None:
-            sides = [[*ids, tokenizer.eos_token_id] for ids in tokenizer(sides, add_special_tokens=False)["input_ids"]]
-        lengths.rows.append(number)
-        lengths.chosen.append(len(sides[0]))
-        lengths.rejected.append(len(sides[1]))
-    return lengths
-
-
-def bias_file(
-    path: str, out: Path, config: BiasConfig, *, seed: int, tokenizer: PreTrainedTokenizerBase | None = None
-) -> dict[str, Any]:
-    """Writes a length-biased subset of a set: its rows as they are, in their order.
-
-    Args:
-        path: a set in any schema, as `lm.data.read_rows` takes it. It is read twice and never held.
-        out: the file to write, .jsonl, .jsonl.gz or .parquet.
-        config: rho, size and length_ratio; the rest is about ensembles and not read.
-        seed: of the draw.
-        tokenizer: to measure lengths in tokens; None for characters.
-
-    Returns:
-        "before" and "after", as `length_report`; "left_out", rows that are no comparison, by reason; "unit".
-
-    Raises:
-        ValueError: a malformed row, an infeasible size (the message names the largest feasible), or an unfit `out`.
-        FileNotFoundError: no such data.
-    """
-    check_suffix(out)
-    if out.exists() and Path(path).exists() and out.samefile(path):
-        raise ValueError(f"--out {out} is the data itself; name another file")
-    assert config.rho is not None
-    lengths = read_lengths(path, tokenizer)
-    classes = lengths.classes(config.length_ratio)
-    drawn = biased_subset(
-        classes, config.rho, config.size, seed=seed, what="--rho" if config.size is None else "--size"
-    )
-    kept = {lengths.rows[i] for i in drawn}
-    write_rows(out, (row for number, (_, row) in enumerate(read_rows(path)) if number in kept))
-    reports = [length_report(classes, lengths.chosen, lengths.rejected, rows) for rows in (range(len(classes)), drawn)]
-    return {
-        **dict(zip(("before", "after"), reports, strict=True)),
-        "left_out": dict(lengths.left_out),
-        "unit": "characters" if tokenizer is None else "tokens",
-    }
-
-
-def table(report: dict[str, Any], title: str) -> Table:
+def table(report: dict[str, Any], title: str) -> Any:
     """The report of `bias_file` as a rich table."""
+    from rich import box
+    from rich.table import Table
+
     view = Table("", "before", "after", title=title, box=box.SIMPLE)
     for column in view.columns[1:]:
         column.justify = "right"
@@ -210,16 +42,9 @@ def table(report: dict[str, Any], title: str) -> Table:
     return view
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """The command for any preference set; returns its exit status."""
-    from lm.cli import as_command
-
-    return as_command(_main)(arguments)
-
-
-def _main(arguments: Sequence[str]) -> None:
-    from lm.cli import argument_parser
-
+@as_command
+def main(arguments: Sequence[str]) -> None:
+    """The command for any preference set."""
     parser = argument_parser(
         "lm.bias",
         "A subset of a preference set, exact in the share of pairs whose longer completion is preferred. "
@@ -245,6 +70,11 @@ def _main(arguments: Sequence[str]) -> None:
     )
     options = parser.parse_args(arguments)
     config = BiasConfig(rho=options.rho, size=options.size, length_ratio=options.length_ratio)
+    from rich.console import Console
+
+    from lm.data.lengths import bias_file
+    from lm.models.loading import SCRATCH, load_tokenizer
+
     if options.tokenizer in SCRATCH:
         raise ValueError(f"--tokenizer must be a hub name or a folder, got {options.tokenizer!r}")
     tokenizer = load_tokenizer(options.tokenizer, (), False) if options.tokenizer else None
@@ -261,10 +91,15 @@ def is_for_any_set(arguments: Sequence[str]) -> bool:
     return names_data or any(argument.split("=")[0] == "--out" for argument in arguments)
 
 
+def work(run: Run) -> None:
+    """Makes D_rho and the members' subsets."""
+    from lm.stages.subsets import bias
+
+    bias(run)
+
+
 if __name__ == "__main__":
     if is_for_any_set(sys.argv[1:]):
         sys.exit(main())
 
-    from lm.cli import run
-
-    sys.exit(run("lm.bias", lambda pipeline: pipeline.bias))
+    sys.exit(command("lm.bias", work))

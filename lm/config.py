@@ -2,24 +2,23 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, fields, is_dataclass, replace
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
 from math import inf
 from string import Formatter
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
-from lm.confidence import Pairs
-from lm.objectives import (
-    DPO,
-    DRDO,
-    IPO,
-    METHODS,
-    DistilledDPO,
-    EnsembleDPO,
-    HullDPO,
-    Method,
-    PessimisticDistilledDPO,
-    PessimisticDPO,
-)
+from lm.objectives import METHODS, Method, option_of
+
+Kind = Literal["world", "tldr", "hh", "preferences"]
+KINDS = ("preferences", "hh", "tldr")
+"""Of sets that are read."""
+Pairs = Literal["all", "hc_he", "lc_le"]
+DTYPES = ("auto", "float32", "bfloat16", "float64")
+TASKS = ("summary", "helpfulness")
+"""What an LLM can be asked to compare, see `lm.judging.llm`."""
+SFT = "sft"
+"""pi_ref's name among the policies."""
 
 
 def _check(owner: object, condition: str, **values: tuple[Any, bool]) -> None:
@@ -84,7 +83,6 @@ class DataConfig:
             names.
         path: hub name (owner/name, or owner/name/folder for one folder of it, and @revision after it), or a local
             .jsonl, .jsonl.gz or .parquet file, or a folder of them. Not read by "world".
-        subset: folder of a hub dataset to load from, e.g. "helpful-base"; hub names only.
         sft_path: reference completions, likewise; needed by "tldr", and read by "preferences" (prompt and completion,
             or messages) where given. Without it the chosen completions are the references.
         labels: "oracle" relabels every pair by the oracle; "given" keeps the set's own labels. The oracle judges the
@@ -103,9 +101,8 @@ class DataConfig:
         world: the embedded world; "world" only.
     """
 
-    kind: Literal["world", "tldr", "hh", "preferences"] = "world"
+    kind: Kind = "world"
     path: str | None = None
-    subset: str | None = None
     sft_path: str | None = None
     labels: Literal["oracle", "given"] = "oracle"
     rewards: Literal["models", "given", "oracle"] = "models"
@@ -117,6 +114,9 @@ class DataConfig:
     limit: int | None = None
     world: WorldConfig = field(default_factory=WorldConfig)
 
+    RETIRED: ClassVar[Mapping[str, Any]] = {"subset": None}
+    """Options that are no more, with the one value that the keys of artifacts still have of them."""
+
     def __post_init__(self) -> None:
         _positive(self, "max_prompt_length", "max_completion_length")
         _share(self, "valid_fraction", "test_fraction")
@@ -125,10 +125,10 @@ class DataConfig:
                 "DataConfig.valid_fraction + test_fraction must leave a training split (sum below 1), got "
                 f"{self.valid_fraction} + {self.test_fraction}"
             )
-        if self.kind == "world" and (self.path or self.sft_path or self.subset):
-            given = self.path or self.sft_path or self.subset
+        if self.kind == "world" and (self.path or self.sft_path):
+            given = self.path or self.sft_path
             raise ValueError(
-                f'DataConfig.path, sft_path and subset go with kinds other than "world", got {given!r} for "world"'
+                f'DataConfig.path and sft_path go with kinds other than "world", got {given!r} for "world"'
             )
         if self.kind != "world" and not self.path:
             raise ValueError(f'DataConfig.path is needed for kind "{self.kind}": a hub name or a local file or folder')
@@ -186,12 +186,16 @@ class TrainingConfig:
     logging_steps: int = 25
     save_steps: int | None = None
 
+    ONE_LENGTH: ClassVar[str] = "TrainingConfig needs exactly one of epochs and max_steps, and null for the other"
+
+    @property
+    def is_given(self) -> bool:
+        """Whether it says how long to train: a training that nothing asks for can be left out."""
+        return self.epochs is not None or self.max_steps is not None
+
     def __post_init__(self) -> None:
-        if (self.epochs is None) == (self.max_steps is None):
-            raise ValueError(
-                "TrainingConfig needs exactly one of epochs and max_steps, and null for the other; got "
-                f"{self.epochs} and {self.max_steps}"
-            )
+        if self.epochs is not None and self.max_steps is not None:
+            raise ValueError(f"{self.ONE_LENGTH}; got {self.epochs} and {self.max_steps}")
         optional = ("epochs", "max_steps", "micro_batch_size", "micro_batch_tokens", "save_steps")
         given = [name for name in optional if getattr(self, name) is not None]
         _positive(self, *given, "batch_size", "learning_rate", "max_grad_norm", "logging_steps")
@@ -201,31 +205,28 @@ class TrainingConfig:
 @dataclass(frozen=True, kw_only=True)
 class LoraConfig:
     """Low-rank adapters (Hu et al. 2021, arXiv 2106.09685) trained in place of a model's own parameters: a linear
-    layer W becomes W + (alpha / rank) B A. pi_ref is the model without them. Reward heads are trained whole.
+    layer W becomes W + (alpha / rank) B A. pi_ref is the model without them. Reward heads are trained whole. There is
+    no dropout: the completions of a prompt share its one forward pass, and would share its noise.
 
     Args:
         rank: rows of A and columns of B; null trains all parameters.
         alpha: scale of the update, over rank.
-        dropout: only 0: the completions of a prompt share its one forward pass, and so would share its noise.
         target_modules: names of the layers that get an adapter, as q_proj; null for every linear layer but the head.
         stages: which trainings use adapters, of sft, oracle, reward and policy.
     """
 
     rank: int | None = None
     alpha: float = 16.0
-    dropout: float = 0.0
     target_modules: list[str] | None = None
     stages: list[Literal["sft", "oracle", "reward", "policy"]] = field(default_factory=lambda: ["policy"])
+
+    RETIRED: ClassVar[Mapping[str, Any]] = {"dropout": 0.0}
+    """As of `DataConfig`."""
 
     def __post_init__(self) -> None:
         if self.rank is not None:
             _positive(self, "rank")
         _positive(self, "alpha")
-        if self.dropout != 0:
-            raise ValueError(
-                "LoraConfig.dropout must be 0: the completions of a prompt share its one forward pass and would share "
-                f"its noise, which log-ratios would then be taken for; got {self.dropout!r}"
-            )
         named = self.target_modules is None or (bool(self.target_modules) and all(self.target_modules))
         _check(self, "one or more names of layers, or null", target_modules=(self.target_modules, named))
         each_once = 0 < len(set(self.stages)) == len(self.stages)
@@ -388,6 +389,28 @@ class LogprobsConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Scoring:
+    """How reward models of any kind are loaded and run, see `lm.judging.reward_models`.
+
+    Args:
+        dtype: of the parameters; "auto" as they are saved.
+        device: "auto" (accelerator if there is one), or "cpu".
+        batch_tokens: most tokens a forward pass, where one pair has no more.
+        max_length: longest text, tokens; None for the model's positions.
+    """
+
+    dtype: str = "auto"
+    device: str = "auto"
+    batch_tokens: int = LogprobsConfig.scoring_tokens
+    max_length: int | None = None
+
+    def __post_init__(self) -> None:
+        for name, value, least in (("batch_tokens", self.batch_tokens, 1), ("max_length", self.max_length, 2)):
+            if value is not None and value < least:
+                raise ValueError(f"--{name.replace('_', '-')} must be at least {least}, got {value}")
+
+
+@dataclass(frozen=True, kw_only=True)
 class Config:
     """A run: data, upstream models, methods, evaluation.
 
@@ -406,9 +429,9 @@ class Config:
             trackio, mlflow and others (see `lm.trackers`).
         data: preferences and reference completions.
         sft: training of pi_ref on the reference completions.
-        oracle: training of the oracle reward model on the full training split.
+        oracle: training of the oracle reward model on the full training split; left out where none is trained.
         bias: the biased training set and the ensemble's subsets.
-        reward: training of the reward models on the biased set and its subsets.
+        reward: training of the reward models on the biased set and its subsets; left out where none is trained.
         policy: training of the policies, the same for every method.
         lora: low-rank adapters in place of full-parameter training; off by default.
         snapshots: evenly spaced steps, the last among them, whose policies validation chooses from.
@@ -418,25 +441,16 @@ class Config:
         logprobs: how log-probs and rewards are computed, in training and scoring alike.
         sampling: sampling from pi_ref (for the KL term) and from the policies (for evaluation).
         evaluation: evaluation on held-out prompts.
-        dpo: DPO's hyper-parameters.
-        ipo: IPO's hyper-parameters.
-        d_dpo: d-DPO's hyper-parameters.
-        p_dpo: p-DPO's hyper-parameters.
-        dp_dpo: dp-DPO's hyper-parameters.
-        e_dpo: e-DPO's hyper-parameters.
-        hull_dpo: hull-DPO's hyper-parameters.
-        drdo: DRDO's hyper-parameters.
-        drdo_oracle_alpha: weight of the language-model term in an oracle of DRDO's own (a reward head and a
-            language-model head trained jointly on D_rho), whose rewards DRDO then distils; null: DRDO distils the
-            reward model that the other methods do. 0.01 in [N].
+        options: hyper-parameters of the methods, by name; the defaults where a method is not named. As options they are
+            the method's group: --dpo.beta, --hull_dpo.kl.alpha_end.
     """
 
     output_dir: str
     model: str
     sft: TrainingConfig
-    oracle: TrainingConfig
-    reward: TrainingConfig
     policy: TrainingConfig
+    oracle: TrainingConfig = field(default_factory=TrainingConfig)
+    reward: TrainingConfig = field(default_factory=TrainingConfig)
     methods: list[str] = field(default_factory=lambda: list(METHODS))
     oracle_model: str | None = None
     seed: int = 0
@@ -453,19 +467,10 @@ class Config:
     logprobs: LogprobsConfig = field(default_factory=LogprobsConfig)
     sampling: SamplingConfig = field(default_factory=SamplingConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
-    dpo: DPO = field(default_factory=DPO)
-    ipo: IPO = field(default_factory=IPO)
-    d_dpo: DistilledDPO = field(default_factory=DistilledDPO)
-    p_dpo: PessimisticDPO = field(default_factory=PessimisticDPO)
-    dp_dpo: PessimisticDistilledDPO = field(default_factory=PessimisticDistilledDPO)
-    e_dpo: EnsembleDPO = field(default_factory=EnsembleDPO)
-    hull_dpo: HullDPO = field(default_factory=HullDPO)
-    drdo: DRDO = field(default_factory=DRDO)
-    drdo_oracle_alpha: float | None = None
+    options: dict[str, Method] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        if self.drdo_oracle_alpha is not None:
-            _share(self, "drdo_oracle_alpha")
+        _check_options(self, self.options)
         unknown = [name for name in self.methods if name not in METHODS]
         if unknown or not self.methods:
             raise ValueError(f"Config.methods must name one or more of {', '.join(METHODS)}; got {self.methods}")
@@ -473,6 +478,7 @@ class Config:
             raise ValueError(f"Config.methods names a method twice: {self.methods}")
         if not self.output_dir or not self.model:
             raise ValueError("Config.output_dir and Config.model must not be empty")
+        self._check_trainings()
         if self.sampling.engine == "vllm" and self.dtype == "float64":
             raise ValueError(
                 'Config.dtype must be float32 or bfloat16 with sampling.engine "vllm", which has no float64; got '
@@ -491,15 +497,46 @@ class Config:
             if any(one in tried[:i] for i, one in enumerate(tried)):
                 raise ValueError(f"Config.sweep names a setting of {name} twice: {settings}")
 
+    def _check_trainings(self) -> None:
+        """ValueError for a training without a length that something asks for."""
+        needed = {"sft": "pi_ref is trained", "policy": "policies are trained"}
+        if self.oracle_model is None and self.data.labels == "oracle":
+            needed["oracle"] = 'with data.labels "oracle" and no oracle_model the oracle is trained'
+        distilling = [name for name in self.methods if self.method(name).needs]
+        if self.data.rewards == "models" and distilling:
+            needed["reward"] = f'with data.rewards "models" {", ".join(distilling)} distil trained reward models'
+        for stage, why in needed.items():
+            if not getattr(self, stage).is_given:
+                raise ValueError(f"{TrainingConfig.ONE_LENGTH}; got None and None for {stage}: {why}")
+
     def method(self, name: str) -> Method:
         """The method of this name with its configured hyper-parameters."""
-        method: Method = getattr(self, name.replace("-", "_"))
-        return method
+        return self.options[name] if name in self.options else METHODS[name]()
+
+    def with_options(self, **methods: Method) -> Config:
+        """The same with other hyper-parameters of these methods, named as their options are (d_dpo)."""
+        names = {option_of(name): name for name in METHODS}
+        return replace(self, options={**self.options, **{names[name]: method for name, method in methods.items()}})
+
+    def as_dict(self) -> dict[str, Any]:
+        """Every option as JSON values, methods' as groups of their own, as on the command line."""
+        plain = asdict(self)
+        del plain["options"]
+        return plain | {option_of(name): asdict(self.method(name)) for name in METHODS}
 
     def settings(self, name: str) -> list[Method]:
         """The method of this name in every setting that validation chooses from."""
         base = self.method(name)
         return [_replaced(base, setting, f"Config.sweep: {name}") for setting in self.sweep.get(name, [{}])]
+
+
+def _check_options(owner: object, options: Mapping[str, Method]) -> None:
+    for name, method in options.items():
+        if name not in METHODS or type(method) is not METHODS[name]:
+            raise ValueError(
+                f"{type(owner).__name__}.options maps any of {', '.join(METHODS)} to its hyper-parameters; got "
+                f"{name!r}: {method!r}"
+            )
 
 
 def _replaced(base: Any, options: dict[str, Any], where: str) -> Any:
@@ -538,27 +575,13 @@ class ExactConfig:
         members: members of the ensemble, at least 2.
         compared: share of the completions that some pair mentions, where mass transfer is shown.
         reference_samples: draws from pi_ref for each prompt that the sampled KL is estimated from.
-        dpo: DPO's hyper-parameters.
-        ipo: IPO's hyper-parameters.
-        d_dpo: d-DPO's hyper-parameters.
-        p_dpo: p-DPO's hyper-parameters.
-        dp_dpo: dp-DPO's hyper-parameters.
-        e_dpo: e-DPO's hyper-parameters.
-        hull_dpo: hull-DPO's hyper-parameters.
-        drdo: DRDO's hyper-parameters.
+        options: hyper-parameters of the methods, as of `Config`.
     """
 
     output_dir: str
     sft: TrainingConfig
     policy: TrainingConfig
-    dpo: DPO
-    ipo: IPO
-    d_dpo: DistilledDPO
-    p_dpo: PessimisticDPO
-    dp_dpo: PessimisticDistilledDPO
-    e_dpo: EnsembleDPO
-    hull_dpo: HullDPO
-    drdo: DRDO
+    options: dict[str, Method] = field(default_factory=dict)
     seed: int = 0
     tokens: int = 4
     max_length: int = 3
@@ -580,14 +603,10 @@ class ExactConfig:
             raise ValueError(
                 "ExactConfig.sft and .policy need max_steps, got epochs: an exact world has no size to pass"
             )
-        if self.ipo.length_normalised:
-            raise ValueError(
-                "ExactConfig.ipo.length_normalised must be false: the Laplacian optimum is the paper's IPO's"
-            )
-        for name in ("p_dpo", "dp_dpo", "e_dpo", "hull_dpo"):
-            kl = getattr(self, name).kl
-            if kl.alpha_start != kl.alpha_end or not kl.alpha_end > 0 or kl.samples != "reference":
-                raise ValueError(
-                    f"ExactConfig.{name}.kl must have alpha_start equal to alpha_end, > 0, and samples "
-                    f'"reference": else there is no one optimum to compare with; got {kl}'
-                )
+        _check_options(self, self.options)
+        for name in METHODS:
+            self.method(name).check_stated(f"ExactConfig.{option_of(name)}")
+
+    def method(self, name: str) -> Method:
+        """As `Config.method`."""
+        return self.options[name] if name in self.options else METHODS[name]()

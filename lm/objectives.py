@@ -1,19 +1,24 @@
-"""The methods: which loss of `theory.losses` each trains on, and what it needs to know about a pair.
+"""The methods: which loss of `theory.losses` each trains on, what it needs to know about a pair, how it is shown.
 
 A method is a frozen dataclass: its fields are its hyper-parameters (so a field that a method does not honour does not
-exist), calling it on a `PairBatch` gives one loss a pair.
+exist), calling it on a `PairBatch` gives one loss a pair. Everything else that is its own (whose reward it distils, its
+KL term, title, colour) it says itself: a new one is a class here and a line in `METHODS`.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
-from typing import ClassVar, Literal
-
-from torch import Tensor
+from collections.abc import Iterator
+from dataclasses import dataclass, field, fields
+from typing import TYPE_CHECKING, ClassVar, Literal, NamedTuple
 
 from theory import losses
 
+if TYPE_CHECKING:  # options are read, and explained, without torch
+    from torch import Tensor
+
 Need = Literal["rewards", "members"]
+MAIN = "rho"
+"""Name of the reward model of all of D_rho."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,7 +34,7 @@ class PairBatch:
     ref_rejected_logps: Tensor
     """[N]."""
     chosen_lengths: Tensor
-    """[N], completion tokens including end-of-text."""
+    """[N], completion tokens including end-of-text; of the log-probs' type."""
     rejected_lengths: Tensor
     """[N]."""
     reward_margin: Tensor | None = None
@@ -100,44 +105,165 @@ class Pessimism:
         penalised: Tensor = losses.pessimistic(loss, kl, alpha=self.alpha(pairs.progress))
         return penalised
 
+    def legend(self) -> Iterator[str]:
+        """As `Method.legend`."""
+        if self.samples == "reference":
+            yield "KL(y): −u_y of a completion y that π_ref sampled; its mean is KL(π_ref ‖ π)."
+        else:
+            yield "KL(y): −(u_w + u_l) / 2, over the pair's own completions."
+        if self.alpha_start == self.alpha_end:
+            yield f"α = {self.alpha_start:g} throughout."
+        else:
+            yield f"α: from {self.alpha_start:g} at the first step, linearly, to {self.alpha_end:g} at the last."
+
+
+class Look(NamedTuple):
+    """How a method is drawn: colour, dashes and marker each tell it apart."""
+
+    colour: str
+    """A name of `figures.style.COLOURS`."""
+    dashes: tuple[float, ...]
+    """Points drawn and left out, in turn; none: a solid line."""
+    marker: str
+    """As matplotlib has them."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class JointOracle:
+    """A reward model of a method's own: a reward head beside the language-model head, trained jointly, [N] eq 5.
+
+    Args:
+        alpha: weight of the language-model term, between 0 and 1.
+    """
+
+    alpha: float
+
+    def __call__(self, reward_margin: Tensor, chosen_logps: Tensor) -> Tensor:
+        """One loss a pair, [N]."""
+        loss: Tensor = losses.drdo_oracle(reward_margin, chosen_logps, alpha=self.alpha)
+        return loss
+
 
 @dataclass(frozen=True, kw_only=True)
 class Method:
     """A preference method. Subclasses add hyper-parameters and the loss."""
 
+    title: ClassVar[str] = ""
+    """As figures and reports call it; the class's name where there is none."""
+    look: ClassVar[Look] = Look("grey", (1, 2), "X")
     needs: ClassVar[frozenset[Need]] = frozenset()
-    """What must have been scored beside the reference log-probs: the reward model's rewards, or each member's."""
+    """What must have been scored beside the reference log-probs: the one reward of each completion, or each member's of
+    an ensemble."""
 
     def __post_init__(self) -> None:
-        for field in fields(self):
-            value = getattr(self, field.name)
-            if field.name in {"beta", "tau"} and not 0 < value < float("inf"):
-                raise ValueError(f"{type(self).__name__}.{field.name} must be a finite number > 0, got {value}")
+        for option in fields(self):
+            value = getattr(self, option.name)
+            if option.name in {"beta", "tau"} and not 0 < value < float("inf"):
+                raise ValueError(f"{type(self).__name__}.{option.name} must be a finite number > 0, got {value}")
+
+    @property
+    def implicit_scale(self) -> float | None:
+        """beta, where the method's implicit reward is beta times the log-ratio."""
+        return None
+
+    @property
+    def pessimism(self) -> Pessimism | None:
+        """The forward-KL term."""
+        return None
+
+    @property
+    def own_oracle(self) -> JointOracle | None:
+        """The reward model of its own whose rewards it distils, in place of the one that the other methods do."""
+        return None
 
     @property
     def needs_samples(self) -> bool:
         """Whether completions sampled from pi_ref enter the loss."""
-        kl = getattr(self, "kl", None)
-        return isinstance(kl, Pessimism) and kl.samples == "reference"
+        return self.pessimism is not None and self.pessimism.samples == "reference"
 
     @property
     def needs_reward_head(self) -> bool:
         """Whether the policy estimates rewards itself, with a linear head."""
         return False
 
+    def weights(self, gram: Tensor) -> Tensor:
+        """The members' weights in the reward that is distilled, for methods that need members. [K, K] -> [K]."""
+        raise NotImplementedError(f"{type(self).__name__} distils no ensemble")
+
     def __call__(self, pairs: PairBatch) -> Tensor:
         """One loss a pair, [N]."""
         raise NotImplementedError
 
+    def check_stated(self, where: str) -> None:
+        """ValueError, which begins with `where`, for options by which it has no one optimum that a paper states."""
+        kl = self.pessimism
+        if kl is not None and (kl.alpha_start != kl.alpha_end or not kl.alpha_end > 0 or kl.samples != "reference"):
+            raise ValueError(
+                f"{where}.kl must have alpha_start equal to alpha_end, > 0, and samples "
+                f'"reference": else there is no one optimum to compare with; got {kl}'
+            )
+
+    # ------------------------------------------------------------ how it is explained
+
+    @classmethod
+    def heading(cls) -> str:
+        """The title."""
+        return cls.title or cls.__name__
+
+    @classmethod
+    def says(cls) -> str:
+        """The first part of the docstring, with the source, in a line."""
+        return " ".join((cls.__doc__ or "").split("Args:")[0].split())
+
+    @property
+    def member_letter(self) -> str:
+        """What a formula calls the reward difference that an ensemble gives."""
+        return "delta_k"
+
+    def legend(self) -> Iterator[str]:
+        """What the letters of the method's formula stand for, a sentence each."""
+        if not self.needs_reward_head:
+            yield "Δ = u_w − u_l with u_y = log π(y) − log π_ref(y), nats, summed over tokens."
+        yield "w: the preferred completion; l: the other."
+        if "rewards" in self.needs:
+            whose = "the reward model of the training pairs" if self.own_oracle is None else "an oracle of its own"
+            yield f"δ: difference of the rewards of w and l by {whose}."
+        if self.pessimism is not None:
+            yield from self.pessimism.legend()
+
 
 @dataclass(frozen=True, kw_only=True)
-class DPO(Method):
+class _Implicit(Method):
+    """What an implicit reward, beta times the log-ratio, adds to a method."""
+
+    beta: float = 1.0
+
+    @property
+    def implicit_scale(self) -> float:
+        return self.beta
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Pessimistic(Method):
+    """What a forward-KL term adds to a method."""
+
+    kl: Pessimism = Pessimism()
+
+    @property
+    def pessimism(self) -> Pessimism:
+        return self.kl
+
+
+@dataclass(frozen=True, kw_only=True)
+class DPO(_Implicit):
     """DPO, [F] eq 6.
 
     Args:
         beta: implicit-reward scale, > 0. [set]
     """
 
+    title: ClassVar[str] = "DPO"
+    look: ClassVar[Look] = Look("black", (), "o")
     beta: float = 0.1
 
     def __call__(self, pairs: PairBatch) -> Tensor:
@@ -154,6 +280,8 @@ class IPO(Method):
         length_normalised: use the margin of per-token log-ratios, as some frameworks do; not what the paper defines.
     """
 
+    title: ClassVar[str] = "IPO"
+    look: ClassVar[Look] = Look("grey", (4, 1.5), "s")
     tau: float = 1.0
     length_normalised: bool = False
 
@@ -163,23 +291,38 @@ class IPO(Method):
             margin = losses.normalised_logratio_margin(
                 pairs.policy_chosen_logps - pairs.ref_chosen_logps,
                 pairs.policy_rejected_logps - pairs.ref_rejected_logps,
-                pairs.chosen_lengths.to(margin.dtype),
-                pairs.rejected_lengths.to(margin.dtype),
+                pairs.chosen_lengths,
+                pairs.rejected_lengths,
             )
         loss: Tensor = losses.ipo(margin, tau=self.tau)
         return loss
 
+    def check_stated(self, where: str) -> None:
+        """As `Method.check_stated`."""
+        if self.length_normalised:
+            raise ValueError(f"{where}.length_normalised must be false: the Laplacian optimum is the paper's IPO's")
+
+    def legend(self) -> Iterator[str]:
+        """As `Method.legend`."""
+        if not self.length_normalised:
+            yield from super().legend()
+            return
+        yield "π, π_ref: probabilities of a completion; |y|: its tokens. Log-ratios are per token: not the paper's."
+        yield "w: the preferred completion; l: the other."
+
 
 @dataclass(frozen=True, kw_only=True)
-class DistilledDPO(Method):
+class DistilledDPO(_Implicit):
     """d-DPO: the reward model's margin distilled into the policy, [F] eq 7.
 
     Args:
         beta: implicit-reward scale, > 0. [set]
     """
 
-    beta: float = 1.0
+    title: ClassVar[str] = "d-DPO"
+    look: ClassVar[Look] = Look("blue", (), "o")
     needs: ClassVar[frozenset[Need]] = frozenset({"rewards"})
+    beta: float = 1.0
 
     def __call__(self, pairs: PairBatch) -> Tensor:
         loss: Tensor = losses.distillation(pairs.logratio_margin, pairs.known("reward_margin"), beta=self.beta)
@@ -187,7 +330,7 @@ class DistilledDPO(Method):
 
 
 @dataclass(frozen=True, kw_only=True)
-class PessimisticDPO(DPO):
+class PessimisticDPO(_Pessimistic, DPO):
     """p-DPO: DPO plus the forward-KL term, [F] eq 13.
 
     Args:
@@ -195,14 +338,15 @@ class PessimisticDPO(DPO):
         kl: the forward-KL term.
     """
 
-    kl: Pessimism = Pessimism()
+    title: ClassVar[str] = "p-DPO"
+    look: ClassVar[Look] = Look("sky", (1, 1), "^")
 
     def __call__(self, pairs: PairBatch) -> Tensor:
-        return self.kl.add(super().__call__(pairs), pairs)
+        return self.kl.add(DPO.__call__(self, pairs), pairs)
 
 
 @dataclass(frozen=True, kw_only=True)
-class PessimisticDistilledDPO(DistilledDPO):
+class PessimisticDistilledDPO(_Pessimistic, DistilledDPO):
     """dp-DPO: distillation plus the forward-KL term, [F] eq 11 with one reward model.
 
     Args:
@@ -210,14 +354,15 @@ class PessimisticDistilledDPO(DistilledDPO):
         kl: the forward-KL term.
     """
 
-    kl: Pessimism = Pessimism()
+    title: ClassVar[str] = "dp-DPO"
+    look: ClassVar[Look] = Look("green", (4, 1.5), "s")
 
     def __call__(self, pairs: PairBatch) -> Tensor:
-        return self.kl.add(super().__call__(pairs), pairs)
+        return self.kl.add(DistilledDPO.__call__(self, pairs), pairs)
 
 
 @dataclass(frozen=True, kw_only=True)
-class EnsembleDPO(Method):
+class EnsembleDPO(_Pessimistic, _Implicit):
     """e-DPO: distillation of the ensemble member that fits the global mini-batch best, plus forward KL, [F] eq 11.
 
     Args:
@@ -225,12 +370,13 @@ class EnsembleDPO(Method):
         kl: the forward-KL term.
     """
 
-    beta: float = 1.0
-    kl: Pessimism = Pessimism()
+    title: ClassVar[str] = "e-DPO"
+    look: ClassVar[Look] = Look("red", (1, 1), "^")
     needs: ClassVar[frozenset[Need]] = frozenset({"members"})
+    beta: float = 1.0
 
     def weights(self, gram: Tensor) -> Tensor:
-        """The members' weights in the reward that is distilled. [K, K] -> [K]."""
+        """As `Method.weights`: all on one member."""
         weights: Tensor = losses.member_weights(gram)
         return weights
 
@@ -239,6 +385,11 @@ class EnsembleDPO(Method):
             pairs.logratio_margin, pairs.known("member_margins"), beta=self.beta, gram=pairs.gram
         )
         return self.kl.add(loss, pairs)
+
+    def legend(self) -> Iterator[str]:
+        """As `Method.legend`."""
+        yield "δ_k: that of the ensemble member k that has the least mean square over the mini-batch."
+        yield from super().legend()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -250,8 +401,16 @@ class HullDPO(EnsembleDPO):
         kl: the forward-KL term.
     """
 
+    title: ClassVar[str] = "hull-DPO (ours)"
+    look: ClassVar[Look] = Look("purple", (5, 1, 1, 1), "D")
+
+    @property
+    def member_letter(self) -> str:
+        """As `Method.member_letter`."""
+        return "δ̄"
+
     def weights(self, gram: Tensor) -> Tensor:
-        """The members' weights in the reward that is distilled. [K, K] -> [K]."""
+        """As `Method.weights`: any on the simplex."""
         weights: Tensor = losses.hull_weights(gram)
         return weights
 
@@ -260,6 +419,11 @@ class HullDPO(EnsembleDPO):
             pairs.logratio_margin, pairs.known("member_margins"), beta=self.beta, gram=pairs.gram
         )
         return self.kl.add(loss, pairs)
+
+    def legend(self) -> Iterator[str]:
+        """As `Method.legend`."""
+        yield "δ̄: difference of the rewards of w and l by the mixture of the ensemble that has the least mean square."
+        yield from Method.legend(self)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -272,13 +436,19 @@ class DRDO(Method):
         reward_estimate: what distils the reward: "head" (a linear head on the last hidden state at end-of-text) or
             "implicit" (beta times the log-ratio margin, which does use the reference).
         beta: scale of the implicit estimate, > 0; read only with reward_estimate "implicit".
+        oracle_alpha: weight of the language-model term in an oracle of DRDO's own (a reward head and a language-model
+            head trained jointly on D_rho), whose rewards are then distilled; null: those of the reward model that the
+            other methods distil. 0.01 in [N].
     """
 
+    title: ClassVar[str] = "DRDO"
+    look: ClassVar[Look] = Look("orange", (7, 2), "v")
+    needs: ClassVar[frozenset[Need]] = frozenset({"rewards"})
     alpha: float = 0.1
     gamma: float = 2.0
     reward_estimate: Literal["head", "implicit"] = "head"
     beta: float | None = None
-    needs: ClassVar[frozenset[Need]] = frozenset({"rewards"})
+    oracle_alpha: float | None = field(default=None, metadata={"keyed": False})  # the oracle's scores are in the key
 
     def __post_init__(self) -> None:
         for name in ("alpha", "gamma"):
@@ -291,6 +461,18 @@ class DRDO(Method):
             )
         if self.beta is not None and not 0 < self.beta < float("inf"):
             raise ValueError(f"DRDO.beta must be a finite number > 0, got {self.beta}")
+        if self.oracle_alpha is not None and not 0 <= self.oracle_alpha <= 1:
+            raise ValueError(f"DRDO.oracle_alpha must be between 0 and 1, or null, got {self.oracle_alpha}")
+
+    @property
+    def implicit_scale(self) -> float | None:
+        """As `Method.implicit_scale`; None with reward_estimate "head"."""
+        return self.beta
+
+    @property
+    def own_oracle(self) -> JointOracle | None:
+        """As `Method.own_oracle`."""
+        return None if self.oracle_alpha is None else JointOracle(alpha=self.oracle_alpha)
 
     @property
     def needs_reward_head(self) -> bool:
@@ -309,6 +491,13 @@ class DRDO(Method):
         )
         return loss
 
+    def legend(self) -> Iterator[str]:
+        """As `Method.legend`."""
+        yield from super().legend()
+        yield "π_w, π_l: probabilities of the completions; (1 + π_w / π_l)^−γ = (1 − p_w)^γ is the focal weight."
+        if self.needs_reward_head:
+            yield "δ̂: difference of the policy's own reward estimates, by a linear head."
+
 
 METHODS: dict[str, type[Method]] = {
     "dpo": DPO,
@@ -320,4 +509,18 @@ METHODS: dict[str, type[Method]] = {
     "hull-dpo": HullDPO,
     "drdo": DRDO,
 }
-"""Every method by its name in configs, tables and results files."""
+"""Every method by its name in configs, tables and results files. Options, results, reports and figures follow it."""
+
+
+def option_of(name: str) -> str:
+    """What a method's group of options is called."""
+    return name.replace("-", "_")
+
+
+def looks(names: Iterator[str] | list[str]) -> dict[str, dict[str, object]]:
+    """How methods are drawn, as results files have it: title, colour, dashes, marker, and hollow where it learns from
+    labels and not from rewards."""
+    return {
+        name: {"title": (kind := METHODS[name]).heading(), **kind.look._asdict(), "hollow": not kind.needs}
+        for name in names
+    }

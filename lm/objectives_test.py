@@ -11,7 +11,7 @@ from torch import Tensor
 
 from lm.config import Config
 from lm.objectives import DPO, DRDO, IPO, METHODS, EnsembleDPO, HullDPO, PairBatch, Pessimism, PessimisticDPO
-from lm.testing import close
+from tests.tiny import close
 from theory import losses
 
 BETA = [name for name, method in METHODS.items() if "beta" in {field.name for field in fields(method)}]

@@ -2,7 +2,15 @@
 
 import sys
 
-from lm.cli import run
+from lm.stages.run import Run, command
+
+
+def work(run: Run) -> None:
+    """Trains it."""
+    from lm.stages.labels import oracle
+
+    oracle(run)
+
 
 if __name__ == "__main__":
-    sys.exit(run("lm.oracle", lambda pipeline: pipeline.oracle))
+    sys.exit(command("lm.oracle", work))

@@ -2,7 +2,16 @@
 
 import sys
 
-from lm.cli import run
+from lm.stages.run import Run, command
+
+
+def work(run: Run) -> None:
+    """Trains each method in each of its settings."""
+    from lm.stages.policies import policies
+
+    for name in run.config.methods:
+        policies(run, name)
+
 
 if __name__ == "__main__":
-    sys.exit(run("lm.policy", lambda pipeline: [pipeline.policies(name) for name in pipeline.config.methods]))
+    sys.exit(command("lm.policy", work))

@@ -2,14 +2,15 @@
 
 import sys
 
-from lm import ranks
-from lm.cli import run
-from lm.pipeline import Pipeline
+from lm.stages.run import Run, command
 
 
-def prepare(pipeline: Pipeline) -> None:
+def work(run: Run) -> None:
     """Prints the rows of each split, and those that were left out by reason."""
-    report = pipeline.data.metrics
+    from lm.base import ranks
+    from lm.stages.data import data
+
+    report = data(run).metrics
     if not ranks.is_first():
         return
     for name in ("preferences", "references"):
@@ -20,4 +21,4 @@ def prepare(pipeline: Pipeline) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(run("lm.prepare", prepare))
+    sys.exit(command("lm.prepare", work))

@@ -7,66 +7,11 @@ machine. The token is the environment's HF_TOKEN, or that of `hf auth login`.
 from __future__ import annotations
 
 import sys
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from huggingface_hub import HfApi, get_token
-from huggingface_hub.errors import HFValidationError
-from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
-
-from lm import progress
-from lm.card import HUB_NAME, card, chosen
-from lm.cli import argument_parser, as_command
+from lm.base.command import argument_parser, as_command
 from lm.objectives import METHODS
-
-
-def push(run: Path, method: str, repo_id: str, *, private: bool = False) -> str:
-    """The address of the commit. Makes the repository where there is none.
-
-    Args:
-        run: output_dir of a finished run.
-        method: whose policy, the one that validation chose.
-        repo_id: owner/name.
-        private: make the repository private, and refuse one that is there and is not.
-
-    Raises:
-        FileNotFoundError, MissingArtifact, CorruptArtifact: see `lm.card.card`.
-        ValueError: another name than owner/name, no such method, no token, or a public repository for a private policy.
-        OSError: the hub cannot be reached, or refuses.
-    """
-    _check_name(repo_id)
-    text = card(run, method, name=repo_id)  # before anything leaves this machine: it checks the run's files
-    if get_token() is None:
-        raise ValueError("the hub needs a token: set HF_TOKEN, or log in with `hf auth login`")
-    progress.say(f"uploading to {repo_id}")
-    api = HfApi()
-    api.create_repo(repo_id, private=True if private else None, exist_ok=True)
-    if private and not api.model_info(repo_id).private:
-        raise ValueError(f"--private: {repo_id} is there and is public; make it private on the hub, or name another")
-    with tempfile.TemporaryDirectory() as folder:
-        _gather(chosen(run, method), Path(folder))
-        (Path(folder) / "README.md").write_text(text + "\n", encoding="utf-8")
-        return api.upload_folder(repo_id=repo_id, folder_path=folder, commit_message=f"A {method} policy").commit_url
-
-
-def _check_name(repo_id: str) -> None:
-    try:
-        validate_repo_id(repo_id)
-        good = HUB_NAME.fullmatch(repo_id) is not None
-    except HFValidationError:
-        good = False
-    if not good:
-        raise ValueError(f"--repo-id must be owner/name, of letters, digits, '-', '_' and '.'; got {repo_id!r}")
-
-
-def _gather(model: Path, folder: Path) -> None:
-    """Links to a policy's files: those of its folder, and its adapter."""
-    for path in model.rglob("*"):
-        inside = path.relative_to(model)
-        if path.is_file() and inside.name != "artifact.json" and not inside.parts[0].startswith("step-"):
-            (folder / inside).parent.mkdir(parents=True, exist_ok=True)
-            (folder / inside).symlink_to(path.resolve())
 
 
 @as_command
@@ -83,6 +28,8 @@ def main(arguments: Sequence[str]) -> None:
     parser.add_argument("--repo-id", required=True, metavar="OWNER/NAME", help="repository on the hub, made if needed")
     parser.add_argument("--private", action="store_true", help="for nobody else; refused if it is there and public")
     options = parser.parse_args(arguments)
+    from lm.reporting.hub import push
+
     print(push(options.run, options.method, options.repo_id, private=options.private))
 
 

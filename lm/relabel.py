@@ -2,7 +2,15 @@
 
 import sys
 
-from lm.cli import run
+from lm.stages.run import Run, command
+
+
+def work(run: Run) -> None:
+    """Relabels."""
+    from lm.stages.labels import labels
+
+    labels(run)
+
 
 if __name__ == "__main__":
-    sys.exit(run("lm.relabel", lambda pipeline: pipeline.labels))
+    sys.exit(command("lm.relabel", work))

@@ -1,18 +1,20 @@
-"""Trains the reward model of D_rho and the ensemble, and prints how well each orders held-out pairs."""
+"""Trains the reward models that the methods distil, and prints how well each orders held-out pairs."""
 
 import sys
 
-from lm import ranks
-from lm.cli import run
-from lm.pipeline import MAIN, Pipeline
+from lm.stages.run import Run, command
 
 CLASSES = ("all", "longer", "shorter", "neither")
 
 
-def train(pipeline: Pipeline) -> None:
+def work(run: Run) -> None:
     """Trains what is missing. Prints the folder of each model, which `lm.score --reward-model` takes, and the share of
     validation pairs that it orders as labelled: of all, and by which completion is preferred."""
-    models = [pipeline.reward(name) for name in (MAIN, *pipeline.members)]
+    from lm.base import ranks
+    from lm.stages.rewards import asked, reward_artifact
+
+    if not (models := [reward_artifact(run, name) for name in asked(run)]):
+        raise ValueError(f"methods {', '.join(run.config.methods)} distil no rewards: no reward model is asked for")
     if not ranks.is_first():
         return
     # Not a rich table, which would cut paths to the terminal's width.
@@ -25,4 +27,4 @@ def train(pipeline: Pipeline) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(run("lm.reward", train))
+    sys.exit(command("lm.reward", work))

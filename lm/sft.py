@@ -2,7 +2,15 @@
 
 import sys
 
-from lm.cli import run
+from lm.stages.run import Run, command
+
+
+def work(run: Run) -> None:
+    """Trains it."""
+    from lm.stages.trainings import sft
+
+    sft(run)
+
 
 if __name__ == "__main__":
-    sys.exit(run("lm.sft", lambda pipeline: pipeline.sft))
+    sys.exit(command("lm.sft", work))

@@ -2,8 +2,15 @@
 
 import sys
 
-from lm.cli import run
-from lm.evaluate import report
+from lm.stages.run import Run, command
+
+
+def work(run: Run) -> None:
+    """Evaluates every method and writes the report."""
+    from lm.reporting.results import report
+
+    report(run)
+
 
 if __name__ == "__main__":
-    sys.exit(run("lm.train", report))
+    sys.exit(command("lm.train", work))

@@ -19,8 +19,8 @@ from typing import Any
 import pytest
 import yaml
 
-from lm.cli import parser_of
-from lm.models import SCRATCH
+from lm.base.options import parser_of
+from lm.models.loading import SCRATCH
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore::FutureWarning"),

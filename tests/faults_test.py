@@ -26,19 +26,22 @@ import torch
 from torch import Tensor
 from transformers import TrainerCallback
 
-from lm import ranks
-from lm.artifacts import SEAL, Refused, Store, damage, last_checkpoint, policy_folder, provenance, seal
-from lm.cli import only_run_in, run
+from lm.base import ranks
+from lm.base.command import only_run_in
+from lm.base.files import inside, write_json, write_text
+from lm.base.store import SEAL, Refused, Store, damage, last_checkpoint, policy_folder, provenance, seal
 from lm.config import LogprobsConfig
-from lm.io import inside, write_json, write_text
-from lm.logprobs import CompletionModel, collate
-from lm.models import check_reward_model
+from lm.logprobs.completions import CompletionModel, collate
+from lm.logprobs.scoring import score_pairs
+from lm.models.loading import check_reward_model
 from lm.objectives import DPO, Method
-from lm.score import score_pairs
-from lm.testing import VOCABULARY, causal_lm, completion, pairs, reward_model, training
-from lm.trainer import PolicyTrainer, fit, pair_collator, training_arguments
+from lm.stages.run import run
+from lm.training.batches import pair_collator
+from lm.training.loop import fit, training_arguments
+from lm.training.policy import PolicyTrainer
 from tests.kill import differences
 from tests.ranks_test import torchrun
+from tests.tiny import VOCABULARY, causal_lm, completion, pairs, reward_model, training
 
 ROOT = Path(__file__).parents[1]
 

@@ -16,11 +16,12 @@ import torch
 from torch import Tensor
 from torch.distributed.fsdp import FSDPModule
 
-from lm import models, ranks
+from lm.base import ranks
 from lm.config import BiasConfig, Config, DataConfig, LoraConfig, ProbeConfig, TrainingConfig
-from lm.data import write_rows
-from lm.logprobs import CompletionModel
-from lm.pipeline import Pipeline
+from lm.data.rows import write_rows
+from lm.logprobs.completions import CompletionModel
+from lm.models import loading as models
+from lm.stages.pipeline import Pipeline
 from tests.small_run import SMALL
 from tests.two_ranks import Job
 

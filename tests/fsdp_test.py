@@ -19,9 +19,9 @@ from torch import Tensor
 from torch.utils._pytree import tree_leaves
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
-from lm import ranks
-from lm.logprobs import CompletionOutput
-from lm.models import SCRATCH
+from lm.base import ranks
+from lm.logprobs.completions import CompletionOutput
+from lm.models.loading import SCRATCH
 from tests.fsdp_ranks import RESUMED, SHARDED, experiment, run_stages
 from tests.small_run import SMALL
 

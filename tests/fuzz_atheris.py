@@ -19,8 +19,8 @@ import atheris
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 with atheris.instrument_imports(include=["lm", "jsonargparse", "yaml"]):
-    from lm.cli import CONFIGS
-    from lm.data import SUFFIXES
+    from lm.base.options import CONFIGS
+    from lm.data.rows import SUFFIXES
     from tests import fuzz_test
     from tests.fuzz_test import GOOD_FILES, read_config, read_data
 

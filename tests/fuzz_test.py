@@ -24,11 +24,13 @@ import yaml
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from lm.cli import CONFIGS, parse
+from lm.base.files import read_jsonl
+from lm.base.options import CONFIGS, parse
 from lm.config import Config, DataConfig
-from lm.data import SUFFIXES, Drop, any_conversation, load
-from lm.diagnose import measure, read
-from lm.io import read_jsonl
+from lm.data.rows import SUFFIXES
+from lm.data.schemas import Drop, any_conversation
+from lm.data.tokens import load
+from lm.studies.diagnosis import measure, read
 
 PATIENCE = 120
 """Seconds until an input counts as one that hangs; on an idle machine none takes one."""

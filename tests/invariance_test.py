@@ -14,11 +14,11 @@ from datasets import Dataset
 from torch import Tensor
 
 from lm.config import LogprobsConfig
-from lm.logprobs import CompletionModel
+from lm.logprobs.completions import CompletionModel
+from lm.logprobs.scoring import score_pairs, score_rows
 from lm.objectives import METHODS, PairBatch
-from lm.score import score_pairs, score_rows
-from lm.testing import causal_lm, pairs
-from lm.trainer import PolicyTrainer
+from lm.training.policy import PolicyTrainer
+from tests.tiny import causal_lm, pairs
 from tests.two_ranks import TWO_RANKS, Job
 
 ROOT = Path(__file__).parents[1]

@@ -169,7 +169,7 @@ def killed(
     runner: Runner, folder: Path, seconds: dict[str, float], count: int, rng: random.Random, by: signal.Signals
 ) -> Killed:
     """Runs to the end, with so many kills on the way. Raises CorruptArtifact where one left an artifact half-made."""
-    from lm.artifacts import verify
+    from lm.base.store import verify
 
     order, done = list(seconds), Killed()
     aims = (

@@ -17,8 +17,9 @@ from datasets import Dataset
 from safetensors.torch import load_file
 
 from lm import prepare, reward
-from lm.cli import run
+from lm.base.files import read_jsonl
 from lm.config import (
+    MAIN,
     BiasConfig,
     Config,
     DataConfig,
@@ -29,13 +30,17 @@ from lm.config import (
     TrainingConfig,
     WorldConfig,
 )
-from lm.evaluate import UPSTREAM, choose, evaluation, report, results
-from lm.io import read_jsonl
-from lm.models import SCRATCH, load_tokenizer
+from lm.logprobs.sampling import sample_completions
+from lm.logprobs.scoring import score_rows
+from lm.models.loading import SCRATCH, load_tokenizer
+from lm.models.opening import open_policy
 from lm.objectives import DPO, METHODS
-from lm.pipeline import MAIN, Pipeline, margins
-from lm.score import open_policy, sample_completions, score_rows
-from lm.testing import causal_lm, reward_model
+from lm.reporting.results import report, results
+from lm.stages.evaluations import UPSTREAM, choose, evaluation
+from lm.stages.pipeline import Pipeline
+from lm.stages.run import run
+from lm.stages.scores import margins
+from tests.tiny import causal_lm, reward_model
 
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning")
 

@@ -12,8 +12,8 @@ import pytest
 import torch
 
 from lm import export
-from lm.card import card
 from lm.config import (
+    MAIN,
     BiasConfig,
     Config,
     DataConfig,
@@ -22,12 +22,14 @@ from lm.config import (
     SamplingConfig,
     TrainingConfig,
 )
-from lm.data import SUFFIXES, load, read_rows, write_rows
-from lm.evaluate import report
-from lm.models import SCRATCH, load_tokenizer
-from lm.pipeline import MAIN, Pipeline
-from lm.rewards import parse
-from lm.testing import causal_lm, reward_model
+from lm.data.rows import SUFFIXES, read_rows, write_rows
+from lm.data.tokens import load
+from lm.models.loading import SCRATCH, load_tokenizer
+from lm.reporting.card import card
+from lm.reporting.results import report
+from lm.score import parse
+from lm.stages.pipeline import Pipeline
+from tests.tiny import causal_lm, reward_model
 
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning")
 

@@ -18,17 +18,17 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from lm import ranks
-from lm.artifacts import seal
-from lm.cli import run
+from lm.base import ranks
+from lm.base.files import read_jsonl
+from lm.base.store import seal
 from lm.config import LogprobsConfig
-from lm.evaluate import report
-from lm.io import read_jsonl
-from lm.logprobs import CompletionModel
-from lm.models import SCRATCH
-from lm.score import score_rows
-from lm.testing import causal_lm, pairs
+from lm.logprobs.completions import CompletionModel
+from lm.logprobs.scoring import score_rows
+from lm.models.loading import SCRATCH
+from lm.reporting.results import report
+from lm.stages.run import run
 from tests.small_run import SMALL
+from tests.tiny import causal_lm, pairs
 
 ROOT = Path(__file__).parents[1]
 

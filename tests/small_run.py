@@ -11,10 +11,10 @@ from typing import Any
 
 from torch import Tensor
 
-from lm import models
-from lm.cli import run
-from lm.evaluate import report
-from lm.trainer import PolicyTrainer
+from lm.models import loading as models
+from lm.reporting.results import report
+from lm.stages.run import run
+from lm.training.policy import PolicyTrainer
 
 SMALL = {**models.SCRATCH["scratch:tiny"], "hidden_size": 32, "vocab_size": 400}
 

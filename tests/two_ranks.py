@@ -16,12 +16,15 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from lm.config import LogprobsConfig, LoraConfig
-from lm.logprobs import CompletionModel
-from lm.lora import add_adapter
-from lm.models import state_of
+from lm.logprobs.completions import CompletionModel
+from lm.models.loading import state_of
+from lm.models.lora import add_adapter
 from lm.objectives import METHODS
-from lm.testing import causal_lm, pairs, reward_model, training
-from lm.trainer import PolicyTrainer, RewardTrainer, SFTTrainer, fit, pair_collator, sft_collator, training_arguments
+from lm.training.batches import pair_collator, sft_collator
+from lm.training.loop import fit, training_arguments
+from lm.training.policy import PolicyTrainer
+from lm.training.trainer import RewardTrainer, SFTTrainer
+from tests.tiny import causal_lm, pairs, reward_model, training
 
 
 @dataclass(frozen=True)

@@ -28,10 +28,12 @@ from trl.trainer import utils as trl_utils
 
 from lm.integrations import trl
 from lm.integrations.trl import RewardDistillationTrainer, collate, refuse_ignored, resolve
-from lm.logprobs import CompletionModel
+from lm.logprobs.completions import CompletionModel
 from lm.objectives import DPO, DRDO, IPO, METHODS, DistilledDPO, EnsembleDPO, Method, Pessimism
-from lm.testing import END, VOCABULARY, causal_lm, close, pairs, training
-from lm.trainer import PolicyTrainer, pair_collator, training_arguments
+from lm.training.batches import pair_collator
+from lm.training.loop import training_arguments
+from lm.training.policy import PolicyTrainer
+from tests.tiny import END, VOCABULARY, causal_lm, close, pairs, training
 from theory import losses
 
 # TRL and PEFT still say "gradient" where transformers now says "activation".

@@ -9,61 +9,77 @@ import argparse
 import json
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from lm import evaluate, ranks
-from lm.artifacts import provenance
-from lm.cli import Help, epilog, run
-from lm.io import write_json
-from lm.pipeline import MAIN, Pipeline
+from lm.base import ranks
+from lm.base.command import Help, epilog
+from lm.base.files import write_json
+from lm.base.store import provenance
+from lm.config import SFT
+from lm.stages.run import Run, command
 
 Record = dict[str, Any]
 
 
-def base(pipeline: Pipeline) -> Record:
+def base(run: Run) -> Record:
     """What all cells of a seed share: data, pi_ref and its evaluations, the oracle, labels."""
-    evaluate.validation(pipeline, evaluate.SFT, pipeline.sft)  # here, as no two jobs may make one artifact
+    from lm.stages.data import data
+    from lm.stages.evaluations import evaluation, validation
+    from lm.stages.labels import labels, oracle_accuracy
+    from lm.stages.trainings import sft
+
+    validation(run, SFT, sft(run))  # here, as no two jobs may make one artifact
     return {
-        "seed": pipeline.config.seed,
-        "sft": evaluate.evaluation(pipeline, evaluate.SFT).metrics,
-        "oracle": None if pipeline.config.oracle_model else pipeline.oracle.metrics["accuracy"],
-        "labels": pipeline.labels.metrics,
-        "data": pipeline.data.metrics,
+        "seed": run.config.seed,
+        "sft": evaluation(run, SFT).metrics,
+        "oracle": oracle_accuracy(run),
+        "labels": labels(run).metrics,
+        "data": data(run).metrics,
     }
 
 
-def scores(pipeline: Pipeline) -> Record:
+def scores(run: Run) -> Record:
     """What all cells of a seed and a rho share: D_rho, the reward models, scores."""
-    _ = pipeline.scores
+    from lm.stages.rewards import asked, reward_accuracy
+    from lm.stages.scores import everything
+    from lm.stages.subsets import bias
+
+    everything(run)
+    of_subsets = bias(run).metrics
     return {
-        "seed": pipeline.config.seed,
-        "rho": pipeline.config.bias.rho,
+        "seed": run.config.seed,
+        "rho": run.config.bias.rho,
         "reward_models": {
-            name: {"accuracy": pipeline.reward_accuracy(name), **pipeline.bias.metrics[name]}
-            for name in (MAIN, *pipeline.members)
+            name: {"accuracy": reward_accuracy(run, name), **of_subsets[name]}
+            for name in asked(run)
+            if name in of_subsets
         },
     }
 
 
-def cell(pipeline: Pipeline) -> Record:
+def one_cell(run: Run) -> Record:
     """One method: trained in each of its settings, chosen on validation prompts, evaluated on test prompts."""
-    return evaluate.cell(pipeline, _method(pipeline))
+    from lm.reporting.results import cell
+
+    return cell(run, _method(run))
 
 
-def constant_alpha(pipeline: Pipeline, like: Record, alpha: float) -> Record:
+def constant_alpha(run: Run, like: Record, alpha: float) -> Record:
     """The method of another cell in the setting chosen there, but with a constant weight of the KL term.
 
     Args:
-        pipeline: the other cell's options.
+        run: the other cell's options.
         like: the other cell's record.
         alpha: weight of the KL term throughout training, >= 0.
 
     Raises:
         ValueError: the other cell is of another method, seed or rho, or its method has no KL term.
     """
-    name, config = _method(pipeline), pipeline.config
+    from lm.reporting.results import cell
+
+    name, config = _method(run), run.config
     here, there = (name, config.seed, config.bias.rho), (like["method"], like["seed"], like["rho"])
     if here != there:
         raise ValueError(f"--like is a cell of {there} (method, seed, rho), but the options ask for {here}")
@@ -71,18 +87,18 @@ def constant_alpha(pipeline: Pipeline, like: Record, alpha: float) -> Record:
     if "kl" not in chosen:
         raise ValueError(f"--constant goes with a method that has a KL term, which {name} has not")
     setting = {**chosen, "kl": {**chosen["kl"], "alpha_start": alpha, "alpha_end": alpha}}
-    same = Pipeline(replace(config, sweep={name: [setting]}))
-    return {**evaluate.cell(same, name), "alpha": alpha}
+    same = run.like(replace(config, sweep={name: [setting]}))
+    return {**cell(same, name), "alpha": alpha}
 
 
-def _method(pipeline: Pipeline) -> str:
-    names = pipeline.config.methods
+def _method(run: Run) -> str:
+    names = run.config.methods
     if len(names) != 1:
         raise ValueError(f"methods must name the cell's one method, got {names}")
     return names[0]
 
 
-JOBS: dict[str, Callable[[Pipeline], Record]] = {"base": base, "scores": scores, "cell": cell}
+JOBS: dict[str, Callable[[Run], Record]] = {"base": base, "scores": scores, "cell": one_cell}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -106,19 +122,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if {ours.like is not None, ours.constant is not None} != {ours.job == "alpha"}:
         parser.error("--like and --constant go with alpha, and alpha with both")
 
-    def record(pipeline: Pipeline) -> None:
+    def record(run: Run) -> None:
         if ours.job == "alpha":
             like = json.loads(ours.like.read_text(encoding="utf-8"))
-            made = constant_alpha(pipeline, like, ours.constant)
+            made = constant_alpha(run, like, ours.constant)
         else:
-            made = JOBS[ours.job](pipeline)
+            made = JOBS[ours.job](run)
         if not ranks.is_first():
             return
-        config = pipeline.config
-        whole = {"job": ours.job, **made, "config": asdict(config), "provenance": provenance(config.seed)}
+        config = run.config
+        whole = {"job": ours.job, **made, "config": config.as_dict(), "provenance": provenance(config.seed)}
         write_json(ours.out, whole)
 
-    return run("lm.workflow.job", record, shared=True, arguments=options)
+    return command("lm.workflow.job", record, shared=True, arguments=options)
 
 
 if __name__ == "__main__":

@@ -13,11 +13,11 @@ from typing import Any, get_type_hints
 import numpy as np
 from scipy import stats
 
-from lm.artifacts import provenance
-from lm.cli import argument_parser, as_command
-from lm.config import Config
-from lm.evaluate import SFT, wald, win_rates
-from lm.io import write_text
+from lm.base.command import argument_parser, as_command
+from lm.base.files import write_text
+from lm.base.store import provenance
+from lm.config import SFT, Config
+from lm.judging.statistics import wald, win_rates
 from lm.objectives import METHODS
 
 Record = dict[str, Any]

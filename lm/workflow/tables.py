@@ -16,9 +16,9 @@ from typing import Any
 
 import numpy as np
 
-from lm.cli import argument_parser, as_command
-from lm.io import write_text
-from lm.pipeline import MAIN
+from lm.base.command import argument_parser, as_command
+from lm.base.files import write_text
+from lm.objectives import MAIN
 
 Grid = dict[str, Any]
 """What `lm.workflow.summary` writes."""

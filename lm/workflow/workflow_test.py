@@ -19,10 +19,10 @@ import pytest
 import yaml
 from scipy import stats
 
-from lm.cli import CONFIGS, parse
+from lm.base.options import CONFIGS, parse
 from lm.config import EvaluationConfig, LoraConfig, WorldConfig
 from lm.objectives import METHODS, Pessimism
-from lm.pipeline import Pipeline
+from lm.stages.pipeline import Pipeline
 from lm.workflow import job
 from lm.workflow.summary import as_text, main, summary, with_defaults
 

@@ -1,0 +1,1 @@
+"""What commands stand on: the store of artifacts, options, ranks, files, progress."""

@@ -1,0 +1,201 @@
+"""What the commands share: help, errors without tracebacks, exit statuses, the lock on a run's folder."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import fcntl
+import functools
+import io
+import logging
+import os
+import signal
+import sys
+import threading
+import traceback
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from itertools import groupby
+from pathlib import Path
+from typing import Any, TypeVar
+
+from lm.base import progress, ranks
+from lm.base.store import CorruptArtifact, MissingArtifact
+from theory.shell import DONE, FAILED, INTERRUPTED, MISTAKEN, closed_pipe
+
+T = TypeVar("T")
+
+TERMINATED = 128 + signal.SIGTERM
+"""An exit status beside those of `theory.shell`."""
+MISTAKES = (ValueError, TypeError, FileNotFoundError, IsADirectoryError, NotADirectoryError, MissingArtifact)
+"""In options, or in the files and the data that they name."""
+FAILURES = (FloatingPointError, CorruptArtifact, OSError)
+"""What may go wrong with options that are right."""
+STATUSES = (
+    f"exit status: {DONE} done; {FAILED} failed; {MISTAKEN} a mistake in the options, or in what they name; "
+    f"{INTERRUPTED} interrupted; {TERMINATED} terminated. The same command goes on from what is finished."
+)
+
+
+# ---------------------------------------------------------------- help
+
+
+class Help(argparse.HelpFormatter):
+    """Paragraphs are wrapped, lines that are indented stay as they are."""
+
+    def _fill_text(self, text: str, width: int, indent: str) -> str:
+        fill = super()._fill_text
+        groups = groupby(text.splitlines(), key=lambda line: bool(line) and not line[0].isspace())
+        blocks = (("\n".join(lines), wrapped) for wrapped, lines in groups)
+        return "\n".join(fill(block, width, indent) if wrapped else block for block, wrapped in blocks)
+
+
+def epilog(command: str, examples: Sequence[str]) -> str:
+    """The end of a help text: command lines, each the arguments that it is given, and what the exit statuses say."""
+    lines = "\n".join(f"  python -m {command} {example}".rstrip() for example in examples)
+    return f"examples:\n{lines}\n\n{STATUSES}"
+
+
+def argument_parser(command: str, description: str | None, *examples: str, **options: Any) -> argparse.ArgumentParser:
+    """A parser for a command with options of its own, --debug and --quiet among them.
+
+    Args:
+        command: its module.
+        description: the first part of the help text; indented lines are not wrapped.
+        examples: what may follow the command.
+        options: argparse's.
+    """
+    parser = argparse.ArgumentParser(
+        prog=f"python -m {command}",
+        description=description,
+        epilog=epilog(command, examples),
+        formatter_class=Help,
+        **options,
+    )
+    add_common(parser)
+    return parser
+
+
+def add_common(parser: argparse.ArgumentParser) -> None:
+    """The options that `as_command` reads."""
+    parser.add_argument("--debug", action="store_true", help="show tracebacks of errors")
+    parser.add_argument("--quiet", action="store_true", help="no progress bars and no information on stderr")
+
+
+# ---------------------------------------------------------------- running
+
+
+def as_command(main: Callable[..., int | None]) -> Callable[..., int]:
+    """Makes a command of a function of its arguments, by default sys.argv's, that returns its exit status, or None.
+
+    An error becomes one message and a status of STATUSES; --debug shows where it came from, --quiet leaves out bars and
+    information. A traceback without --debug is a fault of this program.
+    """
+
+    @functools.wraps(main)
+    def guarded(arguments: Sequence[str] | None = None, **more: Any) -> int:
+        given = list(sys.argv[1:] if arguments is None else arguments)
+
+        def say(text: str) -> None:
+            ranks.last_words(f"{traceback.format_exc() if '--debug' in given else ''}{text}")
+
+        progress.be_quiet("--quiet" in given)
+        quieten()
+        try:
+            with _terminable():
+                status = main(given, **more) or DONE
+            sys.stdout.flush()
+            return status
+        except BrokenPipeError:  # as `| head` ends: whoever read has had enough
+            return closed_pipe()
+        except MISTAKES as error:
+            say(f"error: {error}")
+            return MISTAKEN
+        except FAILURES as error:
+            say(f"error: {error}")
+            return FAILED
+        except KeyboardInterrupt:
+            say("interrupted")
+            return INTERRUPTED
+        except Exception:
+            if ranks.launched() == 1:
+                raise
+            ranks.last_words(traceback.format_exc())
+            return FAILED
+
+    return guarded
+
+
+@contextlib.contextmanager
+def _terminable() -> Iterator[None]:
+    """SIGTERM unwinds the stack as an interrupt does, and ends with a status of its own. Launched ranks are left to
+    their launcher, as one that waits for others hears no signal."""
+    if ranks.launched() > 1 or threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def end(*_: Any) -> None:
+        print("terminated", file=sys.stderr, flush=True)
+        raise SystemExit(TERMINATED)
+
+    before = signal.signal(signal.SIGTERM, end)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def said_once(parse: Callable[[], T]) -> T:
+    """What parsing returns; where it leaves with a message, several ranks give one."""
+    if ranks.launched() == 1:
+        return parse()
+    said = io.StringIO()
+    try:
+        with contextlib.redirect_stdout(said), contextlib.redirect_stderr(said):
+            return parse()
+    except SystemExit:
+        ranks.last_words(said.getvalue())
+        raise
+
+
+@contextlib.contextmanager
+def only_run_in(folder: Path, *, shared: bool = False) -> Iterator[None]:
+    """Holds the folder's lock, which the system frees when the process ends however it ends.
+
+    Raises ValueError where another process holds it, unless both share it. Ranks that work together share the first
+    one's.
+    """
+    if not ranks.is_first():
+        yield
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / ".lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
+        except OSError:
+            raise ValueError(f"output_dir {folder} is in use by another run; wait for it, or name another") from None
+        yield
+
+
+def quieten() -> None:
+    """Progress bars of the libraries only on a terminal that wants them, and their news not at all.
+
+    By their environment variables, which they read when they are imported: a command that needs none imports none.
+    """
+    warnings.filterwarnings("ignore", category=FutureWarning)
+    logging.getLogger("accelerate").setLevel(logging.ERROR)
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    if "transformers" in sys.modules:
+        sys.modules["transformers"].logging.set_verbosity_error()
+    if not progress.is_quiet() and sys.stderr.isatty():
+        return
+    os.environ |= {"HF_DATASETS_DISABLE_PROGRESS_BARS": "1", "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
+    if "datasets" in sys.modules:
+        sys.modules["datasets"].disable_progress_bars()
+    if "huggingface_hub" in sys.modules:
+        from huggingface_hub.utils import disable_progress_bars
+
+        disable_progress_bars()
+    if "transformers" in sys.modules:
+        sys.modules["transformers"].logging.disable_progress_bar()

@@ -1,0 +1,141 @@
+"""Options of a run from YAML files and the command line, and the help on them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, get_args
+
+import yaml
+from jsonargparse import ArgumentParser, DefaultHelpFormatter, Namespace, get_loader, set_loader
+
+from lm.base.command import Help, add_common, epilog
+from lm.config import Config, ExactConfig
+from lm.objectives import METHODS, option_of
+
+CONFIGS = Path(__file__).parents[1] / "configs"
+RETIRED: dict[str, tuple[Any, str]] = {
+    "data.subset": (None, "name the folder in data.path, as owner/name/folder"),
+    "lora.dropout": (0.0, "there is none: completions share their prompt's forward pass, and would share its noise"),
+    "drdo_oracle_alpha": (None, "it is drdo.oracle_alpha now"),
+}
+"""Options of earlier versions -> the value at which they did nothing, and what to do about another one."""
+
+
+class ConfigHelp(Help, DefaultHelpFormatter):
+    """`Help`, of a parser with a config."""
+
+
+def parser_of(
+    command: str, description: str, preset: str = "demo.yaml", examples: Sequence[str] | None = None
+) -> ArgumentParser:
+    """All fields of `lm.config.Config` as dotted options, plus --config, --print_config, --debug and --quiet."""
+    if examples is None:
+        examples = ("", "--config lm/configs/helpfulness.yaml --output_dir runs/helpfulness", "--print_config")
+    parser = ArgumentParser(
+        prog=f"python -m {command}",
+        usage="%(prog)s [--config FILE] [--OPTION VALUE ...]",  # the generated one hides an error under 90 lines
+        description=f"{description} Without --config, the preset {preset} (the embedded world) is used; other presets "
+        f"are in {CONFIGS}.",
+        epilog=epilog(command, examples),
+        formatter_class=ConfigHelp,
+    )
+    add_config(parser, Config)
+    return parser
+
+
+def add_config(parser: ArgumentParser, kind: type[Config] | type[ExactConfig]) -> None:
+    """--config, the fields of a config, a group of options for each method, and what every command has."""
+    parser.add_argument("--config", action="config", help="YAML file with options; later ones and options win.")
+    add_common(parser)
+    parser.add_class_arguments(kind, skip={"options"}, fail_untyped=True)
+    for name, method in METHODS.items():
+        parser.add_class_arguments(method, option_of(name), fail_untyped=True)
+
+
+# ---------------------------------------------------------------- options
+
+DEEPEST = 20
+"""Levels of lists and mappings in options."""
+_jsonargparse_load = get_loader("yaml")
+
+
+def load_yaml(text: str) -> Any:
+    """jsonargparse's loader, kept from what it hangs on or falls over. Raises yaml.YAMLError.
+
+    An alias to what it stands in sends it round for ever, others can stand for billions of values: none is read.
+    """
+    depth = 0
+    try:
+        for event in yaml.parse(text, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader)):
+            if isinstance(event, yaml.AliasEvent):
+                raise yaml.YAMLError("aliases (*name) are not read; write out what they stand for")
+            depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+            if depth > DEEPEST:
+                raise yaml.YAMLError(f"it is nested more than {DEEPEST} deep")
+        return _without_retired(_jsonargparse_load(text))
+    except (ValueError, TypeError) as error:  # numbers of thousands of digits, lists as names
+        raise yaml.YAMLError(f"not YAML that can be read ({error})") from None
+
+
+def _without_retired(options: Any) -> Any:
+    """Options of an earlier version's file without those that did nothing there. Raises ValueError for one that did."""
+    for name, (value, cure) in RETIRED.items():
+        *above, last = name.split(".")
+        group = options
+        for part in above:
+            group = group.get(part) if isinstance(group, dict) else None
+        if isinstance(group, dict) and last in group:
+            if group[last] != value:
+                raise ValueError(f"option {name} is no more, got {group[last]!r}: {cure}")
+            del group[last]
+    return options
+
+
+set_loader("yaml", load_yaml, (yaml.YAMLError,))
+
+
+def parse(
+    command: str,
+    description: str,
+    arguments: Sequence[str],
+    preset: str = "demo.yaml",
+    examples: Sequence[str] | None = None,
+) -> tuple[Config, str]:
+    """(config, resolved YAML). Leaves with status 2 and a message where an option is unknown or of the wrong type;
+    raises ValueError where its value is out of range."""
+    parser = parser_of(command, description, preset, examples)
+    if not any(argument == "--config" or argument.startswith("--config=") for argument in arguments):
+        arguments = ["--config", str(CONFIGS / preset), *arguments]
+    fields, resolved = resolve(parser, arguments)
+    return Config(**fields), resolved
+
+
+def resolve(parser: ArgumentParser, arguments: Sequence[str]) -> tuple[dict[str, Any], str]:
+    """(fields of the config, YAML of them), without the options that are about the command and not the run."""
+    try:
+        options = parser.parse_args(list(arguments))
+    except UnicodeDecodeError as error:
+        raise ValueError(f"--config: the file is not text in UTF-8 ({error})") from None
+    _check_kinds(parser, options)
+    fields = vars(parser.instantiate(options))
+    for own in ("debug", "quiet"):
+        del fields[own], options[own]
+    resolved = parser.dump(options, skip_unset=False, skip_validation=True)
+    del fields["config"]
+    fields["options"] = {name: fields.pop(option_of(name)) for name in METHODS}
+    return fields, resolved
+
+
+def _check_kinds(parser: ArgumentParser, options: Namespace) -> None:
+    """ValueError where one value stands for a group of options, or null for what cannot be null: jsonargparse lets
+    both through."""
+    for group in parser.groups or ():
+        value = options.get(group, {})
+        if not isinstance(value, Namespace | dict):
+            raise ValueError(f"--{group} must be a mapping of its options, got {json.dumps(value, default=str)}")
+    for action in parser._actions:
+        hint = getattr(action, "_typehint", None)
+        if hint is not None and options.get(action.dest, ...) is None and type(None) not in get_args(hint):
+            raise ValueError(f"--{action.dest} must not be null")

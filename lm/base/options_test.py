@@ -1,0 +1,334 @@
+"""Commands: every option explained, configs that round-trip, and mistakes that are one message and status 2."""
+
+from __future__ import annotations
+
+import re
+import runpy
+import sys
+from dataclasses import replace
+from pathlib import Path
+from signal import SIGTERM, getsignal
+from typing import Any
+
+import pytest
+
+from lm.__main__ import commands
+from lm.base.command import as_command
+from lm.base.options import CONFIGS, parse, parser_of
+from lm.base.store import CorruptArtifact, MissingArtifact
+from lm.config import Config
+from lm.objectives import METHODS, Pessimism
+from lm.stages.pipeline import Pipeline
+from lm.stages.run import run
+
+ROOT = Path(__file__).parents[1]
+OTHERS = ["workflow.job", "workflow.summary", "workflow.tables"]
+WITH_OPTIONS_OF_THEIR_OWN = ["__main__", "bench", "card", "diagnose", "estimate", "exact", "judge", "push", "report"]
+COMMANDS = ["prepare", "sft", "oracle", "relabel", "bias", "reward", "score", "policy", "train", "evaluate"]
+COMMANDS += ["export", "nondeterministic"]
+
+
+def config_of(*arguments: str) -> Config:
+    return parse("lm.test", "", arguments)[0]
+
+
+def attempt(folder: Path, *arguments: str, action: Any = lambda pipeline: None) -> int:
+    """Exit status, however the command leaves."""
+    try:
+        return run("lm.test", action, arguments=["--output_dir", str(folder), *arguments])
+    except SystemExit as end:
+        return int(end.code or 0)
+
+
+@pytest.mark.filterwarnings("ignore:.*found in sys.modules:RuntimeWarning")
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_says_what_it_does(
+    command: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", [command, "--help"])
+    with pytest.raises(SystemExit) as end:
+        runpy.run_module(f"lm.{command}", run_name="__main__", alter_sys=True)
+    assert end.value.code == 0
+    out = capsys.readouterr().out
+    assert f"python -m lm.{command}" in out
+    paragraph = out.split("\n\n")[1].replace("\n", " ")
+    assert not paragraph.startswith("Without --config"), "the module's docstring opens the description"
+    assert "--policy.learning_rate" in out
+
+
+def test_no_other_module_is_a_command() -> None:
+    modules = [path for path in CONFIGS.parent.glob("*.py") if not path.stem.endswith("_test")]
+    found = {path.stem for path in modules if '__name__ == "__main__"' in path.read_text()}
+    assert found == {*COMMANDS, *WITH_OPTIONS_OF_THEIR_OWN}
+
+
+def test_every_option_is_explained() -> None:
+    parser = parser_of("lm.test", "")
+    options = {name: action.help for action in parser._actions for name in action.option_strings[-1:]}
+    assert len(options) > 80
+    assert not [name for name, text in options.items() if not (text or "").strip()]
+    assert {"--bias.rho", "--hull_dpo.kl.alpha_end", "--data.world.posts", "--evaluation.prompts"} <= options.keys()
+
+
+@pytest.mark.parametrize("preset", sorted(CONFIGS.glob("*.yaml")), ids=lambda path: path.stem)
+def test_every_preset_is_a_config(preset: Path) -> None:
+    if preset.stem == "exact":  # of `lm.exact`, which has options of its own
+        from lm.exact import parse
+
+        assert parse(["--config", str(preset)])[0].prompts > 0
+    else:
+        under = ["--config", str(CONFIGS / "tldr.yaml")] if preset.stem in ("gpu", "sweep") else []  # laid over another
+        assert config_of(*under, "--config", str(preset)).methods
+
+
+def test_the_demo_is_the_preset_and_options_win_over_it() -> None:
+    assert config_of() == config_of("--config", str(CONFIGS / "demo.yaml"))
+    assert config_of().methods == list(METHODS)
+    changed = config_of("--dpo.beta=0.5", "--methods", "[dpo, e-dpo]", "--e_dpo.kl.samples", "preferences")
+    assert changed.dpo.beta == 0.5
+    assert changed.methods == ["dpo", "e-dpo"]
+    assert changed.e_dpo.kl.samples == "preferences"
+    assert changed.ipo == config_of().ipo
+
+
+def test_a_sweep_replaces_the_options_it_names() -> None:
+    swept = config_of("--e_dpo.kl.alpha_end=0.5", "--sweep", "{e-dpo: [{beta: 3}, {kl: {alpha_start: 0.1}}]}")
+    first, second = swept.settings("e-dpo")
+    assert first == replace(swept.e_dpo, beta=3.0)
+    assert second == replace(swept.e_dpo, kl=Pessimism(alpha_start=0.1, alpha_end=0.5))
+    assert swept.settings("dpo") == [swept.dpo]
+
+
+def test_print_config_round_trips(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ["--dpo.beta", "0.25", "--bias.rho", "null", "--data.limit", "100", "--drdo.gamma", "3"]
+    assert attempt(tmp_path / "a", *arguments, "--print_config") == 0
+    printed = tmp_path / "printed.yaml"
+    printed.write_text(capsys.readouterr().out)
+    again = config_of("--config", str(printed))
+    assert again == config_of("--output_dir", str(tmp_path / "a"), *arguments)
+    assert (again.dpo.beta, again.bias.rho, again.drdo.gamma) == (0.25, None, 3.0)
+
+
+def test_a_run_writes_its_resolved_config(tmp_path: Path) -> None:
+    seen: list[Pipeline] = []
+    assert attempt(tmp_path, "--seed", "5", action=seen.append) == 0
+    assert config_of("--config", str(tmp_path / "config.yaml")) == seen[0].config
+    assert seen[0].config.seed == 5
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--methods", "[dpo, rpo]"], "Config.methods must name one or more of dpo, ipo, .*got \\['dpo', 'rpo'\\]"),
+        (["--methods", "[]"], "Config.methods must name one or more of"),
+        (["--methods", "[dpo, dpo]"], "Config.methods names a method twice"),
+        (["--dop.beta", "1"], "unrecognized arguments: --dop.beta 1"),
+        (["--policy.batch_size", "many"], 'key "policy.batch_size"'),
+        (["--policy.learning_rate", "fast"], 'key "policy.learning_rate"'),
+        (["--dtype", "float16"], 'key "dtype"'),
+        (["--dpo.beta", "-1"], "DPO.beta must be a finite number > 0, got -1"),
+        (["--ipo.tau", "0"], "IPO.tau must be a finite number > 0, got 0"),
+        (["--p_dpo.kl.alpha_end", "-1"], "Pessimism.alpha_end must be a finite number >= 0, got -1"),
+        (["--drdo.beta", "1"], 'DRDO.beta goes with reward_estimate "implicit"'),
+        (["--snapshots", "0"], "Config.snapshots must be > 0, got 0"),
+        (["--snapshots", "1000"], "Config.snapshots must be at most policy.max_steps, got 1000"),
+        (["--probe.pairs", "-1"], "ProbeConfig.pairs must be >= 0, got -1"),
+        (["--evaluation.valid_prompts", "0"], "EvaluationConfig.valid_prompts must be > 0, got 0"),
+        (["--sweep", "{rpo: [{beta: 1}]}"], "Config.sweep maps any of dpo, .*got 'rpo'"),
+        (["--sweep", "{dpo: []}"], "Config.sweep maps any of dpo, .*got 'dpo': \\[\\]"),
+        (["--sweep", "{dpo: [{tau: 1}]}"], "Config.sweep: dpo: a mapping of any of beta is needed, got {'tau': 1}"),
+        (["--sweep", "{dpo: [{beta: 0.5}, {beta: 0.5}]}"], "Config.sweep names a setting of dpo twice"),
+        (["--sweep", "{dpo: [{beta: high}]}"], "Config.sweep: dpo: beta must be of type float, got 'high'"),
+        (["--sweep", "{p-dpo: [{kl: {alpha: 1}}]}"], "Config.sweep: p-dpo: kl: a mapping of any of alpha_end"),
+        (["--sweep", "{p-dpo: [{kl: {alpha_end: -1}}]}"], "Pessimism.alpha_end must be a finite number >= 0"),
+        (["--bias.rho", "1.5"], "BiasConfig.rho must be between 0 and 1, got 1.5"),
+        (["--bias.rho", "null", "--bias.size", "10"], "BiasConfig.size goes with a rho"),
+        (["--bias.length_ratio", "1"], "BiasConfig.length_ratio must be > 1, got 1"),
+        (["--bias.member_fractions", "[0.5]"], "BiasConfig.member_fractions must be two or more shares"),
+        (
+            ["--policy.epochs", "null", "--policy.max_steps", "null"],
+            "exactly one of epochs and max_steps, .* got None and",
+        ),
+        (["--policy.epochs", "1", "--policy.max_steps", "3"], "null for the other; got 1.0 and 3"),
+        (["--policy.max_steps", "0", "--policy.epochs", "null"], "TrainingConfig.max_steps must be > 0, got 0"),
+        (
+            ["--policy.micro_batch_tokens", "-1"],
+            "TrainingConfig.micro_batch_tokens must be > 0, got -1",
+        ),
+        (["--policy.learning_rate", "0"], "TrainingConfig.learning_rate must be > 0, got 0"),
+        (["--policy.warmup_fraction", "2"], "TrainingConfig.warmup_fraction must be between 0 and 1, got 2"),
+        (["--data.valid_fraction", "0.5", "--data.test_fraction", "0.5"], "must leave a training split"),
+        (["--data.path", "x.jsonl"], "path, sft_path and subset go with kinds other than \"world\", got 'x.jsonl'"),
+        (["--data.kind", "hh"], 'DataConfig.path is needed for kind "hh"'),
+        (["--data.kind", "tldr", "--data.path", "x.jsonl"], 'sft_path is needed for kind "tldr"'),
+        (
+            ["--data.kind", "hh", "--data.path", "x", "--data.sft_path", "y"],
+            "sft_path is .* not read by \"hh\"; got 'y'",
+        ),
+        (["--data.rewards", "given"], 'DataConfig.rewards "given" goes with kind "preferences" only, got kind "world"'),
+        (["--data.prompt_template", "TL;DR:"], "prompt_template must have {post} once, .* got 'TL;DR:'"),
+        (["--data.prompt_template", "{post}{post}"], "prompt_template must have {post} once"),
+        (["--data.prompt_template", "{post} {text}"], "beside it only {subreddit} and {title} in braces"),
+        (["--data.prompt_template", "{post} }"], "prompt_template must have {post} once"),
+        (["--data.limit", "0"], "DataConfig.limit must be > 0, got 0"),
+        (["--data.world.max_events", "99"], "WorldConfig.max_events must be at least min_events and at most"),
+        (["--sampling.temperature", "0"], "SamplingConfig.temperature must be > 0, got 0"),
+        (["--evaluation.confidence", "95"], "EvaluationConfig.confidence must be between 0 and 1, got 95"),
+        (["--model", "scratch:huge"], "model 'scratch:huge': the models from scratch are"),
+        (["--model", "/no/where"], "model '/no/where': there is no such folder"),
+        (["--oracle_model", "/no/where"], "model '/no/where': there is no such folder"),
+        (["--config", "/no/where.yaml"], "/no/where.yaml"),
+    ],
+    ids=lambda value: " ".join(value)[:40] if isinstance(value, list) else "",
+)
+def test_a_mistake_is_one_message_with_status_2(
+    arguments: list[str], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    started: list[Pipeline] = []
+    assert attempt(tmp_path, *arguments, action=started.append) == 2
+    assert not started
+    error = capsys.readouterr().err
+    assert "Traceback" not in error
+    assert len(error.splitlines()) < 12, "the message is not buried under the usage"
+    last = error[error.index("error: ") :].replace("\n", " ")
+    assert re.search(message, last), last
+
+
+def test_a_wrong_value_in_a_file_is_a_message_too(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "mine.yaml").write_text("dpo: {bta: 1}\n")
+    demo = ["--config", str(CONFIGS / "demo.yaml")]
+    assert attempt(tmp_path, *demo, "--config", str(tmp_path / "mine.yaml")) == 2
+    assert "bta" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("error", "status"),
+    [
+        (ValueError, 2),
+        (FileNotFoundError, 2),
+        (MissingArtifact, 2),
+        (FloatingPointError, 1),
+        (CorruptArtifact, 1),
+        (OSError, 1),
+    ],
+)
+def test_a_mistake_is_2_a_failure_is_1_and_debug_shows_where_it_came_from(
+    error: type[Exception], status: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail(_: Pipeline) -> None:
+        raise error("row 5: what is wrong")
+
+    assert attempt(tmp_path, action=fail) == status
+    assert capsys.readouterr().err == "error: row 5: what is wrong\n"
+    assert attempt(tmp_path, "--debug", action=fail) == status
+    shown = capsys.readouterr().err
+    assert "Traceback" in shown
+    assert shown.endswith("error: row 5: what is wrong\n")
+
+
+def test_our_own_faults_keep_their_traceback(tmp_path: Path) -> None:
+    def fail(_: Pipeline) -> None:
+        raise AssertionError("ours")
+
+    with pytest.raises(AssertionError, match="ours"):
+        attempt(tmp_path, action=fail)
+
+
+# ---------------------------------------------------------------- every command, whatever its options
+
+WRONG: dict[str, list[str]] = {
+    "bias": ["{nowhere}", "--rho", "0.2", "--out", "{new}"],
+    "card": ["{nowhere}", "dpo"],
+    "diagnose": ["{nowhere}"],
+    "estimate": ["--parameters", "0"],
+    "exact": ["--output_dir", "{new}", "--tokens", "1"],
+    "export": ["--out", "{new}.jsonl", "--output_dir", "{new}", "--model", "{nowhere}"],
+    "judge": ["{nowhere}", "--judge", "oracle"],
+    "push": ["{nowhere}", "dpo", "--repo-id", "me/mine"],
+    "report": ["{nowhere}"],
+    "workflow.job": ["base", "--out", "{new}", "--output_dir", "{new}", "--model", "{nowhere}"],
+    "workflow.summary": ["{nowhere}", "--out", "{new}"],
+    "workflow.tables": ["{nowhere}"],
+}
+"""Arguments that are well-formed, and name what is not there or out of range; of the other commands, those of a run."""
+
+
+def call(command: str, *arguments: str) -> int:
+    """The exit status of `python -m lm.<command>`."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", [command, *arguments])
+        with pytest.raises(SystemExit) as end:
+            runpy.run_module(f"lm.{command}", run_name="__main__", alter_sys=True)
+    assert isinstance(end.value.code, int)
+    return end.value.code
+
+
+EVERY = [*(name.removeprefix("lm.") for name in commands()), *OTHERS]
+of_every_command = pytest.mark.parametrize("command", EVERY)
+again = pytest.mark.filterwarnings("ignore:.*found in sys.modules:RuntimeWarning")
+
+
+@again
+@of_every_command
+def test_every_help_has_examples_whose_options_exist(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert call(command, "--help") == 0
+    shown = capsys.readouterr().out
+    examples = re.findall(rf"^  python -m lm\.{re.escape(command)}(?: (.*))?$", shown, flags=re.MULTILINE)
+    assert examples
+    assert "exit status: 0 done; 1 failed; 2 a mistake" in shown
+    everything = (
+        shown if command not in ("estimate", "export", "workflow.job") else shown + parser_of("", "").format_help()
+    )
+    for option in re.findall(r"(?<!\S)--[\w.-]+", " ".join(examples)):
+        assert re.search(rf"(?m)^ +(-\w, )?{option}\b", everything) or f"{option} " in shown.split("\nexamples:")[0], (
+            option
+        )
+
+
+@again
+@of_every_command
+def test_an_unknown_option_is_refused(command: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    needed = ["--parameters", "1e9"] if command == "estimate" else WRONG.get(command, [])
+    given = [argument.format(nowhere=tmp_path / "nowhere", new=tmp_path / "new") for argument in needed]
+    assert call(command, *given, "--no-such-option", "1") == 2
+    shown = capsys.readouterr()
+    assert "--no-such-option" in shown.err
+    assert "Traceback" not in shown.err
+    assert not shown.out
+    assert not (tmp_path / "new").exists()
+
+
+@again
+@of_every_command
+def test_a_mistake_has_a_traceback_with_debug_only(
+    command: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    if command == "bench":
+        pytest.skip("its only mistakes are those of its options")
+    wrong = WRONG.get(command, ["--output_dir", "{new}", "--model", "{nowhere}"])
+    given = [argument.format(nowhere=tmp_path / "nowhere", new=tmp_path / "new") for argument in wrong]
+    assert call(command, *given) == 2
+    shown = capsys.readouterr()
+    assert re.match("error: .+", shown.err)
+    assert "Traceback" not in shown.err
+    assert len(shown.err.splitlines()) == 1
+    assert call(command, *given, "--debug") == 2
+    shown = capsys.readouterr()
+    assert "Traceback" in shown.err
+    assert re.search("^error: ", shown.err, flags=re.MULTILINE)
+
+
+# ---------------------------------------------------------------- how a command ends; see tests/commands_test.py too
+
+
+def test_a_command_returns_what_its_function_does_or_0() -> None:
+    assert as_command(lambda given: 1 if given else None)(["x"]) == 1
+    assert as_command(lambda given: 1 if given else None)([]) == 0
+
+
+def test_sigterm_is_handled_as_before_when_a_command_has_ended() -> None:
+    before = getsignal(SIGTERM)
+    seen = []
+    assert as_command(lambda _: seen.append(getsignal(SIGTERM)))([]) == 0
+    assert seen[0] is not before
+    assert getsignal(SIGTERM) is before

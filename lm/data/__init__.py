@@ -1,0 +1,1 @@
+"""A preference set, whatever its schema, to one tokenised form."""

@@ -1,0 +1,90 @@
+"""Subsets of a preference set by how sure its annotators were and how much the two completions differ.
+
+[N] trains on all pairs (D_all), on those with high confidence and a high edit distance (D_hc,he), and on those with low
+confidence and a low edit distance (D_lc,le), whose preferences are close to a coin's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, get_args
+
+import numpy as np
+from rapidfuzz.distance import Levenshtein
+
+from lm.config import Pairs
+
+LEAST, UNDECIDED, MOST = 1, 5, 9
+"""The annotators' scale: either end is sure of one side."""
+
+
+def certainty(confidence: float) -> float:
+    """How sure an annotator was, 0 (undecided) to 4: the distance from the middle of the scale.
+
+    openai/summarize_from_feedback has a scale of 1 to 9 whose ends name the sides. Its documentation does not say which
+    end is which, so nothing here depends on it. ValueError off the scale.
+    """
+    if not LEAST <= confidence <= MOST:
+        raise ValueError(f"confidence must be between {LEAST} and {MOST}, got {confidence!r}")
+    return abs(confidence - UNDECIDED)
+
+
+def edit_distance(one: Sequence[int], other: Sequence[int]) -> int:
+    """Levenshtein distance of two completions, in tokens."""
+    return int(Levenshtein.distance(one, other))
+
+
+def subset(
+    pairs: Pairs,
+    confidences: Sequence[float | None],
+    chosen_ids: Sequence[Sequence[int]],
+    rejected_ids: Sequence[Sequence[int]],
+) -> tuple[list[int], dict[str, Any]]:
+    """Indices of the pairs of D_all, D_hc,he or D_lc,le, in increasing order, and what was left out.
+
+    Both medians are over the pairs that have a confidence; a pair has to be above both, or below both. One that is at a
+    median is in neither subset, and so is one without a confidence.
+
+    Args:
+        pairs: which subset; "all" asks nothing of the confidences.
+        confidences: of N annotators, or None where one gave none.
+        chosen_ids: N completions, tokens.
+        rejected_ids: likewise.
+
+    Raises:
+        ValueError: no pair has a confidence, one is off its scale, or nothing is left.
+    """
+    if pairs not in get_args(Pairs):
+        raise ValueError(f"pairs must be one of {', '.join(get_args(Pairs))}, got {pairs!r}")
+    if pairs == "all":
+        return list(range(len(confidences))), {}
+    confidences, chosen_ids, rejected_ids = list(confidences), list(chosen_ids), list(rejected_ids)  # read once
+    known = [i for i, confidence in enumerate(confidences) if confidence is not None]
+    if not known:
+        raise ValueError(
+            f'bias.pairs "{pairs}" selects by the annotators\' confidence, but none of the {len(confidences)} pairs '
+            "has one: a column `confidence` (or `extra.confidence` in the schema of openai/summarize_from_feedback) is "
+            'needed; use "all"'
+        )
+    sure = np.array([certainty(c) for i in known if (c := confidences[i]) is not None])
+    far = np.array([edit_distance(chosen_ids[i], rejected_ids[i]) for i in known])
+    middle_sure, middle_far = float(np.median(sure)), float(np.median(far))
+    inside = (
+        (sure > middle_sure) & (far > middle_far) if pairs == "hc_he" else (sure < middle_sure) & (far < middle_far)
+    )
+    kept = [known[i] for i in np.flatnonzero(inside)]
+    if not kept:
+        side = "above" if pairs == "hc_he" else "below"
+        raise ValueError(
+            f'bias.pairs "{pairs}": no pair is {side} the median certainty {middle_sure:g} (0 to 4) and {side} the '
+            f'median edit distance {middle_far:g}; too many annotators were equally sure; use "all"'
+        )
+    return kept, {
+        "pairs": len(kept),
+        "of": len(confidences),
+        "without_confidence": len(confidences) - len(known),
+        "median_certainty": middle_sure,
+        "median_edit_distance": middle_far,
+        "mean_certainty": float(sure[inside].mean()),
+        "mean_edit_distance": float(far[inside].mean()),
+    }

@@ -1,0 +1,152 @@
+"""Rows of a set: read from the hub or from local files, written whole, and their values checked."""
+
+from __future__ import annotations
+
+import difflib
+import math
+import re
+import reprlib
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import datasets
+import pyarrow.parquet
+
+from lm.base.files import read_jsonl, replacing, write_jsonl
+
+Row = dict[str, Any]
+SUFFIXES = (".jsonl", ".jsonl.gz", ".parquet")
+HUB_DATASET = r"([\w-][\w.-]*/[\w.-]+)(?:/([\w.-]+))?(?:@([\w./-]+))?"
+"""owner/name/folder@revision."""
+BATCH = 1000
+"""Rows at a time, of what is tokenised or read from Parquet."""
+
+
+# ---------------------------------------------------------------- reading rows
+
+
+def read_rows(path: str, subset: str | None = None) -> Iterator[tuple[str, Row]]:
+    """(where it stands, row) of a local file, a folder of files, or a hub dataset (all its splits).
+
+    A hub dataset is owner/name, or owner/name/folder for one folder of it; either with @revision after it.
+
+    Raises FileNotFoundError for a local path that is not there, ValueError for a malformed line, an unknown file type,
+    or a hub dataset that cannot be loaded.
+    """
+    local = Path(path)
+    try:
+        there = local.exists()
+    except OSError as error:
+        raise ValueError(f"data path {shown(path)} cannot be looked up ({error.strerror})") from None
+    if there:
+        if subset is not None:
+            raise ValueError(
+                f"data.subset {subset!r} goes with a hub name, but {path} is local; name the folder itself"
+            )
+        yield from _read_local(local)
+    elif (hub := re.fullmatch(HUB_DATASET, path)) and not path.endswith(SUFFIXES):
+        try:
+            loaded = datasets.load_dataset(hub[1], data_dir=subset or hub[2], revision=hub[3])
+        except Exception as error:
+            copy = f"; the hub's own copy of it may do: {path}@refs/convert/parquet" if "scripts" in str(error) else ""
+            raise ValueError(
+                f"data path {path!r} is neither a local file or folder nor a hub dataset that can be loaded "
+                f"({type(error).__name__}: {error}){copy}"
+            ) from None
+        for split, rows in loaded.items():
+            for number, row in enumerate(rows):
+                yield f"{path}/{split}, row {number}", row
+    else:
+        raise FileNotFoundError(
+            f"data path {shown(path)}: there is no such file or folder, and it is no hub name (owner/name)"
+        )
+
+
+def _read_local(path: Path) -> Iterator[tuple[str, Row]]:
+    if path.is_dir():
+        files = sorted(file for file in path.rglob("*") if file.name.endswith(SUFFIXES))
+        if not files:
+            raise ValueError(f"{path} holds no {', '.join(SUFFIXES)} file")
+        for file in files:
+            yield from _read_local(file)
+    elif path.name.endswith((".jsonl", ".jsonl.gz")):
+        for number, row in read_jsonl(path):
+            yield f"{path}, line {number}", row
+    elif path.suffix == ".parquet":
+        try:
+            with pyarrow.parquet.ParquetFile(path) as file:
+                number = 0
+                for batch in file.iter_batches(BATCH):
+                    for row in batch.to_pylist():
+                        yield f"{path}, row {number}", row
+                        number += 1
+        except (OSError, pyarrow.ArrowException, UnicodeDecodeError) as error:
+            raise ValueError(f"{path}: cannot be read as parquet ({error})") from None
+    else:
+        raise ValueError(f"{path}: a file of type {', '.join(SUFFIXES)} is needed")
+
+
+def write_rows(path: Path, rows: Iterable[Row]) -> None:
+    """Writes a .jsonl, .jsonl.gz or .parquet file, whole or not at all: JSON lines as they come, Parquet at once."""
+    check_suffix(path)
+    if path.suffix != ".parquet":
+        write_jsonl(path, rows)
+        return
+    with replacing(path) as temporary:
+        pyarrow.parquet.write_table(pyarrow.Table.from_pylist(list(rows)), temporary)
+
+
+def check_suffix(path: Path) -> None:
+    """ValueError where `write_rows` cannot write such a file."""
+    if not path.name.endswith(SUFFIXES):
+        raise ValueError(f"{path}: a file of type {', '.join(SUFFIXES)} is needed")
+
+
+def column(row: Mapping[str, Any], name: str, kind: type, where: str) -> Any:
+    """A row's value of this type; ValueError, with where it stands, for what else it is, or where there is none."""
+    if not isinstance(row, Mapping):
+        raise ValueError(f"{where}: an object with {name!r} is needed, got {type(row).__name__}: {shown(row)}")
+    if name not in row:
+        close = difflib.get_close_matches(name, row, n=1, cutoff=0.6)
+        hint = f"; is {close[0]!r} meant to be it?" if close else ""
+        raise ValueError(f"{where}: column {name!r} is missing, there are {shown(sorted(row))}{hint}")
+    value = row[name]
+    if not isinstance(value, kind) or isinstance(value, bool):
+        raise ValueError(
+            f"{where}: {name!r} must be of type {kind.__name__}, got {type(value).__name__}: {shown(value)}"
+        )
+    return unicode_text(value, name, where) if isinstance(value, str) else value
+
+
+def unicode_text(value: str, name: str, where: str) -> str:
+    """The text, which can be written; JSON can hold what cannot."""
+    if not value.isascii():
+        try:
+            value.encode()
+        except UnicodeEncodeError as error:
+            raise ValueError(
+                f"{where}: {name!r} is not Unicode text: half of a surrogate pair, {value[error.start]!r}, at "
+                f"character {error.start}"
+            ) from None
+    return value
+
+
+_SHORT = reprlib.Repr()
+_SHORT.maxlevel, _SHORT.maxstring, _SHORT.maxother, _SHORT.maxlong = 4, 200, 200, 100
+_SHORT.maxdict = _SHORT.maxlist = _SHORT.maxtuple = 30
+
+
+def shown(value: Any) -> str:
+    """A value in a message: its beginning, where it is long or deep."""
+    return _SHORT.repr(value)
+
+
+def number(value: Any, name: str, where: str) -> float:
+    """A finite number; ValueError for anything else."""
+    try:
+        if not isinstance(value, bool) and isinstance(value, int | float) and math.isfinite(value):
+            return float(value)
+    except OverflowError:  # an integer beyond the largest float
+        pass
+    raise ValueError(f"{where}: {name!r} must be a finite number, got {shown(value)}")

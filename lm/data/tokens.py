@@ -1,0 +1,219 @@
+"""Preference sets and reference completions, from the hub or local files, to one tokenised form.
+
+The form: preferences with id, prompt, chosen, rejected, split and prompt_ids, chosen_ids, rejected_ids; reference
+completions with id, prompt, completion, split and prompt_ids, completion_ids. Splits are by prompt (TL;DR: by post), so
+none crosses. Beside these, where the schema has them: confidence and worker (None where a row has none), and the set's
+own rewards. Prompt and completion are tokenised apart and joined as ids; every completion ends with end-of-text. What
+is dropped is counted, by reason. Sets stay on disk, memory-mapped, from reading to training.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from datasets import Dataset, Features, List, Value
+from datasets.arrow_writer import ArrowWriter
+from transformers import PreTrainedTokenizerBase
+
+from lm.base import progress
+from lm.config import DataConfig
+from lm.data import rewards
+from lm.data.rows import BATCH, Row, read_rows
+from lm.data.schemas import (
+    Drop,
+    Renderer,
+    hh_pair,
+    plain_chat,
+    preference_pair,
+    preference_reference,
+    tldr_pair,
+    tldr_reference,
+)
+
+TEXTS = ("prompt", "completion", "chosen", "rejected")
+
+
+# ---------------------------------------------------------------- loading
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """Untokenised rows with splits, memory-mapped, and what was left out."""
+
+    preferences: Dataset
+    references: Dataset
+    dropped: dict[str, dict[str, int]]
+    """Set ("preferences", "references") -> reason -> rows."""
+
+
+def load(
+    config: DataConfig, seed: int, folder: Path, *, world: Path | None = None, render: Renderer = plain_chat
+) -> Loaded:
+    """Reads, splits and counts.
+
+    Args:
+        config: which data.
+        seed: of the splits and of the limit's draw.
+        folder: where the rows are kept; it has to stay as long as they are used.
+        world: folder of the generated embedded world, for that kind.
+        render: how messages become text.
+
+    Raises:
+        ValueError: a row is malformed, or has another number of rewards than the rows before it.
+    """
+    pairs_path, references_path = config.path, config.sft_path
+    if world is not None:
+        pairs_path, references_path = str(world / "comparisons.jsonl"), str(world / "sft.jsonl")
+    assert pairs_path is not None
+
+    def pair(row: Row, where: str) -> Row | Drop:
+        if config.kind == "hh":
+            return hh_pair(row, where)
+        if config.kind != "preferences":
+            return tldr_pair(row, where, config.prompt_template)
+        kept = preference_pair(row, where, render)
+        if config.rewards != "given" or isinstance(kept, Drop):
+            return kept
+        return {**kept, **rewards.given(row, where)}
+
+    def reference(row: Row, where: str) -> Row | Drop:
+        if config.kind == "preferences":
+            return preference_reference(row, where, render)
+        return tldr_reference(row, where, config.prompt_template)
+
+    columns = {name: Value("string") for name in ("prompt", "chosen", "rejected")}
+    if config.kind != "hh":
+        columns |= {"confidence": Value("float64"), "worker": Value("string")}
+    if config.rewards == "given":
+        columns |= {name: Value("float64") for name in rewards.ONE}
+        columns |= {name: List(Value("float64")) for name in rewards.MEMBERS}
+    preferences, dropped = _finish(pair, read_rows(pairs_path), columns, config, seed, folder / "preferences.arrow")
+    if config.limit is not None and config.limit < len(preferences):
+        rng = np.random.default_rng([seed, 1])
+        preferences = preferences.select(sorted(rng.choice(len(preferences), config.limit, replace=False)))
+    if references_path is None:
+        references = preferences.select_columns(["id", "prompt", "split", "chosen"]).rename_column(
+            "chosen", "completion"
+        )
+        return Loaded(preferences, references, {"preferences": dropped, "references": {}})
+    columns = {name: Value("string") for name in ("prompt", "completion")}
+    references, dropped_references = _finish(
+        reference, read_rows(references_path), columns, config, seed, folder / "references.arrow"
+    )
+    return Loaded(preferences, references, {"preferences": dropped, "references": dropped_references})
+
+
+def _finish(
+    convert: Callable[[Row, str], Row | Drop],
+    rows: Iterable[tuple[str, Row]],
+    columns: dict[str, Any],
+    config: DataConfig,
+    seed: int,
+    path: Path,
+) -> tuple[Dataset, dict[str, int]]:
+    dropped = Counter[str]()
+
+    def kept() -> Iterator[Row]:
+        members: int | None = None
+        for number, (where, raw) in enumerate(rows):
+            row = convert(raw, where)
+            if isinstance(row, Drop):
+                dropped[row.reason] += 1
+                continue
+            if (listed := row.get(rewards.MEMBERS[0])) is not None and members != len(listed):
+                if members is not None:
+                    raise ValueError(
+                        f"{where}: {len(listed)} rewards in an ensemble's lists, {members} in the rows before"
+                    )
+                members = len(listed)
+            content = hashlib.sha256("\0".join(row[name] for name in TEXTS if name in row).encode()).hexdigest()
+            # A post has several prompts, by its titles; in the embedded world a prompt is its post.
+            group = row["post"] if config.kind == "tldr" else row["prompt"]
+            yield {
+                "id": f"{number}-{content[:12]}",
+                **{name: row[name] for name in columns},
+                "split": split_of(group, config, seed),
+            }
+
+    features = {"id": Value("string"), **columns, "split": Value("string")}
+    return mapped(kept(), features, path), dict(dropped)
+
+
+def mapped(rows: Iterable[Row], features: Mapping[str, Any], path: Path) -> Dataset:
+    """Writes rows to an Arrow file as they come, and opens it memory-mapped."""
+    with ArrowWriter(path=str(path), features=Features(features)) as writer:
+        for row in rows:
+            writer.write(row)
+        writer.finalize()
+    return Dataset.from_file(str(path))
+
+
+def split_of(group: str, config: DataConfig, seed: int) -> str:
+    """train, valid or test: a function of the text and the seed, so a prompt (a post) is in one split of every set."""
+    draw = int.from_bytes(hashlib.sha256(f"{seed}\0{group}".encode()).digest()[:8], "big") / 2**64
+    if draw < config.test_fraction:
+        return "test"
+    return "valid" if draw < config.test_fraction + config.valid_fraction else "train"
+
+
+# ---------------------------------------------------------------- tokenising
+
+
+def prompt_ids(tokenizer: PreTrainedTokenizerBase, texts: list[str]) -> list[list[int]]:
+    """Token ids of prompts; one that its chat template begins with the beginning-of-text token gets no second one."""
+    ids: list[list[int]] = tokenizer(texts)["input_ids"]
+    twice = [tokenizer.bos_token_id] * 2
+    return [prompt[1:] if None not in twice and prompt[:2] == twice else prompt for prompt in ids]
+
+
+def completion_ids(tokenizer: PreTrainedTokenizerBase, texts: list[str]) -> list[list[int]]:
+    """Token ids of completions, which end with end-of-text, once."""
+    end = tokenizer.eos_token_id
+    ids: list[list[int]] = tokenizer(texts, add_special_tokens=False)["input_ids"]
+    return [completion if completion[-1:] == [end] else [*completion, end] for completion in ids]
+
+
+def tokenise(
+    rows: Dataset, tokenizer: PreTrainedTokenizerBase, config: DataConfig, path: Path
+) -> tuple[Dataset, dict[str, int]]:
+    """Adds `<column>_ids` for the prompt and each completion, and drops over-long rows.
+
+    Returns the dataset, kept in the file `path`, and the counts of dropped rows by reason. Nothing is cut. Raises
+    ValueError where no row of some split is left.
+    """
+    columns = [name for name in ("completion", "chosen", "rejected") if name in rows.column_names]
+    dropped, present = Counter[str](), Counter[str]()
+
+    def kept() -> Iterator[Row]:
+        for start in progress.bar("tokenising", range(0, len(rows), BATCH), unit="batch"):
+            batch = rows[start : start + BATCH]
+            ids = {"prompt_ids": prompt_ids(tokenizer, batch["prompt"])}
+            ids |= {f"{name}_ids": completion_ids(tokenizer, batch[name]) for name in columns}
+            table = {**batch, **ids}
+            for values in zip(*table.values(), strict=True):
+                row = dict(zip(table, values, strict=True))
+                if len(row["prompt_ids"]) > config.max_prompt_length:
+                    dropped[f"prompt longer than {config.max_prompt_length} tokens"] += 1
+                elif max(len(row[f"{name}_ids"]) for name in columns) > config.max_completion_length:
+                    dropped[f"completion longer than {config.max_completion_length} tokens"] += 1
+                else:
+                    present[row["split"]] += 1
+                    yield row
+
+    ids = {f"{name}_ids": List(Value("int64")) for name in ("prompt", *columns)}
+    dataset = mapped(kept(), {**rows.features, **ids}, path)
+    what = "preference pairs" if "chosen" in columns else "reference completions"
+    for split in ("train", "valid", "test") if "chosen" in columns else ("train",):
+        if not present[split]:
+            raise ValueError(
+                f"no {what} are left in the {split} split: {len(rows)} rows before length limits, dropped "
+                f"{dict(dropped) or 'none'}; look at data.path, data.limit, data.max_prompt_length, "
+                f"data.max_completion_length, data.valid_fraction and data.test_fraction"
+            )
+    return dataset, dict(dropped)

@@ -1,0 +1,1 @@
+"""Who says what is better: statistics, LLM judges, reward models on any set."""

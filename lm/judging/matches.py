@@ -1,0 +1,142 @@
+"""Policies' completions paired up prompt by prompt, and how often each wins."""
+
+from __future__ import annotations
+
+import itertools
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from lm.base.files import inside, read_jsonl
+from lm.config import SFT, EvaluationConfig
+from lm.judging.llm import LLMJudge, Log, Pair, outcome
+from lm.judging.statistics import SIGNS, bootstrap_interval, compare
+
+BASELINE = "dpo"
+
+
+# ---------------------------------------------------------------- comparisons
+
+
+class Comparison(NamedTuple):
+    """Two policies, and of each prompt their rows of samples.jsonl."""
+
+    policy: str
+    against: str
+    rows: list[tuple[dict[str, Any], dict[str, Any]]]
+
+
+def read_samples(path: Path, *columns: str) -> dict[str, dict[str, Any]]:
+    """Rows of a samples.jsonl by their prompt.
+
+    Raises ValueError, with the line, for a row that lacks a column, or a prompt that comes twice; and for no rows.
+    """
+    rows: dict[str, dict[str, Any]] = {}
+    for number, row in read_jsonl(path):
+        absent = [name for name in ("prompt", *columns) if row.get(name) is None]
+        if absent:
+            raise ValueError(f"{path}, line {number}: no {' and no '.join(absent)}")
+        if row["prompt"] in rows:
+            raise ValueError(f"{path}, line {number}: its prompt has come before; one completion a prompt is compared")
+        rows[row["prompt"]] = row
+    if not rows:
+        raise ValueError(f"{path} has no samples")
+    return rows
+
+
+def pair_up(policy: str, against: str, ours: Path, theirs: Path, count: int | None, *columns: str) -> Comparison:
+    """The comparison of two samples.jsonl, on all prompts or on the first `count`.
+
+    Raises ValueError where they are not of the same prompts, or there are fewer than `count`.
+    """
+    one, other = read_samples(ours, *columns), read_samples(theirs, *columns)
+    if one.keys() != other.keys():
+        raise ValueError(
+            f"{ours} and {theirs} must be of the same prompts: {len(one.keys() - other.keys())} are only in the first, "
+            f"{len(other.keys() - one.keys())} only in the second"
+        )
+    if count is not None and count > len(one):
+        raise ValueError(f"prompts is {count}, but {ours} has only {len(one)}")
+    return Comparison(policy, against, [(one[prompt], other[prompt]) for prompt in list(one)[:count]])
+
+
+def comparisons_of(run: Path, count: int | None, *columns: str) -> list[Comparison]:
+    """Every method of a run against pi_ref, then against DPO where the run has it.
+
+    Raises ValueError where the folder has no results.json that names its samples.
+    """
+    try:
+        results = json.loads((run / "results.json").read_text(encoding="utf-8"))
+        samples = {name: inside(run, row["samples"]) for name, row in results["methods"].items()}
+        samples[SFT] = inside(run, results["sft"]["samples"])
+    except (OSError, ValueError, KeyError) as error:
+        raise ValueError(
+            f"{run}/results.json cannot be read as results with samples ({type(error).__name__}: {error}); "
+            "`python -m lm.evaluate` writes them"
+        ) from None
+    methods = [name for name in samples if name != SFT]
+    opponents = [SFT, *([BASELINE] if BASELINE in methods else [])]
+    return [
+        pair_up(name, other, samples[name], samples[other], count, *columns)
+        for other in opponents
+        for name in methods
+        if name != other
+    ]
+
+
+def by_oracle(comparison: Comparison) -> np.ndarray:
+    """Outcomes by the oracle's rewards, [N]."""
+    ours, theirs = ([row["oracle_reward"] for row in rows] for rows in zip(*comparison.rows, strict=True))
+    return compare(np.array(ours), np.array(theirs))
+
+
+def by_llm(judge: LLMJudge, comparisons: Sequence[Comparison], log: Log) -> list[tuple[np.ndarray, dict[str, int]]]:
+    """Outcomes by an LLM, [n], and what became of the N prompts of each comparison.
+
+    Equal completions are ties, and not asked about. Counts: equal; disagreed (other verdicts in the two orders, also
+    ties); malformed (no verdict in one order or both: left out of the outcomes).
+    """
+    asked = [
+        [
+            (Pair(one["prompt"], a, b), Pair(one["prompt"], b, a)) if a != b else None
+            for one, other in comparison.rows
+            for a, b in [(one["completion"], other["completion"])]
+        ]
+        for comparison in comparisons
+    ]
+    pairs = [pair for both in itertools.chain(*asked) if both for pair in both]
+    verdicts = dict(zip(pairs, judge.verdicts(pairs, log), strict=True))
+    results = []
+    for questions in asked:
+        replies = [(verdicts[both[0]], verdicts[both[1]]) for both in questions if both]
+        outcomes = [outcome(*both) for both in replies]
+        counts = {
+            "equal": questions.count(None),
+            "disagreed": sum(
+                result == 0 and both != ("TIE", "TIE") for result, both in zip(outcomes, replies, strict=True)
+            ),
+            "malformed": outcomes.count(None),
+        }
+        judged = [0] * counts["equal"] + [result for result in outcomes if result is not None]
+        results.append((np.array(judged), counts))
+    return results
+
+
+def rates(outcomes: np.ndarray, shown: EvaluationConfig, seed: int) -> dict[str, Any]:
+    """Shares of wins, ties and losses among outcomes +1, 0, -1, [n], with bootstrap intervals over prompts.
+
+    Everything but n is None where nothing was judged.
+    """
+    if not len(outcomes):
+        return {**dict.fromkeys(SIGNS), "n": 0, "ci": None}
+    won = {name: (outcomes == sign).astype(float) for name, sign in SIGNS.items()}
+    return {
+        **{name: float(values.mean()) for name, values in won.items()},
+        "n": len(outcomes),
+        "ci": {
+            name: bootstrap_interval(values, shown.confidence, shown.resamples, seed) for name, values in won.items()
+        },
+    }

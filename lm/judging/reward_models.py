@@ -1,0 +1,247 @@
+"""Any sequence-classification model with one label as a judge of conversations."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from jinja2 import TemplateError
+from torch import Tensor
+from transformers import AutoModelForSequenceClassification, PreTrainedModel
+
+from lm.base.store import verify
+from lm.config import LogprobsConfig, Scoring
+from lm.data.rows import Row
+from lm.data.schemas import Drop, Message, Renderer, any_conversation, any_pair, chat_renderer, plain_chat
+from lm.data.tokens import completion_ids, prompt_ids
+from lm.logprobs.completions import CompletionModel, collate
+from lm.logprobs.scoring import batches, over_ranks, score_rows
+from lm.models.loading import load_tokenizer
+from lm.models.opening import device_named
+
+Placed = tuple[str, Row]
+"""Where a row stands, and the row."""
+log = logging.getLogger(__name__)
+
+
+# ---------------------------------------------------------------- a model
+
+
+def role_text(messages: Sequence[Message], reply: Message, where: str) -> tuple[str, str]:
+    """A conversation for a model without a chat template; a `lm.data.Renderer`."""
+    return f"{plain_chat(messages, reply, where)[0]}\n\n{reply['role']}:", f" {reply['content']}"
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """Both sides of N pairs as a model's inputs: the chosen, then the rejected, [2N] each."""
+
+    inputs: list[dict[str, list[int]]]
+    cut: int
+    """How many of them were too long."""
+
+
+class RewardModel:
+    """A sequence-classification model with one label, and its own tokenizer and way to write a conversation.
+
+    Args:
+        spec: hub name or local folder.
+        scoring: how it is run.
+
+    Raises:
+        ValueError: it has no trained head with one label, brings code of its own, has no safetensors weights, or fewer
+            positions than `scoring.max_length`.
+    """
+
+    def __init__(self, spec: str, scoring: Scoring) -> None:
+        self.spec, self.scoring = spec, scoring
+        self.tokenizer = load_tokenizer(spec, (), False, needs_end=False)
+        self.model = _load(spec, scoring)
+        self.is_ours = is_ours(spec)
+        own = self.tokenizer
+        self.reads_conversations = own.chat_template is not None and not self.is_ours
+        self.reads_segments = own.chat_template is None and not self.is_ours and own.sep_token_id is not None
+        self.limit = self._limit()
+        # A head of this name reads one state of a causal model, so that both sides of a pair can share their beginning.
+        self.sharing: CompletionModel | None = None
+        if hasattr(self.model, "score") and not self.reads_segments:
+            self.sharing = CompletionModel(self.model, options=LogprobsConfig(scoring_tokens=scoring.batch_tokens))
+
+    def _limit(self) -> int | None:
+        """Longest input, tokens."""
+        positions = getattr(self.model.config.get_text_config(), "max_position_embeddings", None)
+        # A tokenizer knows of positions that are not for tokens (RoBERTa's first two); unset, it says 1e30.
+        named = self.tokenizer.model_max_length if self.tokenizer.model_max_length < 10**9 else None
+        default = min((n for n in (positions, named) if n is not None), default=None)
+        most, asked = default if self.reads_segments else positions, self.scoring.max_length
+        if most is not None and asked is not None and asked > most:
+            raise ValueError(f"--max-length {asked} must be at most the {most} tokens that {self.spec!r} takes")
+        return asked or default
+
+    def rewards(self, rows: Sequence[Placed], what: str) -> tuple[Tensor, int]:
+        """Rewards of the chosen, then of the rejected sides, [2N], float64; and how many of them were cut.
+
+        A function of these rows, on one type of device: whatever else is scored, by however many ranks.
+        """
+        encoded = self._encoded(rows)
+        if self.sharing is not None:
+            self.sharing.route = None  # to be settled by the longest of these rows
+            prompts, completions = self._shared([row["input_ids"] for row in encoded.inputs])
+            with self.sharing.stock():
+                problem = self._trial(self.sharing, encoded.inputs, prompts, completions)
+                if problem is None:
+                    return score_rows(self.sharing, prompts, completions, what), encoded.cut
+            log.warning("%s is run a row a text, %s", self.spec, problem)
+        return self._plain(encoded.inputs, what), encoded.cut
+
+    # ------------------------------------------------------------ what it reads
+
+    def _encoded(self, rows: Sequence[Placed]) -> Encoded:
+        if self.reads_conversations:
+            texts = [self._templated(*row, side) for side in ("chosen", "rejected") for row in rows]
+            ids = self.tokenizer(texts, add_special_tokens=False)["input_ids"]
+            return self._cut(ids)
+        own_template = self.is_ours and self.tokenizer.chat_template is not None
+        render: Renderer = chat_renderer(self.tokenizer, self.spec) if own_template else role_text
+        pairs = [_kept(any_pair(row, where, render)) for where, row in rows]
+        prompts = [pair["prompt"] for pair in pairs] * 2
+        completions = [pair[side] for side in ("chosen", "rejected") for pair in pairs]
+        if self.reads_segments:
+            return self._segments(prompts, completions)
+        if self.tokenizer.eos_token_id is None:
+            raise ValueError(
+                f"--reward-model {self.spec!r}: its tokenizer has neither a chat template, nor a separator, nor an "
+                "end-of-text token; it is not known how the model reads a completion"
+            )
+        both = zip(prompt_ids(self.tokenizer, prompts), completion_ids(self.tokenizer, completions), strict=True)
+        return self._cut([[*prompt, *completion] for prompt, completion in both])
+
+    def _templated(self, where: str, row: Row, side: str) -> str:
+        conversation = _kept(any_conversation(row, where))
+        try:
+            text: str = self.tokenizer.apply_chat_template(
+                [*conversation.context, getattr(conversation, side)], tokenize=False
+            )
+        except TemplateError as error:
+            raise ValueError(f"{where}: the chat template of {self.spec!r} refuses the messages: {error}") from None
+        return text
+
+    def _cut(self, ids: list[list[int]]) -> Encoded:
+        limit = self.limit or max(map(len, ids))
+        return Encoded([{"input_ids": row[-limit:]} for row in ids], sum(len(row) > limit for row in ids))
+
+    def _segments(self, prompts: list[str], completions: list[str]) -> Encoded:
+        self.tokenizer.truncation_side = "left"
+        whole = self.tokenizer(prompts, completions)
+        cut = sum(len(row) > self.limit for row in whole["input_ids"]) if self.limit else 0
+        if cut:
+            whole = self.tokenizer(prompts, completions, truncation="longest_first", max_length=self.limit)
+        names = [name for name in whole if name != "attention_mask"]
+        return Encoded(
+            [dict(zip(names, row, strict=True)) for row in zip(*(whole[n] for n in names), strict=True)], cut
+        )
+
+    # ------------------------------------------------------------ how it is computed
+
+    def _shared(self, ids: list[list[int]]) -> tuple[list[list[int]], list[list[int]]]:
+        """As prompts and completions: what both sides of a pair begin with, and the rest."""
+        pad = self.model.config.get_text_config().pad_token_id
+        if not self.is_ours and pad is not None:
+            # transformers reads the reward at the last token that is not the padding one, which may be end-of-text.
+            ids = [row[: max((i for i, token in enumerate(row, 1) if token != pad), default=1)] for row in ids]
+        count = len(ids) // 2
+        if short := [i for i, row in enumerate(ids) if len(row) < 2]:
+            raise ValueError(f"{self.spec!r}: a text of pair {short[0] % count} has fewer than two tokens to read")
+        prompts, completions = [], []
+        for one, other in zip(ids, [*ids[count:], *ids[:count]], strict=True):
+            most = min(len(one), len(other)) - 1
+            size = max(1, next((i for i in range(most) if one[i] != other[i]), most))
+            prompts.append(one[:size])
+            completions.append(one[size:])
+        return prompts, completions
+
+    def _trial(
+        self,
+        model: CompletionModel,
+        inputs: Sequence[dict[str, list[int]]],
+        prompts: Sequence[list[int]],
+        completions: Sequence[list[int]],
+    ) -> str | None:
+        """What is wrong with sharing, on the longest pair; None where it gives what transformers gives."""
+        count = len(inputs) // 2
+        longest = max(range(count), key=lambda i: len(inputs[i]["input_ids"]) + len(inputs[i + count]["input_ids"]))
+        rows = [longest, longest + count]
+        batch: dict[str, Any] = collate([prompts[row] for row in rows], [[completions[row]] for row in rows])
+        if prompts[rows[0]] == prompts[rows[1]]:
+            batch = collate([prompts[rows[0]]], [[completions[row] for row in rows]])
+        batch["input_ids"] = batch["input_ids"].to(self.model.device)
+        with torch.inference_mode():
+            # Ours are read at the end-of-text that they were trained to be read at, also where it is the padding token.
+            expected = None if self.is_ours else torch.cat([self._forward([inputs[row]]) for row in rows])
+            try:
+                model.settle(**batch)
+                got = model(**batch).rewards
+            except Exception as error:  # whatever an architecture does with what it does not know
+                return f"{type(error).__name__}: {error}".splitlines()[0]
+        if expected is None:
+            return None
+        # A prompt that is computed with others rounds otherwise; a wrong token or mask is off by far more.
+        tolerance = 1e-3 if self.model.dtype.itemsize >= 4 else 5e-2
+        if ((got - expected).abs() <= tolerance * (1 + expected.abs())).all():
+            return None
+        return f"as sharing gives {got.tolist()} instead of {expected.tolist()} for one pair"
+
+    def _plain(self, inputs: Sequence[dict[str, list[int]]], what: str) -> Tensor:
+        """By the model's own forward, a row a text."""
+        order = sorted(range(len(inputs)), key=lambda i: len(inputs[i]["input_ids"]), reverse=True)
+        pads = self.model.config.get_text_config().pad_token_id is not None
+        # Without a padding token of its own, transformers' models take one row at a time.
+        tokens = [len(inputs[i]["input_ids"]) if pads else self.scoring.batch_tokens for i in order]
+        made = batches([[i] for i in order], tokens, self.scoring.batch_tokens)
+        return over_ranks(made, len(inputs), lambda batch: self._forward([inputs[i] for (i,) in batch]), what)
+
+    def _forward(self, inputs: Sequence[dict[str, list[int]]]) -> Tensor:
+        if len(inputs) == 1:
+            batch = {name: torch.tensor([ids]) for name, ids in inputs[0].items()}
+        else:
+            batch = self.tokenizer.pad(list(inputs), padding_side="right", return_tensors="pt")
+        logits: Tensor = self.model(**{name: ids.to(self.model.device) for name, ids in batch.items()}).logits
+        return logits[:, 0]
+
+
+def is_ours(spec: str) -> bool:
+    """Whether `lm.reward` or `lm.oracle` made the model. Raises CorruptArtifact where it has changed since."""
+    folder = Path(spec)
+    return (folder / "artifact.json").is_file() and verify(folder)["stage"] in ("reward", "oracle")
+
+
+def _load(spec: str, scoring: Scoring) -> PreTrainedModel:
+    try:
+        model, found = AutoModelForSequenceClassification.from_pretrained(
+            spec,
+            dtype=scoring.dtype if scoring.dtype == "auto" else getattr(torch, scoring.dtype),
+            use_safetensors=True,
+            trust_remote_code=False,
+            output_loading_info=True,
+        )
+    except (OSError, ValueError, RuntimeError) as error:
+        raise ValueError(f"--reward-model {spec!r} cannot be loaded: {error}") from None
+    if found["missing_keys"]:
+        raise ValueError(
+            f"--reward-model {spec!r}: its weights lack {', '.join(sorted(found['missing_keys']))}, which would be "
+            "drawn at random"
+        )
+    loaded: PreTrainedModel = model.to(device_named(scoring.device)).eval()
+    return loaded
+
+
+# ---------------------------------------------------------------- a set
+
+
+def _kept(pair: Any) -> Any:
+    assert not isinstance(pair, Drop), "rows that are no comparison have been left out"
+    return pair

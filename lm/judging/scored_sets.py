@@ -1,0 +1,278 @@
+"""Rewards for any preference set, by any sequence-classification models and by an LLM judge.
+
+    python -m lm.score --data DATA --reward-model A [B ...] [--judge-model NAME ...] --out FILE
+
+FILE has the set's rows as they are, and beside them `chosen_reward_A` and `rejected_reward_A` for each model, and
+`chosen_rewards` and `rejected_rewards`, lists with one reward a model, which `data.rewards given` distils (two or more
+are an ensemble). Rewards are the models' own numbers, each on its own scale.
+
+What a model reads. With a chat template, the conversation as the template writes it, nothing added. Without one, prompt
+and completion, tokenised apart and joined, then end-of-text; messages among them as `role: content`, a blank line
+before each; a tokenizer with a separator (BERT's) gets prompt and completion as its two segments. A model that
+`lm.reward` trained gets what it was trained on. What is longer than the model's positions loses its beginning, as the
+reward is read at the end; how much that was is said.
+
+The LLM sees each pair in both orders. A side's reward is half the log-odds of winning, +-1/2 log((w + 1/2) / (2 - w +
+1/2)) for w of the two comparisons won, ties as half of one: the Bradley-Terry margin, in nats, with a half added to
+both counts so that two of two stay finite (Haldane 1956). A grade from one to ten would need no other order, but is on
+a scale of its own, which no beta is known for. Pairs without a verdict are left out and counted.
+
+A run that broke goes on where it was: finished parts stand in FILE.parts until the file is whole, replies in
+FILE.judge.jsonl. Several ranks (torchrun) share the work out.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import shutil
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from torch import Tensor
+from transformers import AutoConfig
+
+from lm.base import progress, ranks
+from lm.base.command import only_run_in
+from lm.base.files import write_json
+from lm.data.rewards import GIVEN_REWARDS, REWARDS
+from lm.data.rows import Row, check_suffix, read_rows, write_rows
+from lm.data.schemas import Drop, any_pair, is_tldr
+from lm.judging.llm import LLMJudge, Log, Pair, shares_won
+from lm.judging.reward_models import Placed, RewardModel, Scoring, _kept, role_text
+from lm.models.loading import check_reward_model
+from lm.models.opening import device_named
+
+SHARD = 2048
+"""Pairs that are scored between two savings."""
+
+
+def comparisons(path: str, subset: str | None, left_out: Counter[str] | None = None) -> Iterator[Placed]:
+    """The rows of a set that are comparisons; counts the others by reason.
+
+    Raises ValueError or FileNotFoundError as `lm.data.read_rows` and `lm.data.any_pair` do.
+    """
+    for where, row in read_rows(path, subset):
+        pair = any_pair(row, where)
+        if not isinstance(pair, Drop):
+            yield where, row
+        elif left_out is not None:
+            left_out[pair.reason] += 1
+
+
+def in_shards(rows: Iterator[Placed]) -> Iterator[list[Placed]]:
+    """SHARD rows at a time."""
+    shard: list[Placed] = []
+    for row in rows:
+        shard.append(row)
+        if len(shard) == SHARD:
+            yield shard
+            shard = []
+    if shard:
+        yield shard
+
+
+@dataclass
+class Parts:
+    """The finished shards of one model, a file each.
+
+    Args:
+        folder: where they are.
+        number: of the model.
+        settings: everything but the rows that decides their rewards.
+    """
+
+    folder: Path
+    number: int
+    settings: dict[str, Any]
+
+    def path(self, shard: int) -> Path:
+        """The shard's file."""
+        return self.folder / f"{self.number:02}-{shard:06}.json"
+
+    def key(self, rows: Sequence[Placed]) -> str:
+        """Digest of the settings and the rows."""
+        content = json.dumps([self.settings, [row for _, row in rows]], sort_keys=True, default=str)
+        return hashlib.sha256(content.encode()).hexdigest()
+
+    def read(self, shard: int, rows: Sequence[Placed]) -> dict[str, Any] | None:
+        """The shard's record; None where there is none of these rows and settings."""
+        try:
+            record: dict[str, Any] = json.loads(self.path(shard).read_text(encoding="utf-8"))
+            return record if record["key"] == self.key(rows) else None
+        except (OSError, ValueError, KeyError, TypeError):  # none yet, or not whole: it is computed again
+            return None
+
+    def write(self, shard: int, rows: Sequence[Placed], rewards: Tensor, cut: int) -> None:
+        """Rewards, [2N], as of `RewardModel.rewards`."""
+        chosen, rejected = rewards.reshape(2, -1).tolist()
+        write_json(self.path(shard), {"key": self.key(rows), "chosen": chosen, "rejected": rejected, "cut": cut})
+
+
+def identity(spec: str) -> Any:
+    """What tells a model from another one of the same name: the hub's commit, or a folder's files by size and time."""
+    folder = Path(spec)
+    if not folder.is_dir():
+        return getattr(AutoConfig.from_pretrained(spec), "_commit_hash", None)
+    files = sorted(file for file in folder.iterdir() if file.is_file())
+    return [[file.name, file.stat().st_size, file.stat().st_mtime_ns] for file in files]
+
+
+def column_names(specs: Sequence[str]) -> list[str]:
+    """What each model is called in the columns: the last part of its name, all of it where that is not its alone."""
+    short = [spec.rstrip("/").rpartition("/")[2] for spec in specs]
+    names = [one if short.count(one) == 1 else spec for one, spec in zip(short, specs, strict=True)]
+    if len(set(names)) < len(names):
+        raise ValueError(f"--reward-model and --judge-model name one model twice: {', '.join(specs)}")
+    return names
+
+
+@dataclass
+class Summary:
+    """What `score_set` did."""
+
+    pairs: int = 0
+    """Rows in the file."""
+    left_out: Counter[str] = field(default_factory=Counter)
+    """Rows that are not, by reason."""
+    removed: set[str] = field(default_factory=set)
+    """Columns with other rewards, which would be read as well."""
+    agree: Counter[str] = field(default_factory=Counter)
+    """Of each model, pairs whose chosen completion has the larger reward."""
+    ties: Counter[str] = field(default_factory=Counter)
+    cut: Counter[str] = field(default_factory=Counter)
+    """Of each model, texts that were too long for it."""
+
+
+def score_set(
+    path: str,
+    out: Path,
+    specs: Sequence[str],
+    scoring: Scoring,
+    *,
+    subset: str | None = None,
+    judge: LLMJudge | None = None,
+) -> Summary:
+    """Writes the set with rewards to `out`, see the top of this file. All ranks call this, the first one writes.
+
+    Args:
+        path: a set in any schema, as of `lm.data.read_rows`. It is read several times and never held, but for a
+            judge's questions.
+        out: .jsonl, .jsonl.gz or .parquet file, which must not be there yet.
+        specs: reward models, hub names or local folders.
+        scoring: how they are run.
+        subset: as of `lm.data.read_rows`.
+        judge: an LLM, the last of the ensemble.
+
+    Raises:
+        ValueError: an unfit model, file or row, or no comparison among the rows.
+        FileNotFoundError: no such data.
+        FloatingPointError: a reward is not finite.
+        EndpointError: the judge's endpoint failed for good.
+    """
+    check_suffix(out)
+    if out.exists():
+        raise ValueError(f"--out {out} exists; name another file, or remove it")
+    if not specs and judge is None:
+        raise ValueError("name a model by --reward-model or --judge-model")
+    names = column_names([*specs, *([judge.model] if judge else [])])
+    for spec in specs:
+        check_reward_model(spec, False, option="--reward-model")
+    summary = Summary()
+    total = sum(1 for _ in comparisons(path, subset, summary.left_out))
+    if not total:
+        raise ValueError(f"{path}: no row is a comparison, left out were {dict(summary.left_out) or 'none'}")
+    folder = out.with_name(f"{out.name}.parts")
+    versions = {"torch": torch.__version__, "transformers": transformers.__version__}
+    how = {**vars(scoring), "device": device_named(scoring.device).type, "shard": SHARD, **versions}
+    with only_run_in(folder):
+        parts = [Parts(folder, i, {"model": identity(spec), "spec": spec, **how}) for i, spec in enumerate(specs)]
+        for name, spec, own in zip(names, specs, parts, strict=False):
+            _score_shards(own, spec, scoring, in_shards(comparisons(path, subset)), f"{name}, {total:,} pairs")
+        shares = ranks.from_first(lambda: _judged(judge, comparisons(path, subset), out)) if judge else None
+        if ranks.is_first():
+            write_rows(out, _scored(path, subset, names, parts, shares, summary))
+            shutil.rmtree(folder)
+        ranks.wait()
+    return summary
+
+
+def _score_shards(parts: Parts, spec: str, scoring: Scoring, shards: Iterator[list[Placed]], what: str) -> None:
+    """Scores what is not there yet."""
+    model: RewardModel | None = None
+    for number, rows in enumerate(shards):
+        if ranks.from_first(lambda number=number, rows=rows: parts.read(number, rows) is not None):  # type: ignore[misc]
+            continue
+        if model is None:
+            progress.say(f"[rewards] {what}{f', going on at {number * SHARD:,}' if number else ''}")
+            model = RewardModel(spec, scoring)
+        rewards, cut = model.rewards(rows, f"{what}, from {number * SHARD:,}")
+        if ranks.is_first():
+            parts.write(number, rows, rewards, cut)
+
+
+def _judged(judge: LLMJudge, rows: Iterator[Placed], out: Path) -> list[float | None]:
+    """For each row, the share of its comparisons that the chosen side wins."""
+    pairs = [_kept(any_pair(row, where, role_text)) for where, row in rows]
+    questions = [Pair(pair["prompt"].strip(), pair["chosen"].strip(), pair["rejected"].strip()) for pair in pairs]
+    with Log(judge_log(out)) as log:
+        return shares_won(judge, questions, log)
+
+
+def judge_log(out: Path) -> Path:
+    """Where an LLM's replies are kept."""
+    return out.with_name(f"{out.name}.judge.jsonl")
+
+
+def judge_reward(share: float) -> float:
+    """The reward of a side that wins this share of its two comparisons, nats; minus that of the other side."""
+    won = 2 * share
+    return 0.5 * math.log((won + 0.5) / (2 - won + 0.5))
+
+
+def _scored(
+    path: str,
+    subset: str | None,
+    names: Sequence[str],
+    parts: Sequence[Parts],
+    shares: Sequence[float | None] | None,
+    summary: Summary,
+) -> Iterator[Row]:
+    """The set's rows with their rewards; fills the summary."""
+    number = 0
+    for shard, rows in enumerate(in_shards(comparisons(path, subset))):
+        records = [one.read(shard, rows) for one in parts]
+        if None in records:
+            raise ValueError(f"{path} has changed while it was scored; start again")
+        for name, record in zip(names, records, strict=False):
+            summary.cut[name] += record["cut"]  # type: ignore[index]
+        for i, (where, row) in enumerate(rows):
+            rewards = [(record["chosen"][i], record["rejected"][i]) for record in records]  # type: ignore[index]
+            if shares is not None:
+                share = shares[number]
+                number += 1
+                if share is None:
+                    summary.left_out["no verdict of the judge"] += 1
+                    continue
+                rewards.append((judge_reward(share), judge_reward(1 - share)))
+            summary.pairs += 1
+            for name, (chosen, rejected) in zip(names, rewards, strict=True):
+                summary.agree[name] += chosen > rejected
+                summary.ties[name] += chosen == rejected
+            own = _kept(any_pair(row, where)) if is_tldr(row) else row
+            summary.removed |= own.keys() & set(GIVEN_REWARDS)
+            yield {
+                **{name: value for name, value in own.items() if name not in GIVEN_REWARDS},
+                **{
+                    f"{side}_reward_{name}": reward
+                    for name, both in zip(names, rewards, strict=True)
+                    for side, reward in zip(("chosen", "rejected"), both, strict=True)
+                },
+                **{name: list(values) for name, values in zip(REWARDS, zip(*rewards, strict=True), strict=True)},
+            }

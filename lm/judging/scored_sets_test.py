@@ -1,0 +1,735 @@
+"""`python -m lm.score` on any preference set: what each kind of model reads, kills and ranks, judges, refusals."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import math
+import os
+import re
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from tokenizers import Tokenizer, processors
+from tokenizers.models import WordLevel
+from tokenizers.pre_tokenizers import Whitespace
+from transformers import (
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    BertConfig,
+    BertForSequenceClassification,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    PreTrainedTokenizerFast,
+)
+
+from lm.base.files import read_jsonl, write_jsonl
+from lm.base.store import Store
+from lm.config import BiasConfig, Config, DataConfig, EvaluationConfig, ProbeConfig, SamplingConfig
+from lm.data.rows import read_rows, write_rows
+from lm.data.schemas import any_pair, chat_renderer
+from lm.data.tokens import load, tokenise
+from lm.judge_test import SECRET, Endpoint, fair
+from lm.judging import scored_sets as rewards
+from lm.judging.llm import LLMJudge
+from lm.judging.reward_models import RewardModel, Scoring
+from lm.judging.scored_sets import judge_reward
+from lm.logprobs.completions import CompletionModel
+from lm.logprobs.scoring import score_pairs
+from lm.models.loading import load_tokenizer
+from lm.models.opening import open_reward_model
+from lm.score import is_for_any_set, main
+from lm.stages.pipeline import Pipeline
+from tests.tiny import causal_lm, reward_model, training
+
+ROOT = Path(__file__).parents[1]
+CHAT = (
+    "{% for message in messages %}<{{ message['role'] }}>{{ message['content'] }}{{ eos_token }}\n{% endfor %}"
+    "{% if add_generation_prompt %}<assistant>{% endif %}"
+)
+"""Ends a conversation with a newline after end-of-text, as many templates do."""
+END = "<|endoftext|>"
+
+
+def user(text: str) -> dict[str, str]:
+    return {"role": "user", "content": text}
+
+
+def assistant(text: str) -> dict[str, str]:
+    return {"role": "assistant", "content": text}
+
+
+POST = {"subreddit": "cats", "title": "My cat", "post": "It ran away."}
+ROWS: list[dict[str, Any]] = [
+    {"id": 7, "prompt": "Which sky?", "chosen": " A blue one.", "rejected": " None at all"},
+    {"prompt": "empty", "chosen": "", "rejected": "none"},
+    {
+        "prompt": [{"role": "system", "content": "Be kind."}, user("Hi")],
+        "chosen": [assistant("Hello there")],
+        "rejected": [assistant("Go")],
+    },
+    {
+        "chosen": "\n\nHuman: Hi\n\nAssistant: Yes?\n\nHuman: Why is it?\n\nAssistant: It is blue",
+        "rejected": "\n\nHuman: Hi\n\nAssistant: Yes?\n\nHuman: Why is it?\n\nAssistant: No",
+    },
+    {"info": POST, "summaries": [{"text": "The cat ran away, alas."}, {"text": "A cat"}], "choice": 1},
+]
+"""Every schema, and a row that is no comparison."""
+TLDR = "SUBREDDIT: r/cats\n\nTITLE: My cat\n\nPOST: It ran away.\n\nTL;DR:"
+CONVERSATIONS = [
+    ("<user>Which sky?\x00", "A blue one.", "None at all"),
+    ("<system>Be kind.\x00<user>Hi\x00", "Hello there", "Go"),
+    ("<user>Hi\x00<assistant>Yes?\x00<user>Why is it?\x00", "It is blue", "No"),
+    (f"<user>{TLDR}\x00", "A cat", "The cat ran away, alas."),
+]
+"""What a model with the template reads, \x00 for the end of a turn: before the replies, and the replies."""
+TEXTS = [
+    ("Which sky?", " A blue one.", " None at all"),
+    ("\n\nsystem: Be kind.\n\nuser: Hi\n\nassistant:", " Hello there", " Go"),
+    ("\n\nHuman: Hi\n\nAssistant: Yes?\n\nHuman: Why is it?\n\nAssistant:", " It is blue", " No"),
+    (TLDR, " A cat", " The cat ran away, alas."),
+]
+"""What a model without one reads."""
+
+
+@pytest.fixture(autouse=True)
+def environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("OPENAI_BASE_URL", raising=False)
+    monkeypatch.setenv("OPENAI_API_KEY", SECRET)
+
+
+@pytest.fixture
+def tokenizer() -> PreTrainedTokenizerBase:
+    return load_tokenizer(
+        "scratch:tiny", ["A blue sky, a cat ran away. Hello there user assistant <system>"] * 5, False
+    )
+
+
+Saved = tuple[PreTrainedModel, PreTrainedTokenizerBase, str]
+
+
+def save(folder: Path, tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel) -> Saved:
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return model, tokenizer, str(folder)
+
+
+def chat_model(folder: Path, tokenizer: PreTrainedTokenizerBase, architecture: str = "llama", **config: Any) -> Saved:
+    tokenizer.chat_template = CHAT
+    return save(folder, tokenizer, reward_model(architecture, vocab_size=len(tokenizer), **config))
+
+
+def plain_model(folder: Path, tokenizer: PreTrainedTokenizerBase, seed: int = 0) -> Saved:
+    tokenizer.chat_template = None
+    return save(folder, tokenizer, reward_model("gpt2", seed=seed, vocab_size=len(tokenizer)))
+
+
+def encoder(folder: Path, tokenizer: PreTrainedTokenizerBase) -> Saved:
+    """A BERT, with a tokenizer that joins two texts by a separator."""
+    tokenizer.chat_template = None
+    tokenizer.add_special_tokens({"sep_token": "[SEP]", "cls_token": "[CLS]"})
+    names = [(name, tokenizer.convert_tokens_to_ids(name)) for name in ("[CLS]", "[SEP]")]
+    tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(
+        single="[CLS] $A [SEP]", pair="[CLS] $A [SEP] $B:1 [SEP]:1", special_tokens=names
+    )
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer.backend_tokenizer,
+        model_input_names=["input_ids", "token_type_ids", "attention_mask"],
+        pad_token="<|padding|>",
+        sep_token="[SEP]",
+        cls_token="[CLS]",
+    )
+    shape = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 24}
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        config = BertConfig(vocab_size=len(tokenizer), num_labels=1, max_position_embeddings=128, **shape)
+        model = BertForSequenceClassification(config).double().eval()
+        for parameter in model.parameters():
+            parameter.data += 0.3 * torch.randn_like(parameter)
+    return save(folder, tokenizer, model)
+
+
+def score(out: Path, *options: str, rows: list[dict[str, Any]] = ROWS, status: int = 0) -> list[dict[str, Any]]:
+    """The written rows."""
+    path = out.parent / "pairs.jsonl"
+    if not path.exists():
+        write_jsonl(path, rows)
+    assert main(["--data", str(path), "--out", str(out), "--device", "cpu", *options]) == status
+    return [row for _, row in read_rows(str(out))] if out.exists() else []
+
+
+def by_transformers(model: PreTrainedModel, inputs: Any) -> float:
+    """The reward of one text by the model's own forward, nothing shared and nothing padded."""
+    with torch.no_grad():
+        return float(model(**inputs).logits[0, 0])
+
+
+def check(rows: list[dict[str, Any]], name: str, expected: list[tuple[float, float]]) -> None:
+    assert len(rows) == len(expected)
+    for row, both in zip(rows, expected, strict=True):
+        assert (row[f"chosen_reward_{name}"], row[f"rejected_reward_{name}"]) == pytest.approx(both, rel=1e-6, abs=1e-6)
+
+
+# ---------------------------------------------------------------- what is read
+
+
+def of_conversations(saved: Saved) -> list[tuple[float, float]]:
+    model, tokenizer, _ = saved
+
+    def one(before: str, reply: str) -> float:
+        text = f"{before}<assistant>{reply}\x00".replace("\x00", f"{END}\n")
+        return by_transformers(model, tokenizer(text, return_tensors="pt", return_token_type_ids=False))
+
+    return [(one(before, chosen), one(before, rejected)) for before, chosen, rejected in CONVERSATIONS]
+
+
+@pytest.mark.parametrize(
+    ("architecture", "config"),
+    [
+        ("llama", {}),
+        ("llama", {"pad_token_id": None}),
+        ("bloom", {}),  # takes no shared prompts
+        ("mistral-sliding", {}),
+    ],
+)
+def test_a_chat_template_writes_the_conversation(
+    architecture: str, config: dict[str, Any], tokenizer: PreTrainedTokenizerBase, tmp_path: Path
+) -> None:
+    saved = chat_model(tmp_path / "A", tokenizer, architecture, **config)
+    expected = of_conversations(saved)
+    check(score(tmp_path / "out.jsonl", "--reward-model", saved[2]), "A", expected)
+    assert len({round(value, 3) for both in expected for value in both}) == 8, "no two texts are the same to the model"
+
+
+def test_a_reward_at_the_padding_token_is_read_before_it_as_transformers_does(
+    tokenizer: PreTrainedTokenizerBase, tmp_path: Path
+) -> None:
+    """A template that ends in the token that the model's config names for padding."""
+    end = tokenizer.eos_token_id
+    model, _, folder = chat_model(tmp_path / "A", tokenizer, pad_token_id=end)
+    (tmp_path / "A" / "chat_template.jinja").write_text(CHAT.replace("\n{% endfor", "{% endfor"))
+    rows = score(tmp_path / "out.jsonl", "--reward-model", folder, rows=ROWS[:1])
+    text = f"<user>Which sky?{END}<assistant>A blue one.{END}"
+    ids = tokenizer(text, return_tensors="pt")["input_ids"]
+    expected = by_transformers(model, {"input_ids": ids})
+    assert rows[0]["chosen_reward_A"] == pytest.approx(expected, rel=1e-5)  # some layers compute in float32
+    model.config.pad_token_id = None
+    assert by_transformers(model, {"input_ids": ids}) != pytest.approx(expected, rel=1e-3), "at the end it is another"
+
+
+def test_without_a_template_prompt_and_completion_are_joined(
+    tokenizer: PreTrainedTokenizerBase, tmp_path: Path
+) -> None:
+    model, _, folder = plain_model(tmp_path / "B", tokenizer)
+
+    def one(prompt: str, completion: str) -> float:
+        ids = [*tokenizer(prompt)["input_ids"], *tokenizer(completion)["input_ids"], tokenizer.eos_token_id]
+        return by_transformers(model, {"input_ids": torch.tensor([ids])})
+
+    expected = [(one(prompt, chosen), one(prompt, rejected)) for prompt, chosen, rejected in TEXTS]
+    check(score(tmp_path / "out.jsonl", "--reward-model", folder), "B", expected)
+
+
+def test_an_encoder_gets_two_segments_and_batches_change_nothing(
+    tokenizer: PreTrainedTokenizerBase, tmp_path: Path
+) -> None:
+    model, tokenizer, folder = encoder(tmp_path / "C", tokenizer)
+
+    def one(prompt: str, completion: str) -> float:
+        inputs = tokenizer(prompt, completion, return_tensors="pt")
+        assert inputs["token_type_ids"].unique().tolist() == [0, 1]
+        return by_transformers(model, inputs)
+
+    expected = [(one(prompt, chosen), one(prompt, rejected)) for prompt, chosen, rejected in TEXTS]
+    check(score(tmp_path / "out.jsonl", "--reward-model", folder), "C", expected)
+    check(score(tmp_path / "one.jsonl", "--reward-model", folder, "--batch-tokens", "1"), "C", expected)
+
+
+def test_our_own_reward_models_get_what_they_were_trained_on(
+    tokenizer: PreTrainedTokenizerBase, tmp_path: Path
+) -> None:
+    """Also with a chat template: the pipeline reads the reward at end-of-text, not at the newline after it."""
+    tokenizer.chat_template = CHAT
+    model = reward_model(vocab_size=len(tokenizer), pad_token_id=tokenizer.eos_token_id)
+
+    def make(folder: Path, _: Path) -> dict[str, Any]:
+        model.save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
+        return {}
+
+    def folder(stage: str) -> Path:
+        return Store(tmp_path, seed=0).get(stage, "rho", {}, make).path
+
+    rows = [row for row in ROWS if "info" not in row] * 20
+    write_jsonl(tmp_path / "pairs.jsonl", [{**row, "prompt": row["prompt"]} for row in rows if "prompt" in row])
+    data = DataConfig(kind="preferences", path=str(tmp_path / "pairs.jsonl"), valid_fraction=0.3, test_fraction=0.3)
+    render = chat_renderer(tokenizer, "rho")
+    loaded = load(data, 3, tmp_path, render=render).preferences
+    tokenised, _ = tokenise(_all_splits(loaded), tokenizer, data, tmp_path / "ids.arrow")
+    expected = torch.cat(score_pairs(CompletionModel(model), tokenised, "rewards"))
+    placed = list(rewards.comparisons(str(tmp_path / "pairs.jsonl"), None))
+    assert len(placed) == len(tokenised)
+    own, cut = RewardModel(str(folder("reward")), Scoring(device="cpu")).rewards(placed, "")
+    torch.testing.assert_close(own, expected, rtol=1e-5, atol=1e-5)  # some layers compute in float32
+    assert cut == 0
+    other, _ = RewardModel(str(folder("sft")), Scoring(device="cpu")).rewards(placed, "")
+    assert (other - expected).abs().max() > 1e-3, "read as a model from elsewhere it gives other rewards"
+
+
+def _all_splits(rows: Any) -> Any:
+    return rows.map(lambda row, i: {"split": ("train", "valid", "test")[i % 3]}, with_indices=True)
+
+
+def words_alone() -> PreTrainedTokenizerBase:
+    """A tokenizer of whole words, with no special token but end-of-text."""
+    words = [END, "sky", "?", "blue", "cat", *map(str, range(60 * 60))]
+    backend = Tokenizer(WordLevel({word: i for i, word in enumerate(words)}))
+    backend.pre_tokenizer = Whitespace()
+    return PreTrainedTokenizerFast(tokenizer_object=backend, eos_token=END)
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning")
+@pytest.mark.parametrize("others", [True, False])
+def test_transformers_reads_a_runs_reward_models_where_we_do(
+    others: bool, tokenizer: PreTrainedTokenizerBase, tmp_path: Path
+) -> None:
+    """Of a base model that pads with end-of-text: with another special token in batches, without one text by text."""
+    tokenizer = tokenizer if others else words_alone()
+    tokenizer.pad_token = tokenizer.eos_token
+    end = tokenizer.eos_token_id
+    shape = {"vocab_size": len(tokenizer), "pad_token_id": end, "eos_token_id": end}
+    _, _, base = save(tmp_path / "base", tokenizer, causal_lm(**shape))
+    rows = [{**row, "chosen": row["rejected"], "rejected": row["chosen"]} for row in numbered(60)[::2]]
+    write_jsonl(tmp_path / "pairs.jsonl", [*rows, *numbered(60)[1::2]])  # the longer is chosen in half of them
+    once = training(micro_batch_size=8)
+    data = DataConfig(
+        kind="preferences", path=str(tmp_path / "pairs.jsonl"), labels="given", valid_fraction=0.3, test_fraction=0.3
+    )
+    config = Config(
+        output_dir=str(tmp_path / "run"),
+        model=base,
+        device="cpu",
+        **dict.fromkeys(("sft", "oracle", "reward", "policy"), once),  # type: ignore[arg-type]
+        data=data,
+        bias=BiasConfig(rho=None, member_fractions=[0.4, 0.6]),
+    )
+    pipeline = Pipeline(config)
+    folder, pairs = pipeline.reward("rho").path, pipeline.labelled_pairs("valid")
+    ours, _ = score_pairs(open_reward_model(folder, config), pairs, "rewards")
+
+    model, own = AutoModelForSequenceClassification.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
+    texts = [f"{prompt}{chosen}{END}" for prompt, chosen in zip(pairs["prompt"][:], pairs["chosen"][:], strict=True)]
+    assert len(set(map(len, texts))) > 1, "nothing would be padded"
+
+    def plain(batch: list[str]) -> torch.Tensor:
+        inputs = own(batch, padding=True, return_tensors="pt", return_token_type_ids=False)
+        with torch.no_grad():
+            rewards_B: torch.Tensor = model(**inputs).logits[:, 0].double()
+        return rewards_B
+
+    def by_one() -> torch.Tensor:
+        return torch.cat([plain([text]) for text in texts])
+
+    torch.testing.assert_close(by_one(), ours, rtol=1e-4, atol=1e-4)
+    if others:
+        torch.testing.assert_close(plain(texts), ours, rtol=1e-4, atol=1e-4)
+    else:
+        with pytest.raises(ValueError, match="batch sizes > 1"):
+            plain(texts)
+    model.config.pad_token_id = end  # as the base model has it
+    assert (by_one() - ours).abs().median() > 1e-2
+
+
+def test_what_is_too_long_loses_its_beginning_and_is_counted(
+    tokenizer: PreTrainedTokenizerBase, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model, _, folder = plain_model(tmp_path / "B", tokenizer)
+    pairs = [(prompt, completion) for prompt, *both in TEXTS for completion in both]
+    ids = [
+        [*tokenizer(prompt)["input_ids"], *tokenizer(completion)["input_ids"], tokenizer.eos_token_id]
+        for prompt, completion in pairs
+    ]
+    limit = sorted(map(len, ids))[4]
+    over = sum(len(row) > limit for row in ids)
+    assert 0 < over < 8
+    values = [by_transformers(model, {"input_ids": torch.tensor([row[-limit:]])}) for row in ids]
+    rows = score(tmp_path / "out.jsonl", "--reward-model", folder, "--max-length", str(limit))
+    check(rows, "B", list(zip(values[::2], values[1::2], strict=True)))
+    assert f"{over} of 8 texts were too long and lost their beginning" in capsys.readouterr().out
+    _, tokenizer, cut = encoder(tmp_path / "C", tokenizer)
+    segments = [len(row) for row in tokenizer(*map(list, zip(*pairs, strict=True)))["input_ids"]]
+    score(tmp_path / "cut.jsonl", "--reward-model", cut, "--max-length", str(limit))
+    assert f"{sum(size > limit for size in segments)} of 8 texts were too long" in capsys.readouterr().out
+    score(tmp_path / "whole.jsonl", "--reward-model", folder)
+    assert "too long" not in capsys.readouterr().out
+
+
+# ---------------------------------------------------------------- what is written
+
+
+def test_rows_stay_as_they_are_and_other_rewards_give_way(
+    tokenizer: PreTrainedTokenizerBase, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    a, b = chat_model(tmp_path / "A", tokenizer)[2], plain_model(tmp_path / "B", tokenizer)[2]
+    given = [{**row, "score_chosen": 1.0, "margin": 3.0} if "id" in row else row for row in ROWS]
+    rows = score(tmp_path / "out.jsonl", "--reward-model", a, "--reward-model", b, rows=given)
+    kept = [row for row in ROWS if row.get("chosen") != ""]
+    for row, original in zip(rows[:3], kept[:3], strict=True):
+        assert {name: row[name] for name in original} == original
+        assert not {"score_chosen", "margin"} & row.keys()
+        for side in ("chosen", "rejected"):
+            assert row[f"{side}_rewards"] == [row[f"{side}_reward_A"], row[f"{side}_reward_B"]]
+    assert any_pair(rows[3], "").items() < any_pair(kept[3], "").items(), "TL;DR rows become text"  # type: ignore[union-attr]
+    said = capsys.readouterr().out
+    assert "left out: 1 rows, empty completion" in said
+    assert "left out: columns margin, score_chosen, which hold other rewards" in said
+    larger = sum(row["chosen_reward_A"] > row["rejected_reward_A"] for row in rows)
+    assert f"A: the chosen completion has the larger reward in {larger / 4:.1%}" in said
+
+
+def numbered(count: int) -> list[dict[str, Any]]:
+    return [{"prompt": f"sky {i % 7}?", "chosen": f" {i} blue" * 3, "rejected": f" {i * i} cat"} for i in range(count)]
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning")
+def test_a_run_that_distils_the_rewards_reads_them_back(tokenizer: PreTrainedTokenizerBase, tmp_path: Path) -> None:
+    specs = [plain_model(tmp_path / name, tokenizer, seed)[2] for seed, name in enumerate("AB")]
+    named = [option for spec in specs for option in ("--reward-model", spec)]
+    scored = score(tmp_path / "scored.parquet", *named, rows=numbered(60))
+    once = training(micro_batch_size=8)
+    config = Config(
+        output_dir=str(tmp_path / "run"),
+        model="scratch:tiny",
+        device="cpu",
+        sft=once,
+        oracle=once,
+        reward=once,
+        policy=once,
+        methods=["e-dpo"],
+        data=DataConfig(
+            kind="preferences",
+            path=str(tmp_path / "scored.parquet"),
+            rewards="given",
+            labels="given",
+            valid_fraction=0.3,
+            test_fraction=0.3,
+        ),
+        bias=BiasConfig(rho=None),
+        sampling=SamplingConfig(),
+        evaluation=EvaluationConfig(resamples=10),
+        probe=ProbeConfig(pairs=4, times=1),
+    )
+    pipeline = Pipeline(config)
+    assert pipeline.policy("e-dpo").metrics["history"]
+    of_row = {(row["prompt"], row["chosen"]): row for row in scored}
+    seen = 0
+    for text, margins in zip(pipeline.subset("rho"), pipeline.scored_pairs(), strict=True):
+        row = of_row[text["prompt"], text["chosen"]]
+        members = [c - r for c, r in zip(row["chosen_rewards"], row["rejected_rewards"], strict=True)]
+        assert margins["member_margins"] == members
+        assert margins["reward_margin"] == pytest.approx(sum(members) / 2)
+        seen += 1
+    assert seen > 10
+
+
+# ---------------------------------------------------------------- breaking off, and ranks
+
+KILLED = """
+import os, signal, sys
+from lm import ranks, rewards
+rewards.SHARD = 8
+write = rewards.Parts.write
+def write_and_die(self, shard, *rest):
+    write(self, shard, *rest)
+    if (self.number, shard) == (1, 1):
+        os.kill(os.getpid(), signal.SIGKILL)
+rewards.Parts.write = write_and_die
+sys.exit(rewards.main(sys.argv[1:]))
+"""
+
+
+def test_two_ranks_are_killed_and_one_process_goes_on_to_the_same_bytes(
+    tokenizer: PreTrainedTokenizerBase,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    specs = [chat_model(tmp_path / "A", tokenizer)[2], plain_model(tmp_path / "B", tokenizer)[2]]
+    named = [option for spec in specs for option in ("--reward-model", spec)]
+    monkeypatch.setattr(rewards, "SHARD", 8)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # as the ranks have: on other threads a product is another in the last bit
+    score(tmp_path / "whole.jsonl", *named, rows=numbered(21))
+    (tmp_path / "killed.py").write_text(KILLED)
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    torchrun.append(str(tmp_path / "killed.py"))
+    options = ["--data", str(tmp_path / "pairs.jsonl"), "--out", str(tmp_path / "out.jsonl"), "--device", "cpu"]
+    killed = subprocess.run(
+        [*torchrun, *options, *named],
+        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "GLOO_SOCKET_IFNAME": "lo"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert f"exitcode  : {-signal.SIGKILL}" in killed.stderr, killed.stderr[-3000:]
+    assert killed.stderr.count("[rewards] B, 21 pairs") == 1
+    parts = tmp_path / "out.jsonl.parts"
+    assert sorted(path.name for path in parts.glob("*.json")) == [
+        f"0{model}-00000{shard}.json" for model, shard in ((0, 0), (0, 1), (0, 2), (1, 0), (1, 1))
+    ]
+    assert not (tmp_path / "out.jsonl").exists()
+    (parts / "00-000001.json").write_text('{"key": ')  # cut off, by a disk that was full
+    capsys.readouterr()
+    score(tmp_path / "out.jsonl", *named)
+    torch.set_num_threads(threads)
+    said = capsys.readouterr().err
+    assert "[rewards] A, 21 pairs, going on at 8" in said
+    assert "[rewards] B, 21 pairs, going on at 16" in said
+    assert (tmp_path / "out.jsonl").read_bytes() == (tmp_path / "whole.jsonl").read_bytes()
+    assert not parts.exists()
+
+
+def test_parts_of_other_rows_models_or_settings_are_not_taken(
+    tokenizer: PreTrainedTokenizerBase, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = plain_model(tmp_path / "B", tokenizer)[2]
+    monkeypatch.setattr("lm.rewards.shutil.rmtree", lambda _: None)
+    computed: list[int] = []
+    own = RewardModel.rewards
+
+    def counted(self: RewardModel, rows: Any, what: str) -> Any:
+        computed.append(len(rows))
+        return own(self, rows, what)
+
+    monkeypatch.setattr(RewardModel, "rewards", counted)
+
+    def again(*options: str) -> tuple[list[int], list[dict[str, Any]]]:
+        computed.clear()
+        (tmp_path / "out.jsonl").unlink(missing_ok=True)
+        rows = score(tmp_path / "out.jsonl", "--reward-model", folder, *options, rows=numbered(5))
+        return list(computed), rows
+
+    assert again()[0] == [5]
+    assert again()[0] == []
+    assert again("--dtype", "float32")[0] == [5]
+    assert again()[0] == [5]
+    plain_model(tmp_path / "B", tokenizer, seed=1)
+    assert again()[0] == [5]
+    write_jsonl(tmp_path / "pairs.jsonl", numbered(6))
+    assert again()[0] == [6]
+
+
+def test_data_that_change_meanwhile_are_noticed(
+    tokenizer: PreTrainedTokenizerBase,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    folder = plain_model(tmp_path / "B", tokenizer)[2]
+    own = RewardModel.rewards
+
+    def and_change(self: RewardModel, rows: Any, what: str) -> Any:
+        write_jsonl(tmp_path / "pairs.jsonl", numbered(6)[1:])
+        return own(self, rows, what)
+
+    monkeypatch.setattr(RewardModel, "rewards", and_change)
+    score(tmp_path / "out.jsonl", "--reward-model", folder, rows=numbered(5), status=2)
+    assert "has changed while it was scored; start again" in capsys.readouterr().err
+
+
+# ---------------------------------------------------------------- an LLM's verdicts
+
+PAIRS = [
+    {"prompt": f"post {i}", "chosen": f"{a} ours", "rejected": f"{b} theirs"}
+    for i, (a, b) in enumerate([(5, 1), (1, 4), (3, 3)])
+]
+
+
+def judged(out: Path, url: str, *options: str, status: int = 0) -> list[dict[str, Any]]:
+    named = ("--judge-model", "hub/m", "--endpoint", url, "--task", "summary")
+    return score(out, *named, *options, rows=PAIRS, status=status)
+
+
+def test_a_judges_reward_is_half_the_log_odds_of_its_verdicts(
+    tokenizer: PreTrainedTokenizerBase, tmp_path: Path
+) -> None:
+    folder = plain_model(tmp_path / "B", tokenizer)[2]
+    with Endpoint(fair) as endpoint:
+        rows = judged(tmp_path / "out.jsonl", endpoint.url, "--reward-model", folder)
+    margins = [row["chosen_rewards"][1] - row["rejected_rewards"][1] for row in rows]
+    assert margins == pytest.approx([math.log(5), -math.log(5), 0])
+    assert [row["chosen_reward_m"] for row in rows] == [row["chosen_rewards"][1] for row in rows]
+    assert len(endpoint.received) == 6, "every pair in both orders"
+    assert judge_reward(0.75) - judge_reward(0.25) == pytest.approx(math.log(2))
+
+
+def test_only_first_place_is_no_merit_and_what_has_no_verdict_is_left_out(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def answer(texts: dict[str, str], _: int) -> str:
+        return "no verdict" if texts["text"] == "post 1" and "ours" in texts["summary A"] else "VERDICT: A"
+
+    with Endpoint(answer) as endpoint:
+        rows = judged(tmp_path / "out.jsonl", endpoint.url)
+    assert [row["prompt"] for row in rows] == ["post 0", "post 2"]
+    assert [row["chosen_rewards"] for row in rows] == [[0.0], [0.0]]
+    assert "left out: 1 rows, no verdict of the judge" in capsys.readouterr().out
+
+
+def test_a_judge_that_broke_goes_on_from_its_log(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(rewards, "LLMJudge", partial(LLMJudge, retries=0, parallel=1))
+
+    def breaks(texts: dict[str, str], turn: int) -> Any:
+        return (400, "out of credit") if turn > 3 else fair(texts, turn)
+
+    with Endpoint(breaks) as endpoint:
+        judged(tmp_path / "out.jsonl", endpoint.url, status=1)
+    said = capsys.readouterr().err
+    assert "out of credit" in said
+    assert "the same command goes on from there" in said
+    assert SECRET not in said
+    with Endpoint(fair) as endpoint:
+        rows = judged(tmp_path / "out.jsonl", endpoint.url)
+    assert len(endpoint.received) == 3, "what was answered is not asked again"
+    assert [row["chosen_rewards"][0] > 0 for row in rows] == [True, False, False]
+    assert len(list(read_jsonl(tmp_path / "out.jsonl.judge.jsonl"))) == 6
+
+
+# ---------------------------------------------------------------- refusals
+
+
+def broken(change: Callable[[Path], None]) -> Callable[[Path, PreTrainedTokenizerBase], str]:
+    def make(folder: Path, tokenizer: PreTrainedTokenizerBase) -> str:
+        plain_model(folder, tokenizer)
+        change(folder)
+        return str(folder)
+
+    return make
+
+
+def settings(**changed: Any) -> Callable[[Path], None]:
+    def change(folder: Path) -> None:
+        old = json.loads((folder / "config.json").read_text())
+        (folder / "config.json").write_text(json.dumps({**old, **changed}))
+
+    return change
+
+
+def headless(folder: Path) -> None:
+    weights = load_file(folder / "model.safetensors")
+    del weights["score.weight"]
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+
+
+def pickled(folder: Path) -> None:
+    (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
+
+
+def endless(folder: Path) -> None:
+    path = folder / "tokenizer_config.json"
+    old = json.loads(path.read_text())
+    path.write_text(json.dumps({name: value for name, value in old.items() if name != "eos_token"}))
+
+
+def of_two_labels(folder: Path, tokenizer: PreTrainedTokenizerBase) -> str:
+    return save(folder, tokenizer, reward_model(vocab_size=len(tokenizer), num_labels=2))[2]
+
+
+def policy(folder: Path, tokenizer: PreTrainedTokenizerBase) -> str:
+    return save(folder, tokenizer, causal_lm(vocab_size=len(tokenizer)))[2]
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (of_two_labels, "--reward-model '.*B': a reward model has one label, it has 2"),
+        (policy, "--reward-model '.*B': a sequence-classification model is needed, it is a LlamaForCausalLM"),
+        (broken(headless), r"--reward-model '.*B': its weights lack score.weight, which would be drawn at random"),
+        (broken(pickled), r"safetensors weights are needed, the folder has only pickled ones \(pytorch_model.bin\)"),
+        (broken(settings(auto_map={"AutoConfig": "own.Config"})), "brings code of its own"),
+        (broken(endless), "neither a chat template, nor a separator, nor an end-of-text token"),
+        (lambda *_: "scratch:tiny", "--reward-model 'scratch:tiny': a trained reward model is needed$"),
+        (lambda *_: "./nowhere", "model './nowhere': there is no such folder"),
+    ],
+)
+def test_models_that_are_refused(
+    make: Callable[[Path, PreTrainedTokenizerBase], str],
+    message: str,
+    tokenizer: PreTrainedTokenizerBase,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    spec = make(tmp_path / "B", tokenizer)
+    score(tmp_path / "out.jsonl", "--reward-model", spec, status=2)
+    said = capsys.readouterr().err.strip().splitlines()[-1]
+    assert re.search(message, said), said
+    assert not (tmp_path / "out.jsonl").exists()
+
+
+def test_a_template_that_refuses_names_the_row(
+    tokenizer: PreTrainedTokenizerBase, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = chat_model(tmp_path / "A", tokenizer)[2]
+    refusal = "{% if messages[0]['role'] == 'system' %}{{ raise_exception('No system here') }}{% endif %}"
+    (tmp_path / "A" / "chat_template.jinja").write_text(refusal + CHAT)
+    score(tmp_path / "out.jsonl", "--reward-model", folder, status=2)
+    assert "pairs.jsonl, line 3: the chat template of" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ([], "name one or more models by --reward-model, or a judge by --judge-model"),
+        (["--judge-model", "m"], "--judge-model and --task go together"),
+        (["--reward-model", "{B}", "--task", "summary"], "--judge-model and --task go together"),
+        (["--reward-model", "{B}", "--endpoint", "http://h/v1"], "--endpoint goes with --judge-model"),
+        (["--reward-model", "{B}", "--reward-model", "{B}/"], "name one model twice"),
+        (["--reward-model", "{B}", "--batch-tokens", "0"], "--batch-tokens must be at least 1, got 0"),
+        (["--reward-model", "{B}", "--max-length", "1"], "--max-length must be at least 2, got 1"),
+        (["--reward-model", "{B}", "--max-length", "9999"], "--max-length 9999 must be at most the 1024 tokens"),
+        (["--reward-model", "{B}", "--out", "out.csv"], "out.csv: a file of type .jsonl, .jsonl.gz, .parquet is"),
+        (["--reward-model", "{B}", "--out", "{there}"], "exists; name another file, or remove it"),
+        (
+            ["--reward-model", "{B}", "--data", "{empty}"],
+            "no row is a comparison, left out were {'empty completion': 1}",
+        ),
+        (["--reward-model", "{B}", "--data", "./nowhere.jsonl"], "there is no such file or folder"),
+        (["--judge-model", "m", "--task", "summary", "--endpoint", "h"], r"LLMJudge.base_url must be http(s)"),
+    ],
+)
+def test_options_that_are_refused(
+    options: list[str],
+    message: str,
+    tokenizer: PreTrainedTokenizerBase,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    write_jsonl(tmp_path / "pairs.jsonl", ROWS)
+    paths = {"B": plain_model(tmp_path / "B", tokenizer)[2]}
+    for name, row in (("there", ROWS[0]), ("empty", ROWS[1])):
+        paths[name] = str(tmp_path / f"{name}.jsonl")
+        write_rows(Path(paths[name]), [row])
+    filled = [paths.get(option.strip("{}/"), option) for option in options]
+    data, out = str(tmp_path / "pairs.jsonl"), tmp_path / "out.jsonl"
+    with contextlib.suppress(SystemExit):
+        assert main(["--data", data, "--out", str(out), *filled]) == 2
+    assert message in capsys.readouterr().err
+    assert not (tmp_path / "out.jsonl").exists()
+
+
+def test_which_of_the_two_commands_it_is() -> None:
+    assert is_for_any_set(["--data", "d", "--reward-model=m", "--out", "f"])
+    assert is_for_any_set(["--out", "f", "--help"])
+    assert is_for_any_set(["--data", "d", "--judge-model", "m"])
+    assert not is_for_any_set([])
+    assert not is_for_any_set(["--config", "c.yaml", "--output_dir", "out", "--data.path", "p"])

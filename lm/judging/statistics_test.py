@@ -1,0 +1,127 @@
+"""Intervals cover, the Wald test is the textbook's, and an evaluation set is what was asked for."""
+
+from __future__ import annotations
+
+import io
+
+import numpy as np
+import pytest
+from datasets import Dataset
+from hypothesis import given
+from hypothesis import strategies as st
+from rich.console import Console
+from scipy import stats
+
+from lm.judging.statistics import bootstrap_interval, wald
+from lm.reporting.results import comparisons, table
+from lm.stages.evaluations import prompts_of
+
+
+def test_the_bootstrap_interval_covers_the_mean_as_often_as_it_says() -> None:
+    """300 skewed samples of 60; an 80% interval should miss about 60 times, one of 95% far less often."""
+    rng = np.random.default_rng(0)
+    samples = rng.exponential(2.0, size=(300, 60))
+    covered = {}
+    for confidence in (0.8, 0.95):
+        intervals = np.array([bootstrap_interval(row, confidence, 400, seed=1) for row in samples])
+        covered[confidence] = np.mean((intervals[:, 0] < 2.0) & (intervals[:, 1] > 2.0))
+    assert 0.72 < covered[0.8] < 0.86
+    assert 0.89 < covered[0.95] < 0.99
+
+
+def test_the_interval_is_about_the_normal_one_for_many_prompts_and_a_function_of_its_seed() -> None:
+    values = np.random.default_rng(1).normal(0.3, 1.0, 2000)
+    low, high = bootstrap_interval(values, 0.95, 2000, seed=0)
+    half = 1.96 * values.std(ddof=1) / np.sqrt(len(values))
+    assert low == pytest.approx(values.mean() - half, abs=0.15 * half)
+    assert high == pytest.approx(values.mean() + half, abs=0.15 * half)
+    assert bootstrap_interval(values, 0.95, 2000, seed=0) == [low, high]
+    assert bootstrap_interval(values, 0.95, 2000, seed=1) != [low, high]
+
+
+def test_equal_differences_have_a_point_for_an_interval() -> None:
+    assert bootstrap_interval(np.zeros(5), 0.95, 100, seed=0) == [0.0, 0.0]
+    assert bootstrap_interval(np.array([0.25]), 0.95, 100, seed=0) == [0.25, 0.25]
+
+
+@given(st.lists(st.floats(-10, 10), min_size=2, max_size=40).filter(lambda values: np.std(values) > 1e-3))
+def test_wald_is_the_mean_over_its_standard_error_under_the_normal(values: list[float]) -> None:
+    ours = wald(np.array(values))
+    # The t statistic is the same quotient; only its reference distribution is another.
+    expected = stats.ttest_1samp(values, 0.0).statistic
+    assert ours["difference"] == pytest.approx(np.mean(values))
+    assert ours["z"] == pytest.approx(expected)
+    assert ours["p"] == pytest.approx(2 * (1 - stats.norm.cdf(abs(expected))), abs=1e-12)
+    assert wald(-np.array(values))["z"] == pytest.approx(-expected)
+
+
+def test_wald_rejects_a_true_null_at_its_level() -> None:
+    rng = np.random.default_rng(2)
+    p = [wald(rng.normal(size=200))["p"] for _ in range(1000)]
+    assert 0.03 < np.mean([value is not None and value < 0.05 for value in p]) < 0.07
+
+
+@pytest.mark.parametrize("values", [[0.0, 0.0, 0.0], [0.5, 0.5], [1.5]])
+def test_without_variance_there_is_no_test(values: list[float]) -> None:
+    assert wald(np.array(values)) == {"difference": values[0], "z": None, "p": None}
+
+
+def pairs(prompts: int) -> Dataset:
+    rows = [{"prompt": f"p{i}", "prompt_ids": [i]} for i in range(prompts) for _ in range(2)]
+    return Dataset.from_list(rows)
+
+
+def test_evaluation_prompts_are_distinct_and_a_function_of_the_seed() -> None:
+    assert prompts_of(pairs(6), None, 0) == {f"p{i}": [i] for i in range(6)}
+    some = prompts_of(pairs(50), 20, 0)
+    assert len(some) == 20
+    assert all(text == f"p{ids[0]}" for text, ids in some.items())
+    assert some == prompts_of(pairs(50), 20, 0)
+    assert some != prompts_of(pairs(50), 20, 1)
+
+
+def test_more_evaluation_prompts_than_there_are_is_an_error() -> None:
+    assert len(prompts_of(pairs(6), 6, 0)) == 6
+    with pytest.raises(ValueError, match=r"evaluation\.prompts is 7, but the test split has only 6 prompts"):
+        prompts_of(pairs(6), 7, 0)
+
+
+@pytest.mark.parametrize("truth", [True, False])
+def test_the_table_has_a_line_for_each_method_and_utility_only_where_it_is_known(truth: bool) -> None:
+    row = {
+        "length": 9.0,
+        "kl": 0.5,
+        "chosen_logratio": 1.0,
+        "rejected_logratio": -1.0,
+        **({"utility": 1.2} if truth else {}),
+    }
+    method = {**row, "advantage": 0.1, "ci": [0.05, 0.15], "n": 20}
+    view = table(
+        {"confidence": 0.9, "rho": 0.2, "sft": {**row, "n": 20}, "methods": {"dpo": method, "hull-dpo": method}}
+    )
+    assert list(view.columns[0].cells) == ["sft", "dpo", "hull-dpo"]
+    assert list(view.columns[1].cells) == ["", "+0.100", "+0.100"]
+    console = Console(width=80, file=io.StringIO())
+    console.print(view)
+    assert isinstance(console.file, io.StringIO)
+    shown = console.file.getvalue()
+    assert shown.count("[+0.050, +0.150]") == 2, "nothing is cut off at 80 columns"
+    assert "90%" in shown
+    assert ("utility" in shown) == truth
+
+
+def test_win_rates_and_p_values_fit_80_columns() -> None:
+    names = ["dpo", "ipo", "d-dpo", "p-dpo", "dp-dpo", "e-dpo", "hull-dpo", "drdo"]
+    tests: dict[str, dict[str, float | None]] = {
+        f"{a} - {b}": {"p": 0.0312} for i, a in enumerate(names) for b in names[i + 1 :]
+    }
+    tests["dpo - ipo"] = {"p": None}
+    tests["e-dpo - drdo"] = {"p": 1e-9}
+    wins = {name: {"sft": {"win": 0.515, "tie": 0.25, "loss": 0.235, "n": 400}} for name in names}
+    console = Console(width=80, file=io.StringIO())
+    console.print(comparisons({"methods": dict.fromkeys(names), "wald": tests, "wins": wins}))
+    assert isinstance(console.file, io.StringIO)
+    lines = {line.split()[0]: line.split()[1:] for line in console.file.getvalue().splitlines() if line.strip()}
+    assert lines["dpo"] == ["52", "25", "24"]
+    assert lines["ipo"] == ["52", "25", "24", "-"]
+    assert lines["drdo"] == ["52", "25", "24", *["0.031"] * 5, "<.001", "0.031"], "a test for each method before it"

@@ -1,0 +1,1 @@
+"""The exact core: log-probs and rewards of completions, packed, and samples."""

@@ -1,0 +1,355 @@
+"""The core of the LM side: summed log-probs and end-of-text rewards of any number of completions a prompt.
+
+Training, reference scoring, reward models and diagnostics all go through `CompletionModel`. Two routes give the
+same numbers: "packed" computes each prompt once for all its completions (see `lm.packing`), "padded" is the plain
+forward of rows of prompt and one completion, right for every causal architecture. Which one a model takes is settled
+by trial before it is used, and said where it is not the fast one.
+
+Tensor names carry shapes: T tokens, R completions, C completion tokens, V vocabulary, H hidden, P padded row.
+"""
+
+from __future__ import annotations
+
+import copy
+import logging
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import register_dataclass
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, PreTrainedModel
+
+from lm.config import LogprobsConfig
+from lm.logprobs.kernels import (
+    at_least_float32,
+    keep_freed_memory,
+    linear_logps,
+    onednn_available,
+    onednn_gains,
+    use_onednn,
+)
+from lm.logprobs.packing import PACKED, LastLayer, Layout
+
+Ids = Sequence[int]
+Lengths = Sequence[Sequence[int]]
+Route = Literal["packed", "padded"]
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class CompletionOutput:
+    """What one forward says about R completions, in the order of examples and of each example's completions."""
+
+    logps: Tensor | None
+    """[R], summed over the completion's tokens, nats; None for a reward model."""
+    lengths: Tensor
+    """[R], completion tokens."""
+    rewards: Tensor | None
+    """[R], read at the completion's last token; None without a reward head."""
+
+
+register_dataclass(CompletionOutput)  # or FSDP would find no tensors in it, and not know when the backward begins
+
+
+def collate(prompts: Sequence[Ids], completions: Sequence[Sequence[Ids]]) -> dict[str, Any]:
+    """Examples laid end to end, each as prompt | completion_1 | ... | completion_K.
+
+    Args:
+        prompts: N prompts, at least one token each (the first completion token is predicted from the last of them).
+        completions: for each prompt its completions, at least one token each.
+
+    Returns:
+        input_ids [T] int64, and lengths: for each example the tokens of its prompt and of each completion.
+    """
+    for row, (prompt, own) in enumerate(zip(prompts, completions, strict=True)):
+        if not prompt or not own or not all(own):
+            side = "completion" if prompt else "prompt"
+            raise ValueError(f"row {row} has an empty {side}; prompt and completion need at least one token each")
+    parts = [part for prompt, own in zip(prompts, completions, strict=True) for part in (prompt, *own)]
+    return {
+        "input_ids": torch.tensor([token for part in parts for token in part], dtype=torch.long),
+        "lengths": [[len(prompt), *map(len, own)] for prompt, own in zip(prompts, completions, strict=True)],
+    }
+
+
+class CompletionModel(nn.Module):
+    """A transformers model seen as a function from prompts with completions to log-probs, rewards, or both.
+
+    Wraps a causal LM (log-probs; rewards too with `reward_head`, as DRDO needs) or a sequence-classification model with
+    one label (rewards); peft's adapters may be in it. One module with one `forward`, so that DDP, FSDP and the Trainer
+    see every parameter.
+    """
+
+    def __init__(
+        self, model: PreTrainedModel, *, reward_head: bool = False, options: LogprobsConfig | None = None
+    ) -> None:
+        super().__init__()
+        if hasattr(model, "get_base_model"):  # a peft.PeftModel, whose adapters are layers of the model in it
+            if model.active_peft_config.is_prompt_learning:
+                kind = model.active_peft_config.peft_type.value
+                raise ValueError(f"{kind}: adapters that lengthen the prompt are not supported; LoRA is")
+            model = model.get_base_model()
+        self.model = model
+        self.options = options or LogprobsConfig()
+        self.is_reward_model = hasattr(model, "score")
+        if not self.is_reward_model and model.get_output_embeddings() is None:
+            raise ValueError(f"{type(model).__name__} has neither a language-model head nor a `score` head")
+        if self.is_reward_model and model.config.num_labels != 1:
+            raise ValueError(f"a reward model has one label, but {type(model).__name__} has {model.config.num_labels}")
+        # Drawn from the global generator: the Trainer's seed makes it reproducible.
+        hidden = model.config.get_text_config().hidden_size
+        self.reward_head = nn.Linear(hidden, 1, bias=False, dtype=model.dtype) if reward_head else None
+        self.route: Route | None = None
+        """None until `settle`."""
+        self._shared_attention = PACKED
+        self._stock_attention = model.config._attn_implementation
+        self._last_layer = LastLayer(model.base_model)
+        self._apply_options()
+
+    def _apply_options(self) -> None:
+        if self.options.allocator and self.model.device.type == "cpu":
+            keep_freed_memory()
+        if self.options.onednn == "on" and not onednn_available():
+            raise ValueError(
+                'logprobs.onednn "on": this build of torch has no oneDNN linear operator; use "auto" or "off"'
+            )
+        if self.options.onednn == "on" or (self.options.onednn == "auto" and onednn_gains()):
+            use_onednn(self.model)
+        if self.options.compile:
+            layers = next(m for m in self.model.base_model.modules() if isinstance(m, nn.ModuleList))
+            for layer in layers[:-1]:  # the last has hooks, `LastLayer`, that the compiler would break on
+                layer.compile(dynamic=True)
+
+    # ------------------------------------------------------------ the forward
+
+    def forward(self, input_ids: Tensor, lengths: Lengths) -> CompletionOutput:
+        """Arguments as `collate` makes them: [T] and, for each example, the tokens of prompt and completions."""
+        if self.route is None:
+            self.settle(input_ids, lengths)
+        with self._precision(input_ids.device):
+            return (self._packed if self.route == "packed" else self._padded)(input_ids, lengths)
+
+    def _precision(self, device: torch.device) -> torch.autocast:
+        return torch.autocast(device.type, torch.bfloat16, enabled=self.options.autocast)
+
+    def _packed(self, input_ids: Tensor, lengths: Lengths) -> CompletionOutput:
+        layout = Layout(lengths, input_ids.device)
+        inputs: dict[str, Any] = {
+            "input_ids": input_ids[None],
+            "position_ids": layout.positions_T[None],
+            "use_cache": False,
+            **self._sharing(layout),
+        }
+        if self.is_reward_model or self._head_is_plain:
+            states_TH = self.model.base_model(**inputs).last_hidden_state[0]
+            return self._read(states_TH, input_ids, layout)
+        output = self.model(**inputs, logits_to_keep=layout.states_C, output_hidden_states=self.reward_head is not None)
+        states_TH = output.hidden_states[-1][0] if self.reward_head is not None else None
+        return self._read(states_TH, input_ids, layout, output.logits[0])
+
+    def _sharing(self, layout: Layout) -> dict[str, Any]:
+        """How the attention learns who sees whom."""
+        if self._shared_attention == PACKED:
+            return {"attention_mask": None, "packed": layout}
+        config = self.model.config.get_text_config()
+        window = getattr(config, "sliding_window", None)
+        kinds = set(getattr(config, "layer_types", None) or ())
+        if len(kinds) > 1:
+            return {
+                "attention_mask": {k: layout.flex_mask(window if k == "sliding_attention" else None) for k in kinds}
+            }
+        slides = kinds == {"sliding_attention"} or (not kinds and getattr(config, "use_sliding_window", True))
+        return {"attention_mask": layout.flex_mask(window if slides else None)}
+
+    def _padded(self, input_ids: Tensor, lengths: Lengths) -> CompletionOutput:
+        """Rows of prompt and one completion, padded on the right: any causal forward is exact on them as it is."""
+        layout = Layout(lengths, input_ids.device)
+        # Which packed token each cell holds; padding repeats the row's first and is read by nothing.
+        pieces, total = [], 0
+        for prompt, *completions in lengths:
+            head, offset = torch.arange(total, total + prompt), total + prompt
+            for count in completions:
+                pieces.append(torch.cat([head, torch.arange(offset, offset + count)]))
+                offset += count
+            total = offset
+        sizes = torch.tensor([len(piece) for piece in pieces])
+        longest = int(sizes.max())
+        cells_RP = torch.stack([nn.functional.pad(p, (0, longest - len(p)), value=int(p[0])) for p in pieces])
+        ids_RP = input_ids[cells_RP.to(input_ids.device)]
+        rows = torch.arange(len(pieces), device=input_ids.device)
+        ends, counts = sizes.to(input_ids.device) - 1, layout.counts_R
+        # No mask: padding comes last, so nothing looks at it; and a masked pad token that sees nothing would be NaN.
+        inputs = {"input_ids": ids_RP, "attention_mask": torch.ones_like(ids_RP), "use_cache": False}
+        if self.is_reward_model:
+            states = self.model.base_model(**inputs).last_hidden_state[rows, ends]
+            return CompletionOutput(None, counts, _single(self.model.score(states)))
+        # Position t is predicted by the state at t - 1; the head runs only where some row has a completion token.
+        steps = torch.arange(longest, device=input_ids.device)[None]
+        predicts = (steps >= (ends - counts)[:, None]) & (steps < ends[:, None])
+        keep = predicts.any(0).nonzero()[:, 0]
+        output = self.model(**inputs, logits_to_keep=keep, output_hidden_states=self.reward_head is not None)
+        states_RH = output.hidden_states[-1][rows, ends] if self.reward_head is not None else None
+        logps_C = _log_softmax(output.logits[predicts[:, keep]], input_ids[layout.targets_C])
+        return CompletionOutput(_sum_rows(logps_C, layout), counts, self._rewards(states_RH))
+
+    def _read(
+        self, states_TH: Tensor | None, input_ids: Tensor, layout: Layout, logits_CV: Tensor | None = None
+    ) -> CompletionOutput:
+        """Log-probs and rewards from the states of packed rows, or from the logits of a head that is not plain."""
+        ends_RH = None if states_TH is None else states_TH[layout.ends_R]
+        if self.is_reward_model:
+            return CompletionOutput(None, layout.counts_R, _single(self.model.score(ends_RH)))
+        targets_C = input_ids[layout.targets_C]
+        if logits_CV is None:
+            assert states_TH is not None
+            logps_C = linear_logps(states_TH[layout.states_C], self.model.get_output_embeddings(), targets_C)
+        else:
+            logps_C = _log_softmax(logits_CV, targets_C)
+        rewards = self._rewards(ends_RH if self.reward_head is not None else None)
+        return CompletionOutput(_sum_rows(logps_C, layout), layout.counts_R, rewards)
+
+    def _rewards(self, states_RH: Tensor | None) -> Tensor | None:
+        if states_RH is None:
+            return None
+        assert self.reward_head is not None
+        return _single(self.reward_head(states_RH))
+
+    @property
+    def _head_is_plain(self) -> bool:
+        """Whether log-probs are the softmax of a linear map of the last hidden state, with nothing after it."""
+        config = self.model.config.get_text_config()
+        after = ("final_logit_softcapping", "logit_scale", "logits_scaling", "lm_head_multiplier")
+        scaled = any(getattr(config, name, None) not in (None, 1, 1.0) for name in after)
+        return type(self.model.get_output_embeddings()) is nn.Linear and not scaled
+
+    # ------------------------------------------------------------ the route
+
+    def settle(self, input_ids: Tensor, lengths: Lengths, device: torch.device | None = None) -> Route:
+        """Chooses the route by trying it on these examples, which should be the longest there are (a sliding window
+        shows only in rows longer than it).
+
+        Args:
+            input_ids: as of `collate`.
+            lengths: likewise.
+            device: where the model is going to run; None for where it is.
+
+        Raises:
+            ValueError: `logprobs.route` is "packed", and the architecture gives other numbers that way.
+        """
+        if self.options.route == "padded":
+            self.route = "padded"
+            return self.route
+        device = device or self.model.device
+        problem = None
+        ways = [(PACKED, True), (PACKED, False)]
+        for attention, spare in ways if device.type == "cpu" else [("flex_attention", False), *ways]:
+            self._shared_attention, self._last_layer.on = attention, spare
+            problem = self._trial(input_ids.to(device), lengths, device)
+            if problem is None:
+                self.route = "packed"
+                self.model.set_attn_implementation(attention)
+                return self.route
+        name = type(self.model).__name__
+        if self.options.route == "packed":
+            raise ValueError(f'logprobs.route "packed" does not fit {name}: {problem}; use "auto" or "padded"')
+        log.warning("%s takes the padded route, packed rows do not fit it: %s", name, problem)
+        self.route = "padded"
+        return self.route
+
+    def _trial(self, input_ids: Tensor, lengths: Lengths, device: torch.device) -> str | None:
+        """What is wrong with packed rows for this model; None if they give the padded route's numbers."""
+        subject = self
+        if device != self.model.device or self.options.autocast or self.model.dtype.itemsize < 4:
+            # In 16 bits rounding hides an error, and a model that is yet to be sharded may not fit the device.
+            subject = self._shallow(device)
+        mode = [(module, module.training) for module in subject.modules()]
+        subject.eval()
+        # Some layers compute in float32 whatever the dtype; a wrong mask or position is off by much more.
+        tolerance = 1e-6 if subject.model.dtype == torch.float64 else 2e-4
+        try:
+            with torch.no_grad():
+                with subject.stock():
+                    expected = subject._padded(input_ids, lengths)
+                with subject._attention(subject._shared_attention):
+                    got = subject._packed(input_ids, lengths)
+        except Exception as error:  # whatever an architecture does with arguments it does not know
+            return f"{type(error).__name__}: {error}".splitlines()[0]
+        finally:
+            for module, training in mode:
+                module.training = training
+        for what in ("logps", "rewards"):
+            one, other = getattr(got, what), getattr(expected, what)
+            if one is None:
+                continue
+            # Rounding grows with the number of summed tokens, and with the numbers' size.
+            excess = (one - other).abs() / (expected.lengths + other.abs())
+            worst = int(excess.nan_to_num(float("inf")).argmax())
+            if not excess[worst] <= tolerance:
+                count = int(expected.lengths[worst])
+                return f"{what} {one[worst].item():.6g} instead of {other[worst].item():.6g} ({count} tokens)"
+        return None
+
+    def _shallow(self, device: torch.device) -> CompletionModel:
+        """A random model of this architecture in float32, with just the layers that show every type of layer."""
+        config = copy.deepcopy(self.model.config)
+        text = config.get_text_config()
+        kinds = getattr(text, "layer_types", None) or []
+        shown = max([2, *(kinds.index(kind) + 1 for kind in set(kinds))])
+        text.num_hidden_layers = min(text.num_hidden_layers, shown)
+        if kinds:
+            text.layer_types = kinds[: text.num_hidden_layers]
+        auto = AutoModelForSequenceClassification if self.is_reward_model else AutoModelForCausalLM
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            model = auto.from_config(config, dtype=torch.float32, attn_implementation=self._stock_attention)
+        shallow = CompletionModel(model.to(device), options=LogprobsConfig(onednn="off", allocator=False))
+        shallow._shared_attention, shallow._last_layer.on = self._shared_attention, self._last_layer.on
+        return shallow
+
+    @contextmanager
+    def _attention(self, name: str) -> Iterator[None]:
+        before = self.model.config._attn_implementation
+        self.model.set_attn_implementation(name)
+        try:
+            yield
+        finally:
+            self.model.set_attn_implementation(before)
+
+    @contextmanager
+    def stock(self) -> Iterator[PreTrainedModel]:
+        """The wrapped model with the attention that it came with: for `generate`, or for saving."""
+        with self._attention(self._stock_attention):
+            yield self.model
+
+    # What the Trainer and accelerate ask of a model, passed on.
+    @property
+    def _no_split_modules(self) -> list[str]:
+        """The layers that FSDP is to shard one by one."""
+        return list(self.model._no_split_modules or ())
+
+    @property
+    def is_activation_checkpointing(self) -> bool:
+        """Whether the wrapped model computes activations again in the backward."""
+        return bool(self.model.is_activation_checkpointing)
+
+    def activation_checkpointing_enable(self, *args: Any, **kwargs: Any) -> None:
+        """Activation checkpointing of the wrapped model."""
+        self.model.activation_checkpointing_enable(*args, **kwargs)
+
+
+def _single(rewards_R1: Tensor) -> Tensor:
+    """[R, 1] -> [R]; no view, which FSDP warns of where a model returns one."""
+    return at_least_float32(rewards_R1[:, 0]).clone()
+
+
+def _log_softmax(logits_CV: Tensor, targets_C: Tensor) -> Tensor:
+    return -nn.functional.cross_entropy(at_least_float32(logits_CV), targets_C, reduction="none")
+
+
+def _sum_rows(logps_C: Tensor, layout: Layout) -> Tensor:
+    return torch.zeros(len(layout.counts_R), dtype=logps_C.dtype, device=logps_C.device).index_add(
+        0, layout.rows_C, logps_C
+    )

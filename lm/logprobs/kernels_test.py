@@ -1,0 +1,109 @@
+"""The log-prob head and the oneDNN products give the textbook values and gradients; chunks and frozen weights too."""
+
+from __future__ import annotations
+
+import platform
+import sys
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from lm.logprobs import kernels
+from lm.logprobs.kernels import keep_freed_memory, linear_logps, onednn_available, use_onednn
+from tests.tiny import close
+
+COUNT, HIDDEN, VOCABULARY = 7, 5, 11
+
+
+def problem(dtype: torch.dtype = torch.float64, *, bias: bool = True) -> tuple[Tensor, nn.Linear, Tensor]:
+    """States with a gradient, a head, and targets."""
+    generator = torch.Generator().manual_seed(0)
+    head = nn.Linear(HIDDEN, VOCABULARY, bias=bias, dtype=dtype)
+    with torch.no_grad():
+        for parameter in head.parameters():
+            parameter.copy_(torch.randn(parameter.shape, generator=generator, dtype=torch.float64))
+    hidden = torch.randn(COUNT, HIDDEN, generator=generator, dtype=torch.float64).to(dtype).requires_grad_()
+    return hidden, head, torch.randint(0, VOCABULARY, (COUNT,), generator=generator)
+
+
+def textbook(hidden: Tensor, head: nn.Linear, targets: Tensor) -> Tensor:
+    logps: Tensor = head(hidden).log_softmax(-1).gather(1, targets[:, None])[:, 0]
+    return logps
+
+
+def derivatives(values: Tensor, *of: Tensor) -> tuple[Tensor, ...]:
+    return torch.autograd.grad((values * torch.linspace(-1, 2, len(values), dtype=values.dtype)).sum(), of)
+
+
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("stored", [0, 2 * VOCABULARY, kernels.STORED_LOGITS], ids=["1 a chunk", "2 a chunk", "whole"])
+def test_log_probs_and_gradients_are_the_textbooks(stored: int, bias: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(kernels, "STORED_LOGITS", stored)
+    hidden, head, targets = problem(bias=bias)
+    ours, expected = linear_logps(hidden, head, targets), textbook(hidden, head, targets)
+    close(ours, expected)
+    for one, other in zip(
+        derivatives(ours, hidden, *head.parameters()), derivatives(expected, hidden, *head.parameters()), strict=True
+    ):
+        close(one, other)
+    wrong = textbook(hidden, head, targets.roll(1))
+    assert not torch.isclose(ours, wrong).all()
+
+
+def test_a_frozen_head_or_frozen_states_get_no_gradient_and_cost_the_other_nothing() -> None:
+    hidden, head, targets = problem()
+    expected = derivatives(textbook(hidden, head, targets), hidden, head.weight)
+    head.requires_grad_(False)
+    (of_hidden,) = derivatives(linear_logps(hidden, head, targets), hidden)
+    close(of_hidden, expected[0])
+    head.requires_grad_(True)
+    (of_weight,) = derivatives(linear_logps(hidden.detach(), head, targets), head.weight)
+    close(of_weight, expected[1])
+
+
+def test_extreme_logits_stay_finite() -> None:
+    hidden, head, targets = problem()
+    with torch.no_grad():
+        head.weight.mul_(1e4)
+    ours = linear_logps(hidden, head, targets)
+    close(ours, textbook(hidden, head, targets))
+    assert ours.min().item() < -1e4
+    assert all(torch.isfinite(g).all() for g in derivatives(ours, hidden, head.weight))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+def test_low_precision_states_give_float32_log_probs(dtype: torch.dtype) -> None:
+    hidden, head, targets = problem(dtype)
+    ours = linear_logps(hidden, head, targets)
+    assert ours.dtype == torch.float32
+    exact = textbook(hidden.double(), head.double(), targets)
+    torch.testing.assert_close(ours.double(), exact, rtol=0.02 if dtype.itemsize == 2 else 1e-6, atol=0)
+
+
+@pytest.mark.skipif(not onednn_available(), reason="this torch has no oneDNN linear operator")
+@pytest.mark.parametrize("bias", [True, False])
+def test_onednn_products_agree_with_torchs(bias: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Value and every gradient of a linear layer and of the head; float64 keeps its own path."""
+    monkeypatch.setitem(kernels._USE, "onednn", False)
+    hidden, head, targets = problem(torch.float32, bias=bias)
+    layer = nn.Linear(HIDDEN, HIDDEN, bias=bias)
+    inputs = hidden.view(1, COUNT, HIDDEN)
+
+    def run() -> tuple[Tensor, ...]:
+        values = linear_logps(layer(inputs)[0], head, targets)
+        return values, *derivatives(values, hidden, *layer.parameters(), *head.parameters())
+
+    expected = run()
+    use_onednn(layer)
+    for one, other in zip(run(), expected, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-5)
+    layer.double()
+    assert layer(inputs.double()).dtype == torch.float64
+
+
+def test_the_allocator_setting_is_taken_by_glibc_and_left_alone_elsewhere(monkeypatch: pytest.MonkeyPatch) -> None:
+    if sys.platform == "linux" and platform.libc_ver()[0] == "glibc":
+        assert keep_freed_memory()
+    monkeypatch.setattr(platform, "libc_ver", lambda: ("musl", "1.2"))
+    assert not keep_freed_memory()

@@ -1,0 +1,190 @@
+"""Which model folders are refused before anything runs, and which tokenizers count as the same."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import PreTrainedTokenizerBase
+
+from lm.config import Config, DataConfig
+from lm.models.loading import (
+    check_model,
+    check_reward_model,
+    load_policy,
+    load_reward_model,
+    load_tokenizer,
+    same_tokenizer,
+)
+from tests.tiny import causal_lm, reward_model, training
+
+TEXTS = ["the cat sat on the mat", "a dog ran to the cat"] * 5
+
+
+@pytest.fixture(scope="module")
+def tokenizer() -> PreTrainedTokenizerBase:
+    return load_tokenizer("scratch:tiny", TEXTS, False)
+
+
+def config(**options: Any) -> Config:
+    once = training()
+    return Config(
+        **{"output_dir": "unused", "model": "scratch:tiny", "dtype": "float64", "device": "cpu", **options},
+        sft=once,
+        oracle=once,
+        reward=once,
+        policy=once,
+    )
+
+
+def save(folder: Path, tokenizer: PreTrainedTokenizerBase, *, reward: bool = False, **shape: Any) -> str:
+    """A complete model folder."""
+    build = reward_model if reward else causal_lm
+    build(vocab_size=len(tokenizer), **shape).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return str(folder)
+
+
+def test_complete_folders_are_accepted_and_loaded(tokenizer: PreTrainedTokenizerBase, tmp_path: Path) -> None:
+    policy, judge = save(tmp_path / "policy", tokenizer), save(tmp_path / "judge", tokenizer, reward=True)
+    check_model(policy, False)
+    check_reward_model(judge, False)
+    loaded = load_policy(policy, tokenizer, config())
+    assert all(
+        torch.equal(one, other)
+        for one, other in zip(loaded.parameters(), causal_lm(vocab_size=len(tokenizer)).parameters(), strict=True)
+    )
+    assert load_reward_model(judge, config()).config.num_labels == 1
+    assert same_tokenizer(tokenizer, load_tokenizer(policy, (), False))
+
+
+def test_scratch_names_and_folders_that_are_not_there_are_named() -> None:
+    with pytest.raises(ValueError, match=r"model 'scratch:tinny': the models from scratch are scratch:tiny"):
+        check_model("scratch:tinny", False)
+    for spec in ("./nowhere", "/no/where", "~/nowhere", "a/b/c"):
+        with pytest.raises(ValueError, match=rf"model '{spec}': there is no such folder"):
+            check_model(spec, False)
+    check_model("owner/name", False)  # a hub name; the hub answers when it is loaded
+
+
+def test_a_folder_without_tokenizer_config_or_weights_is_refused(
+    tokenizer: PreTrainedTokenizerBase, tmp_path: Path
+) -> None:
+    folder = Path(save(tmp_path / "model", tokenizer))
+    for pattern, message in (
+        ("*.safetensors", "safetensors weights are needed, the folder has none"),
+        ("tokenizer*", r"the folder has no tokenizer \(tokenizer.json\); save one with the model"),
+        ("config.json", "the folder has no config.json"),
+    ):
+        for file in folder.glob(pattern):
+            file.unlink()
+        with pytest.raises(ValueError, match=message):
+            check_model(str(folder), False)
+    with pytest.raises(ValueError, match=r"the folder has no config\.json"):
+        check_model(str(tmp_path), False)
+
+
+@pytest.mark.parametrize("name", ["pytorch_model.bin", "model.pt", "weights.pth", "last.ckpt"])
+def test_pickled_weights_are_refused(name: str, tokenizer: PreTrainedTokenizerBase, tmp_path: Path) -> None:
+    folder = Path(save(tmp_path / "model", tokenizer))
+    (folder / name).write_bytes(b"never read")
+    check_model(str(folder), False)  # beside safetensors it is not loaded
+    (folder / "model.safetensors").unlink()
+    with pytest.raises(ValueError, match=rf"only pickled ones \({name}\), which can run code when loaded"):
+        check_model(str(folder), False)
+    with pytest.raises(ValueError, match="cannot be loaded"):
+        load_policy(folder, tokenizer, config())
+
+
+def test_a_models_own_code_needs_consent(tokenizer: PreTrainedTokenizerBase, tmp_path: Path) -> None:
+    folder = Path(save(tmp_path / "model", tokenizer))
+    settings = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**settings, "auto_map": {"AutoConfig": "own.Config"}}))
+    with pytest.raises(ValueError, match="brings code of its own; set trust_remote_code to true to run it"):
+        check_model(str(folder), False)
+    check_model(str(folder), True)
+
+
+def test_only_a_trained_head_with_one_label_judges(tokenizer: PreTrainedTokenizerBase, tmp_path: Path) -> None:
+    with pytest.raises(
+        ValueError, match="oracle_model 'scratch:tiny': a trained reward model is needed; null trains one"
+    ):
+        check_reward_model("scratch:tiny", False)
+    policy = save(tmp_path / "policy", tokenizer)
+    with pytest.raises(ValueError, match="a sequence-classification model is needed, it is a LlamaForCausalLM"):
+        check_reward_model(policy, False)
+    two = save(tmp_path / "two", tokenizer, reward=True, num_labels=2)
+    with pytest.raises(ValueError, match=r"oracle_model '.*two': a reward model has one label, it has 2"):
+        check_reward_model(two, False)
+
+
+def test_a_model_with_too_few_positions_is_refused(tokenizer: PreTrainedTokenizerBase, tmp_path: Path) -> None:
+    folder = save(tmp_path / "model", tokenizer, max_position_embeddings=40)
+    fits = DataConfig(max_prompt_length=31, max_completion_length=8)
+    load_policy(folder, tokenizer, config(data=fits))
+    with pytest.raises(
+        ValueError,
+        match=r"data.max_prompt_length 32 \+ data.max_completion_length 8 \+ 1 must be at most the 40 positions",
+    ):
+        load_policy(folder, tokenizer, config(data=DataConfig(max_prompt_length=32, max_completion_length=8)))
+
+
+def test_a_tokenizer_that_cannot_be_loaded_or_never_ends_is_refused(
+    tokenizer: PreTrainedTokenizerBase, tmp_path: Path
+) -> None:
+    folder = Path(save(tmp_path / "model", tokenizer))
+    (folder / "tokenizer.json").write_text("{")
+    with pytest.raises(ValueError, match="its tokenizer cannot be loaded"):
+        load_tokenizer(str(folder), (), False)
+    tokenizer.save_pretrained(folder)
+    settings = json.loads((folder / "tokenizer_config.json").read_text())
+    del settings["eos_token"]
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings))
+    with pytest.raises(ValueError, match="its tokenizer has no end-of-text token"):
+        load_tokenizer(str(folder), (), False)
+
+
+def test_a_tokenizer_without_padding_pads_with_end_of_text(tokenizer: PreTrainedTokenizerBase, tmp_path: Path) -> None:
+    tokenizer.save_pretrained(tmp_path)
+    settings = json.loads((tmp_path / "tokenizer_config.json").read_text())
+    del settings["pad_token"]
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(settings))
+    assert load_tokenizer(str(tmp_path), (), False).pad_token_id == tokenizer.eos_token_id
+
+
+def test_the_same_tokenizer_is_the_one_that_gives_every_text_the_same_ids(
+    tokenizer: PreTrainedTokenizerBase, tmp_path: Path
+) -> None:
+    tokenizer.save_pretrained(tmp_path / "copy")
+    assert same_tokenizer(tokenizer, load_tokenizer(str(tmp_path / "copy"), (), False))
+    assert same_tokenizer(tokenizer, load_tokenizer("scratch:tiny", TEXTS, False))
+    other_texts = load_tokenizer("scratch:tiny", ["quick brown foxes jump"] * 5, False)
+    assert not same_tokenizer(tokenizer, other_texts)
+    # One vocabulary, but text is cut up in another way.
+    tokenizer.save_pretrained(tmp_path / "cut")
+    path = tmp_path / "cut" / "tokenizer.json"
+    settings = json.loads(path.read_text())
+    settings["pre_tokenizer"]["add_prefix_space"] = True
+    path.write_text(json.dumps(settings))
+    cut = load_tokenizer(str(tmp_path / "cut"), (), False)
+    assert cut.get_vocab() == tokenizer.get_vocab()
+    assert cut("cat")["input_ids"] != tokenizer("cat")["input_ids"]
+    assert not same_tokenizer(tokenizer, cut)
+
+
+def test_scratch_tokenizers_read_any_text_back(tokenizer: PreTrainedTokenizerBase) -> None:
+    for text in (" the cat", "żółć \n\n 🙂", "\tTL;DR:"):
+        assert tokenizer.decode(tokenizer(text)["input_ids"]) == text
+
+
+def test_scratch_models_are_functions_of_the_torch_seed(tokenizer: PreTrainedTokenizerBase) -> None:
+    def draw(seed: int) -> torch.Tensor:
+        torch.manual_seed(seed)
+        weight: torch.Tensor = load_policy("scratch:tiny", tokenizer, config()).get_input_embeddings().weight
+        return weight
+
+    assert torch.equal(draw(0), draw(0))
+    assert not torch.equal(draw(0), draw(1))

@@ -1,0 +1,1 @@
+"""What a finished run says: results, page, card, upload."""

@@ -1,0 +1,260 @@
+"""Writes the model card of a trained policy from its run's folder: method, data, reward models, training, results."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import ModelCardData
+
+from lm.base.store import MissingArtifact, policy_folder, verify
+from lm.objectives import MAIN
+from lm.objectives import METHODS, Method
+
+Record = dict[str, Any]
+HUB_NAME = re.compile(r"[\w-][\w.-]*/[\w.-]+")
+DIGEST = re.compile(r"[0-9a-f]{64}")
+PAPERS = {"F": ("Fisch et al. 2024", "2405.19316"), "N": ("Nath et al. 2024", "2410.08458")}
+
+
+@dataclass(frozen=True)
+class Made:
+    """A policy and what it was made from, as the artifacts record it."""
+
+    policy: Record
+    scores: Record
+    bias: Record
+    labels: Record
+    data: Record
+    rewards: list[Record]
+    """The reward models in the order of the scores."""
+
+
+def card(run: Path, method: str, name: str = "FOLDER_OR_NAME") -> str:
+    """The card of one policy of a finished run, as Markdown with the hub's metadata.
+
+    A function of the folder alone: results.json names the policy, whose artifact leads to all others by their keys. It
+    can leave this machine: of local files and folders it says what they are called, and not where they are.
+
+    Args:
+        run: the finished run's folder.
+        method: whose policy.
+        name: what it is loaded by.
+
+    Raises:
+        FileNotFoundError: the folder has no results.json.
+        ValueError: the run has no such method.
+        MissingArtifact, CorruptArtifact: an artifact that the policy was made from is gone, or the policy has changed.
+    """
+    results = _results_of(run, method)
+    row = results["methods"][method]
+    made = trace(run, verify(policy_folder(run, row["policy"])))
+    data, local = _without_folders(made.data["inputs"])
+    where = data["path"] or {"world": "the embedded world"}.get(data["kind"], data["kind"])
+    base = made.policy["inputs"]["base"]
+    head = ModelCardData(
+        library_name="transformers",
+        pipeline_tag="text-generation",
+        tags=["reward-distillation", "preference-optimisation", method],
+        base_model=_hub(base),
+        datasets=None if "path" in local else _hub(data["path"]),
+    )
+    return "\n\n".join(
+        [
+            f"---\n{head.to_yaml()}\n---",
+            f"# {method} on {where}",
+            *_method(METHODS[method], made.policy["inputs"]["method"]),
+            *_data(made, data, local),
+            *_reward_models(METHODS[method], made),
+            "## Training",
+            _table(
+                ("option", "value"),
+                [
+                    ("base model", f"a local one, {base[:12]} by content" if DIGEST.fullmatch(base) else base),
+                    ("step", row["step"]),
+                    *_flat(made.policy, "training"),
+                    *_pairs(made.policy["inputs"].get("lora", {}), "lora."),
+                ],
+            ),
+            *_results(method, results),
+            *_use(made, name),
+            *_provenance(made.policy["provenance"]),
+        ]
+    )
+
+
+def chosen(run: Path, method: str) -> Path:
+    """The folder of a method's policy in a finished run: its artifact's, or that of a snapshot in it. Raises as
+    `card` where the run is not finished."""
+    model = Path(_results_of(run, method)["methods"][method]["policy"])
+    artifact = policy_folder(run, str(model))
+    return artifact if model.name == artifact.name else artifact / model.name
+
+
+def _results_of(run: Path, method: str) -> Record:
+    path = run / "results.json"
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"there is no {path}; finish the run with `python -m lm.train` or `python -m lm.evaluate`"
+        )
+    results: Record = json.loads(path.read_text(encoding="utf-8"))
+    if method not in results["methods"]:
+        raise ValueError(f"method must be one of {', '.join(results['methods'])}, as {path} has them; got {method!r}")
+    return results
+
+
+def trace(run: Path, policy: Record) -> Made:
+    """Everything that a policy was made from, found by key."""
+
+    def of(record: Record, name: str) -> Record:
+        return _record(run, record["inputs"][name]["artifact"], name)
+
+    scores = of(policy, "scores")
+    bias = of(scores, "bias")
+    labels = of(bias, "labels")
+    rewards = [_record(run, each["artifact"], "reward") for each in scores["inputs"]["rewards"]]
+    return Made(policy, scores, bias, labels, of(labels, "data"), rewards)
+
+
+def _record(run: Path, key: str, what: str) -> Record:
+    found = sorted(run.glob(f"*/*-{key}/artifact.json"))
+    if not found:
+        raise MissingArtifact(f"{run} has no artifact {key} ({what}), which the policy was made from; it was deleted")
+    record: Record = json.loads(found[0].read_text(encoding="utf-8"))
+    return record
+
+
+# ---------------------------------------------------------------- sections
+
+
+def _method(kind: type[Method], options: Mapping[str, Any]) -> Iterable[str]:
+    says = " ".join((kind.__doc__ or "").split("Args:")[0].split())
+    cited = [
+        f"[{key}]: {name}, [arXiv {number}](https://arxiv.org/abs/{number})"
+        for key, (name, number) in PAPERS.items()
+        if f"[{key}]" in says
+    ]
+    yield f"## Method\n\n{says}"
+    yield _table(("hyper-parameter", "value"), _pairs(options))
+    yield from cited
+
+
+def _without_folders(inputs: Mapping[str, Any]) -> tuple[Record, dict[str, str]]:
+    """The data's options with local paths cut to their last name, and by option the digest of what is there.
+
+    Local is what the artifact has a digest of; a name on the hub stands for itself there.
+    """
+    data = inputs["data"]
+    contents = zip(("path", "sft_path"), inputs["content"], strict=True)
+    local = {option: content for option, content in contents if content != data[option]}
+    return {**data, **{option: Path(data[option]).name.strip(".") or "a folder" for option in local}}, local
+
+
+def _data(made: Made, data: Record, local: Mapping[str, str]) -> Iterable[str]:
+    bias, own = made.bias["inputs"]["bias"], made.bias["metrics"][MAIN]
+    rho = "no share was imposed" if bias["rho"] is None else f"a share of {bias['rho']:g} was imposed (rho)"
+    scored, agreement = made.scores["metrics"], made.labels["metrics"].get("agreement")
+    labels = (
+        "They have the labels that they came with."
+        if agreement is None
+        else f"The oracle reward model relabelled every pair, agreeing with {agreement:.1%} of the labels given."
+    )
+    yield "## Data"
+    yield (
+        f"{scored['pairs']:,} preference pairs on {scored['prompts']:,} prompts. {labels} The longer completion (by "
+        f"{bias['length_ratio']:g}x) is preferred in {own['longer_preferred']:,} pairs, the shorter in "
+        f"{own['shorter_preferred']:,}: {rho}."
+    )
+    yield _table(("option", "value"), [row for row in _pairs(data) if row[1] is not None])
+    if local:
+        contents = ", ".join(f"{option} {content[:12]}" for option, content in local.items())
+        yield f"Local files are named without their folders; SHA-256 of their contents begins: {contents}."
+
+
+def _reward_models(kind: type[Method], made: Made) -> Iterable[str]:
+    names = made.scores["metrics"]["reward_models"]
+    used = {"rewards": names[:1], "members": names[1:]}
+    mine = {name for need in kind.needs for name in used[need]}
+    yield "## Reward models"
+    if not mine:
+        yield "None enters the loss."
+        return
+    if not made.rewards:
+        yield "The rewards are those that the data came with."
+        return
+    rows = []
+    for name, record in zip(names, made.rewards, strict=True):
+        if name in mine:
+            trained_on, accuracy = made.bias["metrics"][name], record["metrics"]["accuracy"]["all"]
+            share = trained_on["longer_preferred"] / (trained_on["longer_preferred"] + trained_on["shorter_preferred"])
+            rows.append((name, f"{trained_on['pairs']:,}", f"{share:.0%}", f"{accuracy['accuracy']:.1%}"))
+    yield _table(("model", "training pairs", "longer preferred", "accuracy on validation pairs"), rows)
+
+
+def _results(method: str, results: Mapping[str, Any]) -> Iterable[str]:
+    sft = results["sft"]
+    yield (
+        f"## Results\n\nOn {sft['n']} held-out prompts, one sample each, judged by the oracle reward model. The "
+        f"advantage is the mean oracle reward over that of pi_ref, with a {results['confidence']:.0%} bootstrap "
+        "interval over prompts; log-ratios are of the test pairs' completions, in nats."
+    )
+    headings = ("policy", "advantage", "interval", "length", "KL to pi_ref", "log-ratio winners", "log-ratio losers")
+    rows: list[tuple[Any, ...]] = []
+    for name, row in ((method, results["methods"][method]), ("pi_ref", sft)):
+        gain = (f"{row['advantage']:+.3f}", "{:+.3f} to {:+.3f}".format(*row["ci"])) if "advantage" in row else ("", "")
+        means = (f"{row['length']:.1f}", *(f"{row[key]:.2f}" for key in ("kl", "chosen_logratio", "rejected_logratio")))
+        rows.append((name, *gain, *means))
+    yield _table(headings, rows)
+
+
+def _use(made: Made, name: str) -> Iterable[str]:
+    yield "## Use"
+    yield (
+        "```python\nfrom transformers import AutoModelForCausalLM, AutoTokenizer\n\n"
+        f'model = AutoModelForCausalLM.from_pretrained("{name}")\n'
+        f'tokenizer = AutoTokenizer.from_pretrained("{name}")\n```'
+    )
+    if "reward_head.safetensors" in made.policy["files"]:
+        yield "`reward_head.safetensors` is the linear reward head of training; generation does not need it."
+
+
+def _provenance(record: Mapping[str, Any]) -> Iterable[str]:
+    rows = [("commit", record["commit"]), ("seed", record["seed"]), ("date", record["date"])]
+    yield "## Provenance"
+    yield _table(("of", "is"), [*rows, *record["versions"].items()])
+
+
+# ---------------------------------------------------------------- Markdown
+
+
+def _pairs(options: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
+    """Nested options as dotted names and values."""
+    rows: list[tuple[str, Any]] = []
+    for name, value in options.items():
+        if isinstance(value, Mapping):
+            rows += _pairs(value, f"{prefix}{name}.")
+        elif name != "__class__":
+            rows.append((prefix + name, value))
+    return rows
+
+
+def _flat(record: Record, name: str) -> list[tuple[str, Any]]:
+    return [row for row in _pairs(record["inputs"][name]) if row[1] is not None]
+
+
+def _table(headings: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
+    lines = [headings, ["---"] * len(headings), *rows]
+    return "\n".join(f"| {' | '.join(_cell(cell) for cell in line)} |" for line in lines)
+
+
+def _cell(value: Any) -> str:
+    return str(value).replace("|", r"\|").replace("\n", r"\n")
+
+
+def _hub(name: str | None) -> str | None:
+    """The name if it can be one on the hub."""
+    return name if name and HUB_NAME.fullmatch(name) else None

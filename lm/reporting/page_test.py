@@ -1,0 +1,351 @@
+"""A run report is one safe page whose numbers are those of results.json, of a folder as a run leaves it."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import asdict
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from lm.base.store import MissingArtifact
+from lm.objectives import DPO, DRDO, IPO, METHODS, DistilledDPO, EnsembleDPO, Method, Pessimism, PessimisticDPO
+from lm.report import main
+from lm.reporting.formulas import formula, objective
+from lm.reporting.page import page, visible, write_report
+
+HOSTILE = "<script>alert(1)</script> \"'></td></table> \u202edesrever\u0000\x1b[2J\ud800 {{ 7 * 7 }} &amp; --> ]]>"
+SETTINGS: dict[str, Method] = {"dpo": DPO(beta=0.37), "e-dpo": EnsembleDPO(), "drdo": DRDO(alpha=0.19)}
+VOID = {"meta", "br", "link", "img", "input", "hr"}
+
+
+def write(path: Path, value: Any) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(value))  # ASCII, with escapes for what no file can hold
+
+
+def make_run(folder: Path, text: str = "plain words") -> Path:
+    """What a run of three methods leaves, as far as a report reads it; every text of it is `text`."""
+    accuracy: dict[str, Any] = {
+        kind: {"accuracy": 0.25 + len(kind) / 100, "pairs": 7} for kind in ("all", "longer", "shorter")
+    }
+    accuracy["neither"] = {"accuracy": None, "pairs": 0}
+    sampled = {"oracle_reward": 0.123456, "length": 3, "finished": False}
+    methods: dict[str, Any] = {}
+    for index, (name, method) in enumerate(SETTINGS.items(), 1):
+        probe: dict[str, Any] = {
+            "chosen_logps": -3.5,
+            "rejected_logps": -4,
+            "forward_kl_reference": 0.1,
+            "forward_kl_preferences": -1,
+        }
+        probe |= {"member_shares": [0.75, 0.25]} if name == "e-dpo" else {}
+        methods[name] = {
+            "advantage": 0.1234567 * index,
+            "ci": [-0.0111 * index, 0.3333 * index],
+            **dict.fromkeys(("oracle_reward", "length", "kl", "chosen_logratio", "rejected_logratio"), 1.7171 * index),
+            "n": 6,
+            "accuracy": 0.6161 + index / 1000,
+            "policy": f"elsewhere/policy/{name}-abc" + ("/step-2" if name == "dpo" else ""),
+            "samples": f"evaluate/{name}-abc/samples.jsonl",
+            "setting": asdict(method),
+            "step": 2 if name == "dpo" else 4,
+            "validation": [],
+            "probe": [{"step": step, **probe} for step in (0, 2, 4)],
+        }
+        losses = [{"step": step, "loss": 1 / step} for step in (1, 2, 4)]
+        write(folder / f"policy/{name}-abc/artifact.json", {"metrics": {"history": [*losses, {"step": 4}]}})
+    tried = {"setting": asdict(SETTINGS["dpo"]), "advantage": 0.4141, "ci": [0.1, 0.9]}
+    methods["dpo"]["validation"] = [{**tried, "step": 2}, {**tried, "step": 4, "advantage": 0.2323}]
+    sft = {key: methods["dpo"][key] for key in ("n", "oracle_reward", "length", "kl", "accuracy")}
+    sft |= {"chosen_logratio": 0.0, "rejected_logratio": 0.0, "samples": "evaluate/sft-abc/samples.jsonl"}
+    for name in ("sft", *methods):
+        path = folder / f"evaluate/{name}-abc/samples.jsonl"
+        path.parent.mkdir(parents=True)
+        rows = [{"prompt": f"{text} {i}", "completion": f"{name} says {text} {i}", **sampled} for i in range(6)]
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    bias: dict[str, Any] = {"pairs": 9, "longer_preferred": 2, "shorter_preferred": 6}
+    bias |= {"mean_chosen_length": 4.4545, "mean_rejected_length": 5.5656}
+    tests = {"dpo - e-dpo": 0.04321, "dpo - drdo": 1.234e-9, "e-dpo - drdo": None}
+    kept = {"kept": {"train": 1234, "valid": 50, "test": 60}, "dropped": {text: 17}}
+    results = {
+        "methods": methods,
+        "sft": sft,
+        "wald": {pair: {"difference": -0.0707, "z": 1.0, "p": p} for pair, p in tests.items()},
+        "wins": {name: {"sft": {"win": 0.51, "tie": 0.2, "loss": 0.29, "n": 6}} for name in methods},
+        "reward_models": {"rho": accuracy, "b0.2": accuracy, "b0.8": accuracy},
+        "oracle": accuracy,
+        "labels": {"agreement": 0.8181, "ties_dropped": 3, "longer_preferred": 0.5959},
+        "bias": {"rho": bias, "b0.2": bias, "b0.8": bias},
+        "data": {"preferences": kept, "references": {**kept, "dropped": {}}, "vocabulary": 300},
+        "rho": 0.2,
+        "confidence": 0.95,
+        "provenance": {
+            "versions": {"python": "3.11"},
+            "commit": None,
+            "machine": {"cores": 2},
+            "date": "2026-01-02",
+            "seed": 5,
+            "command": ["train.py", text],
+        },
+    }
+    write(folder / "results.json", results)
+    (folder / "config.yaml").write_text(f"model: {text}\n", encoding="utf-8", errors="replace")
+    return folder
+
+
+class Parsed(HTMLParser):
+    """Tags in their order, attributes and text of a page; asserts that every element is closed where it must be."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.tags: list[str] = []
+        self.attributes: list[tuple[str, str | None]] = []
+        self.text = ""
+        self._open: list[str] = []
+        self.feed(text)
+        self.close()
+        assert self._open == []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+        self.attributes += attrs
+        if tag not in VOID:
+            self._open.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+        self.attributes += attrs
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self._open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        self.text += data
+
+    def values(self, name: str) -> list[str | None]:
+        return [value for attribute, value in self.attributes if attribute == name]
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_run(tmp_path_factory.mktemp("run"))
+
+
+@pytest.fixture(scope="module")
+def parsed(run: Path) -> Parsed:
+    return Parsed(page(run))
+
+
+def change(run: Path, folder: Path, edit: Callable[[dict[str, Any]], Any]) -> Path:
+    """A copy of the folder whose results.json was edited."""
+    made = make_run(folder)
+    results = json.loads((run / "results.json").read_text())
+    edit(results)
+    write(made / "results.json", results)
+    return made
+
+
+def test_the_page_is_well_formed_and_its_ids_are_its_own(parsed: Parsed) -> None:
+    ids = Counter(parsed.values("id"))
+    assert max(ids.values()) == 1
+    assert len(ids) > 50, "those of the figures among them"
+    used = {str(link)[1:] for name in ("href", "xlink:href") for link in parsed.values(name)}
+    used |= {
+        inner
+        for name in ("clip-path", "style")
+        for v in parsed.values(name)
+        for inner in re.findall(r"url\(#(.*?)\)", v or "")
+    }
+    assert used <= set(ids), "every reference stays on the page"
+    assert parsed.tags.count("h1") == parsed.tags.count("main") == 1
+    assert parsed.tags.count("svg") == 1 + 4 + 1 + 3, "overview, probes, members of e-dpo, losses"
+
+
+def test_nothing_is_fetched_and_nothing_runs(parsed: Parsed) -> None:
+    assert not {"script", "link", "img", "iframe", "object", "form", "base"} & set(parsed.tags)
+    assert not [name for name, _ in parsed.attributes if name.startswith("on") or name == "src"]
+    policy = dict(
+        entry.strip().split(" ", 1)
+        for entry in next(v for v in parsed.values("content") if v and "src" in v).split(";")
+    )
+    assert policy["default-src"] == "'none'"
+    assert set(policy) == {"default-src", "style-src", "base-uri", "form-action"}
+
+
+def test_the_numbers_are_those_of_the_results(run: Path, parsed: Parsed) -> None:
+    results = json.loads((run / "results.json").read_text())
+    shown = Counter(map(str, parsed.values("value")))
+    expected = Counter[str]()
+    for row in results["methods"].values():
+        keys = (
+            "advantage",
+            "oracle_reward",
+            "length",
+            "kl",
+            "chosen_logratio",
+            "rejected_logratio",
+            "accuracy",
+            "step",
+        )
+        expected.update(repr(row[key]) for key in keys)
+        expected.update(map(repr, row["ci"]))
+        expected.update(repr(tried["advantage"]) for tried in row["validation"])
+    for test in results["wald"].values():
+        expected.update(repr(test[key]) for key in ("difference", "p") if test[key] is not None)
+    for subset in results["bias"].values():
+        expected.update(map(repr, subset.values()))
+    for name in ("agreement", "ties_dropped", "longer_preferred"):
+        expected[repr(results["labels"][name])] += 1
+    for classes in (results["oracle"], *results["reward_models"].values()):
+        expected.update(repr(kind["accuracy"]) for kind in classes.values() if kind["pairs"])
+    assert not expected - shown
+    assert expected["0.8181"] == 1, "there is something to miss"
+    assert "+0.123" in parsed.text
+    assert "-0.011 to +0.333" in parsed.text
+    assert "p 0.043" in parsed.text
+    assert "p <.001" in parsed.text
+    assert "p –" in parsed.text
+
+
+def test_another_number_is_another_page(run: Path, parsed: Parsed, tmp_path: Path) -> None:
+    def edit(results: dict[str, Any]) -> None:
+        results["methods"]["dpo"]["length"] = 98.765
+
+    changed = Parsed(page(change(run, tmp_path / "run", edit)))
+    assert "98.765" in changed.values("value")
+    assert "98.765" not in parsed.values("value")
+
+
+def test_no_text_of_a_run_becomes_markup(parsed: Parsed, tmp_path: Path) -> None:
+    hostile = Parsed(page(make_run(tmp_path / "run", HOSTILE)))
+    assert hostile.tags == parsed.tags
+    assert [name for name, _ in hostile.attributes] == [name for name, _ in parsed.attributes]
+    shown = HOSTILE.replace("\u202e", "<U+202E>").replace("\x00", "<U+0000>").replace("\x1b", "<U+001B>")
+    shown = shown.replace("\ud800", "<U+D800>")
+    for place in (f"{shown} 5", f"dpo says {shown} 0", f"17 {shown}", f"train.py {shown}"):
+        assert place in hostile.text
+    assert "<script>" not in parsed.text
+
+
+def test_characters_that_act_unseen_are_written_out() -> None:
+    assert visible("a\u200bb\u2028c\rd\u2066e") == "a<U+200B>b<U+2028>c<U+000D>d<U+2066>e"
+    assert visible("tab\tline\nمی\u200cخواهم 👩\u200d🔬 é") == "tab\tline\nمی\u200cخواهم 👩\u200d🔬 é"
+    assert visible(3.5) == 3.5
+
+
+@pytest.mark.parametrize(
+    ("method", "expected"),
+    [
+        (DPO(), "ℓ=log(1+e−Δβ)"),
+        (IPO(), "ℓ=(Δ−12τ)2"),
+        (DistilledDPO(), "ℓ=(−Δβ+δ)2"),
+        (PessimisticDPO(), "ℓ=αKL(y)+log(1+e−Δβ)"),
+        (EnsembleDPO(), "ℓ=αKL(y)+(−Δβ+δk)2"),
+        (METHODS["hull-dpo"](), "ℓ=αKL(y)+(−Δβ+δ̄)2"),
+        (DRDO(), "ℓ=−α(log(πw)−log(1−πl))(1+πwπl)γ+(δ−δ̂)2"),
+        (DRDO(reward_estimate="implicit", beta=0.5), "ℓ=−α(log(πw)−log(1−πl))(1+πwπl)γ+(−Δβ+δ)2"),
+    ],
+)
+def test_formulas_are_what_the_methods_compute(method: Method, expected: str) -> None:
+    assert Parsed(formula(method)).text.replace("\u2062", "") == expected
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_every_method_says_its_source_and_its_letters(name: str) -> None:
+    models: dict[str, Any] = {"reward_models": {"rho": {}}}
+    shown = objective(name, asdict(METHODS[name]()), models)
+    assert re.search(r"\[[FN]\] eq|Azar et al|ours", shown.says)
+    assert ("KL(y)" in " ".join(shown.where)) == ("KL" in Parsed(shown.formula).text)
+    assert ("Δ =" in " ".join(shown.where)) == ("Δ" in Parsed(shown.formula).text)
+
+
+def test_options_that_change_the_objective_change_what_is_said() -> None:
+    def where(name: str, method: Method, models: tuple[str, ...] = ("rho",)) -> str:
+        return " ".join(objective(name, asdict(method), {"reward_models": dict.fromkeys(models)}).where)
+
+    assert "a token" in where("ipo", IPO(length_normalised=True))
+    assert "a token" not in where("ipo", IPO())
+    assert "DRDO's own oracle" in where("drdo", DRDO(), ("rho", "drdo"))
+    assert "DRDO's own oracle" not in where("drdo", DRDO())
+    constant = Pessimism(alpha_start=0.5, alpha_end=0.5, samples="preferences")
+    assert "α = 0.5 throughout" in where("p-dpo", PessimisticDPO(kl=constant))
+    assert "pair's own completions" in where("p-dpo", PessimisticDPO(kl=constant))
+    assert "from 0.0001 at the first step, linearly, to 0.01" in where("p-dpo", PessimisticDPO())
+
+
+def test_without_a_probe_the_page_says_so(run: Path, parsed: Parsed, tmp_path: Path) -> None:
+    def edit(results: dict[str, Any]) -> None:
+        for row in results["methods"].values():
+            row["probe"] = []
+
+    without = Parsed(page(change(run, tmp_path / "run", edit)))
+    assert "No probe was asked for:" in without.text
+    assert without.tags.count("svg") == 1 + 3
+    assert "No probe" not in parsed.text
+
+
+@pytest.mark.parametrize(
+    ("edit", "message"),
+    [
+        (
+            lambda r: r.pop("wins"),
+            r"results.json lacks wins: it is of an earlier version .* `python -m lm.evaluate --con",
+        ),
+        (lambda r: r["sft"].pop("samples"), r"lacks sft.samples: "),
+        (lambda r: r["methods"]["drdo"].pop("probe"), r"lacks methods.drdo.probe: "),
+        (
+            lambda r: [row.pop("ci") for row in r["methods"].values()],
+            r"methods.dpo.ci, methods.e-dpo.ci, methods.drdo.ci",
+        ),
+        (lambda r: r["labels"].pop("longer_preferred"), r"not whole: .* has no attribute 'longer_preferred'"),
+        (lambda r: r["methods"].update(kto=r["methods"]["dpo"]), r"methods must be among dpo, ipo, .*; it has kto"),
+        (
+            lambda r: r["methods"]["dpo"].update(setting={"tau": 1.0}),
+            r"methods.dpo.setting does not fit .* \{'tau': 1.0\}",
+        ),
+        (lambda r: r["sft"].update(samples="../../secret.jsonl"), r"'../../secret.jsonl' leads out of "),
+    ],
+)
+def test_old_or_partial_results_are_refused(edit: Any, message: str, run: Path, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=message):
+        page(change(run, tmp_path / "run", edit))
+
+
+def test_what_is_missing_is_named_and_nothing_is_written(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(FileNotFoundError, match=r"there is no .*results.json; finish the run"):
+        page(tmp_path)
+    made = make_run(tmp_path / "run")
+    other = made / "evaluate/dpo-abc/samples.jsonl"
+    whole = other.read_text()
+    other.write_text("".join(whole.splitlines(keepends=True)[1:]))
+    with pytest.raises(ValueError, match=r"the samples of dpo in .* are of other prompts than those of sft"):
+        page(made)
+    other.unlink()
+    with pytest.raises(MissingArtifact, match=r"there is no .*evaluate/dpo-abc/samples.jsonl, whose samples"):
+        page(made)
+    other.write_text(whole)
+    (made / "policy/drdo-abc/artifact.json").unlink()
+    with pytest.raises(MissingArtifact, match=r"there is no .*policy/drdo-abc/artifact.json, whose training"):
+        page(made)
+    (made / "results.json").write_text("{")
+    assert main([str(made)]) == 2
+    error = capsys.readouterr().err
+    assert re.match(r"error: .*results.json is not JSON \(", error)
+    assert "Traceback" not in error
+    assert main([str(made), "--debug"]) == 2
+    assert "Traceback" in capsys.readouterr().err
+    assert not (made / "report.html").exists()
+
+
+def test_the_command_writes_the_same_page_every_time(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([str(run)]) == 0
+    path = run / "report.html"
+    assert capsys.readouterr().out == f"{path}\n"
+    written = path.read_text(encoding="utf-8")
+    assert write_report(run).read_text(encoding="utf-8") == written == page(run)

@@ -1,0 +1,237 @@
+"""Trained policies on held-out prompts: samples and their oracle rewards, log-ratios, and validation's choice."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from datasets import Dataset
+
+from lm.base.files import write_jsonl
+from lm.base.store import Artifact
+from lm.config import SFT
+from lm.data import world
+from lm.judging.statistics import bootstrap_interval
+from lm.logprobs.completions import CompletionModel
+from lm.logprobs.sampling import sample_completions
+from lm.logprobs.scoring import score_pairs, score_rows
+from lm.models.opening import open_policy
+from lm.objectives import Method
+from lm.stages.data import tokenizer
+from lm.stages.labels import labelled_pairs, labels, open_oracle, oracle_input
+from lm.stages.policies import policies
+from lm.stages.run import Run, once
+from lm.stages.subsets import members
+from lm.stages.trainings import sft
+
+
+@once
+def evaluation(run: Run, name: str) -> Artifact:
+    """Samples of one policy ("sft" for pi_ref; else the method's, as validation chose it) on the test prompts, judged
+    by the oracle.
+
+    The artifact has samples.jsonl: prompt, completion, oracle_reward, length (tokens, end-of-text included), finished
+    (whether end-of-text was reached), log_ratio (log pi - log pi_ref of the sample, nats), and for the embedded world
+    the true utility.
+    """
+    config = run.config
+    trained, model = trained_policy(run, name)
+
+    def make(folder: Path, _: Path) -> dict[str, Any]:
+        pairs = labelled_pairs(run, "test")
+        prompts = prompts_of(pairs, config.evaluation.prompts, run.seed("prompts"))
+        policy = open_policy(model, tokenizer(run), config)
+        ids = list(prompts.values())
+        samples, rewards = judged_samples(run, policy, ids, name)
+        end = tokenizer(run).eos_token_id
+        logps = score_rows(policy, ids, samples, f"{name} log-probs")
+        reference = open_policy(sft(run).path, tokenizer(run), config)
+        ratios = (logps - score_rows(reference, ids, samples, "reference log-probs")).tolist()
+        rows = [
+            {
+                "prompt": prompt,
+                "completion": tokenizer(run).decode(sample, skip_special_tokens=True),
+                "oracle_reward": reward,
+                "length": len(sample),
+                "finished": sample[-1] == end,
+                "log_ratio": ratio,
+                **truth(run, prompt, sample),
+            }
+            for prompt, sample, reward, ratio in zip(prompts, samples, rewards, ratios, strict=True)
+        ]
+        write_jsonl(folder / "samples.jsonl", rows)
+        chosen, rejected = score_pairs(policy, pairs, f"{name} on test pairs")
+        ref_chosen, ref_rejected = score_pairs(reference, pairs, "reference on test pairs")
+        return {
+            "n": len(rows),
+            "oracle_reward": float(np.mean(rewards)),
+            "length": float(np.mean([row["length"] for row in rows])),
+            "finished": float(np.mean([row["finished"] for row in rows])),
+            "kl": float(np.mean(ratios)),
+            "chosen_logratio": float((chosen - ref_chosen).mean()),
+            "rejected_logratio": float((rejected - ref_rejected).mean()),
+            "accuracy": float(((chosen - ref_chosen) > (rejected - ref_rejected)).float().mean()),
+            **({"utility": float(np.mean([row["utility"] for row in rows]))} if "utility" in rows[0] else {}),
+        }
+
+    inputs = {
+        "policy": trained,
+        "step": model.name if model != trained.path else None,
+        "reference": sft(run),
+        "labels": labels(run),
+        **_judge(run),
+        "sampling": config.sampling,
+        "prompts": config.evaluation.prompts,
+        "seed": run.seed("evaluate"),
+    }
+    return run.store.get("evaluate", name, inputs, make)
+
+
+def _judge(run: Run) -> dict[str, Any]:
+    """What the oracle adds to an evaluation's key: nothing where the labels are its own, as they are in it."""
+    return {} if run.config.data.labels == "oracle" else {"oracle": oracle_input(run)}
+
+
+def trained_policy(run: Run, name: str) -> tuple[Artifact, Path]:
+    """The artifact of a policy and the folder of its model."""
+    if name == SFT:
+        return sft(run), sft(run).path
+    chosen = choose(run, name)
+    return chosen.policy, chosen.model
+
+
+def judged_samples(
+    run: Run, policy: CompletionModel, prompts: list[list[int]], name: str, temperature: float | None = None
+) -> tuple[list[list[int]], list[float]]:
+    """A completion of each prompt and its oracle reward, at another temperature than the configured where given."""
+    config = run.config
+    if temperature is not None:
+        config = replace(config, sampling=replace(config.sampling, temperature=temperature))
+    samples = sample_completions(
+        policy,
+        prompts,
+        tokenizer(run),
+        config,
+        seed=run.seed("evaluate"),  # one for all policies: where two agree, they draw the same
+        what=f"{name} samples",
+    )
+    end = tokenizer(run).eos_token_id
+    # The oracle reads the state at end-of-text, so a completion cut off at the maximum gets one to be read at.
+    judged = [sample if sample[-1] == end else [*sample, end] for sample in samples]
+    return samples, score_rows(open_oracle(run), prompts, judged, "oracle rewards").tolist()
+
+
+# ---------------------------------------------------------------- validation
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """The policy that validation chose for a method."""
+
+    method: Method
+    policy: Artifact
+    step: int
+    model: Path
+    """Folder of the model."""
+    tried: list[dict[str, Any]]
+    """setting, step, advantage over pi_ref on validation prompts with its interval; empty where there was no choice."""
+
+
+@once
+def choose(run: Run, name: str) -> Chosen:
+    """The setting and the step of a method with the greatest oracle advantage on validation prompts.
+
+    The first of equals. Where there is one policy only, nothing is sampled.
+    """
+    methods, trained = run.config.settings(name), policies(run, name)
+    candidates = [
+        (method, policy, step, model)
+        for method, policy in zip(methods, trained, strict=True)
+        for step, model in _snapshots(policy).items()
+    ]
+    if len(candidates) == 1:
+        return Chosen(*candidates[0], tried=[])
+    tried = [
+        {"setting": asdict(method), "step": step, **validation(run, name, policy).metrics[str(step)]}
+        for method, policy, step, _ in candidates
+    ]
+    best = max(range(len(tried)), key=lambda i: tried[i]["advantage"])
+    return Chosen(*candidates[best], tried=tried)
+
+
+def _snapshots(policy: Artifact) -> dict[int, Path]:
+    """The models of a policy's artifact by step, the last included."""
+    earlier = {int(path.name.removeprefix("step-")): path for path in policy.path.glob("step-*")}
+    return dict(sorted({**earlier, policy.metrics["steps"]: policy.path}.items()))
+
+
+def validation(run: Run, name: str, trained: Artifact) -> Artifact:
+    """Oracle advantage over pi_ref of a policy's snapshots on validation prompts, by step; for "sft", its rewards."""
+    config = run.config.evaluation
+    base = None if name == SFT else validation(run, SFT, sft(run))
+
+    def make(folder: Path, _: Path) -> dict[str, Any]:
+        pairs = labelled_pairs(run, "valid")
+        prompts = list(prompts_of(pairs, config.valid_prompts, run.seed("prompts"), "valid").values())
+
+        def rewards(model: Path) -> list[float]:
+            opened = open_policy(model, tokenizer(run), run.config)
+            return judged_samples(run, opened, prompts, f"{name} validation")[1]
+
+        if base is None:
+            return {"rewards": rewards(trained.path)}
+        metrics = {}
+        for step, model in _snapshots(trained).items():
+            difference = np.array(rewards(model)) - np.array(base.metrics["rewards"])
+            interval = bootstrap_interval(difference, config.confidence, config.resamples, run.seed("bootstrap"))
+            metrics[str(step)] = {"advantage": float(difference.mean()), "ci": interval}
+        return metrics
+
+    inputs = {
+        "policy": trained,
+        "labels": labels(run),
+        **_judge(run),
+        "sampling": run.config.sampling,
+        "prompts": config.valid_prompts,
+        "interval": [config.confidence, config.resamples],
+        "seed": run.seed("evaluate"),
+    }
+    return run.store.get("validate", name, inputs, make)
+
+
+def prompts_of(pairs: Dataset, count: int | None, seed: int, split: str = "test") -> dict[str, list[int]]:
+    """The prompts of a split's pairs with their token ids, or so many of them; ValueError where there are fewer."""
+    prompts = dict(zip(pairs["prompt"][:], pairs["prompt_ids"][:], strict=True))
+    if count is None:
+        return prompts
+    if count > len(prompts):
+        option = "prompts" if split == "test" else "valid_prompts"
+        raise ValueError(f"evaluation.{option} is {count}, but the {split} split has only {len(prompts)} prompts")
+    kept = np.random.default_rng(seed).choice(len(prompts), count, replace=False)
+    texts = list(prompts)
+    return {texts[i]: prompts[texts[i]] for i in sorted(kept)}
+
+
+def truth(run: Run, prompt: str, sample: list[int]) -> dict[str, float]:
+    """The embedded world's utility of a sample; nothing for other data, where the truth is not known."""
+    if run.config.data.kind != "world":
+        return {}
+    before, after = run.config.data.prompt_template.split("{post}")
+    post = prompt.removeprefix(before.format(subreddit="town", title="news")).removesuffix(after)
+    return {"utility": world.utility(post, tokenizer(run).decode(sample, skip_special_tokens=True))}
+
+
+def probe_history(run: Run, trained: Artifact) -> list[dict[str, Any]]:
+    """What was logged of the policy on the probe pairs, by step: see `lm.training.policy.PolicyTrainer.evaluate`.
+
+    Names lose their "eval_"; member_shares is in the order of the ensemble, and absent for methods that distil none.
+    """
+    history = []
+    for entry in trained.metrics["history"]:
+        if "eval_chosen_logps" in entry:
+            values = {key.removeprefix("eval_"): value for key, value in entry.items() if key.startswith("eval_")}
+            shares = [values.pop(f"member_{k}") for k in range(len(members(run))) if f"member_{k}" in values]
+            history.append({"step": entry["step"], **values, **({"member_shares": shares} if shares else {})})
+    return history

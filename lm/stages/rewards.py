@@ -1,0 +1,107 @@
+"""Reward models, each made when a method that was asked for distils it, or the rewards that stand in for them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from lm.base.store import Artifact, Planned, key_of
+from lm.data import rewards as columns
+from lm.objectives import MAIN, Method
+from lm.stages.labels import labelled_pairs
+from lm.stages.run import Run, once
+from lm.stages.subsets import bias, members, subset
+from lm.stages.trainings import accuracy, inputs_of, joint_oracle, reward_model, sft
+
+
+def teachers(run: Run, method: Method) -> list[str]:
+    """Names of the reward models whose rewards a method distils; of one of its own, none."""
+    return [
+        *([MAIN] if "rewards" in method.needs and method.own_oracle is None else []),
+        *(members(run) if "members" in method.needs else []),
+    ]
+
+
+def asked(run: Run) -> list[str]:
+    """Names of all reward models that some method of the run distils: of D_rho, the members, and methods' own, which
+    are called as the methods."""
+    settings = {name: run.config.settings(name) for name in run.config.methods}
+    needed = {teacher for each in settings.values() for method in each for teacher in teachers(run, method)}
+    own = [name for name, each in settings.items() if any(method.own_oracle is not None for method in each)]
+    return [*(name for name in (MAIN, *members(run)) if name in needed), *own]
+
+
+def _inputs(run: Run, name: str) -> dict[str, Any]:
+    return inputs_of(run, "reward", run.config.reward, bias=bias(run), subset=name, start=sft(run))
+
+
+def planned(run: Run) -> list[Planned]:
+    """The reward models of D_rho and of the members as a key counts them, made or not."""
+    if run.config.data.rewards != "models":
+        return []
+    return [Planned(key_of("reward", name, _inputs(run, name))) for name in (MAIN, *members(run))]
+
+
+@once
+def reward(run: Run, name: str) -> Artifact:
+    """The reward model of D_rho ("rho"), or of a member's subset. ValueError where none are trained."""
+    if (rewards := run.config.data.rewards) != "models":
+        whose = "set" if rewards == "given" else "oracle"
+        raise ValueError(f"data.rewards is {rewards}: the {whose}'s own rewards are distilled, no model is trained")
+    if not run.config.reward.is_given:
+        raise ValueError(f"{run.config.reward.ONE_LENGTH}; got None and None for reward, of which {name} is asked for")
+    return reward_model(
+        run,
+        "reward",
+        name,
+        run.config.reward,
+        _inputs(run, name),
+        lambda: subset(run, name),
+        lambda: labelled_pairs(run, "valid"),
+    )
+
+
+@once
+def own_oracle(run: Run, name: str, method: Method) -> Artifact:
+    """The reward model of a method's own, trained on D_rho; called as the method is."""
+    oracle = method.own_oracle
+    if oracle is None:
+        raise ValueError(f"{name} has no oracle of its own")
+    inputs = inputs_of(run, "reward", run.config.reward, bias=bias(run), alpha=oracle.alpha, start=sft(run))
+    return joint_oracle(run, name, oracle, inputs, lambda: subset(run, MAIN), lambda: labelled_pairs(run, "valid"))
+
+
+def reward_artifact(run: Run, name: str) -> Artifact:
+    """The model behind one of the names that `asked` gives."""
+    if name not in run.config.methods:
+        return reward(run, name)
+    with_one = next(method for method in run.config.settings(name) if method.own_oracle is not None)
+    return own_oracle(run, name, with_one)
+
+
+def reward_accuracy(run: Run, name: str) -> dict[str, Any]:
+    """How often a reward model, or the reward distilled in its place, orders validation pairs as labelled."""
+    if name in run.config.methods or run.config.data.rewards == "models":
+        of_model: dict[str, Any] = reward_artifact(run, name).metrics["accuracy"]
+        return of_model
+    pairs = labelled_pairs(run, "valid")
+    chosen, rejected = (torch.from_numpy(side) for side in stored_rewards(run, pairs, name))
+    return accuracy(run, pairs, chosen > rejected)
+
+
+def stored_rewards(run: Run, pairs: Any, name: str) -> tuple[columns.Floats, columns.Floats]:
+    """Rewards of the chosen and of the rejected completions, [N] each, that stand in the place of a reward model's: the
+    set's own, or the oracle's."""
+    if run.config.data.rewards == "oracle":
+        chosen, rejected = (pairs[f"oracle_{side}_reward"][:] for side in ("chosen", "rejected"))
+        return columns.checked(chosen, "oracle_chosen_reward", pairs["id"][:]), columns.checked(
+            rejected, "oracle_rejected_reward", pairs["id"][:]
+        )
+    found = columns.stored(pairs)
+    assert found is not None, "rows of given rewards were checked when they were read"
+    (chosen, rejected), (of_chosen, of_rejected) = found
+    if name == MAIN:
+        return chosen, rejected
+    k = members(run).index(name)
+    return of_chosen[:, k], of_rejected[:, k]

@@ -1,0 +1,240 @@
+"""What policies are trained on beside tokens: log-probs of pi_ref and its samples, and rewards, each model's apart."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import datasets
+import numpy as np
+from datasets import Dataset
+
+from lm.base.store import Artifact
+from lm.data import rewards
+from lm.logprobs.sampling import sample_completions
+from lm.logprobs.scoring import score_pairs, score_rows
+from lm.models.opening import open_policy, open_reward_model
+from lm.objectives import MAIN, Method
+from lm.stages.data import opened, save, tokenizer
+from lm.stages.labels import labelled_pairs
+from lm.stages.rewards import own_oracle, planned, reward, stored_rewards, teachers
+from lm.stages.run import Run, once
+from lm.stages.subsets import bias, members, subset
+from lm.stages.trainings import sft
+
+Sides = tuple[rewards.Floats, rewards.Floats]
+PAIRS, PROBE = "pairs", "probe"
+"""The training pairs, and the validation pairs that a policy is probed on."""
+
+
+@once
+def scores(run: Run) -> Artifact:
+    """The pairs of D_rho and the probe's with reference log-probs, and samples of pi_ref for each prompt.
+
+    Its key counts all the reward models of the run, made or not, as it did when it held their rewards too: artifacts of
+    that time are read as they are.
+    """
+
+    def make(folder: Path, _: Path) -> dict[str, Any]:
+        probe = _drawn(labelled_pairs(run, "valid"), run.config.probe.pairs, run.seed("probe"))
+        of_training = subset(run, MAIN)
+        pairs = datasets.concatenate_datasets([of_training, probe])
+        policy = open_policy(sft(run).path, tokenizer(run), run.config)
+        ref_chosen, ref_rejected = score_pairs(policy, pairs, "reference log-probs")
+        prompts = dict(zip(pairs["prompt"][:], pairs["prompt_ids"][:], strict=True))
+        each = run.config.sampling.reference_samples
+        repeated = [ids for ids in prompts.values() for _ in range(each)]
+        samples = sample_completions(
+            policy,
+            repeated,
+            tokenizer(run),
+            run.config,
+            seed=run.seed("score"),
+            what="reference samples",
+        )
+        ref_samples = score_rows(policy, repeated, samples, "samples' log-probs").tolist()
+        of_prompt = {prompt: slice(i * each, (i + 1) * each) for i, prompt in enumerate(prompts)}
+        rows = [of_prompt[prompt] for prompt in pairs["prompt"][:]]
+        scored = pairs.select_columns(["id", "prompt_ids", "chosen_ids", "rejected_ids"])
+        scored = scored.flatten_indices(keep_in_memory=True)  # as add_column would, into a file, see stages.data.where
+        for column, values in {
+            "ref_chosen_logps": ref_chosen.tolist(),
+            "ref_rejected_logps": ref_rejected.tolist(),
+            "sample_ids": [samples[i] for i in rows],
+            "ref_sample_logps": [ref_samples[i] for i in rows],
+        }.items():
+            scored = scored.add_column(column, values)
+        save(scored.select(range(len(of_training))), folder / PAIRS)
+        if len(probe):
+            save(scored.select(range(len(of_training), len(scored))), folder / PROBE)
+        names = [MAIN, *members(run)]
+        return {"reward_models": names, "pairs": len(of_training), "probe": len(probe), "prompts": len(prompts)}
+
+    inputs = {
+        "bias": bias(run),
+        "policy": sft(run),
+        "rewards": planned(run),
+        "sampling": run.config.sampling,
+        "probe": run.config.probe.pairs,
+        "seed": run.seed("score"),
+    }
+    return run.store.get("score", PAIRS, inputs, make)
+
+
+@once
+def model_scores(run: Run, name: str) -> Artifact:
+    """The rewards of the scored pairs by one reward model."""
+
+    def make(folder: Path, _: Path) -> dict[str, Any]:
+        model = open_reward_model(reward(run, name).path, run.config)
+        return _scored(run, folder, lambda pairs: score_pairs(model, pairs, f"rewards of {name}"))
+
+    return run.store.get("score", name, {"model": reward(run, name), "pairs": scores(run)}, make)
+
+
+@once
+def own_scores(run: Run, name: str, method: Method) -> Artifact:
+    """The rewards of D_rho's pairs by a method's own oracle."""
+
+    def make(folder: Path, _: Path) -> dict[str, Any]:
+        pairs = subset(run, MAIN)
+        model = open_policy(own_oracle(run, name, method).path, tokenizer(run), run.config, reward_head=True)
+        both = score_pairs(model, pairs, f"rewards of {name}'s oracle", rewards=True)
+        sides = dict(zip(rewards.ONE, (side.tolist() for side in both), strict=True))
+        save(Dataset.from_dict({"id": pairs["id"][:], **sides}), folder / PAIRS)
+        return {"pairs": len(pairs)}
+
+    return run.store.get("score", name, {"oracle": own_oracle(run, name, method), "bias": bias(run)}, make)
+
+
+def everything(run: Run) -> None:
+    """All that the policies of the run are trained on."""
+    scores(run)
+    for name in run.config.methods:
+        for method in run.config.settings(name):
+            if run.config.data.rewards == "models":
+                for teacher in teachers(run, method):
+                    margin(run, teacher)
+            if method.own_oracle is not None:
+                own_scores(run, name, method)
+
+
+def _scored(run: Run, folder: Path, score: Any) -> dict[str, Any]:
+    """Writes the rewards of the parts that `scores` has; returns how many rows there are of each."""
+    counts = {}
+    for part in _parts(run):
+        pairs = opened(scores(run).path / part)
+        sides = dict(zip(rewards.ONE, (side.tolist() for side in score(pairs)), strict=True))
+        save(Dataset.from_dict({"id": pairs["id"][:], **sides}), folder / part)
+        counts[part] = len(pairs)
+    return counts
+
+
+def _parts(run: Run) -> list[str]:
+    return [PAIRS, *([PROBE] if scores(run).metrics["probe"] else [])]
+
+
+# ---------------------------------------------------------------- pairs as policies are trained on them
+
+
+def scored_pairs(run: Run, method: Method, name: str, part: str = PAIRS) -> Dataset:
+    """Pairs as `lm.training.batches.pair_collator` reads them, with the reward margins that the method needs.
+
+    Args:
+        run: the run.
+        method: in one of its settings.
+        name: the method's.
+        part: PAIRS, or PROBE.
+
+    Raises:
+        ValueError: a score is missing, or not finite; it names the row.
+    """
+    pairs = opened(scores(run).path / part)
+    ids = pairs["id"][:]
+    for column in ("ref_chosen_logps", "ref_rejected_logps", "ref_sample_logps"):
+        if column not in pairs.column_names:
+            raise ValueError(f"scored pairs lack {column}; there are {', '.join(pairs.column_names)}")
+        rewards.checked(pairs[column][:], column, ids)
+    margins = {teacher: margin(run, teacher, part) for teacher in teachers(run, method)}
+    if method.own_oracle is not None and part == PAIRS:
+        margins[MAIN] = _margin(_sides(opened(own_scores(run, name, method).path / PAIRS), ids), ids)
+    pairs = pairs.remove_columns([column for column in pairs.column_names if column in rewards.EVERY])
+    if MAIN in margins:
+        pairs = pairs.add_column(rewards.MARGIN, margins.pop(MAIN).tolist())
+    if margins:
+        pairs = pairs.add_column(rewards.MEMBER_MARGINS, np.stack(list(margins.values()), axis=1).tolist())
+    return pairs
+
+
+def margin(run: Run, name: str, part: str = PAIRS) -> rewards.Floats:
+    """Reward margins of the scored pairs by a reward model, or by what stands in its place, [N].
+
+    ValueError, with the row, where one is missing or not finite.
+    """
+    return _margin(both_sides(run, name, part), opened(scores(run).path / part)["id"][:])
+
+
+def both_sides(run: Run, name: str, part: str = PAIRS) -> Sides:
+    """Rewards of the chosen and of the rejected completions of the scored pairs, likewise, [N] each."""
+    pairs = opened(scores(run).path / part)
+    if (older := rewards.stored(pairs)) is not None:
+        k = scores(run).metrics["reward_models"].index(name)
+        chosen, rejected = (one if k == 0 else listed[:, k - 1] for one, listed in zip(*older, strict=True))
+        return chosen, rejected
+    if run.config.data.rewards == "models":
+        return _sides(opened(model_scores(run, name).path / part), pairs["id"][:])
+    rows = subset(run, MAIN) if part == PAIRS else labelled_pairs(run, "valid")
+    return _in_order(rows["id"][:], stored_rewards(run, rows, name), pairs["id"][:])
+
+
+def _sides(scored: Dataset, ids: list[str]) -> Sides:
+    """The one reward of each side of these rows, from an artifact that has it."""
+    found = rewards.stored(scored)
+    assert found is not None, f"no rewards among {scored.column_names}"
+    return _in_order(scored["id"][:], (found[0][0], found[0][1]), ids)
+
+
+def _in_order(have: list[str], sides: Sides, ids: list[str]) -> Sides:
+    """ValueError where a row has no reward."""
+    place = {row: i for i, row in enumerate(have)}
+    if lacking := [row for row in ids if row not in place]:
+        raise ValueError(f"row {lacking[0]} has no reward; every pair must have been scored")
+    at = [place[row] for row in ids]
+    return sides[0][at], sides[1][at]
+
+
+def _margin(sides: Sides, ids: list[str]) -> rewards.Floats:
+    chosen, rejected = (
+        rewards.checked(side.tolist(), name, ids) for side, name in zip(sides, rewards.ONE, strict=True)
+    )
+    return chosen - rejected
+
+
+def export_rows(run: Run) -> Iterator[dict[str, Any]]:
+    """The rows of D_rho for other trainers, in the order of the scores: texts, the rewards that the run's methods
+    distil, and log-probs of pi_ref. Makes what is missing of the run up to these."""
+    scored, texts = opened(scores(run).path / PAIRS), subset(run, MAIN)
+    if texts["id"][:] != scored["id"][:]:
+        raise RuntimeError("the scores are of other rows than D_rho has")
+    needed = {teacher for name in run.config.methods for teacher in teachers(run, run.config.method(name))}
+    one = both_sides(run, MAIN) if MAIN in needed else None
+    listed = [both_sides(run, name) for name in members(run) if name in needed]
+
+    def row_of(i: int, text: dict[str, Any], score: dict[str, Any]) -> dict[str, Any]:
+        row = {name: text[name] for name in ("id", "prompt", "chosen", "rejected")}
+        if one is not None:
+            own = [float(side[i]) for side in one]
+            row |= {**dict(zip(rewards.ONE, own, strict=True)), rewards.MARGIN: own[0] - own[1]}
+        if listed:
+            sides = [[float(member[side][i]) for member in listed] for side in (0, 1)]
+            row |= dict(zip(rewards.MEMBERS, sides, strict=True))
+        return row | {name: score[name] for name in ("ref_chosen_logps", "ref_rejected_logps")}
+
+    return (row_of(i, text, score) for i, (text, score) in enumerate(zip(texts, scored, strict=True)))
+
+
+def _drawn(dataset: Dataset, size: int, seed: int) -> Dataset:
+    """So many rows in their order, or all where they are fewer."""
+    size = min(size, len(dataset))
+    return dataset.select(sorted(np.random.default_rng(seed).choice(len(dataset), size, replace=False)))

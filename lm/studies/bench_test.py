@@ -1,0 +1,281 @@
+"""The benchmark's arithmetic, its data, and one run of it on a very small model. No speed is asserted."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from lm.config import LogprobsConfig
+from lm.logprobs.completions import CompletionModel, collate
+from lm.logprobs.packing import Layout
+from lm.studies import bench
+from lm.studies.bench import TLDR, VARIANTS, Job, Shape, Turn, Work, Worker, Workload, useful_flops
+from lm.training.batches import pair_collator
+
+MICRO = Shape(hidden=16, layers=2, heads=2, intermediate=24, vocabulary=50)
+
+
+def job(name: str = "ours", **changes: Any) -> Job:
+    fields = {"shape": MICRO, "workload": TLDR, "turns": 3, "steps": 2, "threads": 1, **changes}
+    return Job(variant=VARIANTS[name], **fields)
+
+
+# ---------------------------------------------------------------- operations
+
+
+def test_operations_of_one_pair_by_hand() -> None:
+    shape = Shape(hidden=2, layers=3, heads=1, intermediate=4, vocabulary=5)
+    # A layer: q, k, v, o of 2x2 and gate, up, down of 2x4 are 40 weights, on 5 tokens. Query-key pairs: the prompt's 3;
+    # a completion of 1 sees 2 + 1; one of 2 sees 2 + 1 and 2 + 2. Scores, mixing: 2 * 2 operations each.
+    layer = 2 * 40 * 5 + 2 * (2 * 2) * (3 + 3 + 7)
+    head = 2 * 2 * 5 * 3  # on three completion tokens
+    assert useful_flops(shape, 2, [1, 2], head=True, backward=False) == 3 * layer + head
+    assert useful_flops(shape, 2, [1, 2], head=False, backward=False) == 3 * layer
+    assert useful_flops(shape, 2, [1, 2], head=True, backward=True) == 3 * (3 * layer + head)
+    # Control: two prompts instead of one.
+    apart = [useful_flops(shape, 2, [count], head=True, backward=False) for count in (1, 2)]
+    assert sum(apart) > 3 * layer + head
+
+
+def test_operations_are_those_that_torch_counts() -> None:
+    """Products of the real forward and backward; attention by the layout's own rule."""
+    prompt, counts = 7, [3, 5]
+    batch = collate([[2] * prompt], [[[3] * count for count in counts]])
+    model = CompletionModel(bench.make_model(MICRO, 32), options=LogprobsConfig(onednn="off", allocator=False))
+    model.settle(**batch)
+    model._last_layer.on = False  # the count is of the plain computation
+    with FlopCounterMode(display=False) as counter:
+        logps = model(**batch).logps
+        assert logps is not None
+        logps.sum().backward()
+    products = counter.get_flop_counts()["Global"][torch.ops.aten.mm]
+    layout = Layout(batch["lengths"], torch.device("cpu"))
+    tokens = torch.arange(layout.total)
+    looks = int(layout.sees(tokens[:, None], tokens[None]).sum())
+    attention = 3 * MICRO.layers * 4 * MICRO.hidden * looks
+    assert useful_flops(MICRO, prompt, counts, head=True, backward=True) == products + attention
+
+
+# ---------------------------------------------------------------- data
+
+
+def test_timed_rows_follow_a_batch_that_is_not_and_never_overlap() -> None:
+    turns = [list(job().timed(turn)) for turn in range(3)]
+    assert turns == [list(range(8, 24)), list(range(32, 48)), list(range(56, 72))]
+    assert len(job().data()) == 72
+
+
+def test_work_of_a_turn_counts_the_rows_of_that_turn() -> None:
+    data = job("kl-ours", workload=replace(TLDR, completions=3)).data()
+    works = bench.work_of(job("kl-ours", workload=replace(TLDR, completions=3)))
+    tokens = [
+        sum(
+            len(r["prompt_ids"]) + len(r["chosen_ids"]) + len(r["rejected_ids"]) + len(r["sample_ids"][0]) for r in rows
+        )
+        for rows in ([data[i] for i in range(32, 48)], [data[i] for i in range(56, 72)])
+    ]
+    assert [work.tokens for work in works] == tokens
+    assert [work.pairs for work in works] == [16, 16]
+    assert tokens[0] != tokens[1]  # control: the turns can be told apart
+
+
+def test_scoring_and_reward_models_count_less() -> None:
+    flops = {name: bench.work_of(job(name))[0].flops for name in ("ours", "score-ours", "reward-ours", "reward-trl")}
+    assert flops["ours"] == 3 * flops["score-ours"]
+    assert flops["reward-ours"] == flops["reward-trl"] < flops["ours"]
+
+
+def test_lengths_are_like_tldr_or_all_alike() -> None:
+    data = bench.make_pairs(TLDR, 50, 400)
+    prompts = sorted(len(row["prompt_ids"]) for row in data)
+    assert 150 <= prompts[0] < prompts[200] == pytest.approx(340, rel=0.1)
+    assert prompts[-1] <= 500
+    alike = bench.make_pairs(Workload(prompt=9, completion=4, completions=4, spread=False), 50, 5)
+    assert {(len(r["prompt_ids"]), len(r["chosen_ids"]), len(r["rejected_ids"])) for r in alike} == {(9, 4, 4)}
+    assert {tuple(map(len, row["sample_ids"])) for row in alike} == {(4, 4)}
+    assert list(alike) == list(bench.make_pairs(Workload(prompt=9, completion=4, completions=4, spread=False), 50, 5))
+
+
+def test_unshared_rows_have_the_same_log_probs() -> None:
+    data = bench.make_pairs(Workload(prompt=9, completion=4, completions=3, spread=False), 50, 3)
+    model = CompletionModel(bench.make_model(MICRO, 32).double(), options=LogprobsConfig(onednn="off", allocator=False))
+    logps = []
+    for collator in (pair_collator(sample=True), bench._unshared(pair_collator(sample=True))):
+        batch = collator(list(data))
+        logps.append(model(batch["input_ids"], batch["lengths"]).logps)
+    assert batch["lengths"] == [[9, 4]] * 9
+    torch.testing.assert_close(logps[0], logps[1], rtol=0, atol=1e-6)  # RMSNorm and rotary angles are in float32
+    assert (logps[0] - logps[1].roll(1)).abs().max() > 1e-3  # control: the order matters
+
+
+# ---------------------------------------------------------------- medians and ratios
+
+
+def test_ratios_are_of_the_same_round_and_rates_are_medians() -> None:
+    took = {
+        "trl": [Turn(2.0, 100.0), Turn(40.0, 300.0), Turn(8.0, 200.0)],
+        "trl-tuned": [Turn(1.0, None), Turn(10.0, None), Turn(2.0, None)],
+        "ours": [Turn(1.0, 10.0), Turn(5.0, 30.0), Turn(4.0, 20.0)],
+    }
+    works = {name: [Work(4, 100, 10**9), Work(8, 100, 10**9), Work(4, 100, 10**9)] for name in took}
+    rows = {row["variant"]: row for row in bench.summarise("S8", {n: VARIANTS[n] for n in took}, took, works, {})}
+    ours = rows["ours"]
+    assert (ours["ratio_trl"], ours["ratio_trl_tuned"]) == (2.0, 1.0)  # of 2, 8, 2, and of 1, 2, 0.5
+    assert ours["pairs_per_s"] == 1.6  # of 4, 1.6, 1
+    assert ours["tokens_per_s"] == 25.0  # of 100, 20, 25
+    assert ours["gflop_per_s"] == 0.25
+    assert ours["peak_mb"] == 30.0
+    assert rows["trl"]["ratio_trl"] == 1.0
+    assert rows["trl"]["ratio_trl_tuned"] == 0.25
+    assert rows["trl-tuned"]["peak_mb"] is None
+    assert ours["ratio_unshared"] is None
+    # Control: the ratio of the medians is another number.
+    assert ours["pairs_per_s"] / rows["trl"]["pairs_per_s"] == pytest.approx(3.2)
+
+
+def test_stages_are_compared_with_their_own_peers() -> None:
+    took = {"kl-ours": [Turn(1.0, None)], "kl-ours-unshared": [Turn(3.0, None)]}
+    rows = bench.summarise("S8", {n: VARIANTS[n] for n in took}, took, {n: [Work(1, 1, 1)] for n in took}, {})
+    assert [row["ratio_unshared"] for row in rows] == [3.0, 1.0]
+    assert [row["ratio_trl"] for row in rows] == [None, None]
+
+
+def test_every_variant_has_the_peers_that_it_is_compared_with() -> None:
+    for name, variant in VARIANTS.items():
+        if variant.stage != "policy":
+            assert name.startswith(f"{variant.stage}-")
+        if variant.stage != "kl":
+            assert ("trl" if variant.stage == "policy" else f"{variant.stage}-trl") in VARIANTS
+    assert set(bench.QUICK) | set(bench.CURVES) <= set(VARIANTS)
+
+
+# ---------------------------------------------------------------- processes
+
+
+def test_a_worker_that_fails_is_named_with_its_traceback() -> None:
+    here, there = multiprocessing.Pipe()
+    worker = Worker("ours", job())
+    worker.connection, worker.process = here, SimpleNamespace(exitcode=-9, join=lambda: None)  # type: ignore[assignment]
+    there.send("Traceback: no such thing")
+    with pytest.raises(RuntimeError, match="ours failed:\nTraceback: no such thing"):
+        worker.turn()
+    there.close()
+    with pytest.raises(RuntimeError, match="ours: its process died, exit status -9"):
+        worker.turn()
+    assert worker.took == []
+
+
+# ---------------------------------------------------------------- the command
+
+
+def test_quick_run_in_processes_of_their_own(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    page, results = tmp_path / "page.md", tmp_path / "results.json"
+    page.write_text(f"before\n{bench.BEGIN_MARK}\nold\n{bench.END_MARK}\nafter\n")
+    names = ["ours", *(["trl"] if bench.trl_installed() else [])]
+    options = ["--quick", "--rounds", "1", "--steps", "1", "--threads", "1", "--variants", *names]
+    assert bench.main([*options, "--json", str(results), "--markdown", str(page)], configs={"S8": MICRO}) == 0
+    document = json.loads(results.read_text())
+    assert [(row["config"], row["variant"], row["stage"]) for row in document["rows"]] == [
+        ("S8", name, "policy") for name in names
+    ]
+    for row in document["rows"]:
+        assert row["pairs_per_s"] > 0
+        assert row["tokens_per_s"] > 150 * row["pairs_per_s"]
+        assert 0 < row["gflop_per_s"] < document["machine"]["gemm_gflop_per_s"]["float32"]
+        assert row["peak_mb"] is None or row["peak_mb"] > 50
+        assert row["ratio_trl_tuned"] is None
+        assert (row["ratio_trl"] is not None) == ("trl" in names)
+    assert document["curves"] == []
+    assert document["machine"]["threads"] == 1
+    table = capsys.readouterr().out
+    text = page.read_text()
+    assert text == f"before\n{bench.BEGIN_MARK}\n{table.strip()}\n{bench.END_MARK}\nafter\n"
+    assert "| S8 " in text
+    assert "| ours " in text
+
+
+def test_without_trl_its_rows_say_so(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(bench, "trl_installed", lambda: False)
+    options = ["--quick", "--variants", "trl", "score-trl", "--threads", "1"]
+    assert bench.main(options, configs={"S8": MICRO}) == 0
+    assert capsys.readouterr().out.count("trl not installed") == 2
+
+
+def test_bfloat16_is_left_out_where_it_is_slower_unless_it_is_asked_for(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    asked: list[str] = []
+
+    def rounds(jobs: dict[str, Job], peaks: dict[str, float]) -> dict[str, list[Turn]]:
+        asked.extend(jobs)
+        return {name: [Turn(1.0, None)] * 5 for name in jobs}
+
+    def slow(peaks: dict[str, float]) -> None:
+        peaks.update({name: 2.0 if name == "float32" else 1.0 for name in peaks})
+
+    monkeypatch.setattr(bench, "run_rounds", rounds)
+    monkeypatch.setattr(bench, "gemm_peak", slow)
+    assert bench.main(["--configs", "S8"], configs={"S8": MICRO}) == 0
+    assert "ours" in asked
+    assert not [name for name in asked if "bf16" in name]
+    assert capsys.readouterr().out.count("no bfloat16 products") == 3
+    assert bench.main(["--configs", "S8", "--variants", "ours-bf16"], configs={"S8": MICRO}) == 0
+    assert asked[-1] == "ours-bf16"
+
+
+def test_curves_run_along_one_length_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[tuple[Workload, tuple[str, ...]]] = []
+
+    def rounds(jobs: dict[str, Job], peaks: dict[str, float]) -> dict[str, list[Turn]]:
+        seen.append((next(iter(jobs.values())).workload, tuple(jobs)))
+        return {name: [Turn(2.0 if "un" in name else 1.0, None)] for name in jobs}
+
+    monkeypatch.setattr(bench, "run_rounds", rounds)
+    rows = bench.Plan(rounds=1, steps=1, threads=1).curves("S8", MICRO, {"float32": 1.0})
+    ours = [row for row in rows if row["variant"] == "ours"]
+    assert len(ours) == len(seen) == 13
+    for row, (workload, names) in zip(ours, seen, strict=True):
+        assert (row["prompt"], row["completion"], row["completions"]) == (
+            workload.prompt,
+            workload.completion,
+            workload.completions,
+        )
+        assert row["ratio_unshared"] == 2.0
+        assert 1 < row["flops_unshared"] < workload.completions
+        assert not any("trl" in name for name in names) or workload.completions == 2
+    document = {"rows": [], "curves": rows, "machine": bench.machine(1, {"float32": 1.0})}
+    text = bench.render(document)
+    assert [text.count(f"| {what} ") for what in ("prompt tokens", "completion tokens", "K")] == [1, 1, 1]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--rounds", "0"], "--rounds: must be a whole number >= 1, got '0'"),
+        (["--steps", "2.5"], "--steps: must be a whole number >= 1, got '2.5'"),
+        (["--configs", "XL"], "--configs: invalid choice: 'XL'"),
+        (["--variants", "their"], "--variants: invalid choice: 'their'"),
+        (["--markdown", "no/such.md"], "--markdown no/such.md: the file must have a line '<!-- lm.bench: begin -->'"),
+    ],
+)
+def test_wrong_options_are_refused(options: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as left:
+        bench.main(options)
+    assert left.value.code == 2
+    assert message in capsys.readouterr().err
+
+
+def test_a_page_with_its_marks_the_wrong_way_round_is_left_alone(tmp_path: Path) -> None:
+    page = tmp_path / "page.md"
+    page.write_text(f"{bench.END_MARK}\n{bench.BEGIN_MARK}\n")
+    with pytest.raises(ValueError, match="and below it"):
+        bench.put_between_marks(page, "text")
+    assert page.read_text() == f"{bench.END_MARK}\n{bench.BEGIN_MARK}\n"

@@ -1,0 +1,599 @@
+"""Says, before anything is trained, what DPO will do on a preference set, and what is odd about the set."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+from scipy.stats import binomtest
+
+from lm.config import DataConfig
+from lm.data.rows import BATCH, Row, read_rows, shown
+from lm.data.schemas import Drop, hh_pair, plain_chat, preference_pair, tldr_pair
+from lm.models.loading import load_tokenizer
+from theory.preferences import PreferenceGraph
+
+Ints = npt.NDArray[np.intp]
+Floats = npt.NDArray[np.float64]
+
+RATIOS = (1.0, 1.1, 1.25, 1.5, 2.0)
+"""How many times the other's length makes a completion the longer one; for 1, longer at all."""
+QUANTILES = (0.1, 0.5, 0.9)
+
+REWARD_PAIRS = (
+    ("chosen_reward", "rejected_reward"),
+    ("chosen_rewards", "rejected_rewards"),
+    ("score_chosen", "score_rejected"),
+    ("oracle_chosen_reward", "oracle_rejected_reward"),
+)
+"""Columns whose difference is a reward margin: a number, or a list with one number a reward model."""
+REWARD_MARGINS = ("margin", "reward_margin", "member_margins")
+
+
+# ---------------------------------------------------------------- what is reported
+
+
+@dataclass(frozen=True, kw_only=True)
+class LengthBias:
+    """Of the comparisons with a longer side, how many prefer it."""
+
+    ratio: float
+    comparisons: int
+    longer_preferred: float | None
+    """Share; None without comparisons."""
+    interval: tuple[float, float] | None
+    """95% Wilson interval of the share."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tokens:
+    """Lengths in tokens, end-of-text included, and what limits would leave out."""
+
+    tokenizer: str
+    longest_prompt: int
+    longest_completion: int
+    max_prompt_length: int
+    max_completion_length: int
+    too_long: int
+    """Comparisons with a prompt or completion over its limit; `python -m lm.prepare` drops them."""
+    tokens_cut: int
+    """Tokens beyond the limits in them, which a trainer that truncates would cut."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rewards:
+    """One source of reward margins against the labels. Shares are of the comparisons that have the reward."""
+
+    columns: str
+    member: int | None
+    """Which of a list of reward models, from 0; None for a single one."""
+    missing: int
+    """Comparisons without a finite margin."""
+    agree: float | None
+    ties: float | None
+    disagree: float | None
+    margin_quantiles: tuple[float, ...] | None
+    """Of the absolute margin, at QUANTILES."""
+
+    @property
+    def name(self) -> str:
+        """What it is called in the report."""
+        return self.columns if self.member is None else f"{self.columns}, member {self.member}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ensemble:
+    """How far several reward models differ, on the comparisons that all of them score."""
+
+    columns: str
+    members: int
+    comparisons: int
+    sign_disagreement: float | None
+    """Share on which some member prefers the one completion and some the other."""
+    spread: float | None
+    """Mean over comparisons of the standard deviation between the members' margins, in reward units."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Advice:
+    """What follows, and the statements of the ledger (theory/README.md) that say so."""
+
+    text: str
+    statements: tuple[str, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Report:
+    """Everything that `python -m lm.diagnose` finds. Counts are of rows or comparisons, shares are of comparisons."""
+
+    data: str
+    kind: str
+    pairs: int
+    """Rows that were read."""
+    comparisons: int
+    """Those with a prompt and two different completions; all that follows is about them."""
+    prompts: int
+    responses: int
+    """Different completions, prompt by prompt."""
+    empty: int
+    """Rows with an empty prompt or completion."""
+    identical: int
+    """Rows whose completions are the same."""
+    left_out: dict[str, int]
+    """Every row that is no comparison, by reason."""
+    duplicates: int
+    """Comparisons that repeat an earlier one, in the same direction."""
+    no_finite_dpo_optimum: float
+    """Share whose two completions are not in one strongly connected component of their prompt's preference graph."""
+    isolated: float
+    """Share whose completions are in no other comparison, nor in this one the other way round."""
+    contradicted: int
+    """Comparisons that are also there the other way round."""
+    on_longer_cycles: int
+    """Comparisons on a cycle of three or more completions, none of them contradicted."""
+    unconnected_prompts: int
+    """Prompts whose completions fall into groups that are never compared."""
+    length_unit: str
+    longer_preferred: float | None
+    """Share that prefers the longer completion, of those with unequal lengths."""
+    length_bias: list[LengthBias]
+    tokens: Tokens | None
+    """None where no tokenizer is named."""
+    rewards: list[Rewards]
+    ensembles: list[Ensemble]
+    advice: list[Advice]
+
+
+# ---------------------------------------------------------------- reading
+
+
+@dataclass(frozen=True)
+class Comparisons:
+    """The usable rows of a set, and how many were not."""
+
+    kind: str
+    rows: int
+    prompts: list[str]
+    chosen: list[str]
+    rejected: list[str]
+    margins: dict[str, Floats]
+    """Columns -> margins, [N] of a single reward model or [N, K]; NaN where there is none."""
+    left_out: Counter[str]
+
+
+def read(path: str, *, kind: str = "auto", subset: str | None = None) -> Comparisons:
+    """Reads a hub dataset, a file or a folder.
+
+    Args:
+        path: as of `lm.data.read_rows`.
+        kind: "tldr", "hh" and "preferences" as in `lm.config.DataConfig`; "auto" goes by the columns of the
+            first row.
+        subset: as of `lm.data.read_rows`.
+
+    Raises:
+        ValueError: unknown columns, a malformed row, or no row that is a comparison.
+        FileNotFoundError: no such data.
+    """
+    kept: list[Row] = []
+    values: dict[str, list[Any]] = {}
+    left_out = Counter[str]()
+    convert: Callable[[Row, str], Row | Drop] | None = None
+    rows = 0
+    for where, row in read_rows(path, subset):
+        if convert is None:
+            kind = _kind_of(row, where) if kind == "auto" else kind
+            convert = CONVERTERS[kind]
+            values = {source: [] for source in _reward_sources(row, where)}
+        rows += 1
+        pair = convert(row, where)
+        if isinstance(pair, Drop):
+            left_out[pair.reason] += 1
+            continue
+        kept.append(pair)
+        for source, column in values.items():
+            column.append(_margin(row, source, where))
+    if not kept:
+        raise ValueError(f"{path}: none of {rows} rows is a comparison, left out were {dict(left_out) or 'none'}")
+    prompts, chosen, rejected = ([pair[name] for pair in kept] for name in ("prompt", "chosen", "rejected"))
+    margins = {source: _stack(column, source, path) for source, column in values.items()}
+    return Comparisons(kind, rows, prompts, chosen, rejected, margins, left_out)
+
+
+def _kind_of(row: Row, where: str) -> str:
+    columns = set(row)
+    if {"info", "summaries", "choice"} <= columns:
+        return "tldr"
+    if {"chosen", "rejected"} <= columns:
+        return "preferences" if "prompt" in columns or isinstance(row["chosen"], list) else "hh"
+    raise ValueError(
+        f"{where}: no preference set with the columns {shown(sorted(columns))} is known; there should be prompt, "
+        "chosen and rejected, or chosen and rejected dialogues, or info, summaries and choice"
+    )
+
+
+CONVERTERS: dict[str, Callable[[Row, str], Row | Drop]] = {
+    "preferences": lambda row, where: preference_pair(row, where, plain_chat),
+    "hh": hh_pair,
+    "tldr": lambda row, where: tldr_pair(row, where, DataConfig.prompt_template),
+}
+
+
+def _reward_sources(row: Row, where: str) -> list[str]:
+    """Names of the margins that the columns allow for: "chosen_reward - rejected_reward", "margin"."""
+    sources = [name for name in REWARD_MARGINS if name in row]
+    for chosen, rejected in REWARD_PAIRS:
+        if (chosen in row) != (rejected in row):
+            there, missing = (chosen, rejected) if chosen in row else (rejected, chosen)
+            raise ValueError(f"{where}: column {there!r} needs {missing!r} beside it")
+        if chosen in row:
+            sources.append(f"{chosen} - {rejected}")
+    return sources
+
+
+def _margin(row: Row, source: str, where: str) -> Any:
+    """A number, a list, or None where the row lacks it."""
+    terms = [_reward(row.get(name), where, name) for name in source.split(" - ")]
+    if any(term is None for term in terms):
+        return None
+    if len(terms) == 1:
+        return terms[0]
+    chosen, rejected = terms
+    if isinstance(chosen, list) != isinstance(rejected, list) or (
+        isinstance(chosen, list) and len(chosen) != len(rejected)
+    ):
+        raise ValueError(
+            f"{where}: {source}: both must be numbers, or lists of one length, got {shown(chosen)} and "
+            f"{shown(rejected)}"
+        )
+    if isinstance(chosen, list):
+        return [c - r for c, r in zip(chosen, rejected, strict=True)]
+    return chosen - rejected
+
+
+def _reward(value: Any, where: str, name: str) -> Any:
+    if value is None or type(value) is float:
+        return value
+    listed = value if isinstance(value, list) else [value]
+    if not listed or any(isinstance(v, bool) or not isinstance(v, int | float | None) for v in listed):
+        raise ValueError(f"{where}: {name!r} must be a number or a list of numbers, got {shown(value)}")
+    try:
+        numbers = [float("nan") if v is None else float(v) for v in listed]
+    except OverflowError:
+        raise ValueError(f"{where}: {name!r} must be a number that a float can hold, got {shown(value)}") from None
+    return numbers if isinstance(value, list) else numbers[0]
+
+
+def _stack(column: Sequence[Any], source: str, path: str) -> Floats:
+    shapes = {len(value) if isinstance(value, list) else 0 for value in column if value is not None}
+    if len(shapes) > 1:
+        raise ValueError(f"{path}: {source} must be as many numbers in every row, got {sorted(shapes)}, 0 for no list")
+    missing: Any = [float("nan")] * shape if (shape := max(shapes, default=0)) else float("nan")
+    margins = np.array([missing if value is None else value for value in column], dtype=np.float64)
+    margins[~np.isfinite(margins)] = np.nan
+    return margins
+
+
+# ---------------------------------------------------------------- measuring
+
+
+def number(values: Iterable[Any]) -> tuple[Ints, int]:
+    """Integers from 0, equal where the values are, in order of appearance; and how many there are."""
+    seen: dict[Any, int] = {}
+    labels = np.array([seen.setdefault(value, len(seen)) for value in values], dtype=np.intp)
+    return labels, len(seen)
+
+
+def measure(
+    data: Comparisons, name: str, *, tokenizer: str | None = None, max_prompt_length: int, max_completion_length: int
+) -> Report:
+    """The report on a set that has been read; lengths in tokens where a tokenizer is named, else in characters."""
+    prompt, prompts = number(data.prompts)
+    both = np.concatenate([prompt, prompt]).tolist()
+    response, responses = number(zip(both, [*data.chosen, *data.rejected], strict=True))
+    chosen, rejected = response.reshape(2, -1)
+    # One graph for all prompts: a completion belongs to one, so no path leads from prompt to prompt.
+    graph = PreferenceGraph(responses, np.stack([chosen, rejected], axis=1))
+
+    code, opposite = chosen * responses + rejected, rejected * responses + chosen
+    contradicted = np.isin(code, opposite)
+    one_way = PreferenceGraph(responses, graph.edges[~contradicted])
+    distinct = np.unique(np.minimum(code, opposite))
+    compared = np.bincount(np.concatenate(np.divmod(distinct, responses)), minlength=responses)
+    isolated = (compared[chosen] == 1) & (compared[rejected] == 1) & ~contradicted
+    prompt_of = np.empty(responses, dtype=np.intp)
+    prompt_of[response] = both
+    first_of_group = np.unique(graph.components, return_index=True)[1]
+
+    if tokenizer is None:
+        lengths, tokens, unit = (
+            [np.array([*map(len, side)]) for side in (data.chosen, data.rejected)],
+            None,
+            "characters",
+        )
+    else:
+        lengths, tokens = _tokens(data, tokenizer, max_prompt_length, max_completion_length)
+        unit = "tokens"
+    bias = [_length_bias(ratio, *lengths) for ratio in RATIOS]
+    members = {source: m.reshape(len(m), -1) for source, m in data.margins.items()}
+    report = Report(
+        data=name,
+        kind=data.kind,
+        pairs=data.rows,
+        comparisons=len(graph),
+        prompts=prompts,
+        responses=responses,
+        empty=data.left_out["empty prompt"] + data.left_out["empty completion"],
+        identical=data.left_out["identical completions"],
+        left_out=dict(data.left_out),
+        duplicates=len(graph) - len(np.unique(code)),
+        no_finite_dpo_optimum=float(graph.crossing.mean()),
+        isolated=float(isolated.mean()),
+        contradicted=int(contradicted.sum()),
+        on_longer_cycles=int((~one_way.crossing).sum()),
+        unconnected_prompts=int((np.bincount(prompt_of[first_of_group]) > 1).sum()),
+        length_unit=unit,
+        longer_preferred=bias[0].longer_preferred,
+        length_bias=bias,
+        tokens=tokens,
+        rewards=[
+            _rewards(margins[:, k], source, k if data.margins[source].ndim == 2 else None)
+            for source, margins in members.items()
+            for k in range(margins.shape[1])
+        ],
+        ensembles=[_ensemble(m, source) for source, m in members.items() if m.shape[1] > 1],
+        advice=[],
+    )
+    report.advice.extend(advise(report))
+    return report
+
+
+def _length_bias(ratio: float, chosen: Ints, rejected: Ints) -> LengthBias:
+    exact = Fraction(str(ratio))  # 1.1 times 50 tokens is 55, but above it in binary
+    times, over = exact.numerator, exact.denominator
+    longer = (chosen * over >= rejected * times) & (chosen > rejected)
+    shorter = (rejected * over >= chosen * times) & (rejected > chosen)
+    preferred, total = int(longer.sum()), int(longer.sum() + shorter.sum())
+    share, interval = None, None
+    if total:
+        bounds = binomtest(preferred, total).proportion_ci(method="wilson")
+        share, interval = preferred / total, (float(bounds.low), float(bounds.high))
+    return LengthBias(ratio=ratio, comparisons=total, longer_preferred=share, interval=interval)
+
+
+def _tokens(data: Comparisons, name: str, max_prompt: int, max_completion: int) -> tuple[list[Ints], Tokens]:
+    """Lengths of chosen and rejected, [N] each, and the report."""
+    tokenizer = load_tokenizer(name, [*data.prompts, *data.chosen, *data.rejected], trust_remote_code=False)
+
+    def counts(texts: list[str], special: bool) -> list[int]:
+        if not tokenizer.is_fast:
+            return [len(ids) for ids in tokenizer(texts, add_special_tokens=special)["input_ids"]]
+        # Counting needs no lists of ids, which take one thread longer than the tokens take all of them.
+        return [len(each) for each in tokenizer.backend_tokenizer.encode_batch_fast(texts, add_special_tokens=special)]
+
+    def lengths(texts: list[str], *, special: bool) -> Ints:
+        label, _ = number(texts)
+        different = list(dict.fromkeys(texts))
+        batches = (different[start : start + BATCH] for start in range(0, len(different), BATCH))
+        return np.array([count for batch in batches for count in counts(batch, special)], dtype=np.intp)[label]
+
+    if tokenizer.is_fast:  # which may have been saved with a limit
+        tokenizer.backend_tokenizer.no_truncation()
+        tokenizer.backend_tokenizer.no_padding()
+    prompts = lengths(data.prompts, special=True)
+    # As lm.data tokenises: a completion continues its prompt after a space and ends with end-of-text.
+    sides = [lengths([f" {t.lstrip()}" for t in s], special=False) + 1 for s in (data.chosen, data.rejected)]
+    over = [np.maximum(prompts - max_prompt, 0), *(np.maximum(side - max_completion, 0) for side in sides)]
+    return sides, Tokens(
+        tokenizer=name,
+        longest_prompt=int(prompts.max()),
+        longest_completion=int(max(side.max() for side in sides)),
+        max_prompt_length=max_prompt,
+        max_completion_length=max_completion,
+        too_long=int((np.sum(over, axis=0) > 0).sum()),
+        tokens_cut=int(np.sum(over)),
+    )
+
+
+def _rewards(margins: Floats, source: str, member: int | None) -> Rewards:
+    known = margins[np.isfinite(margins)]
+    shares = [float(np.mean(part)) for part in (known > 0, known == 0, known < 0)] if len(known) else [None] * 3
+    return Rewards(
+        columns=source,
+        member=member,
+        missing=len(margins) - len(known),
+        agree=shares[0],
+        ties=shares[1],
+        disagree=shares[2],
+        margin_quantiles=tuple(np.quantile(abs(known), QUANTILES).tolist()) if len(known) else None,
+    )
+
+
+def _ensemble(margins: Floats, source: str) -> Ensemble:
+    known = margins[np.isfinite(margins).all(axis=1)]
+    differ = (known > 0).any(axis=1) & (known < 0).any(axis=1)
+    exponent = np.frexp(abs(known).max(initial=0))[1]  # squares of large margins are beyond a float
+    return Ensemble(
+        columns=source,
+        members=margins.shape[1],
+        comparisons=len(known),
+        sign_disagreement=float(differ.mean()) if len(known) else None,
+        spread=float(np.ldexp(np.ldexp(known, -exponent).std(axis=1).mean(), exponent)) if len(known) else None,
+    )
+
+
+# ---------------------------------------------------------------- advising
+
+
+def advise(report: Report) -> list[Advice]:
+    """What the numbers mean for training, most important first."""
+    advice: list[Advice] = []
+
+    def add(text: str, *statements: str) -> None:
+        advice.append(Advice(text=text, statements=statements))
+
+    if report.no_finite_dpo_optimum:
+        add(
+            f"On {report.no_finite_dpo_optimum:.1%} of the comparisons no preferences lead back from the rejected "
+            "to the chosen completion: DPO's loss falls for as long as their margins grow, whatever beta. Only the "
+            "end of training stops it.",
+            "prop1-scc",
+            "drdo-lemma1c",
+        )
+        if report.isolated:
+            add(
+                f"{report.isolated:.1%} are pairs of their own. There the limit only asks that the rejected completion "
+                "loses all its probability; the chosen one may lose it too, to completions that nobody compared.",
+                "prop1",
+                "cor1",
+            )
+        add(
+            "Distillation of rewards (d-DPO, e-DPO) has finite margins, reward margin over beta; without rewards, "
+            "p-DPO's KL term keeps them finite.",
+            "thm1",
+            "prop6",
+            "prop5",
+        )
+    else:
+        add("Every comparison lies on a preference cycle: DPO's margins have a finite optimum.", "prop1-scc")
+    if report.contradicted:
+        add(
+            f"{report.contradicted:,} comparisons are there both ways round. DPO's margin follows the log-odds of the "
+            "labels: few labels, coarse odds.",
+            "drdo-prop",
+        )
+    if report.on_longer_cycles:
+        add(
+            f"{report.on_longer_cycles:,} comparisons are on cycles of three or more completions, which no reward "
+            "orders; what is fitted depends on which pairs were sampled.",
+            "drdo-sampling",
+        )
+    if report.unconnected_prompts:
+        add(
+            f"In {report.unconnected_prompts:,} prompts the completions fall into groups that are never compared: even "
+            "with rewards, distillation leaves the split of probability between the groups open.",
+            "thm1-connected",
+        )
+    bias = report.length_bias[0]
+    if (
+        bias.interval is not None
+        and bias.longer_preferred is not None
+        and not bias.interval[0] <= 0.5 <= bias.interval[1]
+    ):
+        add(
+            f"The longer completion is preferred in {bias.longer_preferred:.1%} of the pairs of unequal length. A "
+            "policy or a reward model can learn length from it; an ensemble of reward models with other length biases "
+            "(`python -m lm.bias`) and e-DPO hedge against that.",
+            "prop4",
+            "thm2-hull",
+        )
+    for rewards in report.rewards:
+        if rewards.member is None and rewards.disagree and rewards.margin_quantiles:
+            add(
+                f"Labels disagree with {rewards.name} on {rewards.disagree:.1%}: DPO follows the label there, d-DPO "
+                "the reward. At beta = 1, d-DPO asks for a log-ratio margin of "
+                f"{rewards.margin_quantiles[QUANTILES.index(0.5)]:.3g} nats at the median.",
+                "thm1",
+                "prop6",
+            )
+    for ensemble in report.ensembles:
+        if ensemble.sign_disagreement:
+            add(
+                f"The {ensemble.members} members of {ensemble.columns} contradict each other on "
+                f"{ensemble.sign_disagreement:.1%}. e-DPO distils the member nearest to the policy; hull-DPO the best "
+                "mixture, which is what the max-min guarantee needs.",
+                "thm2",
+                "thm2-hull",
+            )
+    if report.duplicates:
+        add(
+            f"{report.duplicates:,} comparisons repeat an earlier one. They weigh as often as they are there, but "
+            "make no margin finite that is not.",
+            "prop1-scc",
+        )
+    if report.identical or report.empty:
+        add(f"Remove {report.identical:,} rows with identical completions and {report.empty:,} with an empty side.")
+    if report.tokens and report.tokens.too_long:
+        add(
+            f"{report.tokens.too_long:,} comparisons exceed the limits. A trainer that cuts them compares other texts "
+            "than were judged, or rewarded; raise the limits or drop them."
+        )
+    return advice
+
+
+# ---------------------------------------------------------------- showing
+
+
+def show(report: Report, console: Console) -> None:
+    """The report as a table and a list of advice."""
+
+    def share(value: float | None) -> str:
+        return "-" if value is None else f"{value:.1%}"
+
+    table = Table(title=escape(f"{report.data} ({report.kind})"), title_justify="left", show_header=False)
+    table.add_column()
+    table.add_column(justify="right")
+    rows: list[tuple[str, str] | None] = [
+        ("pairs", f"{report.pairs:,}"),
+        *((f"  left out: {reason}", f"{count:,}") for reason, count in report.left_out.items()),
+        ("comparisons", f"{report.comparisons:,}"),
+        ("prompts", f"{report.prompts:,}"),
+        ("different completions", f"{report.responses:,}"),
+        ("repeated comparisons", f"{report.duplicates:,}"),
+        None,
+        ("no finite DPO optimum", share(report.no_finite_dpo_optimum)),
+        ("pairs of their own", share(report.isolated)),
+        ("also the other way round", f"{report.contradicted:,}"),
+        ("on longer cycles", f"{report.on_longer_cycles:,}"),
+        ("prompts with groups never compared", f"{report.unconnected_prompts:,}"),
+        None,
+    ]
+    for bias in report.length_bias:
+        how = "" if bias.ratio == 1 else f" by {bias.ratio:g}x"
+        rows.append(
+            (f"longer{how} preferred ({report.length_unit}, of {bias.comparisons:,})", share(bias.longer_preferred))
+        )
+    if report.tokens:
+        tokens = report.tokens
+        rows += [
+            None,
+            (f"longest prompt, limit {tokens.max_prompt_length:,} tokens", f"{tokens.longest_prompt:,}"),
+            (f"longest completion, limit {tokens.max_completion_length:,} tokens", f"{tokens.longest_completion:,}"),
+            ("comparisons over a limit", f"{tokens.too_long:,}"),
+        ]
+    for rewards in report.rewards:
+        rows += [
+            None,
+            (f"{rewards.name}: agrees with the label", share(rewards.agree)),
+            ("  ties", share(rewards.ties)),
+            ("  comparisons without", f"{rewards.missing:,}"),
+        ]
+        if rewards.margin_quantiles:
+            rows.append(("  |margin|, 10%, 50%, 90%", ", ".join(f"{q:.3g}" for q in rewards.margin_quantiles)))
+    for ensemble in report.ensembles:
+        rows += [
+            None,
+            (f"{ensemble.columns}: members contradict each other", share(ensemble.sign_disagreement)),
+            ("  spread between members", "-" if ensemble.spread is None else f"{ensemble.spread:.3g}"),
+        ]
+    for row in rows:
+        if row is None:
+            table.add_section()
+        else:
+            table.add_row(*row)
+    console.print(table)
+    for advice in report.advice:
+        cited = f" [{', '.join(advice.statements)}]" if advice.statements else ""
+        console.print(f"- {advice.text}{cited}", markup=False, highlight=False)
+    console.print(
+        "Statements in brackets are in theory/README.md. They are about one free log-prob a completion; a network "
+        "shares them and stops early: read where DPO pushes, not where it ends.",
+        style="dim",
+    )

@@ -1,0 +1,449 @@
+"""The report counts what is there: against enumeration on small sets, by hand on others; and the list of commands."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import random
+import subprocess
+import sys
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+from itertools import permutations
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow  # type: ignore[import-untyped]
+import pyarrow.parquet  # type: ignore[import-untyped]
+import pytest
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from tokenizers.pre_tokenizers import WhitespaceSplit
+from transformers import ByT5Tokenizer, PreTrainedTokenizerFast
+
+import lm.__main__
+from lm.base.files import write_jsonl
+from lm.config import DataConfig
+from lm.data.lengths import length_class
+from lm.diagnose import main
+from lm.studies.diagnosis import RATIOS, Report, advise, measure, read
+from theory.claim import all_claims
+
+Rows = list[dict[str, Any]]
+
+
+def row(prompt: str, chosen: str, rejected: str, **rewards: Any) -> dict[str, Any]:
+    return {"prompt": prompt, "chosen": chosen, "rejected": rejected, **rewards}
+
+
+def report_on(rows: Rows, folder: Path, **options: Any) -> Report:
+    write_jsonl(folder / "pairs.jsonl", rows)
+    limits = {"max_prompt_length": 512, "max_completion_length": 128, **options}
+    return measure(read(str(folder / "pairs.jsonl")), "pairs", **limits)
+
+
+# ---------------------------------------------------------------- the preference graph
+
+
+def reached(pairs: Iterable[tuple[str, str]]) -> set[tuple[str, str]]:
+    """(better, worse) by any chain of preferences."""
+    chains = set(pairs)
+    while longer := {(a, d) for a, b in chains for c, d in chains if b == c} - chains:
+        chains |= longer
+    return chains
+
+
+def by_enumeration(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """The same numbers, prompt by prompt, from chains of preferences."""
+    finite = longer = contradicted = isolated = unconnected = 0
+    for prompt in {r["prompt"] for r in rows}:
+        pairs = [(r["chosen"], r["rejected"]) for r in rows if r["prompt"] == prompt]
+        one_way = [p for p in pairs if p[::-1] not in pairs]
+        finite += sum(p[::-1] in reached(pairs) for p in pairs)
+        longer += sum(p[::-1] in reached(one_way) for p in one_way)
+        contradicted += len(pairs) - len(one_way)
+        isolated += sum(not any(set(p) & set(q) for q in pairs if q != p) for p in pairs)
+        linked = reached([*pairs, *(p[::-1] for p in pairs)])
+        unconnected += not all(p in linked for p in permutations({text for p in pairs for text in p}, 2))
+    return {
+        "no_finite_dpo_optimum": 1 - finite / len(rows),
+        "on_longer_cycles": longer,
+        "contradicted": contradicted,
+        "isolated": isolated / len(rows),
+        "unconnected_prompts": unconnected,
+        "duplicates": len(rows) - len({(r["prompt"], r["chosen"], r["rejected"]) for r in rows}),
+    }
+
+
+def drawn(seed: int) -> Rows:
+    """Few prompts that share their completions' texts, so that every kind of graph turns up."""
+    rng = random.Random(seed)
+    texts = [chr(ord("a") + i) for i in range(rng.randint(2, 5))]
+    rows = [row(f"p{rng.randrange(3)}", *rng.sample(texts, 2)) for _ in range(rng.randint(1, 12))]
+    return rows
+
+
+def test_the_graph_is_that_of_each_prompts_chains(tmp_path: Path) -> None:
+    seen: dict[str, set[Any]] = {}
+    for seed in range(150):
+        rows = drawn(seed)
+        report = report_on(rows, tmp_path)
+        for name, expected in by_enumeration(rows).items():
+            assert getattr(report, name) == pytest.approx(expected, abs=1e-12), (seed, name)
+            seen.setdefault(name, set()).add(expected)
+    assert all(len(values) > 2 for values in seen.values()), "every number varied"
+
+
+def test_prompts_do_not_mix(tmp_path: Path) -> None:
+    """The same texts the other way round under another prompt contradict nothing; under the same prompt they do."""
+    apart = report_on([row("p", "a", "b"), row("q", "b", "a")], tmp_path)
+    assert (apart.no_finite_dpo_optimum, apart.contradicted, apart.isolated, apart.prompts) == (1.0, 0, 1.0, 2)
+    together = report_on([row("p", "a", "b"), row("p", "b", "a")], tmp_path)
+    assert (together.no_finite_dpo_optimum, together.contradicted, together.isolated) == (0.0, 2, 0.0)
+
+
+def test_a_cycle_with_a_tail(tmp_path: Path) -> None:
+    rows = [row("p", *pair) for pair in ("ab", "bc", "ca", "cd")]
+    report = report_on(rows, tmp_path)
+    assert report.no_finite_dpo_optimum == 0.25
+    assert (report.on_longer_cycles, report.responses, report.comparisons) == (3, 4, 4)
+
+
+# ---------------------------------------------------------------- rows, lengths, tokens
+
+
+def test_rows_that_are_no_comparison_are_counted_by_reason(tmp_path: Path) -> None:
+    rows = [
+        row("p", "a", "b"),
+        row("p", "a", "b"),
+        row("p", "a", " a"),
+        row("p", "", "b"),
+        row("p", "a", " \n"),
+        row(" ", "a", "b"),
+    ]
+    report = report_on(rows, tmp_path)
+    assert (report.pairs, report.comparisons, report.duplicates, report.identical, report.empty) == (6, 2, 1, 1, 3)
+    assert report.left_out == {"identical completions": 1, "empty completion": 2, "empty prompt": 1}
+
+
+def test_length_bias_counts_by_the_length_classes(tmp_path: Path) -> None:
+    rng = random.Random(0)
+    lengths = [(rng.randint(1, 60), rng.randint(1, 60)) for _ in range(200)] + [(55, 50), (50, 55), (7, 7)]
+    rows = [row(f"p{i}", "x" * chosen, "y" * rejected) for i, (chosen, rejected) in enumerate(lengths)]
+    report = report_on(rows, tmp_path)
+    for bias in report.length_bias:
+        classes = [length_class(c, r, bias.ratio) for c, r in lengths if c != r]
+        longer, shorter = classes.count("longer"), classes.count("shorter")
+        assert bias.comparisons == longer + shorter
+        assert bias.longer_preferred == longer / (longer + shorter)
+        assert bias.interval is not None
+        assert bias.interval[0] < bias.longer_preferred < bias.interval[1]
+    assert [bias.ratio for bias in report.length_bias] == list(RATIOS)
+    assert report.longer_preferred == report.length_bias[0].longer_preferred
+    counts = [bias.comparisons for bias in report.length_bias]
+    assert counts == sorted(counts, reverse=True)
+    assert counts[0] > counts[-1]
+
+
+def test_equal_lengths_have_no_longer_side(tmp_path: Path) -> None:
+    report = report_on([row("p", "ab", "cd")], tmp_path)
+    assert report.longer_preferred is None
+    assert report.length_bias[0].interval is None
+
+
+@pytest.fixture(scope="module")
+def word_tokenizer(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """One token a word."""
+    words = Tokenizer(WordLevel({"<end>": 0, "<unknown>": 1}, unk_token="<unknown>"))
+    words.pre_tokenizer = WhitespaceSplit()
+    folder = tmp_path_factory.mktemp("tokenizer")
+    PreTrainedTokenizerFast(tokenizer_object=words, eos_token="<end>", unk_token="<unknown>").save_pretrained(folder)
+    return str(folder)
+
+
+def test_with_a_tokenizer_lengths_are_tokens_and_limits_are_checked(tmp_path: Path, word_tokenizer: str) -> None:
+    rows = [
+        row("one two three", "a b c", "aaaaaaaaaaaaaaaaaaaa"),  # more tokens, fewer characters
+        row("one two", "a", "a b c d e"),
+        row("one", "a b", "b c d"),
+    ]
+    limits = {"max_prompt_length": 2, "max_completion_length": 4}
+    report = report_on(rows, tmp_path, tokenizer=word_tokenizer, **limits)
+    assert report.longer_preferred == pytest.approx(1 / 3)
+    assert report_on(rows, tmp_path).longer_preferred == 0
+    tokens = report.tokens
+    assert tokens is not None
+    assert (tokens.longest_prompt, tokens.longest_completion) == (3, 6)  # end-of-text is a token
+    assert (tokens.too_long, tokens.tokens_cut) == (2, 1 + 2)
+    assert report.length_unit == "tokens"
+
+
+def test_a_tokenizers_own_limit_and_kind_change_no_count(tmp_path: Path) -> None:
+    words = Tokenizer(WordLevel({"<end>": 0, "<unknown>": 1}, unk_token="<unknown>"))
+    words.pre_tokenizer = WhitespaceSplit()
+    words.enable_truncation(2)
+    words.enable_padding(length=9)
+    limited = PreTrainedTokenizerFast(tokenizer_object=words, eos_token="<end>", unk_token="<unknown>")
+    for folder, tokenizer in (("limited", limited), ("slow", ByT5Tokenizer())):
+        tokenizer.save_pretrained(tmp_path / folder)
+    rows = [row("one two three", "a b c", "d")]
+    for folder, prompt, completion in (("limited", 3, 4), ("slow", 14, 7)):  # in bytes, with ends of text
+        tokens = report_on(rows, tmp_path, tokenizer=str(tmp_path / folder)).tokens
+        assert tokens is not None
+        assert (tokens.longest_prompt, tokens.longest_completion) == (prompt, completion)
+
+
+# ---------------------------------------------------------------- rewards
+
+
+def test_rewards_against_labels(tmp_path: Path) -> None:
+    values = [(2.0, 1.0), (1.0, 1.0), (0.0, 3.0), (5.0, 1.0), (None, 1.0), (float("nan"), 0.0)]
+    rows = [row(f"p{i}", "a", "b", score_chosen=c, score_rejected=r) for i, (c, r) in enumerate(values)]
+    (rewards,) = report_on(rows, tmp_path).rewards
+    assert (rewards.missing, rewards.agree, rewards.ties, rewards.disagree) == (2, 0.5, 0.25, 0.25)
+    assert rewards.margin_quantiles == pytest.approx(np.quantile([1, 0, 3, 4], [0.1, 0.5, 0.9]))
+
+
+def test_every_source_of_rewards_is_reported(tmp_path: Path) -> None:
+    rewards = {
+        "chosen_reward": 1.0,
+        "rejected_reward": 0.0,
+        "score_chosen": 0.0,
+        "score_rejected": 1.0,
+        "margin": 2.0,
+        "chosen_rewards": [1.0, 0.0],
+        "rejected_rewards": [0.0, 3.0],
+    }
+    report = report_on([row("p", "a", "b", **rewards)], tmp_path)
+    assert {(r.name, r.agree) for r in report.rewards} == {
+        ("chosen_reward - rejected_reward", 1.0),
+        ("score_chosen - score_rejected", 0.0),
+        ("margin", 1.0),
+        ("chosen_rewards - rejected_rewards, member 0", 1.0),
+        ("chosen_rewards - rejected_rewards, member 1", 0.0),
+    }
+    assert report_on([row("p", "a", "b")], tmp_path).rewards == []
+
+
+def test_ensemble_disagreement(tmp_path: Path) -> None:
+    margins = [[1.0, 2.0], [1.0, -1.0], [-1.0, -3.0], [0.0, 1.0], None]
+    rows = [row(f"p{i}", "a", "b", member_margins=m) for i, m in enumerate(margins)]
+    (ensemble,) = report_on(rows, tmp_path).ensembles
+    assert (ensemble.members, ensemble.comparisons, ensemble.sign_disagreement) == (2, 4, 0.25)
+    assert ensemble.spread == pytest.approx((0.5 + 1.0 + 1.0 + 0.5) / 4)
+
+
+# ---------------------------------------------------------------- schemas and files
+
+
+def message(role: str, content: str) -> dict[str, str]:
+    return {"role": role, "content": content}
+
+
+HH = [{"chosen": "\n\nHuman: hi\n\nAssistant: a", "rejected": "\n\nHuman: hi\n\nAssistant: b"}]
+TLDR = [
+    {
+        "info": {"subreddit": "s", "title": "t", "post": "hi"},
+        "summaries": [{"text": "b"}, {"text": "a"}],
+        "choice": 1,
+    }
+]
+MESSAGES = [
+    {
+        "chosen": [message("user", "hi"), message("assistant", "a")],
+        "rejected": [message("user", "hi"), message("assistant", "b")],
+    }
+]
+WITH_PROMPT = [
+    {"prompt": "hi", "chosen": [message("assistant", "a")], "rejected": [message("assistant", "b")]},
+    {"prompt": [message("user", "ho")], "chosen": [message("assistant", "a")], "rejected": [message("assistant", "b")]},
+]
+
+
+@pytest.mark.parametrize(
+    ("rows", "kind"), [(HH, "hh"), (TLDR, "tldr"), (MESSAGES, "preferences"), (WITH_PROMPT, "preferences")]
+)
+def test_the_columns_tell_the_schema(rows: Rows, kind: str, tmp_path: Path) -> None:
+    write_jsonl(tmp_path / "pairs.jsonl", rows)
+    data = read(str(tmp_path / "pairs.jsonl"))
+    assert data.kind == kind
+    assert data.rows == len(data.prompts) == len(rows)
+    assert "hi" in data.prompts[0]
+    assert [text.strip() for text in (*data.chosen[:1], *data.rejected[:1])] == ["a", "b"]
+
+
+def test_messages_that_differ_before_the_last_are_left_out(tmp_path: Path) -> None:
+    rows = [*MESSAGES, {**MESSAGES[0], "chosen": [message("user", "ho"), message("assistant", "a")]}]
+    report = report_on(rows, tmp_path)
+    assert report.left_out == {"differs by more than one final reply": 1}
+
+
+def test_files_of_every_type_read_the_same(tmp_path: Path) -> None:
+    rows = [row("p", "a", "b", margin=0.5), row("q", "c", "d", margin=-1.0)]
+    write_jsonl(tmp_path / "pairs.jsonl", rows)
+    (tmp_path / "packed.jsonl.gz").write_bytes(gzip.compress((tmp_path / "pairs.jsonl").read_bytes()))
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), tmp_path / "pairs.parquet")
+    reports = [
+        measure(read(str(tmp_path / name)), "", max_prompt_length=9, max_completion_length=9)
+        for name in ("pairs.jsonl", "packed.jsonl.gz", "pairs.parquet")
+    ]
+    assert reports[0] == reports[1] == reports[2]
+    assert reports[0].rewards[0].agree == 0.5
+
+
+# ---------------------------------------------------------------- advice
+
+
+@pytest.fixture
+def everything(tmp_path: Path, word_tokenizer: str) -> Report:
+    """A set that calls for every advice but that of a set without trouble."""
+    rows = [row(f"long{i}", "a b c", "d", margin=-1.0, member_margins=[1.0, -1.0]) for i in range(30)]
+    rows += [row("p", *pair, margin=1.0, member_margins=[1.0, 1.0]) for pair in ("ab", "ba", "cd", "de", "ec", "ec")]
+    rows += [row("p", "a", "a", margin=0.0, member_margins=[0.0, 0.0])]
+    return report_on(rows, tmp_path, tokenizer=word_tokenizer, max_completion_length=3)
+
+
+def test_advice_cites_statements_of_the_ledger(everything: Report) -> None:
+    ledger = {claim.id for claim in all_claims()}
+    cited = {name for advice in everything.advice for name in advice.statements}
+    assert cited <= ledger
+    assert {"prop1", "prop1-scc", "cor1", "thm1", "thm1-connected", "thm2", "thm2-hull", "prop6"} <= cited
+    assert len(everything.advice) == 12
+
+
+@pytest.mark.parametrize(
+    ("change", "gone"),
+    [
+        ({"isolated": 0.0}, "pairs of their own"),
+        ({"contradicted": 0}, "both ways round"),
+        ({"on_longer_cycles": 0}, "cycles of three or more"),
+        ({"unconnected_prompts": 0}, "groups that are never compared"),
+        ({"rewards": []}, "Labels disagree with margin"),
+        ({"ensembles": []}, "contradict each other"),
+        ({"duplicates": 0}, "repeat an earlier one"),
+        ({"identical": 0, "empty": 0}, "Remove"),
+        ({"tokens": None}, "exceed the limits"),
+    ],
+)
+def test_each_advice_has_its_cause(change: dict[str, Any], gone: str, everything: Report) -> None:
+    assert [gone in advice.text for advice in everything.advice].count(True) == 1
+    assert not any(gone in advice.text for advice in advise(replace(everything, **change)))
+
+
+def test_a_set_whose_labels_are_balanced_gets_no_warning(tmp_path: Path) -> None:
+    (advice,) = report_on([row("p", "a", "b"), row("p", "b", "c"), row("p", "c", "a")], tmp_path).advice[:1]
+    assert "finite optimum" in advice.text
+    assert advice.statements == ("prop1-scc",)
+
+
+# ---------------------------------------------------------------- the command
+
+
+def test_the_command_prints_and_writes_the_report(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_jsonl(tmp_path / "[pairs].jsonl", [row("p", "ab", "b"), row("p", "b", "ab"), row("q", "a", "bb")])
+    assert main([str(tmp_path / "[pairs].jsonl"), "--json", str(tmp_path / "report.json")]) == 0
+    written = json.loads((tmp_path / "report.json").read_text())
+    assert written["pairs"] == 3
+    assert written["no_finite_dpo_optimum"] == pytest.approx(1 / 3)
+    assert written["longer_preferred"] == pytest.approx(1 / 3)
+    assert {"prompts", "duplicates", "identical", "empty", "advice", "length_bias"} <= written.keys()
+    out = capsys.readouterr().out
+    for text in ("[pairs].jsonl", "no finite DPO optimum", "33.3%", "[prop1-scc, drdo-lemma1c]"):
+        assert text in out
+
+
+@pytest.mark.parametrize(
+    ("lines", "message"),
+    [
+        ("{}", "line 1: no preference set with the columns [] is known; there should be prompt, chosen and rejected"),
+        ('{"prompt": "p", "chosen": 3, "rejected": "b"}', "line 1: 'chosen' must be of type str, got int: 3"),
+        ('{"chosen": [{"role": "user"}], "rejected": []}', "line 1, chosen: column 'content' is missing"),
+        ('{"prompt": "p", "chosen": "a", "rejected": "b"}\n{"prompt": "p"}', "line 2: column 'chosen' is missing"),
+        (
+            '{"prompt": "p", "chosen": "a", "rejected": "a"}',
+            "none of 1 rows is a comparison, left out were {'identical",
+        ),
+        ("", "none of 0 rows is a comparison, left out were none"),
+        ('{"prompt": "p", "chosen": "a", "rejected": "b", "score_chosen": 1}', "'score_chosen' needs 'score_rejected'"),
+        ('{"prompt": "p", "chosen": "a", "rejected": "b", "margin": "x"}', "'margin' must be a number or a list of"),
+        (
+            '{"prompt": "p", "chosen": "a", "rejected": "b", "chosen_rewards": [1], "rejected_rewards": [1, 2]}',
+            "both must be numbers, or lists of one length, got [1.0] and [1.0, 2.0]",
+        ),
+        (
+            '{"prompt": "p", "chosen": "a", "rejected": "b", "margin": 1}\n'
+            '{"prompt": "p", "chosen": "a", "rejected": "b", "margin": [1, 2]}',
+            "margin must be as many numbers in every row, got [0, 2], 0 for no list",
+        ),
+        ("{", "line 1: not JSON"),
+    ],
+)
+def test_mistakes_in_data_are_one_message_and_status_2(
+    lines: str, message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "pairs.jsonl").write_text(lines)
+    assert main([str(tmp_path / "pairs.jsonl")]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: ")
+    assert message in error
+    assert "Traceback" not in error
+    assert main([str(tmp_path / "pairs.jsonl"), "--debug"]) == 2
+    assert "Traceback" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["nothing.jsonl"], "nothing.jsonl': there is no such file or folder"),
+        (["{pairs}", "--subset", "x"], "subset 'x' goes with a hub name"),
+        (["{pairs}", "--tokenizer", "/nowhere"], "tokenizer cannot be loaded"),
+        (["{pairs}", "--json", "/proc/report.json"], "report.json"),
+        (["{pairs}", "--kind", "tldr"], "column 'info' is missing"),
+        (["{pairs}", "--kind", "odd"], "invalid choice: 'odd'"),
+        (["{pairs}", "--max-prompt-length", "8"], "name a --tokenizer"),
+        (["{pairs}", "--tokenizer", "x", "--max-prompt-length", "0"], "a number of tokens above 0 is needed, got '0'"),
+    ],
+)
+def test_mistakes_in_options_are_one_message_and_status_2(
+    arguments: list[str], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_jsonl(tmp_path / "pairs.jsonl", [row("p", "a", "b")])
+    try:
+        status = main([argument.format(pairs=tmp_path / "pairs.jsonl") for argument in arguments])
+    except SystemExit as end:
+        status = int(end.code or 0)
+    assert status == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert "Traceback" not in error
+
+
+def test_default_limits_are_those_of_training(tmp_path: Path, word_tokenizer: str) -> None:
+    write_jsonl(tmp_path / "pairs.jsonl", [row("p", "a", "b")])
+    arguments = [str(tmp_path / "pairs.jsonl"), "--tokenizer", word_tokenizer, "--max-prompt-length", "7"]
+    assert main([*arguments, "--json", str(tmp_path / "report.json")]) == 0
+    tokens = json.loads((tmp_path / "report.json").read_text())["tokens"]
+    assert (tokens["max_prompt_length"], tokens["max_completion_length"]) == (7, DataConfig.max_completion_length)
+
+
+# ---------------------------------------------------------------- python -m lm
+
+
+def test_the_package_lists_its_commands() -> None:
+    root = Path(lm.__main__.__file__).parents[1]
+    listed = subprocess.run([sys.executable, "-m", "lm"], capture_output=True, text=True, check=True, cwd=root).stdout
+    found = lm.__main__.commands()
+    assert {"lm.train", "lm.diagnose", "lm.score"} <= found.keys()
+    assert not {"lm.data", "lm.__main__", "lm.cli_test"} & found.keys()
+    for name, text in found.items():
+        assert text
+        assert f"python -m {name} " in listed
+        assert text in listed
+
+
+def test_what_is_no_command_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as end:
+        lm.__main__.main(["trian"])
+    assert end.value.code == 2
+    assert "unrecognized arguments: trian" in capsys.readouterr().err

@@ -1,0 +1,283 @@
+"""What a run will cost on GPUs, by arithmetic and before it is started: tokens, operations, hours, memory, disk.
+
+    python -m lm.estimate --parameters 7e9 [--gpu h100] [--utilisation 0.3] [--rhos 7] [options of lm.train]
+
+Nothing is measured. Operations are counted as 2 a parameter and token of a forward pass; a backward is two forwards,
+or one where only adapters are trained (`lora`), and activation checkpointing a third. The utilisation is an assumption
+of the reader's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from math import ceil
+from typing import NamedTuple
+
+from lm.base.markdown import table
+from lm.config import Config, TrainingConfig
+
+
+class Data(NamedTuple):
+    """Size of a data set: rows of all splits, mean lengths in tokens."""
+
+    references: int
+    pairs: int
+    prompt: int
+    completion: int
+
+    def row(self, completions: int) -> int:
+        """Tokens of a prompt with so many completions."""
+        return self.prompt + completions * self.completion
+
+
+DATA = {
+    # Comparisons of TL;DR posts and the filtered TL;DR set, counted by the cards of their public copies; lengths by
+    # the histograms of vwxyzjn/summarize_from_feedback_oai_preprocessing_1711138084 (Pythia's tokenizer).
+    "tldr": Data(references=129_722, pairs=176_660, prompt=346, completion=34),
+    # helpful-base, counted by the card of trl-lib/hh-rlhf-helpful-base; lengths from its bytes, at 4.4 a token.
+    "hh": Data(references=46_189, pairs=46_189, prompt=115, completion=50),
+}
+"""By `data.kind`."""
+
+
+class GPU(NamedTuple):
+    """A data sheet's dense peaks, operations a second, bytes a second, bytes."""
+
+    bfloat16: float
+    float32: float
+    bandwidth: float
+    memory: float
+
+
+GPUS = {
+    "a100": GPU(312e12, 19.5e12, 2.04e12, 80e9),
+    "h100": GPU(989e12, 67e12, 3.35e12, 80e9),
+    "h200": GPU(989e12, 67e12, 4.8e12, 141e9),
+}
+STEP_SECONDS = 0.02
+"""Least time of a step of `generate`, which launches kernels from Python; assumed."""
+LAYER_BYTES = 34
+"""Activations kept a token, layer and unit of width, without attention scores: Korthikanti et al. 2022, section 4.1."""
+
+
+@dataclass(frozen=True)
+class Work:
+    """What one stage does.
+
+    Args:
+        stage: as its artifacts are filed.
+        each_rho: done again for every rho.
+        passes: tokens of forward passes, a backward counted as two forwards, or as one through frozen parameters.
+        kept: models that it leaves behind.
+        batches: calls of `generate`.
+        adapters: whether it trains adapters, which lie beside the models.
+    """
+
+    stage: str
+    each_rho: bool
+    passes: float
+    kept: int = 0
+    batches: int = 0
+    adapters: bool = False
+
+
+def adapted(config: Config, stage: str) -> bool:
+    """Whether a stage trains adapters, and not all parameters."""
+    return config.lora.rank is not None and stage in config.lora.stages
+
+
+def stages(config: Config) -> Iterator[Work]:
+    """The pipeline's stages that need a GPU.
+
+    A prompt a pair is assumed where prompts are counted, and pairs that all have a longer side: both are the most.
+
+    Raises:
+        ValueError: data of a kind whose size is not known here, or rewards that come with the data.
+    """
+    if config.data.kind not in DATA or config.data.rewards != "models":
+        raise ValueError(
+            f"data.kind must be one of {', '.join(DATA)}, with data.rewards models; got {config.data.kind!r}, "
+            f"{config.data.rewards!r}"
+        )
+    data = DATA[config.data.kind]
+    pairs = min(data.pairs, config.data.limit or data.pairs)
+    valid, test = round(pairs * config.data.valid_fraction), round(pairs * config.data.test_fraction)
+    kept_out = config.data.valid_fraction + config.data.test_fraction
+    biased = config.bias.size or pairs - valid - test
+    samples = config.sampling.reference_samples
+    test_prompts, valid_prompts = config.evaluation.prompts or test, config.evaluation.valid_prompts or valid
+
+    def training(stage: str, size: float, completions: int, *, more: int = 0) -> float:
+        options: TrainingConfig = getattr(config, stage)
+        # Frozen parameters pass gradients on and have none of their own; the adapters' products are left out.
+        passes = 3 - adapted(config, stage) + options.activation_checkpointing + more
+        return examples(options, size) * data.row(completions) * passes
+
+    def calls(prompts: int) -> int:
+        return ceil(prompts / config.sampling.batch_size)
+
+    yield Work(
+        "sft", False, training("sft", data.references * (1 - kept_out), 1), kept=1, adapters=adapted(config, "sft")
+    )
+    if config.oracle_model is None:
+        oracle = training("oracle", pairs - valid - test, 2) + valid * data.row(2)
+        yield Work("oracle", False, oracle, kept=1, adapters=adapted(config, "oracle"))
+    if config.data.labels == "oracle":
+        yield Work("labels", False, pairs * data.row(2))
+    needs = {need for name in config.methods for need in config.method(name).needs}
+    main = [name for name in config.methods if "rewards" in (own := config.method(name)).needs and not own.own_oracle]
+    models = [biased] * bool(main)
+    models += [member_size(config, biased)] * len(config.bias.member_fractions) * ("members" in needs)
+    models += [biased] * sum(config.method(name).own_oracle is not None for name in config.methods)
+    reward = sum(training("reward", size, 2) + valid * data.row(2) for size in models)
+    yield Work("reward", True, reward, kept=len(models), adapters=adapted(config, "reward"))
+    score = biased * (data.row(2) * (1 + len(models)) + samples * 2 * data.row(1))
+    yield Work("score", True, score, batches=calls(biased * samples))
+    policy, tried, evaluated = 0.0, 0, len(config.methods)
+    for name in config.methods:
+        for method in config.settings(name):
+            completions = 2 + samples * method.needs_samples
+            policy += training("policy", biased, completions, more="members" in method.needs)
+            policy += (config.probe.times + 1) * min(config.probe.pairs, valid) * data.row(2 + samples)
+            tried += 1
+    policies = tried * config.snapshots
+    yield Work("policy", True, policy, kept=policies, adapters=adapted(config, "policy"))
+    if policies > evaluated:  # there is a choice
+        yield Work(
+            "validate", True, policies * valid_prompts * 2 * data.row(1), batches=policies * calls(valid_prompts)
+        )
+    evaluate = evaluated * (test_prompts * 4 * data.row(1) + 2 * test * data.row(2))
+    yield Work("evaluate", True, evaluate, batches=evaluated * calls(test_prompts))
+
+
+def examples(options: TrainingConfig, size: float) -> float:
+    """Examples that a training run sees."""
+    if options.max_steps is not None:
+        return options.max_steps * options.batch_size
+    assert options.epochs is not None
+    return options.epochs * size
+
+
+def member_size(config: Config, biased: int) -> float:
+    """The most pairs that every member's subset of D_rho can have; where rho is null, half of it prefers the longer."""
+    if config.bias.member_size is not None:
+        return config.bias.member_size
+    rho = 0.5 if config.bias.rho is None else config.bias.rho
+    shares = config.bias.member_fractions
+    return biased * min(1.0, *(rho / b for b in shares if b), *((1 - rho) / (1 - b) for b in shares if b < 1))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cost:
+    """A config priced for a model and a GPU.
+
+    Args:
+        config: the run.
+        parameters: of every model of it.
+        gpu: one of GPUS.
+        utilisation: useful operations over the GPU's peak; of `generate`, bytes of parameters over its bandwidth.
+    """
+
+    config: Config
+    parameters: float
+    gpu: GPU
+    utilisation: float
+
+    @property
+    def peak(self) -> float:
+        """Operations a second at best, at the run's precision."""
+        slow = self.config.dtype == "float32" and not self.config.logprobs.autocast
+        return self.gpu.float32 if slow else self.gpu.bfloat16
+
+    @property
+    def model_bytes(self) -> float:
+        """Of the parameters, in memory and on disk."""
+        return self.parameters * (2 if self.config.dtype == "bfloat16" else 4)
+
+    @property
+    def depth(self) -> float:
+        """Layers. The shape is taken to be Llama's: N = 12 L H^2 with a width of 128 times the depth."""
+        layers: float = (self.parameters / (12 * 128**2)) ** (1 / 3)
+        return layers
+
+    @property
+    def adapter_bytes(self) -> float:
+        """Of an adapter's parameters, float32, in memory and on disk: in and out of every linear layer, 8 H a layer and
+        rank in attention and 11 H in the MLP. With `lora.target_modules` it is less."""
+        return 4 * 19 * (self.config.lora.rank or 0) * 128 * self.depth**2
+
+    @property
+    def state_bytes(self) -> float:
+        """Of the largest training, whatever the mini-batch: parameters, and autocast's copies; gradients and AdamW's
+        two moments, of the adapters alone where a training has them."""
+        trained = {"sft", "reward", "policy"} | ({"oracle"} if self.config.oracle_model is None else set())
+        copies = self.model_bytes + 2 * self.parameters * self.config.logprobs.autocast
+        return copies + max(
+            4 * self.adapter_bytes if adapted(self.config, stage) else 3 * self.model_bytes for stage in trained
+        )
+
+    @property
+    def activation_bytes(self) -> float:
+        """Of the largest micro-batch of any training, at mean lengths."""
+        depth = self.depth
+        unit = LAYER_BYTES * (2 if self.peak == self.gpu.float32 else 1)
+
+        def of(options: TrainingConfig, completions: int) -> float:
+            row = DATA[self.config.data.kind].row(completions)
+            tokens = min(options.micro_batch_size or options.batch_size, options.batch_size) * row
+            tokens = max(row, min(tokens, options.micro_batch_tokens or tokens))
+            # Checkpointing keeps each layer's input, in float32, and one layer's activations.
+            per_layer = unit + depth * 4 if options.activation_checkpointing else unit * depth
+            return tokens * 128 * depth * per_layer
+
+        config = self.config
+        return max(of(config.sft, 1), of(config.oracle, 2), of(config.reward, 2), of(config.policy, 3))
+
+    def hours(self, work: Work) -> float:
+        """GPU hours of a stage."""
+        computing = 2 * self.parameters * work.passes / (self.peak * self.utilisation)
+        step = max(STEP_SECONDS, self.model_bytes / (self.gpu.bandwidth * self.utilisation))
+        sampling = work.batches * self.config.data.max_completion_length * step
+        hours: float = (computing + sampling) / 3600
+        return hours
+
+
+def render(cost: Cost, name: str, rhos: int) -> str:
+    """The estimate as Markdown: a table by stage, then memory."""
+    works = list(stages(cost.config))
+
+    def line(label: str, chosen: Sequence[tuple[Work, int]]) -> tuple[str, ...]:
+        def total(values: Iterator[float]) -> float:
+            return sum(value * times for value, (_, times) in zip(values, chosen, strict=True))
+
+        kept = total(float(work.kept) for work, _ in chosen)
+        saved = total(work.kept * (cost.model_bytes + work.adapters * cost.adapter_bytes) for work, _ in chosen)
+        passes = total(work.passes for work, _ in chosen)
+        hours = total(cost.hours(work) for work, _ in chosen)
+        operations, disk = 2 * cost.parameters * passes / 1e18, saved / 1e9
+        return label, f"{kept:,.0f}", f"{passes / 1e9:,.2f}", f"{operations:,.1f}", f"{hours:,.1f}", f"{disk:,.0f}"
+
+    rows = [line(work.stage, [(work, 1)]) for work in works]
+    rows.append(line("all, one rho", [(work, 1) for work in works]))
+    if rhos > 1:
+        rows.append(line(f"all, {rhos} rho's", [(work, rhos if work.each_rho else 1) for work in works]))
+    products = "float32" if cost.peak == cost.gpu.float32 else "bfloat16"
+    settings = sum(len(cost.config.settings(method)) for method in cost.config.methods)
+    lora = cost.config.lora
+    adapters = f", adapters of rank {lora.rank} in {', '.join(lora.stages)}" if lora.rank is not None else ""
+    needed = cost.state_bytes + cost.activation_bytes
+    fits = "fits" if needed <= cost.gpu.memory else "does not fit"
+    return "\n".join(
+        [
+            f"{cost.config.data.kind}, {cost.parameters / 1e9:g}B parameters in {cost.config.dtype}{adapters}, "
+            f"{products} products; {len(cost.config.methods)} methods, {settings} settings; {name}, "
+            f"{cost.utilisation:.0%} of {cost.peak / 1e12:g} TFLOP/s:",
+            "",
+            table(("stage", "models kept", "Gtokens passed", "EFLOP", "GPU hours", "disk, GB"), rows),
+            "",
+            f"Training holds {cost.state_bytes / 1e9:.0f} GB of parameters, gradients and moments, and about "
+            f"{cost.activation_bytes / 1e9:.0f} GB of activations; this {fits} one {name} "
+            f"({cost.gpu.memory / 1e9:g} GB).",
+        ]
+    )

@@ -1,0 +1,1 @@
+"""A method, or a reward model, trained on pairs by transformers' Trainer."""

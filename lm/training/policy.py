@@ -1,0 +1,165 @@
+"""The trainer of a policy: any method on scored pairs, what it logs, and the probe."""
+
+from __future__ import annotations
+
+import time
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+from datasets import Dataset
+from torch import Tensor
+
+from lm.objectives import Method, PairBatch
+from lm.training.batches import Batch, cut, pair_collator
+from lm.training.trainer import CompletionTrainer
+from theory import losses
+
+
+class PolicyTrainer(CompletionTrainer):
+    """Any `Method` on scored pairs. An example has its chosen, its rejected and, where needed, S >= 1 sampled
+    completions."""
+
+    def __init__(self, *args: Any, method: Method, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.method = method
+        self._gram: Tensor | None = None
+        self._progress = 0.0
+
+    def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
+        """Probes the policy on held-out pairs, `eval_dataset`; logs and returns means over the pairs, of nats.
+
+        eval_chosen_logps and eval_rejected_logps: log pi of winners and losers; eval_chosen_logratio,
+        eval_rejected_logratio: less log pi_ref; eval_accuracy: share with the greater log-ratio of the winner;
+        eval_forward_kl_reference and eval_forward_kl_preferences: KL(pi_ref || pi) by samples of pi_ref and by the
+        pairs' own completions ([F] Figure B.1); eval_member_<k>: share of pairs whose reward margin by member k is
+        nearest to the implicit one, beta times the log-ratio margin, for methods that distil members ([F] Figure B.3).
+        """
+        assert isinstance(self.eval_dataset, Dataset)
+        began = time.perf_counter()
+        batch = self._prepare_inputs(pair_collator(sample=True)(list(self.eval_dataset)))
+        sums: dict[str, Tensor] = defaultdict(lambda: torch.zeros((), device=self.args.device))
+        with torch.no_grad():
+            parts = cut(batch, self.args, tokens=self.model.options.scoring_tokens)
+            for part, weight in parts[self.args.process_index :: self.args.world_size]:
+                for name, values in self._probed(part).items():
+                    sums[f"eval_{name}"] = sums[f"eval_{name}"] + weight * values.sum()
+        totals = self.accelerator.reduce(torch.stack(list(sums.values())), "sum") / self.units(batch)
+        metrics: dict[str, float] = dict(zip(sums, totals.tolist(), strict=True))
+        self.log(metrics)
+        self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        self._since += time.perf_counter() - began
+        return metrics
+
+    def _probed(self, batch: Batch) -> dict[str, Tensor]:
+        """What the probe tells of each pair, [N]."""
+        scores = batch["scores"]
+        logps = self.model(batch["input_ids"], batch["lengths"]).logps.double().view(self.units(batch), -1)
+        chosen, rejected = logps[:, 0] - scores["ref_chosen_logps"], logps[:, 1] - scores["ref_rejected_logps"]
+        result = {
+            "chosen_logps": logps[:, 0],
+            "rejected_logps": logps[:, 1],
+            "chosen_logratio": chosen,
+            "rejected_logratio": rejected,
+            "accuracy": (chosen > rejected).double(),
+            "forward_kl_reference": losses.forward_kl(_over_samples(logps[:, 2:], scores)),
+            "forward_kl_preferences": (losses.forward_kl(chosen) + losses.forward_kl(rejected)) / 2,
+        }
+        beta = self.method.implicit_scale
+        if beta is not None and "member_margins" in scores:
+            members = scores["member_margins"]
+            nearest = (members - beta * (chosen - rejected)[:, None]).abs().argmin(1)
+            for k in range(members.shape[1]):
+                result[f"member_{k}"] = (nearest == k).double()
+        return result
+
+    def before_step(self, model: torch.nn.Module, parts: Sequence[tuple[Batch, float]], units: int) -> None:
+        """For an ensemble, a pass without gradient where there are several parts: the member, or the mixture, is chosen
+        on the global mini-batch and not on a part of it."""
+        self._gram = None
+        if "members" not in self.method.needs or (len(parts) == 1 and self.args.world_size == 1):
+            return
+        total: Tensor | None = None
+        with torch.no_grad():
+            for part, weight in parts:
+                pairs = self._pairs(model, part)
+                gram = losses.ensemble_gram(
+                    pairs.logratio_margin,
+                    pairs.known("member_margins"),
+                    beta=self.method.implicit_scale,
+                )
+                gram = gram * (weight * self.units(part))  # a mean over the part's pairs
+                total = gram if total is None else total + gram
+        assert total is not None
+        self._gram = self.accelerator.reduce(total, "sum") / units
+
+    def _pairs(self, model: torch.nn.Module, batch: Batch) -> PairBatch:
+        count = self.units(batch)
+        output = model(batch["input_ids"], batch["lengths"])
+        logps, lengths = output.logps.view(count, -1), output.lengths.view(count, -1)
+        scores = {name: value.to(logps.dtype) for name, value in batch["scores"].items()}
+        rewards = None if output.rewards is None else output.rewards.view(count, -1)
+        self._progress = self.state.global_step / max(self.state.max_steps - 1, 1)
+        return PairBatch(
+            policy_chosen_logps=logps[:, 0],
+            policy_rejected_logps=logps[:, 1],
+            ref_chosen_logps=scores["ref_chosen_logps"],
+            ref_rejected_logps=scores["ref_rejected_logps"],
+            chosen_lengths=lengths[:, 0].to(logps.dtype),
+            rejected_lengths=lengths[:, 1].to(logps.dtype),
+            reward_margin=scores.get("reward_margin"),
+            member_margins=scores["member_margins"].T if "member_margins" in scores else None,
+            sample_logratios=_over_samples(logps[:, 2:], scores) if self.method.needs_samples else None,
+            estimated_reward_margin=None if rewards is None else rewards[:, 0] - rewards[:, 1],
+            gram=self._gram,
+            progress=self._progress,
+        )
+
+    def losses(self, model: torch.nn.Module, batch: Batch) -> Tensor:
+        """[N] pairs. Logged are means over pairs and steps, in nats: log pi of winners and losers, the same less
+        log pi_ref, whose difference is the margin; the share of winners with the greater log-ratio; the forward KL by
+        both estimates, as in `evaluate`; beta times the margin; DRDO's estimate of the reward margin; and each
+        member's weight in the reward that an ensemble method distils."""
+        pairs = self._pairs(model, batch)
+        chosen, rejected = (
+            pairs.policy_chosen_logps - pairs.ref_chosen_logps,
+            pairs.policy_rejected_logps - pairs.ref_rejected_logps,
+        )
+        margin, beta = pairs.logratio_margin, self.method.implicit_scale
+        self.record(
+            chosen_logps=pairs.policy_chosen_logps,
+            rejected_logps=pairs.policy_rejected_logps,
+            chosen_logratio=chosen,
+            rejected_logratio=rejected,
+            margin=margin,
+            accuracy=(chosen > rejected).float(),
+            forward_kl_preferences=(losses.forward_kl(chosen) + losses.forward_kl(rejected)) / 2,
+        )
+        if pairs.sample_logratios is not None:
+            self.record(forward_kl=losses.forward_kl(pairs.sample_logratios))
+        if beta is not None:
+            self.record(implicit_reward_margin=beta * margin)
+        if pairs.estimated_reward_margin is not None:
+            self.record(estimated_reward_margin=pairs.estimated_reward_margin)
+        if "members" in self.method.needs:
+            if pairs.gram is None:
+                own = losses.ensemble_gram(margin, pairs.known("member_margins"), beta=beta)
+                pairs = replace(pairs, gram=own)
+            weights = self.method.weights(pairs.known("gram"))
+            self.record(**{f"member_weight_{k}": weight.expand(len(margin)) for k, weight in enumerate(weights)})
+        return self.method(pairs)
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Adds alpha, the weight of the forward KL at the last step, to the log lines of methods that have it."""
+        if self.method.pessimism is not None and "loss" in logs:
+            logs["alpha"] = self.method.pessimism.alpha(self._progress)
+        super().log(logs, start_time)
+
+
+def _over_samples(logps: Tensor, scores: dict[str, Tensor]) -> Tensor:
+    """Weighted mean of log pi - log pi_ref over each pair's samples, [N, S] -> [N]; weights 1 / S if none are given."""
+    logratios = logps - scores["ref_sample_logps"]
+    weights = scores.get("sample_weights")
+    return logratios.mean(1) if weights is None else (weights * logratios).sum(1)

@@ -1,0 +1,243 @@
+"""transformers' `Trainer` with our losses: every pair (or token) of the *global* mini-batch weighs the same.
+
+A mini-batch is what one optimiser step sees. Every rank loads all of it (token ids are small), takes its share, and
+cuts that into micro-batches by number or tokens; so how it is cut is known everywhere and changes nothing.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections import defaultdict
+from collections.abc import Sequence
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+import torch
+from accelerate.data_loader import prepare_data_loader
+from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin
+from torch import Tensor
+from torch.utils.data import DataLoader
+from transformers import Trainer
+
+from lm.base import ranks
+from lm.base.files import write_json
+from lm.base.store import seal
+from lm.models.lora import is_adapted
+from lm.objectives import JointOracle
+from lm.training.batches import Batch, CompletionArguments, cut
+from theory import losses
+
+SPEED = "tokens_per_second"
+"""Of all ranks, prompts counted once; the time of probes left out."""
+
+
+class CompletionTrainer(Trainer):  # type: ignore[misc]
+    """Trains a `CompletionModel` on the sum of `losses` over the global mini-batch, divided by its units.
+
+    A unit is a pair, or a completion token for SFT. Dividing by the number of units over all micro-batches and ranks
+    makes the result independent of how the mini-batch was cut up.
+    """
+
+    args: CompletionArguments
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._sums: dict[str, Tensor] = defaultdict(lambda: torch.zeros((), device=self.args.device))
+        self._units_seen = 0
+        self._tokens_seen = 0
+        self._since = 0.0
+        self._weight = 1.0
+        self._rows: list[str] = []
+
+    def create_accelerator_and_postprocess(self) -> None:
+        """On CPUs, accelerate would pass over FSDP without a word, though torch has it there."""
+        super().create_accelerator_and_postprocess()
+        state = self.accelerator.state
+        if state.distributed_type == DistributedType.MULTI_CPU and ranks.sharding():
+            state.distributed_type, state.fsdp_plugin = DistributedType.FSDP, FullyShardedDataParallelPlugin()
+            self.is_fsdp_enabled = True
+
+    def units(self, batch: Batch) -> int:
+        """How many equally weighted losses a batch has."""
+        return len(batch["ids"])
+
+    def losses(self, model: torch.nn.Module, batch: Batch) -> Tensor:
+        """One loss a unit, or anything that sums to their sum."""
+        raise NotImplementedError
+
+    def before_step(self, model: torch.nn.Module, parts: Sequence[tuple[Batch, float]], units: int) -> None:
+        """What has to be known of the whole mini-batch (`units` units) before its parts, this rank's micro-batches
+        with their weights, are differentiated."""
+
+    def get_train_dataloader(self) -> DataLoader[Any]:
+        """Global mini-batches, the same on every rank, in an order that only the seed decides."""
+        size = self.args.per_device_train_batch_size * self.args.world_size
+        loader = DataLoader(self.train_dataset, batch_size=size, shuffle=True, collate_fn=self.data_collator)
+        prepared: DataLoader[Any] = prepare_data_loader(
+            loader, num_processes=1, process_index=0, use_seedable_sampler=True, data_seed=self.args.data_seed
+        )
+        return prepared
+
+    def training_step(
+        self, model: torch.nn.Module, inputs: Batch, num_items_in_batch: Tensor | int | None = None
+    ) -> Tensor:
+        """Gradients of the mini-batch's mean loss; returns this rank's share of it, times the number of ranks.
+
+        Raises:
+            FloatingPointError: a loss is not finite; it names the step and the rows.
+        """
+        model.train()
+        batch = self._prepare_inputs(inputs)
+        units, self._rows = self.units(batch), batch["ids"]
+        if not self._tokens_seen:
+            self._since = time.perf_counter()
+        mine = cut(batch, self.args)[self.args.process_index :: self.args.world_size]
+        self.before_step(model, mine, units)
+        share = torch.zeros((), device=self.args.device)
+        for index, (part, weight) in enumerate(mine):
+            last, self._weight = index == len(mine) - 1, weight
+            with nullcontext() if last else self.accelerator.no_sync(model):
+                total = self.losses(model, part).sum() * weight
+                if not torch.isfinite(total):
+                    raise FloatingPointError(
+                        f"loss is {total.item()} at step {self.state.global_step}, rows {', '.join(part['ids'])}"
+                    )
+                # DDP and FSDP average gradients over ranks; the mean over units has to be a sum over ranks.
+                loss = total * (self.args.world_size / units)
+                self.accelerator.backward(loss)
+            share = share + loss.detach()
+        self._units_seen += units
+        self._tokens_seen += sum(map(sum, batch["lengths"]))
+        return share
+
+    def _clip_grad_norm(self, model: torch.nn.Module) -> Tensor:
+        """Before the step is taken. Raises FloatingPointError where the gradient is not finite: one step with it would
+        leave no parameter that is."""
+        norm: Tensor = super()._clip_grad_norm(model)
+        if not math.isfinite(norm):
+            raise FloatingPointError(
+                f"gradient norm is {float(norm)} at step {self.state.global_step}, mini-batch of rows "
+                f"{', '.join(self._rows)}"
+            )
+        return norm
+
+    def record(self, **sums: Tensor) -> None:
+        """Adds to the sums whose means over units go into the next log line."""
+        for name, value in sums.items():
+            self._sums[name] = self._sums[name] + self._weight * value.detach().sum().float()
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Adds the recorded means, and for whoever watches the speed, of which nothing is kept: it is no result."""
+        if self._units_seen and "loss" in logs:
+            if self._sums:
+                totals = self.accelerator.reduce(torch.stack(list(self._sums.values())), "sum") / self._units_seen
+                logs |= dict(zip(self._sums, totals.tolist(), strict=True))
+            logs[SPEED] = self._tokens_seen / (time.perf_counter() - self._since)
+            self._sums.clear()
+            self._units_seen = self._tokens_seen = 0
+        logs.pop("train_loss", None)  # of the steps since the last start only, and divided by those
+        super().log(logs, start_time)
+        self.state.log_history[-1].pop(SPEED, None)
+
+    def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
+        """Trains unless all steps are done: the Trainer's own loop, resumed after the last step, takes one more."""
+        if self.state.global_step < self.state.max_steps:
+            super()._run_epoch(*args, **kwargs)
+
+    def _save_checkpoint(self, model: torch.nn.Module, trial: Any) -> None:
+        """Sealed when all ranks have written their part: what has no seal is never resumed from."""
+        super()._save_checkpoint(model, trial)
+        self.accelerator.wait_for_everyone()
+        if self.args.should_save:
+            seal(Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}")
+
+    def _save_rng_state(self, output_dir: str) -> None:
+        """With this rank's part of the next log line, as a run may be resumed between two of them."""
+        super()._save_rng_state(output_dir)
+        part = {
+            "loss": self._tr_loss.item(),
+            "last_logged": self._globalstep_last_logged,
+            "sums": {name: value.item() for name, value in self._sums.items()},
+            "units": self._units_seen,
+        }
+        write_json(Path(output_dir) / f"log_line_{self.args.process_index}.json", part)
+
+    def _load_rng_state(self, checkpoint: str | None) -> None:
+        super()._load_rng_state(checkpoint)
+        parts = sorted(Path(checkpoint).glob("log_line_*.json")) if checkpoint is not None else []
+        if len(parts) != self.args.world_size:  # other ranks than before: the next line is of the steps from here on
+            return
+        part = json.loads((parts[0].parent / f"log_line_{self.args.process_index}.json").read_text())
+        self._tr_loss.fill_(part["loss"])
+        self._globalstep_last_logged, self._units_seen = part["last_logged"], part["units"]
+        self._sums |= {name: torch.tensor(value, device=self.args.device) for name, value in part["sums"].items()}
+
+    def _save(self, output_dir: str | None = None, state_dict: dict[str, Tensor] | None = None) -> None:
+        """A resumable checkpoint's weights, of adapters those alone; the finished model is saved elsewhere."""
+        if self.is_fsdp_enabled:
+            return  # accelerate writes the ranks' shards beside this, and reads them again
+        folder = Path(output_dir or self.args.output_dir or ".")
+        folder.mkdir(parents=True, exist_ok=True)
+        model, file = self.accelerator.unwrap_model(self.model), str(folder / "model.safetensors")
+        if is_adapted(model):
+            safetensors.torch.save_file({n: p.detach() for n, p in model.named_parameters() if p.requires_grad}, file)
+        else:
+            safetensors.torch.save_model(model, file)  # knows tied tensors
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: torch.nn.Module | None = None) -> None:
+        """The counterpart: of tied tensors a checkpoint has one, which the Trainer's own loader takes for a fault."""
+        if self.is_fsdp_enabled:
+            super()._load_from_checkpoint(resume_from_checkpoint, model)
+            return
+        model, file = self.model if model is None else model, str(Path(resume_from_checkpoint) / "model.safetensors")
+        if is_adapted(model):
+            absent, unknown = model.load_state_dict(safetensors.torch.load_file(file), strict=False)
+            trained = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+            if unknown or trained & set(absent):
+                raise ValueError(f"{file} holds other adapters than lora says: remove its folder to train anew")
+        else:
+            safetensors.torch.load_model(model, file)
+
+
+class SFTTrainer(CompletionTrainer):
+    """Mean negative log-likelihood of the completions' tokens."""
+
+    def units(self, batch: Batch) -> int:
+        """Completion tokens."""
+        return sum(sum(completions) for _, *completions in batch["lengths"])
+
+    def losses(self, model: torch.nn.Module, batch: Batch) -> Tensor:
+        """Summed over each row's tokens, [R]."""
+        logps: Tensor = model(batch["input_ids"], batch["lengths"]).logps
+        return -logps
+
+
+class RewardTrainer(CompletionTrainer):
+    """Bradley-Terry reward model, [F] eq 2. An example has its chosen and its rejected completion."""
+
+    def losses(self, model: torch.nn.Module, batch: Batch) -> Tensor:
+        """[N] pairs."""
+        chosen, rejected = model(batch["input_ids"], batch["lengths"]).rewards.view(-1, 2).unbind(1)
+        self.record(accuracy=(chosen > rejected).float(), margin=chosen - rejected)
+        loss: Tensor = losses.bradley_terry(chosen - rejected)
+        return loss
+
+
+class JointOracleTrainer(CompletionTrainer):
+    """A reward model of a method's own: a policy with a reward head, both heads trained jointly, [N] eq 5."""
+
+    def __init__(self, *args: Any, oracle: JointOracle, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.oracle = oracle
+
+    def losses(self, model: torch.nn.Module, batch: Batch) -> Tensor:
+        """[N] pairs."""
+        output = model(batch["input_ids"], batch["lengths"])
+        chosen, rejected = output.rewards.view(-1, 2).unbind(1)
+        chosen_logps = output.logps.view(-1, 2)[:, 0]
+        self.record(accuracy=(chosen > rejected).float(), margin=chosen - rejected, chosen_logps=chosen_logps)
+        return self.oracle(chosen - rejected, chosen_logps)

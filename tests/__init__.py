@@ -1,0 +1,1 @@
+"""What crosses packages: the pipeline end to end, invariance, faults, the structure."""
