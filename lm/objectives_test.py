@@ -9,8 +9,9 @@ import pytest
 import torch
 from torch import Tensor
 
+from lm.base.options import parse, parser_of
 from lm.config import Config
-from lm.objectives import DPO, DRDO, IPO, METHODS, EnsembleDPO, HullDPO, PairBatch, Pessimism, PessimisticDPO
+from lm.objectives import DPO, DRDO, IPO, METHODS, EnsembleDPO, HullDPO, PairBatch, Pessimism, PessimisticDPO, option_of
 from tests.tiny import close
 from theory import losses
 
@@ -29,8 +30,8 @@ def batch(count: int = 5, members: int = 3) -> PairBatch:
         policy_rejected_logps=-10 + draw(count),
         ref_chosen_logps=-10 + draw(count),
         ref_rejected_logps=-10 + draw(count),
-        chosen_lengths=torch.tensor([2, 3, 4, 5, 6]),
-        rejected_lengths=torch.tensor([6, 5, 4, 3, 2]),
+        chosen_lengths=torch.tensor([2.0, 3, 4, 5, 6], dtype=torch.float64),
+        rejected_lengths=torch.tensor([6.0, 5, 4, 3, 2], dtype=torch.float64),
         reward_margin=draw(count),
         member_margins=draw(members, count),
         sample_logratios=draw(count),
@@ -181,5 +182,9 @@ def test_a_given_gram_matrix_decides_the_ensembles_choice(method: type[EnsembleD
 
 
 def test_every_method_has_its_options_in_the_config() -> None:
-    configured = {field.name for field in fields(Config)}
-    assert {name.replace("-", "_") for name in METHODS} <= configured
+    parser = parser_of("lm.test", "")
+    options = {name for action in parser._actions for name in action.option_strings}
+    for name, kind in METHODS.items():
+        assert {f"--{option_of(name)}.{field.name}" for field in fields(kind) if field.name != "kl"} <= options
+    assert {"--e_dpo.kl.alpha_end", "--hull_dpo.kl.samples"} <= options
+    assert set(Config.as_dict(parse("lm.test", "", [])[0])) >= {option_of(name) for name in METHODS}

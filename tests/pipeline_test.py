@@ -6,7 +6,7 @@ import json
 import random
 import re
 from collections.abc import Iterable
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +16,11 @@ import torch
 from datasets import Dataset
 from safetensors.torch import load_file
 
-from lm import prepare, reward
+from lm import prepare
+from lm import reward as reward_door
 from lm.base.files import read_jsonl
+from lm.base.store import Artifact
 from lm.config import (
-    MAIN,
     BiasConfig,
     Config,
     DataConfig,
@@ -30,16 +31,22 @@ from lm.config import (
     TrainingConfig,
     WorldConfig,
 )
+from lm.evaluate import UPSTREAM
 from lm.logprobs.sampling import sample_completions
 from lm.logprobs.scoring import score_rows
 from lm.models.loading import SCRATCH, load_tokenizer
 from lm.models.opening import open_policy
-from lm.objectives import DPO, METHODS
+from lm.objectives import DPO, MAIN, METHODS
 from lm.reporting.results import report, results
-from lm.stages.evaluations import UPSTREAM, choose, evaluation
-from lm.stages.pipeline import Pipeline
-from lm.stages.run import run
-from lm.stages.scores import margins
+from lm.stages.data import data, given_pairs, references, tokenizer
+from lm.stages.evaluations import choose, evaluation
+from lm.stages.labels import labelled_pairs, labels, open_oracle, oracle
+from lm.stages.policies import policy
+from lm.stages.rewards import reward
+from lm.stages.run import Run, command
+from lm.stages.scores import scored_pairs
+from lm.stages.subsets import members, subset
+from lm.stages.trainings import sft
 from tests.tiny import causal_lm, reward_model
 
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning")
@@ -90,13 +97,13 @@ WORLD = DataConfig(
 def world_run(tmp_path_factory: pytest.TempPathFactory) -> tuple[Config, dict[str, Any]]:
     """A finished run of every method on the embedded world."""
     done = config(tmp_path_factory.mktemp("world"), WORLD)
-    return done, results(Pipeline(done))
+    return done, results(Run(done))
 
 
 def stages_made(capsys: pytest.CaptureFixture[str], run_config: Config) -> list[str]:
     """What a run computes, as it says itself."""
     capsys.readouterr()
-    results(Pipeline(run_config))
+    results(Run(run_config))
     return [line for line in capsys.readouterr().err.splitlines() if line.startswith("[")]
 
 
@@ -109,8 +116,8 @@ def test_validation_chooses_the_setting_and_the_step(world_run: tuple[Config, di
     settings = [{"beta": 0.5}, {"beta": 1e-9}, {"beta": 0.1}]
     faster = replace(done.policy, learning_rate=1e-2)
     swept = replace(done, methods=["dpo", "ipo"], sweep={"dpo": settings}, snapshots=3, policy=faster)
-    pipeline = Pipeline(swept)
-    report = results(pipeline)
+    run = Run(swept)
+    report = results(run)
     row = report["methods"]["dpo"]
     tried = row["validation"]
     assert [(one["setting"]["beta"], one["step"]) for one in tried] == [
@@ -120,39 +127,40 @@ def test_validation_chooses_the_setting_and_the_step(world_run: tuple[Config, di
     assert (row["setting"], row["step"]) == (best["setting"], best["step"])
     assert len({one["advantage"] for one in tried}) > 3, "there was something to choose from"
     # By hand: the models behind two of the entries, on the same prompts.
-    chosen = choose(pipeline, "dpo")
+    chosen = choose(run, "dpo")
     assert row["policy"] == str(chosen.model)
-    held_out = pipeline.labelled_pairs("valid")
+    held_out = labelled_pairs(run, "valid")
     prompts = list(dict(zip(held_out["prompt"], held_out["prompt_ids"], strict=True)).values())
     rewards = []
-    for model in (chosen.model, pipeline.sft.path):
-        policy = open_policy(model, pipeline.tokenizer, swept)
-        seed = pipeline.seed("evaluate")
-        samples = sample_completions(policy, prompts, pipeline.tokenizer, swept, seed=seed, what="")
-        end = pipeline.tokenizer.eos_token_id
+    for model in (chosen.model, sft(run).path):
+        opened = open_policy(model, tokenizer(run), swept)
+        seed = run.seed("evaluate")
+        samples = sample_completions(opened, prompts, tokenizer(run), swept, seed=seed, what="")
+        end = tokenizer(run).eos_token_id
         ended = [sample if sample[-1] == end else [*sample, end] for sample in samples]
-        rewards.append(score_rows(pipeline.open_oracle(), prompts, ended, ""))
+        rewards.append(score_rows(open_oracle(run), prompts, ended, ""))
     assert best["advantage"] == pytest.approx(float((rewards[0] - rewards[1]).mean()), rel=1e-6)
     # The method without settings has its own options only; a run without a choice validates nothing.
-    assert {one["setting"]["tau"] for one in report["methods"]["ipo"]["validation"]} == {done.ipo.tau}
+    assert {one["setting"]["tau"] for one in report["methods"]["ipo"]["validation"]} == {
+        asdict(done.method("ipo"))["tau"]
+    }
     assert plain["methods"]["dpo"]["validation"] == []
 
 
 def test_a_snapshot_is_the_model_of_that_step(world_run: tuple[Config, dict[str, Any]]) -> None:
     done, _ = world_run
-    several = Pipeline(replace(done, methods=["dpo"], snapshots=3)).policy("dpo")
-    one = Pipeline(
-        replace(done, methods=["dpo"], policy=replace(done.policy, max_steps=2, schedule="constant_with_warmup"))
-    )
-    three = Pipeline(
+    several = policy(Run(replace(done, methods=["dpo"], snapshots=3)), "dpo")
+    one = Run(replace(done, methods=["dpo"], policy=replace(done.policy, max_steps=2, schedule="constant_with_warmup")))
+    three = Run(
         replace(done, methods=["dpo"], policy=replace(done.policy, schedule="constant_with_warmup"), snapshots=3)
     )
     ends = [
-        load_file(path / "model.safetensors") for path in (one.policy("dpo").path, three.policy("dpo").path / "step-2")
+        load_file(path / "model.safetensors")
+        for path in (policy(one, "dpo").path, policy(three, "dpo").path / "step-2")
     ]
     assert all(torch.equal(ends[0][name], ends[1][name]) for name in ends[0])
     assert sorted(path.name for path in several.path.glob("step-*")) == ["step-1", "step-2"]
-    last = load_file(three.policy("dpo").path / "model.safetensors")
+    last = load_file(policy(three, "dpo").path / "model.safetensors")
     assert not all(torch.equal(ends[0][name], last[name]) for name in last)
 
 
@@ -162,14 +170,14 @@ def test_every_policy_is_probed_while_it_trains(world_run: tuple[Config, dict[st
         assert [entry["step"] for entry in row["probe"]] == [0, 1, 2, 3]
         assert row["probe"][0]["chosen_logratio"] == pytest.approx(0, abs=1e-4), "pi_ref at the start"
         assert abs(row["probe"][0]["forward_kl_reference"]) < 1e-4
-        assert ("member_shares" in row["probe"][0]) == (name not in ("ipo", "drdo"))
+        assert ("member_shares" in row["probe"][0]) == ("members" in METHODS[name].needs)
         for entry in row["probe"]:
             assert sum(entry.get("member_shares", [1.0])) == pytest.approx(1)
 
 
 def test_a_run_may_do_without_probes(world_run: tuple[Config, dict[str, Any]]) -> None:
     done, plain = world_run
-    report = results(Pipeline(replace(done, methods=["dpo"], probe=ProbeConfig(pairs=0))))
+    report = results(Run(replace(done, methods=["dpo"], probe=ProbeConfig(pairs=0))))
     assert report["methods"]["dpo"]["probe"] == []
     assert report["methods"]["dpo"]["advantage"] == plain["methods"]["dpo"]["advantage"]
 
@@ -199,10 +207,9 @@ def test_results_have_every_method_and_where_they_come_from(world_run: tuple[Con
 
 def test_the_advantage_is_the_paired_difference_of_oracle_rewards(world_run: tuple[Config, dict[str, Any]]) -> None:
     run_config, report = world_run
-    pipeline = Pipeline(run_config)
+    run = Run(run_config)
     rows = {
-        name: [row for _, row in read_jsonl(evaluation(pipeline, name).path / "samples.jsonl")]
-        for name in ("sft", "ipo")
+        name: [row for _, row in read_jsonl(evaluation(run, name).path / "samples.jsonl")] for name in ("sft", "ipo")
     }
     assert [row["prompt"] for row in rows["sft"]] == [row["prompt"] for row in rows["ipo"]]
     difference = np.mean(
@@ -210,10 +217,10 @@ def test_the_advantage_is_the_paired_difference_of_oracle_rewards(world_run: tup
     )
     assert report["methods"]["ipo"]["advantage"] == pytest.approx(difference)
     assert report["methods"]["ipo"]["kl"] == pytest.approx(np.mean([row["log_ratio"] for row in rows["ipo"]]))
-    tests = set(pipeline.labelled_pairs("test")["prompt"])
+    tests = set(labelled_pairs(run, "test")["prompt"])
     assert {row["prompt"] for row in rows["sft"]} == tests
-    assert not tests & set(pipeline.labelled_pairs("train")["prompt"])
-    assert not tests & set(pipeline.references()["prompt"])
+    assert not tests & set(labelled_pairs(run, "train")["prompt"])
+    assert not tests & set(references(run)["prompt"])
 
 
 def test_a_report_is_a_table_a_file_and_a_picture(
@@ -221,7 +228,7 @@ def test_a_report_is_a_table_a_file_and_a_picture(
 ) -> None:
     run_config, values = world_run
     names = ["sft", *METHODS]
-    report(Pipeline(run_config, read_only=UPSTREAM))
+    report(Run(run_config, read_only=UPSTREAM))
     folder = Path(run_config.output_dir)
     assert json.loads((folder / "results.json").read_text())["methods"] == values["methods"]
     assert (folder / "results.png").read_bytes().startswith(b"\x89PNG")
@@ -236,25 +243,25 @@ def test_a_report_is_a_table_a_file_and_a_picture(
 def test_the_biased_set_has_the_asked_share_and_the_members_are_parts_of_it(
     world_run: tuple[Config, dict[str, Any]],
 ) -> None:
-    pipeline = Pipeline(world_run[0])
+    run = Run(world_run[0])
     report = world_run[1]["bias"]
-    whole = set(pipeline.subset(MAIN)["id"])
+    whole = set(subset(run, MAIN)["id"])
     sizes = set()
     for name, share in ((MAIN, 0.4), ("b0.4", 0.4), ("b0.5", 0.5), ("b0.6", 0.6)):
-        subset = pipeline.subset(name)
-        assert set(subset["id"]) <= whole
-        lengths = [(len(c), len(r)) for c, r in zip(subset["chosen_ids"], subset["rejected_ids"], strict=True)]
+        rows = subset(run, name)
+        assert set(rows["id"]) <= whole
+        lengths = [(len(c), len(r)) for c, r in zip(rows["chosen_ids"], rows["rejected_ids"], strict=True)]
         longer = sum(c > r for c, r in lengths)
-        assert longer == report[name]["longer_preferred"] == int(share * len(subset) + 0.5)
+        assert longer == report[name]["longer_preferred"] == int(share * len(rows) + 0.5)
         assert all(10 * max(pair) >= 11 * min(pair) for pair in lengths)
-        sizes.add((name == MAIN, len(subset)))
+        sizes.add((name == MAIN, len(rows)))
     assert len(sizes) == 2, "all members are of one size"
 
 
 def test_labels_are_the_oracles(world_run: tuple[Config, dict[str, Any]]) -> None:
-    pipeline = Pipeline(world_run[0])
-    given = {row["id"]: row for row in pipeline.given_pairs("train")}
-    labelled = list(pipeline.labelled_pairs("train"))
+    run = Run(world_run[0])
+    given = {row["id"]: row for row in given_pairs(run, "train")}
+    labelled = list(labelled_pairs(run, "train"))
     assert all(row["oracle_chosen_reward"] > row["oracle_rejected_reward"] for row in labelled)
     kept = [row["chosen"] == given[row["id"]]["chosen"] for row in labelled]
     assert 0 < sum(kept) < len(kept), "some labels change and some do not"
@@ -267,13 +274,13 @@ def test_labels_are_the_oracles(world_run: tuple[Config, dict[str, Any]]) -> Non
 def test_reward_models_are_listed_with_their_folder_and_accuracy(
     world_run: tuple[Config, dict[str, Any]], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    pipeline, accuracy = Pipeline(world_run[0]), world_run[1]["reward_models"]
-    reward.train(pipeline)
+    run, accuracy = Run(world_run[0]), world_run[1]["reward_models"]
+    reward_door.work(run)
     _, heading, *lines = capsys.readouterr().out.splitlines()
     assert heading.split() == ["all", "longer", "shorter", "neither"]
-    for name, line in zip([MAIN, *pipeline.members], lines, strict=True):
+    for name, line in zip([MAIN, *members(run)], lines, strict=True):
         folder, *shares = line.split()
-        assert Path(folder) == pipeline.reward(name).path
+        assert Path(folder) == reward(run, name).path
         expected = [accuracy[name][which]["accuracy"] for which in heading.split()]
         assert shares == ["-" if share is None else f"{share:.3f}" for share in expected]
     assert len({tuple(line.split()[1:]) for line in lines}) > 1, "not one model several times"
@@ -284,7 +291,7 @@ def test_a_second_run_computes_nothing(
 ) -> None:
     run_config, report = world_run
     assert stages_made(capsys, run_config) == []
-    again = results(Pipeline(run_config, read_only=UPSTREAM))
+    again = results(Run(run_config, read_only=UPSTREAM))
     assert again["methods"] == report["methods"]
 
 
@@ -292,7 +299,7 @@ def test_another_beta_of_one_method_is_that_methods_business(
     world_run: tuple[Config, dict[str, Any]], capsys: pytest.CaptureFixture[str]
 ) -> None:
     run_config, _ = world_run
-    changed = replace(run_config, dpo=DPO(beta=0.5))
+    changed = run_config.with_options(dpo=DPO(beta=0.5))
     assert stages_made(capsys, changed) == ["[policy] dpo", "[evaluate] dpo"]
     assert stages_made(capsys, run_config) == [], "what was there is still there"
     assert stages_made(capsys, replace(run_config, methods=["ipo"])) == []
@@ -312,14 +319,14 @@ def test_what_saves_memory_recomputes_nothing_and_what_changes_numbers_does(
         "[score] pairs",
         "[policy] p-dpo",
     ]
-    row = Pipeline(other).scored_pairs()[0]
+    row = scored_pairs(Run(other), other.method("p-dpo"), "p-dpo")[0]
     assert len(row["sample_ids"]) == len(row["ref_sample_logps"]) == 3
     lower = replace(run_config, methods=["dpo"], logprobs=LogprobsConfig(autocast=True))
     assert "[sft] policy" in stages_made(capsys, lower)
 
 
 def test_evaluation_does_not_train(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    status = run("lm.evaluate", results, read_only=UPSTREAM, arguments=["--output_dir", str(tmp_path)])
+    status = command("lm.evaluate", results, read_only=UPSTREAM, arguments=["--output_dir", str(tmp_path)])
     assert status == 2
     assert "error: there is no finished data world in" in capsys.readouterr().err
     assert not (tmp_path / "data").exists()
@@ -328,14 +335,14 @@ def test_evaluation_does_not_train(tmp_path: Path, capsys: pytest.CaptureFixture
 def test_more_evaluation_prompts_than_there_are_is_an_error(world_run: tuple[Config, dict[str, Any]]) -> None:
     greedy = replace(world_run[0], evaluation=EvaluationConfig(prompts=10_000, resamples=100))
     with pytest.raises(ValueError, match=r"evaluation.prompts is 10000, but the test split has only \d+ prompts"):
-        results(Pipeline(greedy, read_only=UPSTREAM))
+        results(Run(greedy, read_only=UPSTREAM))
 
 
 def test_an_infeasible_bias_names_the_largest_size(world_run: tuple[Config, dict[str, Any]]) -> None:
     run_config, _ = world_run
     greedy = replace(run_config, bias=replace(run_config.bias, size=10_000))
     with pytest.raises(ValueError, match=r"bias.size: 10000 pairs of which 40% .* the largest feasible size is \d+"):
-        results(Pipeline(greedy))
+        results(Run(greedy))
 
 
 # ---------------------------------------------------------------- real schemas, local files
@@ -378,7 +385,7 @@ def comparisons(rng: random.Random) -> Iterable[dict[str, Any]]:
         yield {"info": news, "summaries": [{"text": "a"}, {"text": "b c"}], "choice": 0}
 
 
-def references(rng: random.Random) -> Iterable[dict[str, Any]]:
+def posts(rng: random.Random) -> Iterable[dict[str, Any]]:
     for number in range(60):
         post = {"subreddit": "pets", "title": sentence(rng, 2, 3), "post": sentence(rng, 8, 12)}
         yield {"id": f"s{number}", **post, "summary": sentence(rng, 3, 6)}
@@ -408,7 +415,7 @@ def local(tmp_path_factory: pytest.TempPathFactory) -> dict[str, DataConfig]:
         "tldr": DataConfig(
             kind="tldr",
             path=write_jsonl(folder / "comparisons.jsonl", comparisons(rng)),
-            sft_path=write_jsonl(folder / "sft.jsonl", references(rng)),
+            sft_path=write_jsonl(folder / "sft.jsonl", posts(rng)),
             **shape,
         ),
         "hh": DataConfig(kind="hh", path=write_jsonl(folder / "hh.jsonl", dialogues(rng)), **shape),
@@ -426,10 +433,10 @@ def check_local(report: dict[str, Any], rows: int, dropped: dict[str, int]) -> N
 def test_local_dialogues_go_all_the_way(
     local: dict[str, DataConfig], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    pipeline = Pipeline(config(tmp_path, local["hh"], methods=["dpo", "e-dpo"]))
-    report = results(pipeline)
+    run = Run(config(tmp_path, local["hh"], methods=["dpo", "e-dpo"]))
+    report = results(run)
     check_local(report, 300, {"identical completions": 1})
-    prepare.prepare(pipeline)
+    prepare.work(run)
     kept = report["data"]["preferences"]["kept"]
     assert capsys.readouterr().out.splitlines()[:2] == [
         f"preferences: {kept['train']:,} train, {kept['valid']:,} valid, {kept['test']:,} test",
@@ -441,7 +448,7 @@ def test_local_summaries_go_all_the_way_and_give_the_same_numbers_again(
     local: dict[str, DataConfig], tmp_path: Path
 ) -> None:
     one, two = (
-        results(Pipeline(config(tmp_path / name, local["tldr"], methods=["dpo", "e-dpo"]))) for name in ("one", "two")
+        results(Run(config(tmp_path / name, local["tldr"], methods=["dpo", "e-dpo"]))) for name in ("one", "two")
     )
     check_local(one, 320, {"no Reddit post": 3})
 
@@ -450,8 +457,37 @@ def test_local_summaries_go_all_the_way_and_give_the_same_numbers_again(
         return rows, report["wald"], report["reward_models"], report["bias"], report["labels"]
 
     assert numbers(one) == numbers(two)
-    other_seed = Pipeline(config(tmp_path / "three", local["tldr"], seed=1))
-    assert other_seed.data.metrics != one["data"], "other prompts are held out"
+    other_seed = Run(config(tmp_path / "three", local["tldr"], seed=1))
+    assert data(other_seed).metrics != one["data"], "other prompts are held out"
+
+
+# ---------------------------------------------------------------- what is asked for is made
+
+
+def test_only_the_reward_models_that_a_method_distils_are_trained(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    few = config(tmp_path, WORLD, methods=["dpo", "d-dpo"])
+    made = stages_made(capsys, few)
+    assert [line for line in made if line.startswith("[reward]")] == ["[reward] rho"]
+    assert [line for line in made if line.startswith("[score]")] == ["[score] pairs", "[score] rho"]
+    none = replace(few, methods=["dpo"], reward=TrainingConfig())
+    assert not [line for line in stages_made(capsys, none) if line.startswith("[reward]")]
+    more = stages_made(capsys, replace(few, methods=["d-dpo", "e-dpo"]))
+    assert [line for line in more if line.startswith("[reward]")] == ["[reward] b0.4", "[reward] b0.5", "[reward] b0.6"]
+    assert [line for line in more if line.startswith("[policy]")] == ["[policy] e-dpo"], "d-dpo is what it was"
+
+
+def test_a_training_that_is_asked_for_needs_a_length(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"exactly one of epochs and max_steps.*for reward: .*d-dpo distil trained"):
+        config(tmp_path, WORLD, methods=["dpo", "d-dpo"], reward=TrainingConfig())
+    with pytest.raises(ValueError, match=r"got None and None for oracle: with data.labels"):
+        config(tmp_path, WORLD, oracle=TrainingConfig())
+    given = replace(WORLD, kind="preferences", path="pairs.jsonl", labels="given", rewards="given")
+    nobody = config(tmp_path, given, methods=["d-dpo"], oracle=TrainingConfig(), reward=TrainingConfig())
+    with pytest.raises(ValueError, match="policies are judged by an oracle, so give oracle_model, or say"):
+        results(Run(nobody))
+    assert not (tmp_path / "data").exists(), "before anything is computed"
 
 
 # ---------------------------------------------------------------- the oracle's own rewards
@@ -461,24 +497,25 @@ def test_the_judges_own_rewards_can_be_distilled(world_run: tuple[Config, dict[s
     """As a control: same data, pi_ref, oracle and D_rho as with reward models, of which none is trained."""
     done, plain = world_run
     control = replace(done, methods=["dpo", "d-dpo"], data=replace(done.data, rewards="oracle"))
-    pipeline, with_models = Pipeline(control), Pipeline(done)
-    assert [getattr(pipeline, part).path for part in ("data", "sft", "oracle", "labels")] == [
-        getattr(with_models, part).path for part in ("data", "sft", "oracle", "labels")
+    run, with_models = Run(control), Run(done)
+    assert [part(run).path for part in (data, sft, oracle, labels)] == [
+        part(with_models).path for part in (data, sft, oracle, labels)
     ]
-    oracle = {row["id"]: row for row in pipeline.labelled_pairs("train")}
-    scored = pipeline.scored_pairs()
-    assert scored["id"][:] == with_models.scored_pairs()["id"][:], "the same D_rho"
+    labelled = {row["id"]: row for row in labelled_pairs(run, "train")}
+    method = control.method("d-dpo")
+    scored = scored_pairs(run, method, "d-dpo")
+    assert scored["id"][:] == scored_pairs(with_models, method, "d-dpo")["id"][:], "the same D_rho"
     for row in scored:
-        judged = oracle[row["id"]]
+        judged = labelled[row["id"]]
         assert row["reward_margin"] == judged["oracle_chosen_reward"] - judged["oracle_rejected_reward"]
-    report = results(pipeline)
+    report = results(run)
     assert report["reward_models"]["rho"]["all"]["accuracy"] == 1
     assert report["methods"]["dpo"]["advantage"] == plain["methods"]["dpo"]["advantage"], "DPO reads no reward"
     assert report["methods"]["d-dpo"]["advantage"] != plain["methods"]["d-dpo"]["advantage"]
     with pytest.raises(ValueError, match=r"data.rewards is oracle: the oracle's own rewards are distilled"):
-        pipeline.reward("rho")
+        reward(run, "rho")
     with pytest.raises(ValueError, match=r"methods e-dpo need an ensemble, but with data.rewards oracle there is one"):
-        _ = Pipeline(replace(control, methods=["e-dpo"])).data
+        data(Run(replace(control, methods=["e-dpo"])))
     with pytest.raises(ValueError, match=r'DataConfig.rewards "oracle" goes with labels "oracle", got labels "given"'):
         replace(done.data, rewards="oracle", labels="given")
 
@@ -513,7 +550,7 @@ def test_a_given_oracle_judges_and_none_is_trained(
     made = stages_made(capsys, run_config)
     assert "[labels] oracle" in made
     assert not [line for line in made if line.startswith("[oracle]")]
-    assert results(Pipeline(run_config))["oracle"] is None
+    assert results(Run(run_config))["oracle"] is None
 
 
 @pytest.mark.parametrize("command", ["lm.relabel", "lm.train"])
@@ -522,11 +559,11 @@ def test_an_oracle_with_another_tokenizer_is_refused_before_any_training(
 ) -> None:
     other = load_tokenizer("scratch:tiny", ["quite other words here"] * 9, False)
     oracle = save_oracle(tmp_path / "oracle", other)
-    pipeline = Pipeline(config(tmp_path / "run", local["hh"], oracle_model=oracle))
+    run = Run(config(tmp_path / "run", local["hh"], oracle_model=oracle))
     with pytest.raises(
         ValueError, match=r"oracle_model '.*oracle': its tokenizer differs from that of model 'scratch:tiny'"
     ):
-        _ = pipeline.labels if command == "lm.relabel" else results(pipeline)
+        _ = labels(run) if command == "lm.relabel" else results(run)
     assert sorted(path.name for path in (tmp_path / "run").iterdir() if not path.name.startswith(".")) == ["data"]
 
 
@@ -534,56 +571,97 @@ def test_an_oracle_that_cannot_judge_is_refused_before_anything(local: dict[str,
     tokenizer = load_tokenizer("scratch:tiny", ["words"] * 9, False)
     two = save_oracle(tmp_path / "two", tokenizer, num_labels=2)
     with pytest.raises(ValueError, match="a reward model has one label, it has 2"):
-        Pipeline(config(tmp_path / "run", local["hh"], oracle_model=two))
+        Run(config(tmp_path / "run", local["hh"], oracle_model=two))
     policy = save_policy(tmp_path / "policy", tokenizer)
     with pytest.raises(ValueError, match="a sequence-classification model is needed"):
-        Pipeline(config(tmp_path / "run", local["hh"], oracle_model=policy))
+        Run(config(tmp_path / "run", local["hh"], oracle_model=policy))
 
 
 # ---------------------------------------------------------------- scored pairs
 
-
-def scored(**changes: Any) -> Dataset:
-    """Two scored pairs by two reward models; changes replace the second row's values."""
-    row = {
-        "id": "a",
-        "prompt_ids": [3],
-        "chosen_ids": [4, 1],
-        "rejected_ids": [5, 1],
-        "sample_ids": [6, 1],
-        "ref_chosen_logps": -1.0,
-        "ref_rejected_logps": -2.0,
-        "ref_sample_logps": -3.0,
-        "chosen_rewards": [1.0, 2.0],
-        "rejected_rewards": [0.5, 4.0],
-    }
-    return Dataset.from_list([row, {**row, "id": "b", **changes}])
+ROW = {
+    "id": "a",
+    "prompt_ids": [3],
+    "chosen_ids": [4, 1],
+    "rejected_ids": [5, 1],
+    "sample_ids": [[6, 1]],
+    "ref_chosen_logps": -1.0,
+    "ref_rejected_logps": -2.0,
+    "ref_sample_logps": [-3.0],
+}
+REWARDS = {"chosen_reward": 1.0, "rejected_reward": 0.5}
+NAMES = [MAIN, "b0.4", "b0.6"]
 
 
-def test_margins_are_the_differences_of_the_rewards() -> None:
-    pairs = margins(scored(chosen_rewards=[3.0, 3.0]), [MAIN, "b0.5"])
-    assert pairs["reward_margin"][:] == [0.5, 2.5]
-    assert pairs["member_margins"][:] == [[-2.0], [-1.0]]
+@pytest.fixture
+def stored(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Makes a run whose scores are two pairs, "a" and "b", as given; `models` holds each reward model's rewards of "b",
+    or `older` the second pair's lists as artifacts of the first edition have them."""
+
+    def make(
+        pair: dict[str, Any] | None = None, models: dict[str, Any] | None = None, older: dict[str, Any] | None = None
+    ) -> Run:
+        def artifact(name: str, rows: list[dict[str, Any]]) -> Artifact:
+            Dataset.from_list(rows).save_to_disk(str(tmp_path / name / "pairs"))
+            return Artifact(tmp_path / name, name, {"reward_models": NAMES, "probe": 0})
+
+        first = ROW | ({"chosen_rewards": [1.0, 2.0, 0.0], "rejected_rewards": [0.5, 4.0, 1.0]} if older else {})
+        pairs = artifact("scores", [first, {**first, "id": "b", **(pair or {}), **(older or {})}])
+        of_model = {
+            name: artifact(name, [{"id": "b", **REWARDS, **(models or {}).get(name, {})}, {"id": "a", **REWARDS}])
+            for name in NAMES
+        }
+        monkeypatch.setattr("lm.stages.scores.scores", lambda run: pairs)
+        monkeypatch.setattr("lm.stages.scores.model_scores", lambda run, name: of_model[name])
+        return Run(config(tmp_path / "run", WORLD, bias=BiasConfig(rho=0.4, member_fractions=[0.4, 0.6])))
+
+    return make
+
+
+def test_margins_are_the_differences_of_the_rewards_of_the_models_that_a_method_distils(stored: Any) -> None:
+    run = stored(
+        models={MAIN: {"chosen_reward": 3.0}, "b0.4": {"chosen_reward": -1.0}, "b0.6": {"rejected_reward": 0.0}}
+    )
+    pairs = {name: scored_pairs(run, run.config.method(name), name) for name in ("dpo", "d-dpo", "e-dpo")}
+    assert pairs["d-dpo"]["reward_margin"][:] == [0.5, 2.5]
+    assert pairs["e-dpo"]["member_margins"][:] == [[0.5, 0.5], [-1.5, 1.0]]
+    assert not {"reward_margin", "member_margins"} & set(pairs["dpo"].column_names)
+    assert "member_margins" not in pairs["d-dpo"].column_names
+    assert "reward_margin" not in pairs["e-dpo"].column_names
+
+
+def test_scores_of_the_first_edition_are_read_as_they_are(stored: Any) -> None:
+    run = stored(older={"chosen_rewards": [3.0, 3.0, 3.0], "rejected_rewards": [0.5, 4.0, 1.0]})
+    assert scored_pairs(run, run.config.method("d-dpo"), "d-dpo")["reward_margin"][:] == [0.5, 2.5]
+    members = scored_pairs(run, run.config.method("e-dpo"), "e-dpo")
+    assert members["member_margins"][:] == [[-2.0, -1.0], [-1.0, 2.0]]
+    assert not [name for name in members.column_names if name.endswith("_rewards")]
 
 
 @pytest.mark.parametrize(
-    ("changes", "message"),
+    ("pair", "rewards", "message"),
     [
-        ({"chosen_rewards": [float("nan"), 1.0]}, r"row b: chosen_rewards is \[nan, 1.0\]; every value must be there"),
-        ({"rejected_rewards": [1.0, float("inf")]}, r"row b: rejected_rewards is \[1.0, inf\]; every value"),
-        ({"rejected_rewards": [1.0, None]}, r"row b: rejected_rewards is \[1.0, None\]; every value"),
-        ({"chosen_rewards": [1.0]}, "row b: chosen_rewards has 1 values, there are 2 reward models"),
-        ({"chosen_rewards": []}, "row b: chosen_rewards has 0 values, there are 2 reward models"),
-        ({"chosen_rewards": None}, "row b: chosen_rewards is None; every value must be there and finite"),
-        ({"ref_chosen_logps": None}, "row b: ref_chosen_logps is None; every value must be there and finite"),
-        ({"ref_sample_logps": float("-inf")}, "row b: ref_sample_logps is -inf; every value must be there"),
+        ({}, {"chosen_reward": float("nan")}, "row b: chosen_reward is nan; every value must be there"),
+        ({}, {"rejected_reward": float("inf")}, "row b: rejected_reward is inf; every value"),
+        ({}, {"rejected_reward": None}, "row b: rejected_reward is nan; every value must be there and finite"),
+        ({}, {"id": "c"}, "row b has no reward; every pair must have been scored"),
+        ({"ref_chosen_logps": None}, {}, "row b: ref_chosen_logps is None; every value must be there and finite"),
+        ({"ref_sample_logps": [float("-inf")]}, {}, r"row b: ref_sample_logps is \[-inf\]; every value must be there"),
+        ({"ref_sample_logps": [-1.0, -2.0]}, {}, "row b: ref_sample_logps has 2 values, row a has 1"),
     ],
 )
-def test_a_score_that_is_missing_or_not_finite_names_its_row(changes: dict[str, Any], message: str) -> None:
+def test_a_score_that_is_missing_or_not_finite_names_its_row(
+    pair: dict[str, Any], rewards: dict[str, Any], message: str, stored: Any
+) -> None:
+    run = stored(pair, {MAIN: rewards})
     with pytest.raises(ValueError, match=message):
-        margins(scored(**changes), [MAIN, "b0.5"])
+        scored_pairs(run, run.config.method("d-dpo"), "d-dpo")
 
 
-def test_a_missing_column_is_named() -> None:
+def test_a_missing_column_is_named(stored: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = stored()
+    lacking = Dataset.from_list([{name: value for name, value in ROW.items() if name != "ref_rejected_logps"}])
+    lacking.save_to_disk(str(tmp_path / "lacking" / "pairs"))
+    monkeypatch.setattr("lm.stages.scores.scores", lambda run: Artifact(tmp_path / "lacking", "", {}))
     with pytest.raises(ValueError, match="scored pairs lack ref_rejected_logps; there are id, "):
-        margins(scored().remove_columns("ref_rejected_logps"), [MAIN, "b0.5"])
+        scored_pairs(run, run.config.method("d-dpo"), "d-dpo")

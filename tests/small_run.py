@@ -13,7 +13,7 @@ from torch import Tensor
 
 from lm.models import loading as models
 from lm.reporting.results import report
-from lm.stages.run import run
+from lm.stages.run import command
 from lm.training.policy import PolicyTrainer
 
 SMALL = {**models.SCRATCH["scratch:tiny"], "hidden_size": 32, "vocab_size": 400}
@@ -23,9 +23,10 @@ def fail_at(step: int) -> None:
     """As NAN_AT says."""
     losses = PolicyTrainer.losses
 
-    def losses_or_nan(trainer: PolicyTrainer, *arguments: Any) -> Tensor:
+    def losses_or_nan(trainer: PolicyTrainer, *arguments: Any) -> tuple[Tensor, dict[str, Tensor]]:
         fails = (trainer.state.global_step, trainer.args.process_index) == (step, 1)
-        return losses(trainer, *arguments) * (float("nan") if fails else 1.0)
+        each, logged = losses(trainer, *arguments)
+        return each * (float("nan") if fails else 1.0), logged
 
     PolicyTrainer.losses = losses_or_nan  # type: ignore[method-assign]
 
@@ -34,4 +35,4 @@ if __name__ == "__main__":
     models.SCRATCH["scratch:tiny"] = SMALL
     if "NAN_AT" in os.environ:
         fail_at(int(os.environ["NAN_AT"]))
-    sys.exit(run("lm.train", report))
+    sys.exit(command("lm.train", report))

@@ -1,11 +1,12 @@
-"""Rules of the layout: which package imports which, that losses are written once, that every statement is tested."""
+"""Rules of the layout: which package and which room imports which, that losses are written once, that every statement is
+tested."""
 
 from __future__ import annotations
 
 import ast
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 PACKAGES = ("theory", "bandits", "lm", "figures")
 
-MAY_IMPORT = {"theory": set[str](), "bandits": {"theory"}, "lm": {"theory", "torch"}, "figures": set[str]()}
+MAY_IMPORT = {"theory": set[str](), "bandits": {"theory"}, "lm": {"theory", "torch", "figures"}, "figures": set[str]()}
 """On import, of our packages and torch."""
 MAY_IMPORT_WHEN_CALLED = {
     "theory": {"torch"},
@@ -105,6 +106,132 @@ def test_imports_run_one_way(package: str) -> None:
 )
 def test_the_import_rule_itself(package: str, code: str, names: list[str]) -> None:
     assert forbidden_imports(package, ast.parse(code)) == names
+
+
+# ---------------------------------------------------------------- the house: doors and rooms of lm/
+
+FLOORS = (
+    ("reporting",),
+    ("studies",),
+    ("stages",),
+    ("judging",),
+    ("training",),
+    ("models",),
+    ("logprobs",),
+    ("data",),
+    ("base",),
+    ("config",),
+    ("objectives",),
+)
+"""From the top down: a module imports from its own floor and from those below it."""
+TOP = ("workflow", "integrations")
+"""Beside the doors: they import any room, and no room imports them."""
+
+
+def name_of(path: Path) -> str:
+    """lm/data/rows.py -> lm.data.rows, lm/data/__init__.py -> lm.data."""
+    parts = path.relative_to(ROOT).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+def graph(package: str) -> dict[str, set[str]]:
+    """Module -> the modules of the same package that it imports, anywhere in it: inside functions counts as well."""
+    trees = {name_of(path): ast.parse(path.read_text()) for path in modules(package)}
+    return {name: set(imported(tree, trees)) - {name} for name, tree in trees.items()}
+
+
+def imported(tree: ast.Module, known: Iterable[str]) -> Iterator[str]:
+    """The known modules that a tree imports."""
+    names = set(known)
+    checking = {
+        id(inner)
+        for node in ast.walk(tree)
+        if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test)
+        for inner in ast.walk(node)
+    }
+    for node in ast.walk(tree):
+        if id(node) in checking:  # which nothing does when it runs
+            continue
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names if alias.name in names)
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            below = {f"{node.module}.{alias.name}" for alias in node.names} & names
+            yield from below or ({node.module} & names)
+
+
+def circles(edges: Mapping[str, set[str]]) -> list[set[str]]:
+    """Groups of modules that import each other, directly or by others."""
+
+    def reach(start: str) -> set[str]:
+        seen: set[str] = set()
+        waiting = [start]
+        while waiting:
+            for name in edges[waiting.pop()] - seen:
+                seen.add(name)
+                waiting.append(name)
+        return seen
+
+    reached = {name: reach(name) for name in edges}
+    groups = {frozenset(o for o in reached[name] if name in reached[o]) for name in edges if name in reached[name]}
+    return [set(group) for group in groups]
+
+
+def floor(module: str) -> int | None:
+    """0 for the highest; None for a door, and for what stands beside the doors."""
+    room = module.split(".")[1] if "." in module else ""
+    return next((number for number, rooms in enumerate(FLOORS) if room in rooms), None)
+
+
+def upward(edges: Mapping[str, set[str]]) -> list[str]:
+    """Imports from a higher floor, or of a door, as `importer -> imported`."""
+    found = []
+    for module, names in edges.items():
+        for name in names:
+            ours, theirs = floor(module), floor(name)
+            beside = (
+                name.split(".")[1:2] and name.split(".")[1] in TOP and module.split(".")[1:2] == name.split(".")[1:2]
+            )
+            if name == "lm" or beside:
+                continue
+            if theirs is None or (ours is not None and theirs < ours):
+                found.append(f"{module} -> {name}")
+    return found
+
+
+@pytest.mark.parametrize("package", PACKAGES)
+def test_no_module_imports_itself_by_others(package: str) -> None:
+    assert circles(graph(package)) == []
+
+
+def test_rooms_import_lower_ones_and_no_door() -> None:
+    assert upward(graph("lm")) == []
+
+
+def test_the_house_rules_themselves() -> None:
+    assert circles({"a": {"b"}, "b": {"c"}, "c": {"a"}, "d": {"a"}}) == [{"a", "b", "c"}]
+    assert circles({"a": {"b"}, "b": set()}) == []
+    assert upward({"lm.data.rows": {"lm.stages.run"}}) == ["lm.data.rows -> lm.stages.run"]
+    assert upward({"lm.reporting.page": {"lm.train"}}) == ["lm.reporting.page -> lm.train"]
+    assert upward({"lm.train": {"lm.reporting.results"}, "lm.stages.run": {"lm.base.store"}, "lm.config": set()}) == []
+    assert upward({"lm.train": {"lm.evaluate"}}) == ["lm.train -> lm.evaluate"]
+    code = "def f():\n    from lm.stages import run\nif TYPE_CHECKING:\n    import lm.train"
+    assert set(imported(ast.parse(code), ["lm.stages", "lm.stages.run", "lm.train"])) == {"lm.stages.run"}
+
+
+def test_every_folder_says_what_it_is_for_in_a_line() -> None:
+    folders = {path.parent for package in PACKAGES for path in modules(package)}
+    for folder in folders:
+        says = ast.get_docstring(ast.parse((folder / "__init__.py").read_text()))
+        assert says, folder
+        assert len(says.splitlines()) == 1, folder
+    rooms = {folder.name for folder in folders if folder.parent == ROOT / "lm"}
+    assert rooms == {room for floor in FLOORS for room in floor} - {"config", "objectives"} | set(TOP)
+
+
+def test_doors_are_commands() -> None:
+    doors = {path.stem for path in (ROOT / "lm").glob("*.py") if not path.stem.endswith("_test")}
+    for name in doors - {"__init__", "config", "objectives"}:
+        assert '\nif __name__ == "__main__":' in (ROOT / "lm" / f"{name}.py").read_text(), name
 
 
 @pytest.mark.parametrize("package", PACKAGES)

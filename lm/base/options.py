@@ -80,7 +80,7 @@ def load_yaml(text: str) -> Any:
 
 
 def _without_retired(options: Any) -> Any:
-    """Options of an earlier version's file without those that did nothing there. Raises ValueError for one that did."""
+    """Options of an earlier version's file without those that did nothing there. yaml.YAMLError for one that did."""
     for name, (value, cure) in RETIRED.items():
         *above, last = name.split(".")
         group = options
@@ -88,7 +88,7 @@ def _without_retired(options: Any) -> Any:
             group = group.get(part) if isinstance(group, dict) else None
         if isinstance(group, dict) and last in group:
             if group[last] != value:
-                raise ValueError(f"option {name} is no more, got {group[last]!r}: {cure}")
+                raise yaml.YAMLError(f"option {name} is no more, got {group[last]!r}: {cure}")
             del group[last]
     return options
 

@@ -18,8 +18,7 @@ from lm.base.options import CONFIGS, parse, parser_of
 from lm.base.store import CorruptArtifact, MissingArtifact
 from lm.config import Config
 from lm.objectives import METHODS, Pessimism
-from lm.stages.pipeline import Pipeline
-from lm.stages.run import run
+from lm.stages.run import Run, command
 
 ROOT = Path(__file__).parents[1]
 OTHERS = ["workflow.job", "workflow.summary", "workflow.tables"]
@@ -32,10 +31,10 @@ def config_of(*arguments: str) -> Config:
     return parse("lm.test", "", arguments)[0]
 
 
-def attempt(folder: Path, *arguments: str, action: Any = lambda pipeline: None) -> int:
+def attempt(folder: Path, *arguments: str, action: Any = lambda run: None) -> int:
     """Exit status, however the command leaves."""
     try:
-        return run("lm.test", action, arguments=["--output_dir", str(folder), *arguments])
+        return command("lm.test", action, arguments=["--output_dir", str(folder), *arguments])
     except SystemExit as end:
         return int(end.code or 0)
 
@@ -85,18 +84,18 @@ def test_the_demo_is_the_preset_and_options_win_over_it() -> None:
     assert config_of() == config_of("--config", str(CONFIGS / "demo.yaml"))
     assert config_of().methods == list(METHODS)
     changed = config_of("--dpo.beta=0.5", "--methods", "[dpo, e-dpo]", "--e_dpo.kl.samples", "preferences")
-    assert changed.dpo.beta == 0.5
+    assert changed.method("dpo").beta == 0.5
     assert changed.methods == ["dpo", "e-dpo"]
-    assert changed.e_dpo.kl.samples == "preferences"
-    assert changed.ipo == config_of().ipo
+    assert changed.method("e-dpo").kl.samples == "preferences"
+    assert changed.method("ipo") == config_of().method("ipo")
 
 
 def test_a_sweep_replaces_the_options_it_names() -> None:
     swept = config_of("--e_dpo.kl.alpha_end=0.5", "--sweep", "{e-dpo: [{beta: 3}, {kl: {alpha_start: 0.1}}]}")
     first, second = swept.settings("e-dpo")
-    assert first == replace(swept.e_dpo, beta=3.0)
-    assert second == replace(swept.e_dpo, kl=Pessimism(alpha_start=0.1, alpha_end=0.5))
-    assert swept.settings("dpo") == [swept.dpo]
+    assert first == replace(swept.method("e-dpo"), beta=3.0)
+    assert second == replace(swept.method("e-dpo"), kl=Pessimism(alpha_start=0.1, alpha_end=0.5))
+    assert swept.settings("dpo") == [swept.method("dpo")]
 
 
 def test_print_config_round_trips(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -106,11 +105,11 @@ def test_print_config_round_trips(tmp_path: Path, capsys: pytest.CaptureFixture[
     printed.write_text(capsys.readouterr().out)
     again = config_of("--config", str(printed))
     assert again == config_of("--output_dir", str(tmp_path / "a"), *arguments)
-    assert (again.dpo.beta, again.bias.rho, again.drdo.gamma) == (0.25, None, 3.0)
+    assert (again.method("dpo").beta, again.bias.rho, again.method("drdo").gamma) == (0.25, None, 3.0)
 
 
 def test_a_run_writes_its_resolved_config(tmp_path: Path) -> None:
-    seen: list[Pipeline] = []
+    seen: list[Run] = []
     assert attempt(tmp_path, "--seed", "5", action=seen.append) == 0
     assert config_of("--config", str(tmp_path / "config.yaml")) == seen[0].config
     assert seen[0].config.seed == 5
@@ -158,7 +157,7 @@ def test_a_run_writes_its_resolved_config(tmp_path: Path) -> None:
         (["--policy.learning_rate", "0"], "TrainingConfig.learning_rate must be > 0, got 0"),
         (["--policy.warmup_fraction", "2"], "TrainingConfig.warmup_fraction must be between 0 and 1, got 2"),
         (["--data.valid_fraction", "0.5", "--data.test_fraction", "0.5"], "must leave a training split"),
-        (["--data.path", "x.jsonl"], "path, sft_path and subset go with kinds other than \"world\", got 'x.jsonl'"),
+        (["--data.path", "x.jsonl"], "path and sft_path go with kinds other than \"world\", got 'x.jsonl'"),
         (["--data.kind", "hh"], 'DataConfig.path is needed for kind "hh"'),
         (["--data.kind", "tldr", "--data.path", "x.jsonl"], 'sft_path is needed for kind "tldr"'),
         (
@@ -184,7 +183,7 @@ def test_a_run_writes_its_resolved_config(tmp_path: Path) -> None:
 def test_a_mistake_is_one_message_with_status_2(
     arguments: list[str], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    started: list[Pipeline] = []
+    started: list[Run] = []
     assert attempt(tmp_path, *arguments, action=started.append) == 2
     assert not started
     error = capsys.readouterr().err
@@ -215,7 +214,7 @@ def test_a_wrong_value_in_a_file_is_a_message_too(tmp_path: Path, capsys: pytest
 def test_a_mistake_is_2_a_failure_is_1_and_debug_shows_where_it_came_from(
     error: type[Exception], status: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def fail(_: Pipeline) -> None:
+    def fail(_: Run) -> None:
         raise error("row 5: what is wrong")
 
     assert attempt(tmp_path, action=fail) == status
@@ -227,7 +226,7 @@ def test_a_mistake_is_2_a_failure_is_1_and_debug_shows_where_it_came_from(
 
 
 def test_our_own_faults_keep_their_traceback(tmp_path: Path) -> None:
-    def fail(_: Pipeline) -> None:
+    def fail(_: Run) -> None:
         raise AssertionError("ours")
 
     with pytest.raises(AssertionError, match="ours"):

@@ -42,7 +42,7 @@ def read_rows(path: str, subset: str | None = None) -> Iterator[tuple[str, Row]]
     if there:
         if subset is not None:
             raise ValueError(
-                f"data.subset {subset!r} goes with a hub name, but {path} is local; name the folder itself"
+                f"--subset {subset!r} goes with a hub name, but {path} is local; name the folder itself"
             )
         yield from _read_local(local)
     elif (hub := re.fullmatch(HUB_DATASET, path)) and not path.endswith(SUFFIXES):

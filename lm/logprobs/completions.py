@@ -105,7 +105,9 @@ class CompletionModel(nn.Module):
         self.route: Route | None = None
         """None until `settle`."""
         self._shared_attention = PACKED
-        self._stock_attention = model.config._attn_implementation
+        self._stock_attention: str = model.config._attn_implementation
+        if self._stock_attention == PACKED:  # it has been in another of these
+            self._stock_attention = model.__dict__.get("stock_attention", PACKED)
         self._last_layer = LastLayer(model.base_model)
         self._apply_options()
 
@@ -116,8 +118,8 @@ class CompletionModel(nn.Module):
             raise ValueError(
                 'logprobs.onednn "on": this build of torch has no oneDNN linear operator; use "auto" or "off"'
             )
-        if self.options.onednn == "on" or (self.options.onednn == "auto" and onednn_gains()):
-            use_onednn(self.model)
+        self._onednn = self.options.onednn == "on" or (self.options.onednn == "auto" and onednn_gains())
+        use_onednn(self.model, self._onednn)
         if self.options.compile:
             layers = next(m for m in self.model.base_model.modules() if isinstance(m, nn.ModuleList))
             for layer in layers[:-1]:  # the last has hooks, `LastLayer`, that the compiler would break on
@@ -205,7 +207,8 @@ class CompletionModel(nn.Module):
         targets_C = input_ids[layout.targets_C]
         if logits_CV is None:
             assert states_TH is not None
-            logps_C = linear_logps(states_TH[layout.states_C], self.model.get_output_embeddings(), targets_C)
+            head = self.model.get_output_embeddings()
+            logps_C = linear_logps(states_TH[layout.states_C], head, targets_C, onednn=self._onednn)
         else:
             logps_C = _log_softmax(logits_CV, targets_C)
         rewards = self._rewards(ends_RH if self.reward_head is not None else None)
@@ -250,6 +253,7 @@ class CompletionModel(nn.Module):
             problem = self._trial(input_ids.to(device), lengths, device)
             if problem is None:
                 self.route = "packed"
+                self.model.__dict__["stock_attention"] = self._stock_attention
                 self.model.set_attn_implementation(attention)
                 return self.route
         name = type(self.model).__name__

@@ -27,14 +27,16 @@ class _LinearLogProbs(torch.autograd.Function):
     """log softmax(hidden @ weight.T + bias)[targets], in float32 (float64 for float64), with no copy of the logits."""
 
     @staticmethod
-    def forward(ctx: Any, hidden_CH: Tensor, weight_VH: Tensor, bias_V: Tensor | None, targets_C: Tensor) -> Tensor:
+    def forward(
+        ctx: Any, hidden_CH: Tensor, weight_VH: Tensor, bias_V: Tensor | None, targets_C: Tensor, onednn: bool
+    ) -> Tensor:
         chunk = max(1, STORED_LOGITS // weight_VH.shape[0])
-        ctx.chunk = chunk
+        ctx.chunk, ctx.onednn = chunk, onednn
         # What the backward needs of one chunk, if there is but one and a backward at all.
         keep = any(ctx.needs_input_grad) and len(hidden_CH) <= chunk
         logps, ctx.stored = [], None
         for hidden, targets in zip(torch.split(hidden_CH, chunk), torch.split(targets_C, chunk), strict=True):
-            logps_c, exponentials, sums = _softmax(hidden, weight_VH, bias_V, targets)
+            logps_c, exponentials, sums = _softmax(hidden, weight_VH, bias_V, targets, onednn)
             logps.append(logps_c)
             if keep:
                 ctx.stored = (exponentials, sums)
@@ -43,15 +45,15 @@ class _LinearLogProbs(torch.autograd.Function):
         return torch.cat(logps)
 
     @staticmethod
-    def backward(ctx: Any, grad_C: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None, None]:
+    def backward(ctx: Any, grad_C: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None, None, None]:
         hidden_CH, weight_VH, bias_V, targets_C = ctx.saved_tensors
-        wants_hidden, wants_weight, wants_bias, _ = ctx.needs_input_grad
+        wants_hidden, wants_weight, wants_bias, *_ = ctx.needs_input_grad
         grad_hidden, grad_weight, grad_bias = [], None, None
         for hidden, targets, grad in zip(
             *(torch.split(tensor, ctx.chunk) for tensor in (hidden_CH, targets_C, grad_C)), strict=True
         ):
             if ctx.stored is None:
-                _, exponentials, sums = _softmax(hidden, weight_VH, bias_V, targets)
+                _, exponentials, sums = _softmax(hidden, weight_VH, bias_V, targets, ctx.onednn)
             else:
                 (exponentials, sums), ctx.stored = ctx.stored, None
             # d logp / d logits = one-hot - softmax; in place, the buffer is not needed again.
@@ -62,16 +64,18 @@ class _LinearLogProbs(torch.autograd.Function):
                 grad_bias = total if grad_bias is None else grad_bias + total
             logits_grad = logits_grad.to(weight_VH.dtype)
             if wants_hidden:
-                grad_hidden.append(_product(logits_grad, weight_VH.t()))
+                grad_hidden.append(_product(logits_grad, weight_VH.t(), ctx.onednn))
             if wants_weight:
-                part = _weight_gradient(logits_grad, hidden)
+                part = _weight_gradient(logits_grad, hidden, ctx.onednn)
                 grad_weight = part if grad_weight is None else grad_weight + part
-        return torch.cat(grad_hidden) if wants_hidden else None, grad_weight, grad_bias, None
+        return torch.cat(grad_hidden) if wants_hidden else None, grad_weight, grad_bias, None, None
 
 
-def _softmax(hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def _softmax(
+    hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, onednn: bool
+) -> tuple[Tensor, Tensor, Tensor]:
     """Log-probs of the targets, exp(logits - max), and its row sums."""
-    logits = at_least_float32(_product(hidden, weight))
+    logits = at_least_float32(_product(hidden, weight, onednn))
     if bias is not None:
         logits += bias
     logits -= logits.amax(1, keepdim=True)
@@ -81,26 +85,30 @@ def _softmax(hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tenso
     return picked - sums.log(), exponentials, sums
 
 
-def linear_logps(hidden_CH: Tensor, head: nn.Linear, targets_C: Tensor) -> Tensor:
+def linear_logps(hidden_CH: Tensor, head: nn.Linear, targets_C: Tensor, *, onednn: bool = False) -> Tensor:
     """Log-prob of each target under the head's softmax, nats, [C], float32 or float64.
 
     Args:
         hidden_CH: states that predict the targets.
         head: the language-model head.
         targets_C: token ids.
+        onednn: float32 products on the CPU through oneDNN.
     """
     weight, bias = head.weight, head.bias
     if torch.is_autocast_enabled(hidden_CH.device.type):
         dtype = torch.get_autocast_dtype(hidden_CH.device.type)
         hidden_CH, weight = hidden_CH.to(dtype), weight.to(dtype)
     with torch.autocast(hidden_CH.device.type, enabled=False):
-        logps: Tensor = _LinearLogProbs.apply(hidden_CH, weight, bias, targets_C)  # type: ignore[no-untyped-call]
+        logps: Tensor = _LinearLogProbs.apply(  # type: ignore[no-untyped-call]
+            hidden_CH, weight, bias, targets_C, onednn
+        )
         return logps
 
 
 # ---------------------------------------------------------------- matrix products
 
-_USE = {"onednn": False}
+FLOAT32 = torch.float32
+"""The type that oneDNN multiplies here, by a name that is nobody else's: tests have torch compute in float64."""
 
 
 def onednn_gains() -> bool:
@@ -126,16 +134,16 @@ def _onednn_product(left: Tensor, right: Tensor) -> Tensor:
     return result
 
 
-def _product(left: Tensor, right: Tensor) -> Tensor:
+def _product(left: Tensor, right: Tensor, onednn: bool) -> Tensor:
     """left @ right.T; [a, k], [b, k] -> [a, b]."""
-    if _USE["onednn"] and left.dtype == torch.float32 and left.device.type == "cpu":
+    if onednn and left.dtype == FLOAT32 and left.device.type == "cpu":
         return _onednn_product(left, right)
     return left @ right.t()
 
 
-def _weight_gradient(grad: Tensor, inputs: Tensor) -> Tensor:
+def _weight_gradient(grad: Tensor, inputs: Tensor, onednn: bool) -> Tensor:
     """grad.T @ inputs; [a, v], [a, h] -> [v, h]."""
-    if _USE["onednn"] and grad.dtype == torch.float32 and grad.device.type == "cpu":
+    if onednn and grad.dtype == FLOAT32 and grad.device.type == "cpu":
         # oneDNN copies a strided first operand and reads a strided second one in place: the narrow one goes first.
         if grad.shape[1] <= inputs.shape[1]:
             return _onednn_product(grad.t(), inputs.t())
@@ -158,24 +166,27 @@ class _OneDNNLinear(torch.autograd.Function):
         flat_grad, flat = grad.reshape(-1, grad.shape[-1]), inputs.reshape(-1, inputs.shape[-1])
         return (
             _onednn_product(flat_grad, weight.t()).view(inputs.shape) if wants_inputs else None,
-            _weight_gradient(flat_grad, flat) if wants_weight else None,
+            _weight_gradient(flat_grad, flat, True) if wants_weight else None,
             flat_grad.sum(0) if wants_bias else None,
         )
 
 
 def _onednn_forward(self: nn.Linear, inputs: Tensor) -> Tensor:
-    if inputs.dtype != torch.float32 or inputs.device.type != "cpu" or torch.is_autocast_enabled("cpu"):
+    if inputs.dtype != FLOAT32 or inputs.device.type != "cpu" or torch.is_autocast_enabled("cpu"):
         return nn.functional.linear(inputs, self.weight, self.bias)
     result: Tensor = _OneDNNLinear.apply(inputs, self.weight, self.bias)  # type: ignore[no-untyped-call]
     return result
 
 
-def use_onednn(model: nn.Module) -> None:
-    """Float32 products of the model's linear layers, and of the log-prob head, through oneDNN from now on."""
-    _USE["onednn"] = True
+def use_onednn(model: nn.Module, on: bool = True) -> None:
+    """Float32 products of the model's linear layers through oneDNN from now on, or as torch has them. Other models are
+    left as they are."""
     for module in model.modules():
         if type(module) is nn.Linear:
-            module.forward = MethodType(_onednn_forward, module)  # type: ignore[method-assign]
+            if on:
+                module.forward = MethodType(_onednn_forward, module)  # type: ignore[method-assign]
+            elif getattr(module.__dict__.get("forward"), "__func__", None) is _onednn_forward:
+                del module.__dict__["forward"]
 
 
 # ---------------------------------------------------------------- allocator

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import platform
 import sys
+from typing import Literal
 
 import pytest
 import torch
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 
+from lm.config import LogprobsConfig
 from lm.logprobs import kernels
+from lm.logprobs.completions import CompletionModel, collate
 from lm.logprobs.kernels import keep_freed_memory, linear_logps, onednn_available, use_onednn
-from tests.tiny import close
+from tests.tiny import causal_lm, close
 
 COUNT, HIDDEN, VOCABULARY = 7, 5, 11
 
@@ -83,23 +87,47 @@ def test_low_precision_states_give_float32_log_probs(dtype: torch.dtype) -> None
 
 @pytest.mark.skipif(not onednn_available(), reason="this torch has no oneDNN linear operator")
 @pytest.mark.parametrize("bias", [True, False])
-def test_onednn_products_agree_with_torchs(bias: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_onednn_products_agree_with_torchs(bias: bool) -> None:
     """Value and every gradient of a linear layer and of the head; float64 keeps its own path."""
-    monkeypatch.setitem(kernels._USE, "onednn", False)
     hidden, head, targets = problem(torch.float32, bias=bias)
     layer = nn.Linear(HIDDEN, HIDDEN, bias=bias)
     inputs = hidden.view(1, COUNT, HIDDEN)
 
-    def run() -> tuple[Tensor, ...]:
-        values = linear_logps(layer(inputs)[0], head, targets)
+    def run(onednn: bool) -> tuple[Tensor, ...]:
+        use_onednn(layer, onednn)
+        values = linear_logps(layer(inputs)[0], head, targets, onednn=onednn)
         return values, *derivatives(values, hidden, *layer.parameters(), *head.parameters())
 
-    expected = run()
-    use_onednn(layer)
-    for one, other in zip(run(), expected, strict=True):
+    expected = run(False)
+    for one, other in zip(run(True), expected, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-5)
     layer.double()
     assert layer(inputs.double()).dtype == torch.float64
+
+
+@pytest.mark.skipif(not onednn_available(), reason="this torch has no oneDNN linear operator")
+def test_the_switch_is_the_models_and_not_the_processs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also of a second view of the same model, and in the head's backward."""
+    calls: list[str] = []
+    product = kernels._onednn_product
+    monkeypatch.setattr(kernels, "_onednn_product", lambda *args: (calls.append(""), product(*args))[1])
+    forward = kernels._OneDNNLinear.apply
+    monkeypatch.setattr(kernels._OneDNNLinear, "apply", lambda *args: (calls.append(""), forward(*args))[1])
+
+    def products(subject: CompletionModel) -> int:
+        calls.clear()
+        output = subject(**collate([[2, 3]], [[[4, 1], [5, 6, 1]]]))
+        output.logps.sum().backward()
+        return len(calls)
+
+    def view(model: PreTrainedModel, onednn: Literal["on", "off"]) -> CompletionModel:
+        return CompletionModel(model, options=LogprobsConfig(onednn=onednn, route="packed"))
+
+    with_it, without = causal_lm().float(), causal_lm(seed=1).float()
+    assert products(view(with_it, "on")) > 0
+    assert products(view(without, "off")) == 0
+    assert products(view(with_it, "off")) == 0
+    assert products(view(with_it, "on")) > 0
 
 
 def test_the_allocator_setting_is_taken_by_glibc_and_left_alone_elsewhere(monkeypatch: pytest.MonkeyPatch) -> None:

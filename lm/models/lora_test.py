@@ -39,7 +39,10 @@ from lm.logprobs.scoring import score_rows
 from lm.models.loading import SCRATCH, check_lora
 from lm.models.lora import NAME, add_adapter, is_adapted, merged, save_adapter, without_adapter
 from lm.objectives import DPO, DRDO, EnsembleDPO, Method
-from lm.stages.pipeline import Pipeline
+from lm.stages.policies import policy
+from lm.stages.rewards import reward
+from lm.stages.run import Run
+from lm.stages.trainings import sft
 from lm.training.batches import pair_collator
 from lm.training.loop import fit, training_arguments
 from lm.training.policy import PolicyTrainer
@@ -282,7 +285,7 @@ def head_of(model: PreTrainedModel) -> Tensor:
     return weight
 
 
-# ---------------------------------------------------------------- the pipeline
+# ---------------------------------------------------------------- the run
 
 
 @pytest.fixture
@@ -318,22 +321,21 @@ def config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Config:
 @pytest.mark.filterwarnings("ignore::FutureWarning")
 def test_policies_are_plain_models_with_their_adapters_beside_them(config: Config) -> None:
     with_adapters = replace(config, lora=LoraConfig(rank=2, stages=["sft", "oracle", "reward", "policy"]))
-    pipeline = Pipeline(with_adapters)
-    policy = pipeline.policy("drdo")
-    sft, main = pipeline.sft, pipeline.reward("rho")
-    assert not list(policy.path.glob("checkpoint*"))
-    for folder in (policy.path, policy.path / "step-1", sft.path, main.path):
+    run = Run(with_adapters)
+    trained, start, main = policy(run, "drdo"), sft(run), reward(run, "rho")
+    assert not list(trained.path.glob("checkpoint*"))
+    for folder in (trained.path, trained.path / "step-1", start.path, main.path):
         weights = load_file(folder / "model.safetensors")
         assert not [name for name in weights if "lora" in name], folder
         adapter = load_file(folder / "adapter" / "adapter_model.safetensors")
         assert any(value.abs().max() > 0 for name, value in adapter.items() if ".lora_B." in name), "it was trained"
         (folder / "config.json").stat()
-    assert (policy.path / "reward_head.safetensors").is_file()
-    written = json.loads((policy.path / "adapter" / "adapter_config.json").read_text())
-    assert written["base_model_name_or_path"] == f"./sft/{sft.path.name}"
+    assert (trained.path / "reward_head.safetensors").is_file()
+    written = json.loads((trained.path / "adapter" / "adapter_config.json").read_text())
+    assert written["base_model_name_or_path"] == f"./sft/{start.path.name}"
     # Merged is base and adapter, by hand for one layer.
-    base, own = load_file(sft.path / "model.safetensors"), load_file(policy.path / "model.safetensors")
-    adapter = load_file(policy.path / "adapter" / "adapter_model.safetensors")
+    base, own = load_file(start.path / "model.safetensors"), load_file(trained.path / "model.safetensors")
+    adapter = load_file(trained.path / "adapter" / "adapter_model.safetensors")
     layer = "model.layers.0.mlp.up_proj"
     down, up = (adapter[f"base_model.model.{layer}.lora_{which}.weight"] for which in "AB")
     close(own[f"{layer}.weight"], base[f"{layer}.weight"] + 16.0 / 2 * up @ down)
@@ -342,8 +344,8 @@ def test_policies_are_plain_models_with_their_adapters_beside_them(config: Confi
 
 def test_adapters_are_in_the_keys_of_the_stages_that_have_them_and_of_no_other(config: Config) -> None:
     def keys(**lora: Any) -> dict[str, dict[str, Any]]:
-        pipeline = Pipeline(replace(config, lora=LoraConfig(**lora)))
-        return {stage: pipeline._training(stage, config.policy) for stage in ("sft", "reward", "policy")}
+        run = Run(replace(config, lora=LoraConfig(**lora)))
+        return {stage: run._training(stage, config.policy) for stage in ("sft", "reward", "policy")}
 
     without = keys()
     assert not any("lora" in inputs for inputs in without.values()), "artifacts from before it was an option"
@@ -384,8 +386,8 @@ def test_layers_that_a_model_lacks_are_named_before_anything_is_computed(config:
     with pytest.raises(ValueError, match=message):
         add_adapter(causal_lm(), wrong, base=BASE)
     with pytest.raises(ValueError, match=message):
-        Pipeline(replace(config, lora=wrong))
-    Pipeline(replace(config, lora=replace(wrong, rank=None)))  # off
+        Run(replace(config, lora=wrong))
+    Run(replace(config, lora=replace(wrong, rank=None)))  # off
     some = adapted(causal_lm(), options=replace(LORA, target_modules=["q_proj", "mlp.up_proj"]))
     assert {n.rsplit(".", 1)[-1] for n, m in some.named_modules() if isinstance(m, LoraLayer)} == {"q_proj", "up_proj"}
 

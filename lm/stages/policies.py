@@ -29,12 +29,12 @@ def policies(run: Run, name: str) -> list[Artifact]:
 
 
 @once
-def policy(run: Run, name: str, method: Method) -> Artifact:
-    """A policy trained by a method, called `name`, on D_rho.
+def policy(run: Run, name: str, method: Method | None = None) -> Artifact:
+    """A policy trained by a method, called `name`, on D_rho: in its configured setting, or in another one.
 
     The folder is the last step's model; the snapshots before it are in `step-<n>` below.
     """
-    training = run.config.policy
+    method, training = run.config.method(name) if method is None else method, run.config.policy
 
     def make(folder: Path, scratch: Path) -> dict[str, Any]:
         seed = run.seed("policy")  # the same for every method: they see the same batches

@@ -30,12 +30,18 @@ from lm.logprobs.completions import CompletionModel
 from lm.logprobs.scoring import score_pairs
 from lm.models.loading import SCRATCH
 from lm.models.opening import open_policy
-from lm.objectives import DRDO
-from lm.stages.pipeline import Pipeline
+from lm.objectives import DRDO, JointOracle
+from lm.stages.data import opened, tokenizer
+from lm.stages.labels import labelled_pairs
+from lm.stages.policies import policies, policy
+from lm.stages.rewards import asked, own_oracle
+from lm.stages.run import Run
+from lm.stages.scores import PAIRS, own_scores, scored_pairs, scores
+from lm.stages.subsets import subset
 from lm.studies.nondeterministic import SPLITS, _split_report, contenders, focal_curves, judged, out_of_domain, study
 from lm.training.batches import pair_collator
 from lm.training.loop import fit, training_arguments
-from lm.training.trainer import DRDOOracleTrainer
+from lm.training.trainer import JointOracleTrainer
 from tests.tiny import causal_lm, close, pairs, training
 from theory import losses
 
@@ -59,7 +65,7 @@ def config(folder: Path, **options: Any) -> Config:
             "device": "cpu",
             **dict.fromkeys(("sft", "oracle", "reward", "policy"), steps),
             "methods": ["dpo", "drdo"],
-            "drdo_oracle_alpha": 0.01,
+            "options": {"drdo": DRDO(oracle_alpha=0.01)},
             "bias": BiasConfig(rho=None, member_fractions=[0.4, 0.6]),
             "probe": ProbeConfig(pairs=10, times=2),
             "data": DataConfig(
@@ -80,24 +86,24 @@ def config(folder: Path, **options: Any) -> Config:
 
 
 @pytest.fixture(scope="module")
-def done(tmp_path_factory: pytest.TempPathFactory) -> tuple[Pipeline, dict[str, Any]]:
-    pipeline = Pipeline(config(tmp_path_factory.mktemp("study")))
-    return pipeline, json.loads(json.dumps(study(pipeline), allow_nan=False))
+def done(tmp_path_factory: pytest.TempPathFactory) -> tuple[Run, dict[str, Any]]:
+    run = Run(config(tmp_path_factory.mktemp("study")))
+    return run, json.loads(json.dumps(study(run), allow_nan=False))
 
 
-Done = tuple[Pipeline, dict[str, Any]]
+Done = tuple[Run, dict[str, Any]]
 
 
-def of_split(pipeline: Pipeline, split: Any) -> Pipeline:
-    return Pipeline(replace(pipeline.config, bias=replace(pipeline.config.bias, pairs=split)))
+def of_split(run: Run, split: Any) -> Run:
+    return Run(replace(run.config, bias=replace(run.config.bias, pairs=split)))
 
 
 # ---------------------------------------------------------------- the study
 
 
 def test_every_split_trains_on_its_own_pairs(done: Done) -> None:
-    pipeline, report = done
-    trained = {split: set(of_split(pipeline, split).subset("rho")["id"]) for split in SPLITS}
+    run, report = done
+    trained = {split: set(subset(of_split(run, split), "rho")["id"]) for split in SPLITS}
     assert trained["hc_he"] | trained["lc_le"] < trained["all"]
     assert not trained["hc_he"] & trained["lc_le"]
     for split in SPLITS:
@@ -109,8 +115,8 @@ def test_every_split_trains_on_its_own_pairs(done: Done) -> None:
 
 
 def test_focal_weights_before_training_are_by_length(done: Done) -> None:
-    pipeline, report = done
-    rows = list(of_split(pipeline, "lc_le").scored_pairs())
+    run, report = done
+    rows = list(opened(scores(of_split(run, "lc_le")).path / PAIRS))
     found = report["splits"]["lc_le"]["focal_weights"]
     margins = np.array([row["ref_chosen_logps"] - row["ref_rejected_logps"] for row in rows])
     longer = np.array([len(row["chosen_ids"]) - len(row["rejected_ids"]) for row in rows])
@@ -123,9 +129,9 @@ def test_focal_weights_before_training_are_by_length(done: Done) -> None:
 
 
 def test_wins_are_of_the_samples(done: Done) -> None:
-    pipeline, report = done
+    run, report = done
     where = {"split": "lc_le", "domain": "out_of_domain", "temperature": 0.5}
-    run = of_split(pipeline, "lc_le")
+    run = of_split(run, "lc_le")
     made = {name: judged(run, name, "out_of_domain", 0.5) for name in ("dpo", "drdo")}
     rows = {name: [row for _, row in read_jsonl(one.path / "samples.jsonl")] for name, one in made.items()}
     for judge, column in (("oracle", "oracle_reward"), ("utility", "utility")):
@@ -155,11 +161,11 @@ def test_histograms_count_every_prompt_and_training_is_probed(done: Done) -> Non
 
 
 def test_prompts_out_of_domain_are_longer_than_any_that_is_trained_on(done: Done) -> None:
-    pipeline, report = done
-    other = out_of_domain(pipeline)
+    run, report = done
+    other = out_of_domain(run)
     assert other is not None
     posts = [row["prompt"].removesuffix("\n\nTL;DR:") for _, row in read_jsonl(other.path / "prompts.jsonl")]
-    trained = [text.removesuffix("\n\nTL;DR:") for text in pipeline.labelled_pairs("train")["prompt"]]
+    trained = [text.removesuffix("\n\nTL;DR:") for text in labelled_pairs(run, "train")["prompt"]]
     assert len(set(posts)) == 12 == report["out_of_domain"]["prompts"]
     assert {len(events_of(post)) for post in posts} <= {12, 13, 14}
     assert max(len(events_of(post)) for post in trained) < 12
@@ -173,9 +179,9 @@ def articles(path: Path, count: int, words: int = 3) -> str:
     return str(path)
 
 
-def outside(pipeline: Pipeline, **options: Any) -> Pipeline:
-    asked = replace(pipeline.config.evaluation, out_of_domain=OutOfDomainConfig(**options))
-    return Pipeline(replace(pipeline.config, evaluation=asked))
+def outside(run: Run, **options: Any) -> Run:
+    asked = replace(run.config.evaluation, out_of_domain=OutOfDomainConfig(**options))
+    return Run(replace(run.config, evaluation=asked))
 
 
 def test_articles_become_prompts_and_those_too_long_are_counted(done: Done, tmp_path: Path) -> None:
@@ -231,7 +237,8 @@ def test_the_oracles_loss_is_equation_5_over_the_whole_mini_batch(tmp_path: Path
     for name, alpha, micro in (("plain", 0.3, None), ("cut", 0.3, 3), ("bt", 0.0, None)):
         arguments = training_arguments(replace(steps, micro_batch_size=micro), tmp_path / name, seed=0, device="cpu")
         trained = model()
-        histories[name] = fit(DRDOOracleTrainer, trained, rows, pair_collator(), arguments, alpha=alpha)
+        oracle = JointOracle(alpha=alpha)
+        histories[name] = fit(JointOracleTrainer, trained, rows, pair_collator(), arguments, oracle=oracle)
         weights[name] = trained.state_dict()
     loss = losses.drdo_oracle(chosen - rejected, logps, alpha=0.3).mean()
     assert histories["plain"][0]["loss"] == pytest.approx(float(loss), rel=1e-6)
@@ -248,54 +255,57 @@ def test_the_oracles_loss_is_equation_5_over_the_whole_mini_batch(tmp_path: Path
 
 def test_drdo_distils_its_own_oracle_and_nothing_else_changes(done: Done) -> None:
     run = of_split(done[0], "all")
-    scored = load_from_disk(str(run.drdo_scores.path / "pairs"))
-    oracle = open_policy(run.drdo_oracle.path, run.tokenizer, run.config, reward_head=True)
-    chosen, rejected = score_pairs(oracle, run.subset("rho"), "", rewards=True)
-    assert scored["chosen_rewards"] == pytest.approx(chosen.tolist())
+    with_one = run.config.method("drdo")
+    oracle = own_oracle(run, "drdo", with_one)
+    scored = load_from_disk(str(own_scores(run, "drdo", with_one).path / "pairs"))
+    policy_with_head = open_policy(oracle.path, tokenizer(run), run.config, reward_head=True)
+    chosen, rejected = score_pairs(policy_with_head, subset(run, "rho"), "", rewards=True)
+    assert scored["chosen_reward"] == pytest.approx(chosen.tolist())
     own = dict(zip(scored["id"], (chosen - rejected).tolist(), strict=True))
-    drdo, others = run._pairs_for("drdo"), run._pairs_for("dpo")
+    drdo = scored_pairs(run, with_one, "drdo")
     assert drdo["reward_margin"] == pytest.approx([own[row] for row in drdo["id"]])
-    assert drdo["reward_margin"] != pytest.approx(others["reward_margin"])
-    assert drdo["member_margins"] == others["member_margins"]
-    accuracy = run.drdo_oracle.metrics["accuracy"]
+    accuracy = oracle.metrics["accuracy"]
     assert accuracy["all"]["pairs"] == sum(accuracy[name]["pairs"] for name in ("longer", "shorter", "neither"))
-    shared = Pipeline(replace(run.config, drdo_oracle_alpha=None))
-    assert shared._pairs_for("drdo")["reward_margin"] == others["reward_margin"]
-    assert shared.scores.key == run.scores.key
-    assert shared.policy("dpo").key == run.policy("dpo").key
-    assert shared.policy("drdo").key != run.policy("drdo").key
-    with pytest.raises(ValueError, match="drdo_oracle_alpha is null: DRDO has no oracle of its own"):
-        _ = shared.drdo_oracle
+    shared = Run(run.config.with_options(drdo=DRDO()))
+    without = shared.config.method("drdo")
+    others = scored_pairs(shared, without, "drdo")
+    assert others["reward_margin"] == scored_pairs(shared, shared.config.method("d-dpo"), "d-dpo")["reward_margin"]
+    assert drdo["reward_margin"] != pytest.approx(others["reward_margin"])
+    assert scores(shared).key == scores(run).key
+    assert policy(shared, "dpo").key == policy(run, "dpo").key
+    assert policy(shared, "drdo").key != policy(run, "drdo").key
+    with pytest.raises(ValueError, match="drdo has no oracle of its own"):
+        own_oracle(shared, "drdo", without)
 
 
 def test_both_readings_of_drdo_are_trained(done: Done) -> None:
-    pipeline, report = done
+    run, report = done
     chosen = report["splits"]["all"]["chosen"]
     readings = {label: chosen[label]["setting"]["reward_estimate"] for label in ("drdo", "drdo-implicit")}
     assert readings == {"drdo": "head", "drdo-implicit": "implicit"}
-    run, name = contenders(pipeline)["drdo-implicit"]
-    assert run.policies(name)[0].key != pipeline.policy("drdo").key
-    implicit = replace(pipeline.config, drdo=DRDO(reward_estimate="implicit", beta=0.3))
-    assert list(contenders(Pipeline(implicit))) == ["sft", "dpo", "drdo"], "it is the one that is configured"
+    run, name = contenders(run)["drdo-implicit"]
+    assert policies(run, name)[0].key != policy(run, "drdo").key
+    implicit = run.config.with_options(drdo=DRDO(reward_estimate="implicit", beta=0.3))
+    assert list(contenders(Run(implicit))) == ["sft", "dpo", "drdo"], "it is the one that is configured"
 
 
-def test_the_oracle_is_not_asked_for_where_drdo_is_not(done: Done, monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse(_: Pipeline) -> None:
+def test_reward_models_are_those_that_some_method_distils(done: Done, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: Any) -> None:
         raise AssertionError("asked for")
 
-    monkeypatch.setattr(Pipeline, "drdo_oracle", property(refuse))
-    run = Pipeline(replace(done[0].config, methods=["dpo"]))
-    assert set(_split_report(run)["reward_models"]) == {"rho", "b0.4", "b0.6"}
-    assert run.distilled == ["rho", "b0.4", "b0.6"]
-    assert done[0].distilled == [*run.distilled, "drdo"]
-    assert run._pairs_for("dpo")["reward_margin"]
+    assert asked(done[0]) == ["drdo"], "DRDO has its own, and DPO distils none"
+    monkeypatch.setattr("lm.stages.rewards.own_oracle", refuse)
+    run = Run(replace(done[0].config, methods=["dpo", "d-dpo"]))
+    assert asked(run) == ["rho"]
+    assert set(_split_report(run)["reward_models"]) == {"rho"}
+    assert asked(Run(replace(done[0].config, methods=["e-dpo"]))) == ["b0.4", "b0.6"]
     with pytest.raises(AssertionError, match="asked for"):
-        _split_report(Pipeline(done[0].config))
+        _split_report(Run(done[0].config))
 
 
 def test_the_weight_is_a_share(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"Config.drdo_oracle_alpha must be between 0 and 1, got 1.5"):
-        config(tmp_path, drdo_oracle_alpha=1.5)
+    with pytest.raises(ValueError, match=r"DRDO.oracle_alpha must be between 0 and 1, or null, got 1.5"):
+        config(tmp_path, options={"drdo": DRDO(oracle_alpha=1.5)})
 
 
 # ---------------------------------------------------------------- focal curves

@@ -208,5 +208,6 @@ def fit(
 
 
 def _tokens(row: dict[str, Any]) -> int:
-    """Prompt and completions of a dataset row."""
-    return sum(len(value) for name, value in row.items() if name in ("prompt_ids", "completion_ids", "chosen_ids"))
+    """Prompt and all completions of a dataset row: what the collator makes of it is at most that long."""
+    own = sum(len(row[name]) for name in ("prompt_ids", "completion_ids", "chosen_ids", "rejected_ids") if name in row)
+    return own + sum(map(len, row.get("sample_ids") or ()))

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from lm.objectives import Method, PairBatch
 from lm.training.batches import Batch, cut, pair_collator
-from lm.training.trainer import CompletionTrainer
+from lm.training.trainer import CompletionTrainer, Logged
 from theory import losses
 
 
@@ -25,8 +25,6 @@ class PolicyTrainer(CompletionTrainer):
     def __init__(self, *args: Any, method: Method, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.method = method
-        self._gram: Tensor | None = None
-        self._progress = 0.0
 
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
         """Probes the policy on held-out pairs, `eval_dataset`; logs and returns means over the pairs, of nats.
@@ -75,33 +73,36 @@ class PolicyTrainer(CompletionTrainer):
                 result[f"member_{k}"] = (nearest == k).double()
         return result
 
-    def before_step(self, model: torch.nn.Module, parts: Sequence[tuple[Batch, float]], units: int) -> None:
+    def before_step(self, model: torch.nn.Module, parts: Sequence[tuple[Batch, float]], units: int) -> Tensor | None:
         """For an ensemble, a pass without gradient where there are several parts: the member, or the mixture, is chosen
-        on the global mini-batch and not on a part of it."""
-        self._gram = None
+        on the global mini-batch and not on a part of it. Its Gram matrix, [K, K]."""
         if "members" not in self.method.needs or (len(parts) == 1 and self.args.world_size == 1):
-            return
-        total: Tensor | None = None
+            return None
+        total = torch.zeros((), device=self.args.device)
         with torch.no_grad():
             for part, weight in parts:
-                pairs = self._pairs(model, part)
-                gram = losses.ensemble_gram(
-                    pairs.logratio_margin,
-                    pairs.known("member_margins"),
-                    beta=self.method.implicit_scale,
-                )
-                gram = gram * (weight * self.units(part))  # a mean over the part's pairs
-                total = gram if total is None else total + gram
-        assert total is not None
-        self._gram = self.accelerator.reduce(total, "sum") / units
+                total = total + weight * self.units(part) * self._gram(
+                    self._pairs(model, part)
+                )  # a mean over its pairs
+        gram: Tensor = self.accelerator.reduce(total, "sum") / units
+        return gram
 
-    def _pairs(self, model: torch.nn.Module, batch: Batch) -> PairBatch:
+    def _gram(self, pairs: PairBatch) -> Tensor:
+        scale = self.method.implicit_scale
+        assert scale is not None, "members are compared with the implicit reward"
+        gram: Tensor = losses.ensemble_gram(pairs.logratio_margin, pairs.known("member_margins"), beta=scale)
+        return gram
+
+    def _progress(self, step: int) -> float:
+        """Share of the training done before a step, counted from 0."""
+        return step / max(self.state.max_steps - 1, 1)
+
+    def _pairs(self, model: torch.nn.Module, batch: Batch, gram: Tensor | None = None) -> PairBatch:
         count = self.units(batch)
         output = model(batch["input_ids"], batch["lengths"])
         logps, lengths = output.logps.view(count, -1), output.lengths.view(count, -1)
         scores = {name: value.to(logps.dtype) for name, value in batch["scores"].items()}
         rewards = None if output.rewards is None else output.rewards.view(count, -1)
-        self._progress = self.state.global_step / max(self.state.max_steps - 1, 1)
         return PairBatch(
             policy_chosen_logps=logps[:, 0],
             policy_rejected_logps=logps[:, 1],
@@ -113,48 +114,47 @@ class PolicyTrainer(CompletionTrainer):
             member_margins=scores["member_margins"].T if "member_margins" in scores else None,
             sample_logratios=_over_samples(logps[:, 2:], scores) if self.method.needs_samples else None,
             estimated_reward_margin=None if rewards is None else rewards[:, 0] - rewards[:, 1],
-            gram=self._gram,
-            progress=self._progress,
+            gram=gram,
+            progress=self._progress(self.state.global_step),
         )
 
-    def losses(self, model: torch.nn.Module, batch: Batch) -> Tensor:
+    def losses(self, model: torch.nn.Module, batch: Batch, known: Tensor | None = None) -> tuple[Tensor, Logged]:
         """[N] pairs. Logged are means over pairs and steps, in nats: log pi of winners and losers, the same less
         log pi_ref, whose difference is the margin; the share of winners with the greater log-ratio; the forward KL by
-        both estimates, as in `evaluate`; beta times the margin; DRDO's estimate of the reward margin; and each
-        member's weight in the reward that an ensemble method distils."""
-        pairs = self._pairs(model, batch)
+        both estimates, as in `evaluate`; beta times the margin; the policy's own estimate of the reward margin; and
+        each member's weight in the reward that an ensemble method distils."""
+        pairs = self._pairs(model, batch, known)
         chosen, rejected = (
             pairs.policy_chosen_logps - pairs.ref_chosen_logps,
             pairs.policy_rejected_logps - pairs.ref_rejected_logps,
         )
-        margin, beta = pairs.logratio_margin, self.method.implicit_scale
-        self.record(
-            chosen_logps=pairs.policy_chosen_logps,
-            rejected_logps=pairs.policy_rejected_logps,
-            chosen_logratio=chosen,
-            rejected_logratio=rejected,
-            margin=margin,
-            accuracy=(chosen > rejected).float(),
-            forward_kl_preferences=(losses.forward_kl(chosen) + losses.forward_kl(rejected)) / 2,
-        )
+        margin = pairs.logratio_margin
+        logged = {
+            "chosen_logps": pairs.policy_chosen_logps,
+            "rejected_logps": pairs.policy_rejected_logps,
+            "chosen_logratio": chosen,
+            "rejected_logratio": rejected,
+            "margin": margin,
+            "accuracy": (chosen > rejected).float(),
+            "forward_kl_preferences": (losses.forward_kl(chosen) + losses.forward_kl(rejected)) / 2,
+        }
         if pairs.sample_logratios is not None:
-            self.record(forward_kl=losses.forward_kl(pairs.sample_logratios))
-        if beta is not None:
-            self.record(implicit_reward_margin=beta * margin)
+            logged["forward_kl"] = losses.forward_kl(pairs.sample_logratios)
+        if self.method.implicit_scale is not None:
+            logged["implicit_reward_margin"] = self.method.implicit_scale * margin
         if pairs.estimated_reward_margin is not None:
-            self.record(estimated_reward_margin=pairs.estimated_reward_margin)
+            logged["estimated_reward_margin"] = pairs.estimated_reward_margin
         if "members" in self.method.needs:
             if pairs.gram is None:
-                own = losses.ensemble_gram(margin, pairs.known("member_margins"), beta=beta)
-                pairs = replace(pairs, gram=own)
+                pairs = replace(pairs, gram=self._gram(pairs))
             weights = self.method.weights(pairs.known("gram"))
-            self.record(**{f"member_weight_{k}": weight.expand(len(margin)) for k, weight in enumerate(weights)})
-        return self.method(pairs)
+            logged |= {f"member_weight_{k}": weight.expand(len(margin)) for k, weight in enumerate(weights)}
+        return self.method(pairs), logged
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Adds alpha, the weight of the forward KL at the last step, to the log lines of methods that have it."""
         if self.method.pessimism is not None and "loss" in logs:
-            logs["alpha"] = self.method.pessimism.alpha(self._progress)
+            logs["alpha"] = self.method.pessimism.alpha(self._progress(self.state.global_step - 1))
         super().log(logs, start_time)
 
 

@@ -20,8 +20,8 @@ from lm.base import ranks
 from lm.base.options import CONFIGS
 from lm.logprobs.completions import CompletionModel
 from lm.objectives import METHODS, EnsembleDPO, HullDPO, Method, Pessimism
-from lm.stages.pipeline import Pipeline
-from lm.stages.run import run
+from lm.stages.run import Run, command
+from lm.stages.trainings import sft
 from lm.training import trackers
 from lm.training.batches import pair_collator
 from lm.training.loop import fit, training_arguments
@@ -194,9 +194,9 @@ def test_what_cannot_report_is_refused(names: list[str], message: str) -> None:
 
 
 def test_a_run_refuses_before_it_computes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    started: list[Pipeline] = []
+    started: list[Run] = []
     options = ["--output_dir", str(tmp_path), "--report_to", "[wand]"]
-    assert run("lm.test", started.append, arguments=options) == 2
+    assert command("lm.test", started.append, arguments=options) == 2
     assert "got 'wand'" in capsys.readouterr().err
     assert not started
 
@@ -206,8 +206,8 @@ def test_a_training_is_called_what_its_artifact_is_and_the_key_does_not_know(tmp
     preset += ["--sft.epochs", "null", "--sft.logging_steps", "1", "--device", "cpu", "--output_dir"]
     names = []
     for folder, more in ((tmp_path / "a", ["--report_to", "[tensorboard]"]), (tmp_path / "b", [])):
-        status = run(
-            "lm.test", lambda pipeline: names.append(pipeline.sft.path.name), arguments=[*preset, str(folder), *more]
+        status = command(
+            "lm.test", lambda run: names.append(sft(run).path.name), arguments=[*preset, str(folder), *more]
         )
         assert status == 0
     assert names[0] == names[1]

@@ -31,6 +31,8 @@ from lm.objectives import JointOracle
 from lm.training.batches import Batch, CompletionArguments, cut
 from theory import losses
 
+Logged = dict[str, Tensor]
+"""Of each unit of a micro-batch, [N]; log lines have the means over the units of all steps since the last."""
 SPEED = "tokens_per_second"
 """Of all ranks, prompts counted once; the time of probes left out."""
 
@@ -50,8 +52,7 @@ class CompletionTrainer(Trainer):  # type: ignore[misc]
         self._units_seen = 0
         self._tokens_seen = 0
         self._since = 0.0
-        self._weight = 1.0
-        self._rows: list[str] = []
+        self._rows: list[str] = []  # of the step under way, for an error in a method of the Trainer's that has no batch
 
     def create_accelerator_and_postprocess(self) -> None:
         """On CPUs, accelerate would pass over FSDP without a word, though torch has it there."""
@@ -65,13 +66,20 @@ class CompletionTrainer(Trainer):  # type: ignore[misc]
         """How many equally weighted losses a batch has."""
         return len(batch["ids"])
 
-    def losses(self, model: torch.nn.Module, batch: Batch) -> Tensor:
-        """One loss a unit, or anything that sums to their sum."""
+    def losses(self, model: torch.nn.Module, batch: Batch, known: Any = None) -> tuple[Tensor, Logged]:
+        """One loss a unit of a micro-batch, or anything that sums to their sum; and what is logged of it.
+
+        Args:
+            model: may be wrapped, by DDP or FSDP.
+            batch: the micro-batch.
+            known: what `before_step` returned; None for what is computed from this batch alone.
+        """
         raise NotImplementedError
 
-    def before_step(self, model: torch.nn.Module, parts: Sequence[tuple[Batch, float]], units: int) -> None:
+    def before_step(self, model: torch.nn.Module, parts: Sequence[tuple[Batch, float]], units: int) -> Any:
         """What has to be known of the whole mini-batch (`units` units) before its parts, this rank's micro-batches
         with their weights, are differentiated."""
+        return None
 
     def get_train_dataloader(self) -> DataLoader[Any]:
         """Global mini-batches, the same on every rank, in an order that only the seed decides."""
@@ -96,12 +104,12 @@ class CompletionTrainer(Trainer):  # type: ignore[misc]
         if not self._tokens_seen:
             self._since = time.perf_counter()
         mine = cut(batch, self.args)[self.args.process_index :: self.args.world_size]
-        self.before_step(model, mine, units)
+        known = self.before_step(model, mine, units)
         share = torch.zeros((), device=self.args.device)
         for index, (part, weight) in enumerate(mine):
-            last, self._weight = index == len(mine) - 1, weight
-            with nullcontext() if last else self.accelerator.no_sync(model):
-                total = self.losses(model, part).sum() * weight
+            with nullcontext() if index == len(mine) - 1 else self.accelerator.no_sync(model):
+                each, logged = self.losses(model, part, known)
+                total = each.sum() * weight
                 if not torch.isfinite(total):
                     raise FloatingPointError(
                         f"loss is {total.item()} at step {self.state.global_step}, rows {', '.join(part['ids'])}"
@@ -110,6 +118,8 @@ class CompletionTrainer(Trainer):  # type: ignore[misc]
                 loss = total * (self.args.world_size / units)
                 self.accelerator.backward(loss)
             share = share + loss.detach()
+            for name, values in logged.items():
+                self._sums[name] = self._sums[name] + weight * values.detach().sum().float()
         self._units_seen += units
         self._tokens_seen += sum(map(sum, batch["lengths"]))
         return share
@@ -124,11 +134,6 @@ class CompletionTrainer(Trainer):  # type: ignore[misc]
                 f"{', '.join(self._rows)}"
             )
         return norm
-
-    def record(self, **sums: Tensor) -> None:
-        """Adds to the sums whose means over units go into the next log line."""
-        for name, value in sums.items():
-            self._sums[name] = self._sums[name] + self._weight * value.detach().sum().float()
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Adds the recorded means, and for whoever watches the speed, of which nothing is kept: it is no result."""
@@ -210,21 +215,20 @@ class SFTTrainer(CompletionTrainer):
         """Completion tokens."""
         return sum(sum(completions) for _, *completions in batch["lengths"])
 
-    def losses(self, model: torch.nn.Module, batch: Batch) -> Tensor:
+    def losses(self, model: torch.nn.Module, batch: Batch, known: Any = None) -> tuple[Tensor, Logged]:
         """Summed over each row's tokens, [R]."""
         logps: Tensor = model(batch["input_ids"], batch["lengths"]).logps
-        return -logps
+        return -logps, {}
 
 
 class RewardTrainer(CompletionTrainer):
     """Bradley-Terry reward model, [F] eq 2. An example has its chosen and its rejected completion."""
 
-    def losses(self, model: torch.nn.Module, batch: Batch) -> Tensor:
+    def losses(self, model: torch.nn.Module, batch: Batch, known: Any = None) -> tuple[Tensor, Logged]:
         """[N] pairs."""
         chosen, rejected = model(batch["input_ids"], batch["lengths"]).rewards.view(-1, 2).unbind(1)
-        self.record(accuracy=(chosen > rejected).float(), margin=chosen - rejected)
         loss: Tensor = losses.bradley_terry(chosen - rejected)
-        return loss
+        return loss, {"accuracy": (chosen > rejected).float(), "margin": chosen - rejected}
 
 
 class JointOracleTrainer(CompletionTrainer):
@@ -234,10 +238,10 @@ class JointOracleTrainer(CompletionTrainer):
         super().__init__(*args, **kwargs)
         self.oracle = oracle
 
-    def losses(self, model: torch.nn.Module, batch: Batch) -> Tensor:
+    def losses(self, model: torch.nn.Module, batch: Batch, known: Any = None) -> tuple[Tensor, Logged]:
         """[N] pairs."""
         output = model(batch["input_ids"], batch["lengths"])
         chosen, rejected = output.rewards.view(-1, 2).unbind(1)
         chosen_logps = output.logps.view(-1, 2)[:, 0]
-        self.record(accuracy=(chosen > rejected).float(), margin=chosen - rejected, chosen_logps=chosen_logps)
-        return self.oracle(chosen - rejected, chosen_logps)
+        logged = {"accuracy": (chosen > rejected).float(), "margin": chosen - rejected, "chosen_logps": chosen_logps}
+        return self.oracle(chosen - rejected, chosen_logps), logged

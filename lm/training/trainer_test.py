@@ -118,10 +118,10 @@ def test_a_ragged_last_mini_batch_weighs_its_pairs_equally(name: str, tmp_path: 
 class MeanOfMeans(PolicyTrainer):
     """Control: averages each micro-batch, then the micro-batches (of which there are four here, or two at the end)."""
 
-    def losses(self, model: Any, batch: Any) -> Tensor:
-        loss = super().losses(model, batch)
+    def losses(self, model: Any, batch: Any, known: Any = None) -> tuple[Tensor, dict[str, Tensor]]:
+        loss, logged = super().losses(model, batch, known)
         parts, units = (4, 8) if self.state.global_step == 0 else (2, 3)
-        return loss * (units / (parts * len(loss)))
+        return loss * (units / (parts * len(loss))), logged
 
 
 def test_a_mean_of_micro_batch_means_is_noticed(tmp_path: Path) -> None:
@@ -152,7 +152,7 @@ class PerMicroBatchChoice(PolicyTrainer):
     """Control: lets every micro-batch choose its own member or mixture."""
 
     def before_step(self, *_: Any) -> None:
-        self._gram = None
+        return None
 
 
 @pytest.mark.parametrize("name", ["e-dpo", "hull-dpo"])
@@ -272,7 +272,7 @@ def by_hand(name: str, model: CompletionModel, data: Dataset, alpha: float) -> T
 
 def one_batch(trainer: PolicyTrainer, rows: Dataset, method: Method) -> Tensor:
     """The trainer's own loss of these rows as one micro-batch."""
-    return trainer.losses(trainer.model, pair_collator(sample=method.needs_samples)(list(rows)))
+    return trainer.losses(trainer.model, pair_collator(sample=method.needs_samples)(list(rows)))[0]
 
 
 def make_trainer(method: Method, data: Dataset, folder: Path) -> PolicyTrainer:
@@ -524,3 +524,27 @@ def test_a_run_is_a_function_of_its_seed(tmp_path: Path) -> None:
     fit(PolicyTrainer, model, data, pair_collator(), arguments, method=DPO())
     other = {name: p.detach() for name, p in model.named_parameters()}
     assert distance(one, other) > 1e-4, "another seed draws other mini-batches"
+
+
+def test_the_route_is_tried_on_the_row_that_is_longest_by_all_its_completions(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Rejected completions and samples count: a window shows only in rows longer than it."""
+    rows = pairs(4).to_list()
+    rows[0]["chosen_ids"] = [2] * 12
+    rows[1]["rejected_ids"] = [2] * 30
+    rows[2]["sample_ids"] = [[2] * 40, [2]]
+    tried: list[list[list[int]]] = []
+    settle = CompletionModel.settle
+
+    def noted(model: CompletionModel, input_ids: Any, lengths: Any, device: Any = None) -> Any:
+        tried.append([list(example) for example in lengths])
+        return settle(model, input_ids, lengths, device)
+
+    monkeypatch.setattr(CompletionModel, "settle", noted)
+    method = PessimisticDPO()
+    run_policy(tmp_path / "samples", method, Dataset.from_list(rows))
+    assert max(tried[0][0]) == 40
+    tried.clear()
+    run_policy(tmp_path / "without", method, Dataset.from_list([rows[0], rows[1], rows[3]]))
+    assert max(tried[0][0]) == 30

@@ -1,0 +1,68 @@
+"""Artifacts that were finished before a change of the code are found after it: their keys are a committed list."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from lm.base.options import parse
+from lm.base.store import Artifact, Store, key_of
+from lm.config import SFT
+from lm.stages import data, evaluations
+from lm.stages.policies import policies
+from lm.stages.rewards import asked, reward_artifact
+from lm.stages.run import Run
+
+CASES = json.loads(Path(__file__).with_name("artifact_keys.json").read_text())
+"""Of the first edition, at 518f96f: the options of a run, and the keys of all that it made, by stage and name."""
+METRICS = {
+    "members": 3,
+    "accuracy": {"all": {}},
+    "steps": 3,
+    "rewards": [0.0],
+    **{step: {"advantage": float(step)} for step in "123"},
+}
+
+
+@pytest.fixture
+def keys(monkeypatch: pytest.MonkeyPatch) -> dict[str, list[str]]:
+    """What the store is asked for; nothing is made."""
+    found: dict[str, list[str]] = {}
+
+    def get(store: Store, stage: str, name: str, inputs: Any, make: Any, *, alone: bool = False) -> Artifact:
+        key = key_of(stage, name, inputs)
+        of_name = found.setdefault(f"{stage}/{name}", [])
+        of_name += [key] if key not in of_name else []
+        return Artifact(store.root / stage / f"{name}-{key}", key, METRICS)
+
+    monkeypatch.setattr(Store, "get", get)
+    monkeypatch.setattr(data, "_checked_tokenizer", lambda *_: None)
+    monkeypatch.setattr(evaluations, "_snapshots", lambda a: {1: a.path / "step-1", 3: a.path})
+    return found
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_finished_artifacts_keep_their_keys(case: str, keys: dict[str, list[str]]) -> None:
+    run = Run(parse("lm.test", "", CASES[case]["arguments"])[0])
+    for name in run.config.methods:
+        policies(run, name)
+        evaluations.evaluation(run, name)
+    evaluations.evaluation(run, SFT)
+    if run.config.data.rewards == "models":
+        for name in asked(run):
+            reward_artifact(run, name)
+    known = CASES[case]["keys"]
+    assert {name: keys[name] for name in known} == known
+    # Scores of a reward model are an artifact of their own since; they were a part of the pairs'.
+    assert {name.split("/")[0] for name in keys.keys() - known.keys()} <= {"score"}
+
+
+def test_another_option_is_another_key(keys: dict[str, list[str]]) -> None:
+    run = Run(parse("lm.test", "", ["--dpo.beta", "0.123"])[0])
+    policies(run, "dpo")
+    known = CASES["demo"]["keys"]
+    assert keys["sft/policy"] == known["sft/policy"]
+    assert keys["policy/dpo"] != known["policy/dpo"]
