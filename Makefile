@@ -1,37 +1,53 @@
-# The README's two commands. Both make the virtual environment and install on first use.
+# `make help` lists the targets. Each makes the virtual environment and installs what it needs on first use.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+PIP := $(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt
+TESTS := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --dist loadfile --no-loadscope-reorder
 
-.PHONY: demo grid test check docs figures clean
+.PHONY: help demo grid check docs quick test thorough figures clean
 
-$(VENV)/installed: pyproject.toml constraints.txt
+help:  ## list the targets
+	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /\1\t/' | expand -t 12
+
+$(VENV)/lm: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt torch
-	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	$(PIP) torch
+	$(PIP) -e '.[lm]'
 	touch $@
 
-demo: $(VENV)/installed  ## run the main job: every method on the embedded world
+$(VENV)/dev: $(VENV)/lm
+	$(PIP) -e '.[dev]'
+	touch $@
+
+demo: $(VENV)/lm  ## run the main job: every method on the embedded world
 	$(BIN)/python -m lm.train
 
 CORES ?= 2
-grid: $(VENV)/installed  ## the study on the embedded world, hours; stop and repeat at will. SEEDS=[0] RHOS=[0.2,0.8] for a part
+grid: $(VENV)/dev  ## the study on the embedded world, hours; stop and repeat at will. SEEDS=[0] RHOS=[0.2,0.8] for a part
 	$(BIN)/snakemake -s lm/workflow/Snakefile --directory runs/grid --cores $(CORES) \
 		$(if $(SEEDS)$(RHOS),--config $(if $(SEEDS),'seeds=$(SEEDS)') $(if $(RHOS),'rhos=$(RHOS)'))
 	@echo "summary: runs/grid/grid.json; figures are drawn from figures/results/grid.json"
 
-check: $(VENV)/installed  ## lint and types
+check: $(VENV)/dev  ## lint and types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy theory bandits lm figures
 
-docs: $(VENV)/installed  ## build the documentation into site/; a warning is an error
+docs: $(VENV)/dev  ## build the documentation into site/; a warning is an error
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet
 
-test: check docs  ## lint, types, the site and all tests; a process for each core, since tests are too small to share their threads
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --dist loadfile --no-loadscope-reorder
+quick: $(VENV)/dev  ## losses, methods, data, log-probs, trainer: what a change is tried on, under two CPU minutes
+	$(TESTS) -m 'not slow and not thorough' theory/losses_test.py theory/backend_test.py lm/objectives_test.py lm/data lm/logprobs \
+		lm/training/trainer_test.py lm/base tests/structure_test.py
 
-figures: $(VENV)/installed  ## redraw every figure from saved results
+test: check docs  ## all of CI: lint, types, the site and the tests; a process for each core, since tests are too small for more threads
+	$(TESTS) -m 'not thorough'
+
+thorough: $(VENV)/dev  ## every test, also what is costly and rarely broken
+	$(TESTS)
+
+figures: $(VENV)/lm  ## redraw every figure from saved results
 	$(BIN)/python -m figures
 
 clean:  ## remove the environment, caches and the site, not results

@@ -13,6 +13,8 @@ SOURCES = {
     "theory.md": "theory/README.md",
     "bandits.md": "bandits/README.md",
     "grid.md": "lm/workflow/README.md",
+    "contributing.md": "CONTRIBUTING.md",
+    "changelog.md": "CHANGELOG.md",
     "figures/demo.png": "figures/demo.png",
 }
 """File of the site -> file of the repository, where that is not docs/<the same>."""

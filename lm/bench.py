@@ -1,10 +1,12 @@
 """Speed of the trainer next to TRL's: pairs and tokens a second, peak memory, share of the machine's product peak.
 
     python -m lm.bench [--quick] [--curves] [--json FILE] [--markdown FILE]
+    python -m lm.bench --startup
 
 Every variant runs in a process of its own, so that its allocator settings and its peak memory are its own. The
 processes take turns: a round is one turn of each, on the same pairs; ratios are taken within a round, then medians over
-the rounds, so that what else the machine does touches both sides of a ratio. TRL is an optional extra.
+the rounds, so that what else the machine does touches both sides of a ratio. TRL is an optional extra. With --startup
+it tells how long commands take to say --help, likewise.
 """
 
 from __future__ import annotations
@@ -16,13 +18,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from lm.base import progress
 from lm.base.command import argument_parser, as_command
 from lm.base.files import write_json
 from lm.base.store import provenance
-from lm.studies.bench import CONFIGS, QUICK, VARIANTS, Plan, Shape, gemm_peak, machine, put_between_marks, render
+from lm.studies.bench_plan import CONFIGS, QUICK, VARIANTS, Shape
 
 
 def _positive(text: str) -> int:
@@ -39,6 +39,7 @@ def main(arguments: Sequence[str], configs: dict[str, Shape] = CONFIGS) -> int:
         "Speed of the trainer next to TRL's; medians of interleaved rounds.",
         "--quick",
         "--curves --json bench.json --markdown docs/performance.md",
+        "--startup",
     )
     parser.add_argument("--quick", action="store_true", help=f"S8, {', '.join(QUICK)}; 3 rounds of 2 steps")
     parser.add_argument("--configs", nargs="+", choices=configs, help="model sizes and vocabularies")
@@ -47,40 +48,46 @@ def main(arguments: Sequence[str], configs: dict[str, Shape] = CONFIGS) -> int:
     parser.add_argument("--steps", type=_positive, help="timed steps of 8 pairs a turn; 3")
     parser.add_argument("--threads", type=_positive, default=os.cpu_count(), help="%(default)s")
     parser.add_argument("--curves", action="store_true", help="cost against prompt length, completion length, K too")
+    parser.add_argument("--startup", action="store_true", help="only how long commands take to say --help")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the measurements here")
     parser.add_argument("--markdown", type=Path, metavar="FILE", help="put the tables between the marks of this file")
     options = parser.parse_args(arguments)
+    if options.startup:
+        _startup(parser, options)
+        return 0
+    from lm.studies.bench import Plan, gemm_peak, machine, put_between_marks, render, threads
+
     if options.markdown:
         try:
             put_between_marks(options.markdown, "A run is in progress.")
         except ValueError as error:
             parser.error(str(error))
     names = options.variants or (QUICK if options.quick else tuple(VARIANTS))
-    torch.set_num_threads(options.threads)
-    peaks = dict.fromkeys((VARIANTS[name].dtype for name in names), 0.0)
-    peaks.setdefault("float32", 0.0)
-    gemm_peak(peaks)
-    plan = Plan(
-        rounds=options.rounds or (3 if options.quick else 5),
-        steps=options.steps or (2 if options.quick else 3),
-        threads=options.threads,
-        skip_bf16=options.variants is None and peaks.get("bfloat16", 0.0) < peaks["float32"],
-    )
-    document: dict[str, Any] = {
-        "rows": [],
-        "curves": [],
-        "rounds": plan.rounds,
-        "steps": plan.steps,
-        "machine": machine(plan.threads, peaks),
-        "provenance": provenance(seed=0),
-    }
-    for config in options.configs or (["S8"] if options.quick else list(configs)):
-        for stage in dict.fromkeys(VARIANTS[name].stage for name in names):
-            of_stage = [name for name in names if VARIANTS[name].stage == stage]
-            document["rows"] += plan.run(config, configs[config], of_stage, peaks)
-            progress.say(f"{config}, {stage}: done")
-    if options.curves:
-        document["curves"] = plan.curves("S8", configs["S8"], peaks)
+    with threads(options.threads):
+        peaks = dict.fromkeys((VARIANTS[name].dtype for name in names), 0.0)
+        peaks.setdefault("float32", 0.0)
+        gemm_peak(peaks)
+        plan = Plan(
+            rounds=options.rounds or (3 if options.quick else 5),
+            steps=options.steps or (2 if options.quick else 3),
+            threads=options.threads,
+            skip_bf16=options.variants is None and peaks.get("bfloat16", 0.0) < peaks["float32"],
+        )
+        document: dict[str, Any] = {
+            "rows": [],
+            "curves": [],
+            "rounds": plan.rounds,
+            "steps": plan.steps,
+            "machine": machine(plan.threads, peaks),
+            "provenance": provenance(seed=0),
+        }
+        for config in options.configs or (["S8"] if options.quick else list(configs)):
+            for stage in dict.fromkeys(VARIANTS[name].stage for name in names):
+                of_stage = [name for name in names if VARIANTS[name].stage == stage]
+                document["rows"] += plan.run(config, configs[config], of_stage, peaks)
+                progress.say(f"{config}, {stage}: done")
+        if options.curves:
+            document["curves"] = plan.curves("S8", configs["S8"], peaks)
     text = render(document)
     print(text)
     if options.json:
@@ -88,6 +95,20 @@ def main(arguments: Sequence[str], configs: dict[str, Shape] = CONFIGS) -> int:
     if options.markdown:
         put_between_marks(options.markdown, text)
     return 0
+
+
+def _startup(parser: argparse.ArgumentParser, options: argparse.Namespace) -> None:
+    """Measures, and prints the table; other options than --rounds and --json would have no effect and are refused."""
+    from lm.studies.startup import measure, render
+
+    kept = {"startup", "rounds", "json", "debug", "quiet"}
+    idle = [name for name, value in vars(options).items() if name not in kept and value != parser.get_default(name)]
+    if idle:
+        parser.error(f"--{idle[0]} has no effect with --startup")
+    rows = measure(options.rounds or 5)
+    print(render(rows))
+    if options.json:
+        write_json(options.json, {"rows": rows, "provenance": provenance(seed=0)})
 
 
 if __name__ == "__main__":

@@ -1,8 +1,8 @@
 """Writes the scored pairs of D_rho for other trainers to --out FILE (.jsonl, .jsonl.gz or .parquet).
 
 All other options are the run's, as for `lm.score`. A row has prompt, chosen and rejected as text, the reward of each
-side by the model of D_rho (chosen_reward, rejected_reward) and their difference (reward_margin), the rewards by the
-ensemble's members (chosen_member_rewards, rejected_member_rewards: lists, in the order of `bias.member_fractions`), each
+side by the model of D_rho (chosen_reward, rejected_reward), their difference (reward_margin), the rewards by the
+ensemble's members (chosen_member_rewards, rejected_member_rewards: lists in the order of `bias.member_fractions`), each
 where a method of `methods` distils it, and the summed log-probs of both sides under pi_ref (ref_chosen_logps,
 ref_rejected_logps), in nats, with end-of-text. `data.kind preferences` with `data.rewards given` reads it back.
 """

@@ -7,13 +7,15 @@ KL term, title, colour) it says itself: a new one is a class here and a line in 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, fields
-from typing import TYPE_CHECKING, ClassVar, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple
 
 from theory import losses
 
-if TYPE_CHECKING:  # options are read, and explained, without torch
+if not TYPE_CHECKING:  # options are explained without torch; jsonargparse runs what a plain TYPE_CHECKING block imports
+    Tensor = Any
+else:
     from torch import Tensor
 
 Need = Literal["rewards", "members"]
@@ -517,9 +519,9 @@ def option_of(name: str) -> str:
     return name.replace("-", "_")
 
 
-def looks(names: Iterator[str] | list[str]) -> dict[str, dict[str, object]]:
-    """How methods are drawn, as results files have it: title, colour, dashes, marker, and hollow where it learns from
-    labels and not from rewards."""
+def looks(names: Iterable[str]) -> dict[str, dict[str, Any]]:
+    """How methods are drawn, as results files have it (see `figures.record.Look`): title, colour, dashes, marker, and
+    hollow where it learns from labels and not from rewards."""
     return {
         name: {"title": (kind := METHODS[name]).heading(), **kind.look._asdict(), "hollow": not kind.needs}
         for name in names

@@ -176,7 +176,7 @@ sys.exit(main())
 """
 PROGRAMS = {
     "theory": COUNTS.format("theory.shell"),
-    "lm": COUNTS.format("lm.cli"),
+    "lm": COUNTS.format("lm.base.command"),
     "figures": """
 import signal, sys, time
 import figures.__main__ as command

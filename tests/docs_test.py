@@ -38,7 +38,7 @@ BY_HAND = "by hand"
 """Title of a block that says what the Makefile does; .ci/run does that."""
 
 SMALL = {
-    "methods": ["dpo", "d-dpo", "p-dpo", "drdo"],
+    "methods": ["dpo", "d-dpo", "p-dpo", "e-dpo", "drdo"],
     "data": {"world": {"posts": 60}},
     "bias": {"size": None, "member_fractions": [0.2, 0.8]},
     "probe": {"pairs": 8, "times": 1},
@@ -293,15 +293,15 @@ RUN_BY = {
     "bandits.pessimism": "bandits/commands_test.py",
     "bandits.transitive": "bandits/commands_test.py",
     "figures": "figures/figures_test.py",
-    "lm": "lm/cli_test.py",
-    "lm.bench": "lm/bench_test.py",
-    "lm.diagnose": "lm/diagnose_test.py",
-    "lm.estimate": "lm/estimate_test.py",
-    "lm.exact": "lm/exact_test.py",
-    "lm.judge": "lm/judge_test.py",
-    "lm.nondeterministic": "lm/nondeterministic_test.py",
-    "lm.push": "lm/card_test.py",
-    "lm.report": "lm/report_test.py",
+    "lm": "lm/base/options_test.py",
+    "lm.bench": "lm/studies/bench_test.py",
+    "lm.diagnose": "lm/studies/diagnosis_test.py",
+    "lm.estimate": "lm/studies/estimate_test.py",
+    "lm.exact": "lm/studies/exact_test.py",
+    "lm.judge": "lm/judging/llm_test.py",
+    "lm.nondeterministic": "lm/base/options_test.py",
+    "lm.push": "lm/reporting/card_test.py",
+    "lm.report": "lm/reporting/page_test.py",
     "lm.workflow.job": "lm/workflow/workflow_test.py",
     "lm.workflow.tables": "lm/workflow/tables_test.py",
     "theory": "theory/ledger_test.py",
@@ -356,7 +356,7 @@ def test_the_words_of_blocks_and_of_text(tmp_path: Path) -> None:
 
 
 def test_what_is_done_by_hand_is_what_the_makefile_does() -> None:
-    recipes = (ROOT / "Makefile").read_text().replace("$(BIN)/", "").replace("$(PYTHON)", "python3")
+    recipes = (ROOT / "Makefile").read_text().replace("$(PIP)", "pip install -c constraints.txt").replace("$(BIN)/", "").replace("$(PYTHON)", "python3")
     recipes = recipes.replace("$(VENV)", ".venv").replace("--quiet --disable-pip-version-check ", "")
     by_hand = "".join(code for page in PAGES for title, code in blocks(page, "sh") if title == BY_HAND)
     found = list(commands(by_hand.replace(" && ", "\n")))

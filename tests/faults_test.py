@@ -35,7 +35,8 @@ from lm.logprobs.completions import CompletionModel, collate
 from lm.logprobs.scoring import score_pairs
 from lm.models.loading import check_reward_model
 from lm.objectives import DPO, Method
-from lm.stages.run import run
+from lm.stages.run import command
+from lm.stages.trainings import sft
 from lm.training.batches import pair_collator
 from lm.training.loop import fit, training_arguments
 from lm.training.policy import PolicyTrainer
@@ -331,7 +332,7 @@ def test_a_write_that_fails_names_its_file(tmp_path: Path) -> None:
 @pytest.mark.parametrize("below", ["run", "a/run"])
 def test_a_folder_that_cannot_be_written_is_named(below: str, capsys: pytest.CaptureFixture[str]) -> None:
     started: list[Any] = []
-    assert run("lm.test", started.append, arguments=["--output_dir", f"/sys/{below}"]) != 0
+    assert command("lm.test", started.append, arguments=["--output_dir", f"/sys/{below}"]) != 0
     assert not started
     told = capsys.readouterr().err
     assert told.startswith("error: ")
@@ -364,8 +365,8 @@ def test_what_the_machine_refuses_names_the_stage(error: Exception, told: str, t
 
 RANK_WITHOUT_MEMORY = """
 import sys
-from lm import ranks
-from lm.cli import run
+from lm.base import ranks
+from lm.stages.run import command
 
 def make(folder, scratch):
     if ranks.index() == 1:
@@ -373,7 +374,7 @@ def make(folder, scratch):
     (folder / "half").touch()
     return {"ranks": ranks.from_all(1)}
 
-sys.exit(run("lm.test", lambda p: p.store.get("policy", "dpo", {}, make), arguments=["--output_dir", sys.argv[1]]))
+sys.exit(command("lm.test", lambda p: p.store.get("policy", "dpo", {}, make), arguments=["--output_dir", sys.argv[1]]))
 """
 
 
@@ -398,10 +399,10 @@ def test_the_second_run_in_a_folder_is_refused(tmp_path: Path, capsys: pytest.Ca
     started: list[Any] = []
     arguments = ["--output_dir", str(tmp_path)]
     with only_run_in(tmp_path):
-        assert run("lm.test", started.append, arguments=arguments) == 2
+        assert command("lm.test", started.append, arguments=arguments) == 2
     assert not started
     assert f"error: output_dir {tmp_path} is in use by another run; wait for it" in capsys.readouterr().err
-    assert run("lm.test", started.append, arguments=arguments) == 0
+    assert command("lm.test", started.append, arguments=arguments) == 0
     assert started
 
 
@@ -515,7 +516,7 @@ def test_yaml_tags_run_no_code(tag: str, tmp_path: Path, capsys: pytest.CaptureF
     started: list[Any] = []
     for arguments in (["--config", str(tmp_path / "evil.yaml")], ["--sweep", f"!!{tag} [{tmp_path}/made]"]):
         with pytest.raises(SystemExit) as end:
-            run("lm.test", started.append, arguments=arguments)
+            command("lm.test", started.append, arguments=arguments)
         assert end.value.code == 2
     assert "error: " in capsys.readouterr().err
     assert not started
@@ -537,7 +538,7 @@ def test_a_run_names_no_file_outside_it(tmp_path: Path) -> None:
 def test_keys_of_the_environment_are_written_nowhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("HF_TOKEN", "OPENAI_API_KEY", "WANDB_API_KEY"):
         monkeypatch.setenv(name, f"secret-{name}")
-    assert run("lm.test", lambda _: None, arguments=["--output_dir", str(tmp_path)]) == 0
+    assert command("lm.test", lambda _: None, arguments=["--output_dir", str(tmp_path)]) == 0
     write_json(tmp_path / "provenance.json", provenance(0))
     texts = [path.read_text() for path in tmp_path.iterdir()]
     assert len(texts) >= 3
@@ -564,7 +565,7 @@ def test_nothing_asks_the_network_but_for_a_hub_name(
 ) -> None:
     """Data, tokenizer and pi_ref of the embedded world."""
     small = ["--data.world.posts", "30", "--sft.max_steps", "1", "--output_dir", str(tmp_path)]
-    assert run("lm.test", lambda pipeline: pipeline.sft, arguments=small) == 0
+    assert command("lm.test", sft, arguments=small) == 0
     assert (tmp_path / "sft").is_dir()
     assert asked == []
     monkeypatch.setattr("time.sleep", lambda _: None)  # between the client's attempts

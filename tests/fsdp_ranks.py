@@ -21,7 +21,9 @@ from lm.config import BiasConfig, Config, DataConfig, LoraConfig, ProbeConfig, T
 from lm.data.rows import write_rows
 from lm.logprobs.completions import CompletionModel
 from lm.models import loading as models
-from lm.stages.pipeline import Pipeline
+from lm.stages.labels import oracle
+from lm.stages.policies import policies
+from lm.stages.run import Run
 from tests.small_run import SMALL
 from tests.two_ranks import Job
 
@@ -72,7 +74,7 @@ def train(out: Path) -> None:
 # ---------------------------------------------------------------- the stages around it
 
 
-def experiment(folder: Path) -> Pipeline:
+def experiment(folder: Path) -> Run:
     """A small one that distils given rewards: pi_ref and the oracle with all parameters, policies with adapters."""
     rng, data = random.Random(0), folder / "pairs.jsonl"
     words = "red blue green dog cat tree runs sleeps".split()
@@ -90,7 +92,7 @@ def experiment(folder: Path) -> Pipeline:
     ranks.wait()
     few = TrainingConfig(max_steps=2, batch_size=8, learning_rate=1e-2, warmup_fraction=0.0)
     models.SCRATCH["scratch:tiny"] = SMALL
-    return Pipeline(
+    return Run(
         Config(
             output_dir=str(folder / "run"),
             model="scratch:tiny",
@@ -118,14 +120,14 @@ def experiment(folder: Path) -> Pipeline:
     )
 
 
-def run_stages(pipeline: Pipeline) -> None:
+def run_stages(run: Run) -> None:
     """A policy, so all that comes before, and the oracle, which scores what it was not trained on."""
-    pipeline.policies("drdo")
-    _ = pipeline.oracle
+    policies(run, "drdo")
+    _ = oracle(run)
 
 
 if __name__ == "__main__":
     folder = Path(sys.argv[1])
-    with ranks.together(torch.device("cpu")):
+    with ranks.together("cpu"):
         train(folder)
         run_stages(experiment(folder / "experiment"))

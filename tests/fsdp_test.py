@@ -183,7 +183,7 @@ def test_what_a_launcher_asks_for_in_vain_is_refused(
     ranks.check_launch()
     for name, value in asked.items():
         monkeypatch.setenv(name, value)
-    with pytest.raises(ValueError, match=message), ranks.together(torch.device("cpu")):
+    with pytest.raises(ValueError, match=message), ranks.together("cpu"):
         pass
 
 

@@ -83,11 +83,11 @@ def test_reference_log_probs_scored_before_are_those_of_the_step(
     scored = Dataset.from_list([{**row, **{c: columns[c][i] for c in columns}} for i, row in enumerate(arbitrary)])
 
     class Online(PolicyTrainer):
-        def _pairs(self, model: torch.nn.Module, batch: dict[str, Any]) -> PairBatch:
+        def _pairs(self, model: torch.nn.Module, batch: dict[str, Any], gram: Tensor | None = None) -> PairBatch:
             with torch.no_grad():
                 logps = reference(batch["input_ids"], batch["lengths"]).logps.view(self.units(batch), -1)
             own = dict(zip(columns, (logps[:, 0], logps[:, 1], logps[:, 2:]), strict=True))
-            return super()._pairs(model, {**batch, "scores": {**batch["scores"], **own}})
+            return super()._pairs(model, {**batch, "scores": {**batch["scores"], **own}}, gram)
 
     halves = {"options": {"micro_batch_size": 4}}
     online = Job(name, trainer=Online, **halves).run(tmp_path / "online")
@@ -128,7 +128,7 @@ class OwnChoice(PolicyTrainer):
     """Control: every micro-batch chooses its own ensemble member, or mixture."""
 
     def before_step(self, *_: Any) -> None:
-        self._gram = None
+        return None
 
 
 @pytest.mark.parametrize("name", ["e-dpo", "hull-dpo"])

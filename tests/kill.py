@@ -120,7 +120,7 @@ class Runner:
 
     def __post_init__(self) -> None:
         self.context = multiprocessing.get_context("forkserver")
-        self.context.set_forkserver_preload(["lm.evaluate", "lm.report", "figures.methods"])
+        self.context.set_forkserver_preload(["lm.reporting.results", "lm.reporting.page", "figures.methods"])
 
     def start(self, folder: Path) -> Any:
         """A run with its output in `folder/run`; the name is the same in each, as the results hold it."""

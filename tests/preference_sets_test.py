@@ -10,10 +10,10 @@ from typing import Any
 
 import pytest
 import torch
+from datasets import Dataset
 
 from lm import export
 from lm.config import (
-    MAIN,
     BiasConfig,
     Config,
     DataConfig,
@@ -22,13 +22,21 @@ from lm.config import (
     SamplingConfig,
     TrainingConfig,
 )
+from lm.data import rewards
 from lm.data.rows import SUFFIXES, read_rows, write_rows
 from lm.data.tokens import load
 from lm.models.loading import SCRATCH, load_tokenizer
+from lm.objectives import MAIN
 from lm.reporting.card import card
 from lm.reporting.results import report
 from lm.score import parse
-from lm.stages.pipeline import Pipeline
+from lm.stages.data import data, given_pairs, references, tokenizer
+from lm.stages.labels import labelled_pairs, labels
+from lm.stages.rewards import reward, reward_accuracy
+from lm.stages.run import Run
+from lm.stages.scores import scored_pairs
+from lm.stages.subsets import members, subset
+from lm.stages.trainings import sft
 from tests.tiny import causal_lm, reward_model
 
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning")
@@ -38,7 +46,7 @@ WORDS = ("red", "blue", "green", "long", "short", "dog", "cat", "tree", "runs", 
 
 @pytest.fixture(scope="module", autouse=True)
 def _tiny() -> Iterable[None]:
-    """The pipeline is under test, not the model."""
+    """The run is under test, not the model."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(SCRATCH, "scratch:tiny", {**SCRATCH["scratch:tiny"], "hidden_size": 32, "vocab_size": 300})
         yield
@@ -100,23 +108,29 @@ def config(folder: Path, given: list[dict[str, Any]], data: dict[str, Any] | Non
 def given_run(tmp_path_factory: pytest.TempPathFactory) -> Config:
     """A finished run that keeps the set's labels and distils its rewards."""
     done = config(tmp_path_factory.mktemp("given"), rows())
-    report(Pipeline(done))
+    report(Run(done))
     return done
 
 
+def both_margins(run: Run) -> tuple[list[float], list[list[float]]]:
+    """What d-DPO and e-DPO distil."""
+    d_dpo, e_dpo = (scored_pairs(run, run.config.method(name), name) for name in ("d-dpo", "e-dpo"))
+    assert rewards.MEMBER_MARGINS not in d_dpo.column_names
+    assert rewards.MARGIN not in e_dpo.column_names
+    return d_dpo[rewards.MARGIN][:], e_dpo[rewards.MEMBER_MARGINS][:]
+
+
 def test_given_rewards_are_what_is_distilled(given_run: Config) -> None:
-    pipeline = Pipeline(given_run)
+    run = Run(given_run)
     of_prompt = {row["prompt"]: row for row in rows()}
-    scored = zip(pipeline.subset(MAIN), pipeline.scored_pairs(), strict=True)
-    seen = 0
-    for text, score in scored:
+    one, listed = both_margins(run)
+    for text, margin, margins in zip(subset(run, MAIN), one, listed, strict=True):
         row = of_prompt[text["prompt"]]
         assert (text["chosen"], text["rejected"]) == (row["chosen"], row["rejected"]), "the labels are the set's"
-        assert score["reward_margin"] == row["score_chosen"] - row["score_rejected"]
+        assert margin == row["score_chosen"] - row["score_rejected"]
         members = zip(row["chosen_rewards"], row["rejected_rewards"], strict=True)
-        assert score["member_margins"] == [chosen - rejected for chosen, rejected in members]
-        seen += 1
-    assert seen > 20
+        assert margins == [chosen - rejected for chosen, rejected in members]
+    assert len(one) > 20
 
 
 def test_no_reward_model_is_trained_and_none_can_be(given_run: Config) -> None:
@@ -124,21 +138,21 @@ def test_no_reward_model_is_trained_and_none_can_be(given_run: Config) -> None:
     assert "reward" not in made
     assert {"oracle", "policy", "evaluate"} <= made, "the oracle judges all the same"
     with pytest.raises(ValueError, match=r"data.rewards is given: .* no model is trained"):
-        Pipeline(given_run).reward(MAIN)
+        reward(Run(given_run), MAIN)
 
 
 def test_reward_accuracy_is_that_of_the_given_rewards(given_run: Config) -> None:
-    pipeline = Pipeline(given_run)
+    run = Run(given_run)
     of_prompt = {row["prompt"]: row for row in rows()}
-    valid = [of_prompt[prompt] for prompt in pipeline.labelled_pairs("valid")["prompt"]]
+    valid = [of_prompt[prompt] for prompt in labelled_pairs(run, "valid")["prompt"]]
     right = [row["score_chosen"] > row["score_rejected"] for row in valid]
-    assert pipeline.reward_accuracy(MAIN)["all"] == {
+    assert reward_accuracy(run, MAIN)["all"] == {
         "accuracy": pytest.approx(sum(right) / len(right)),
         "pairs": len(valid),
     }
-    assert pipeline.members == ["given0", "given1", "given2"]
+    assert members(run) == ["given0", "given1", "given2"]
     right = [row["chosen_rewards"][1] > row["rejected_rewards"][1] for row in valid]
-    assert pipeline.reward_accuracy("given1")["all"]["accuracy"] == pytest.approx(sum(right) / len(right))
+    assert reward_accuracy(run, "given1")["all"]["accuracy"] == pytest.approx(sum(right) / len(right))
 
 
 def test_a_card_says_where_labels_and_rewards_are_from(given_run: Config) -> None:
@@ -153,13 +167,14 @@ def test_a_relabelled_pair_takes_its_rewards_along(given_run: Config) -> None:
     relabelled = replace(given_run, data=replace(given_run.data, labels="oracle"))
     of_prompt = {row["prompt"]: row for row in rows()}
     flipped = 0
-    for row in Pipeline(relabelled).labelled_pairs("train"):
+    for row in labelled_pairs(Run(relabelled), "train"):
         given = of_prompt[row["prompt"]]
         sides = ("chosen", "rejected") if row["chosen"] == given["chosen"] else ("rejected", "chosen")
         flipped += sides[0] == "rejected"
         for side, was in zip(("chosen", "rejected"), sides, strict=True):
             assert row[side] == given[was]
-            assert row[f"{side}_rewards"] == [given[f"score_{was}"], *given[f"{was}_rewards"]]
+            assert row[f"{side}_reward"] == given[f"score_{was}"]
+            assert row[f"{side}_member_rewards"] == given[f"{was}_rewards"]
         assert row["oracle_chosen_reward"] > row["oracle_rejected_reward"]
     assert flipped > 0
 
@@ -172,28 +187,48 @@ def test_scored_pairs_that_are_written_are_read_with_the_same_margins(
     suffix: str, ensemble: bool, given_run: Config, tmp_path: Path
 ) -> None:
     single = [{name: value for name, value in row.items() if not name.endswith("_rewards")} for row in rows()]
-    run = given_run if ensemble else config(tmp_path, single, methods=["d-dpo"])
-    pipeline, out = Pipeline(run), tmp_path / f"scored{suffix}"
-    export.export(pipeline, out)
-    data = DataConfig(kind="preferences", path=str(out), labels="given", rewards="given")
-    again, scored = load(data, 0, tmp_path).preferences, pipeline.scored_pairs()
-    assert len(again) == len(scored) > 20
-    for row, score, text in zip(again, scored, pipeline.subset(MAIN), strict=True):
-        assert [row[name] for name in ("prompt", "chosen", "rejected")] == [
-            text[name] for name in ("prompt", "chosen", "rejected")
-        ]
-        margins = [c - r for c, r in zip(row["chosen_rewards"], row["rejected_rewards"], strict=True)]
-        assert margins == [score["reward_margin"], *score.get("member_margins", [])]
-        assert len(margins) == (4 if ensemble else 1)
+    run = Run(given_run if ensemble else config(tmp_path, single, methods=["d-dpo"]))
+    out = tmp_path / f"scored{suffix}"
+    export.export(run, out)
+    back = DataConfig(kind="preferences", path=str(out), labels="given", rewards="given")
+    again, texts = load(back, 0, tmp_path).preferences, subset(run, MAIN)
+    assert len(again) == len(texts) > 20
+    for name in ("prompt", "chosen", "rejected"):
+        assert again[name][:] == texts[name][:]
+    read = [rewards.margins(row) for row in again]
+    if ensemble:
+        one, listed = both_margins(run)
+    else:
+        one = scored_pairs(run, run.config.method("d-dpo"), "d-dpo")[rewards.MARGIN][:]
+        listed = [[] for _ in one]
+    assert read == list(zip(one, listed, strict=True))
+    assert {len(margins) for margins in listed} == {3 if ensemble else 0}
+
+
+@pytest.mark.parametrize("suffix", SUFFIXES)
+def test_trl_reads_what_is_written_as_it_is(suffix: str, given_run: Config, tmp_path: Path) -> None:
+    with_margins = pytest.importorskip("lm.integrations.trl").with_margins
+    run, out = Run(given_run), tmp_path / f"scored{suffix}"
+    export.export(run, out)
+    written = Dataset.from_list([row for _, row in read_rows(str(out))])
+    one, listed = both_margins(run)
+    for name, column, expected in (("d-dpo", rewards.MARGIN, one), ("e-dpo", rewards.MEMBER_MARGINS, listed)):
+        made = with_margins(written, run.config.method(name), "train")
+        assert made[column][:] == expected
+        assert set(made.column_names) & set(rewards.EVERY) == {column}
+        for text in ("prompt", "chosen", "rejected", "ref_chosen_logps", "ref_rejected_logps"):
+            assert made[text][:] == written[text][:]
 
 
 def test_what_is_written_has_the_columns_that_other_trainers_read(given_run: Config, tmp_path: Path) -> None:
-    pipeline = Pipeline(given_run)
-    export.export(pipeline, tmp_path / "scored.jsonl")
-    scored = pipeline.scored_pairs()
+    run = Run(given_run)
+    export.export(run, tmp_path / "scored.jsonl")
+    scored = scored_pairs(run, run.config.method("d-dpo"), "d-dpo")
     for (_, row), score in zip(read_rows(str(tmp_path / "scored.jsonl")), scored, strict=True):
-        assert row["margin"] == row["score_chosen"] - row["score_rejected"] == score["reward_margin"]
-        assert len(row["chosen_rewards"]) == len(row["rejected_rewards"]) == 3, "the ensemble, without the main model"
+        assert row["reward_margin"] == row["chosen_reward"] - row["rejected_reward"] == score["reward_margin"]
+        of_each = row["chosen_member_rewards"], row["rejected_member_rewards"]
+        assert [len(side) for side in of_each] == [3, 3], "the ensemble, without the main model"
+        assert not {*rewards.OLDER_ONE, *rewards.OLDER_MEMBERS, rewards.OLDER_MARGIN} & row.keys()
         assert row["ref_chosen_logps"] == score["ref_chosen_logps"] < 0
         assert row["ref_rejected_logps"] == score["ref_rejected_logps"] < 0
 
@@ -216,9 +251,9 @@ def test_an_ensemble_of_one_is_refused_before_any_training(tmp_path: Path) -> No
     with pytest.raises(
         ValueError, match=r"methods e-dpo, hull-dpo need an ensemble, two or more entries .* leave these"
     ):
-        _ = Pipeline(run).sft
+        sft(Run(run))
     assert not (tmp_path / "run" / "sft").exists()
-    assert Pipeline(replace(run, methods=["d-dpo"])).data.metrics["members"] == 0
+    assert data(Run(replace(run, methods=["d-dpo"]))).metrics["members"] == 0
 
 
 def local_models(folder: Path, template: str | None) -> tuple[str, str]:
@@ -242,9 +277,9 @@ def test_an_oracle_that_ties_everywhere_is_an_error_and_not_an_empty_set(tmp_pat
         match=r"no pairs are left in the train split: the oracle rewards both completions alike in 120 of 120 pairs; "
         r"look at oracle_model, or set data.labels to given",
     ):
-        _ = Pipeline(run).labels
-    kept = Pipeline(replace(run, data=replace(run.data, labels="given")))
-    assert len(kept.labelled_pairs("train")) > 50
+        labels(Run(run))
+    kept = Run(replace(run, data=replace(run.data, labels="given")))
+    assert len(labelled_pairs(kept, "train")) > 50
 
 
 def test_pairs_without_a_confidence_are_counted_and_kept(tmp_path: Path) -> None:
@@ -255,8 +290,8 @@ def test_pairs_without_a_confidence_are_counted_and_kept(tmp_path: Path) -> None
 
     comparisons = [comparison(index, row) for index, row in enumerate(rows())]
     write_rows(tmp_path / "sft.jsonl", ({**row["info"], "summary": row["summaries"][0]["text"]} for row in comparisons))
-    data = {"kind": "tldr", "sft_path": str(tmp_path / "sft.jsonl"), "rewards": "models"}
-    made = Pipeline(config(tmp_path, comparisons, data)).data.metrics["preferences"]
+    tldr = {"kind": "tldr", "sft_path": str(tmp_path / "sft.jsonl"), "rewards": "models"}
+    made = data(Run(config(tmp_path, comparisons, tldr))).metrics["preferences"]
     assert sum(made["kept"].values()) == 120
     assert (made["without_confidence"], made["dropped"]) == (40, {})
 
@@ -283,12 +318,12 @@ CHATML = (
 
 def test_messages_are_written_by_the_models_own_template(tmp_path: Path) -> None:
     policy, _ = local_models(tmp_path, CHATML)
-    pipeline = Pipeline(config(tmp_path, conversations(), model=policy, methods=["d-dpo"]))
-    pair, end = pipeline.given_pairs("train")[0], pipeline.tokenizer.eos_token
+    run = Run(config(tmp_path, conversations(), model=policy, methods=["d-dpo"]))
+    pair, end = given_pairs(run, "train")[0], tokenizer(run).eos_token
     assert pair["prompt"].startswith("<user>")
     assert pair["prompt"].endswith(f"{end}\n<assistant>")
-    assert pipeline.tokenizer.decode(pair["chosen_ids"]) == f"{pair['chosen']}{end}"
-    reference = next(row for row in pipeline.references() if row["prompt"] == pair["prompt"])
+    assert tokenizer(run).decode(pair["chosen_ids"]) == f"{pair['chosen']}{end}"
+    reference = next(row for row in references(run) if row["prompt"] == pair["prompt"])
     assert reference["completion_ids"] == pair["chosen_ids"]
 
 
@@ -298,7 +333,7 @@ def test_messages_without_a_template_are_refused(local: bool, tmp_path: Path) ->
     with pytest.raises(
         ValueError, match=r"pairs.jsonl, line 1: there are messages, and model '.*' has no chat template"
     ):
-        _ = Pipeline(config(tmp_path, conversations(), model=policy, methods=["d-dpo"])).data
+        data(Run(config(tmp_path, conversations(), model=policy, methods=["d-dpo"])))
 
 
 def test_several_reward_models_are_named_at_once_or_one_by_one() -> None:

@@ -26,7 +26,7 @@ from lm.logprobs.completions import CompletionModel
 from lm.logprobs.scoring import score_rows
 from lm.models.loading import SCRATCH
 from lm.reporting.results import report
-from lm.stages.run import run
+from lm.stages.run import command
 from tests.small_run import SMALL
 from tests.tiny import causal_lm, pairs
 
@@ -53,7 +53,7 @@ bias: {rho: 0.4, member_fractions: [0.4, 0.6]}
 logprobs: {scoring_tokens: 1024}
 snapshots: 2
 methods: [e-dpo, drdo]
-drdo_oracle_alpha: 0.01
+drdo: {oracle_alpha: 0.01}
 evaluation: {resamples: 100}
 """
 TRAINED = "policy"
@@ -104,7 +104,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Runs:
         patch.setitem(SCRATCH, "scratch:tiny", SMALL)
         threads = torch.get_num_threads()
         torch.set_num_threads(1)  # as the ranks have: on other threads a product is another in the last bit
-        assert run("lm.train", report, arguments=[*own, str(one)]) == 0
+        assert command("lm.train", report, arguments=[*own, str(one)]) == 0
         torch.set_num_threads(threads)
     failed = torchrun("tests/small_run.py", *own, str(two), NAN_AT="3")
     (scratch,) = (two / ".work").glob("policy-e-dpo-*/scratch")

@@ -1,5 +1,5 @@
-"""Rules of the layout: which package and which room imports which, that losses are written once, that every statement is
-tested."""
+"""Rules of the layout: which package and which room imports which, that losses are written once, that every statement
+is tested."""
 
 from __future__ import annotations
 

@@ -194,7 +194,7 @@ def quieten() -> None:
     if "datasets" in sys.modules:
         sys.modules["datasets"].disable_progress_bars()
     if "huggingface_hub" in sys.modules:
-        from huggingface_hub.utils import disable_progress_bars
+        from huggingface_hub.utils.tqdm import disable_progress_bars
 
         disable_progress_bars()
     if "transformers" in sys.modules:

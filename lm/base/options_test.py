@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 import runpy
 import sys
-from dataclasses import replace
 from pathlib import Path
 from signal import SIGTERM, getsignal
 from typing import Any
@@ -17,10 +16,10 @@ from lm.base.command import as_command
 from lm.base.options import CONFIGS, parse, parser_of
 from lm.base.store import CorruptArtifact, MissingArtifact
 from lm.config import Config
-from lm.objectives import METHODS, Pessimism
+from lm.objectives import DPO, DRDO, METHODS, EnsembleDPO, Pessimism
 from lm.stages.run import Run, command
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 OTHERS = ["workflow.job", "workflow.summary", "workflow.tables"]
 WITH_OPTIONS_OF_THEIR_OWN = ["__main__", "bench", "card", "diagnose", "estimate", "exact", "judge", "push", "report"]
 COMMANDS = ["prepare", "sft", "oracle", "relabel", "bias", "reward", "score", "policy", "train", "evaluate"]
@@ -84,17 +83,17 @@ def test_the_demo_is_the_preset_and_options_win_over_it() -> None:
     assert config_of() == config_of("--config", str(CONFIGS / "demo.yaml"))
     assert config_of().methods == list(METHODS)
     changed = config_of("--dpo.beta=0.5", "--methods", "[dpo, e-dpo]", "--e_dpo.kl.samples", "preferences")
-    assert changed.method("dpo").beta == 0.5
+    assert changed.method("dpo") == DPO(beta=0.5)
     assert changed.methods == ["dpo", "e-dpo"]
-    assert changed.method("e-dpo").kl.samples == "preferences"
+    assert changed.method("e-dpo") == EnsembleDPO(kl=Pessimism(samples="preferences"))
     assert changed.method("ipo") == config_of().method("ipo")
 
 
 def test_a_sweep_replaces_the_options_it_names() -> None:
     swept = config_of("--e_dpo.kl.alpha_end=0.5", "--sweep", "{e-dpo: [{beta: 3}, {kl: {alpha_start: 0.1}}]}")
     first, second = swept.settings("e-dpo")
-    assert first == replace(swept.method("e-dpo"), beta=3.0)
-    assert second == replace(swept.method("e-dpo"), kl=Pessimism(alpha_start=0.1, alpha_end=0.5))
+    assert first == EnsembleDPO(beta=3.0, kl=Pessimism(alpha_end=0.5))
+    assert second == EnsembleDPO(kl=Pessimism(alpha_start=0.1, alpha_end=0.5))
     assert swept.settings("dpo") == [swept.method("dpo")]
 
 
@@ -105,7 +104,7 @@ def test_print_config_round_trips(tmp_path: Path, capsys: pytest.CaptureFixture[
     printed.write_text(capsys.readouterr().out)
     again = config_of("--config", str(printed))
     assert again == config_of("--output_dir", str(tmp_path / "a"), *arguments)
-    assert (again.method("dpo").beta, again.bias.rho, again.method("drdo").gamma) == (0.25, None, 3.0)
+    assert (again.method("dpo"), again.bias.rho, again.method("drdo")) == (DPO(beta=0.25), None, DRDO(gamma=3.0))
 
 
 def test_a_run_writes_its_resolved_config(tmp_path: Path) -> None:
@@ -331,3 +330,31 @@ def test_sigterm_is_handled_as_before_when_a_command_has_ended() -> None:
     assert as_command(lambda _: seen.append(getsignal(SIGTERM)))([]) == 0
     assert seen[0] is not before
     assert getsignal(SIGTERM) is before
+
+
+# ---------------------------------------------------------------- options of earlier versions
+
+
+def test_options_that_are_no_more_are_read_where_they_did_nothing(tmp_path: Path) -> None:
+    """As in the config.yaml of a finished run."""
+    older = tmp_path / "config.yaml"
+    older.write_text("output_dir: x\ndata: {subset: null}\nlora: {dropout: 0.0}\ndrdo_oracle_alpha: null\n")
+    demo = ["--config", str(CONFIGS / "demo.yaml")]
+    assert config_of(*demo, "--config", str(older)) == config_of(*demo, "--output_dir", "x")
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("data: {subset: helpful-base}", "option data.subset is no more, got 'helpful-base': name the folder in data"),
+        ("lora: {dropout: 0.1}", "option lora.dropout is no more, got 0.1: there is none"),
+        ("drdo_oracle_alpha: 0.01", "option drdo_oracle_alpha is no more, got 0.01: it is drdo.oracle_alpha now"),
+    ],
+)
+def test_options_that_are_no_more_and_did_something_are_refused_with_the_cure(
+    text: str, message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "config.yaml").write_text(f"{text}\n")
+    demo = ["--config", str(CONFIGS / "demo.yaml")]
+    assert attempt(tmp_path, *demo, "--config", str(tmp_path / "config.yaml")) == 2
+    assert message in capsys.readouterr().err.replace("\n", " ")

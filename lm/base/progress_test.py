@@ -18,9 +18,10 @@ import pytest
 
 from lm.base import progress
 from lm.base.options import CONFIGS
+from lm.stages import trainings
 from lm.stages.run import command
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 STAGE = """
 import sys, time
 from lm import progress
@@ -122,7 +123,7 @@ def test_a_commands_stages_are_seen_as_its_stderr_allows(
 
     def sft(folder: str, *more: str) -> None:
         given = [*options, "--output_dir", str(tmp_path / folder), *more]
-        assert command("lm.sft", lambda pipeline: pipeline.sft, arguments=given) == 0
+        assert command("lm.sft", trainings.sft, arguments=given) == 0
 
     with terminal() as (file, seen), monkeypatch.context() as patch:
         patch.setattr(sys, "stderr", file)

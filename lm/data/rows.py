@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import datasets
-import pyarrow.parquet
+import pyarrow  # type: ignore[import-untyped]
+import pyarrow.parquet  # type: ignore[import-untyped]
 
 from lm.base.files import read_jsonl, replacing, write_jsonl
 
@@ -41,9 +42,7 @@ def read_rows(path: str, subset: str | None = None) -> Iterator[tuple[str, Row]]
         raise ValueError(f"data path {shown(path)} cannot be looked up ({error.strerror})") from None
     if there:
         if subset is not None:
-            raise ValueError(
-                f"--subset {subset!r} goes with a hub name, but {path} is local; name the folder itself"
-            )
+            raise ValueError(f"--subset {subset!r} goes with a hub name, but {path} is local; name the folder itself")
         yield from _read_local(local)
     elif (hub := re.fullmatch(HUB_DATASET, path)) and not path.endswith(SUFFIXES):
         try:

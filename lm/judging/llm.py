@@ -14,14 +14,11 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Self, TextIO
+from typing import Any, Literal, NamedTuple, Self, TextIO
 from urllib.parse import urlsplit
 
 from lm.base import progress
 from lm.base.files import read_jsonl
-
-if TYPE_CHECKING:
-    from openai import OpenAI
 
 KEY = "OPENAI_API_KEY"
 
@@ -255,7 +252,7 @@ class LLMJudge:
                     stop.set()  # what is under way ends and is logged, what waits is not asked
         return [log.verdict(key) for key in keys]
 
-    def _client(self) -> OpenAI:
+    def _client(self) -> Any:
         try:
             import openai
         except ImportError:
@@ -267,7 +264,7 @@ class LLMJudge:
             api_key=key or "none", base_url=self.base_url, timeout=self.timeout, max_retries=self.retries
         )
 
-    def _settle(self, client: OpenAI, log: Log, stop: threading.Event, key: str, pair: Pair) -> None:
+    def _settle(self, client: Any, log: Log, stop: threading.Event, key: str, pair: Pair) -> None:
         while log.is_open(key, self.attempts) and not stop.is_set():
             try:
                 reply = self._reply(client, self.request(pair))
@@ -276,7 +273,7 @@ class LLMJudge:
                 raise
             log.append(key, verdict_of(reply), model=self.model, task=self.task, **pair._asdict(), reply=reply)
 
-    def _reply(self, client: OpenAI, request: dict[str, Any]) -> str:
+    def _reply(self, client: Any, request: dict[str, Any]) -> str:
         import openai
 
         where, secret = client.base_url, os.environ.get(KEY)

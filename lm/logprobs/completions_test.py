@@ -206,7 +206,7 @@ def test_every_way_to_attend_gives_the_same_values_and_gradients(
     expected = gradients(model, lambda: values_of(model, data))
     for how, limits in CALLS.items():
         for name, value in limits.items():
-            monkeypatch.setattr(f"lm.packing.{name}", value)
+            monkeypatch.setattr(f"lm.logprobs.packing.{name}", value)
         for name, gradient in gradients(model, lambda: values_of(model, data)).items():
             close(gradient, expected[name], what=f"{how}: {name}")
 
@@ -229,7 +229,7 @@ def test_any_lengths_number_of_completions_and_window(
     model = MODELS[window]
     with pytest.MonkeyPatch.context() as patch:
         for name, value in CALLS[how].items():
-            patch.setattr(f"lm.packing.{name}", value)
+            patch.setattr(f"lm.logprobs.packing.{name}", value)
         got = values_of(model, data)
     with model.stock() as plain, torch.no_grad():
         close(got.detach(), plain_logps(plain, data))

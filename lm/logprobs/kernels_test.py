@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import platform
 import sys
-from typing import Literal
+from typing import Any, Literal
 
 import pytest
 import torch
@@ -109,10 +109,18 @@ def test_onednn_products_agree_with_torchs(bias: bool) -> None:
 def test_the_switch_is_the_models_and_not_the_processs(monkeypatch: pytest.MonkeyPatch) -> None:
     """Also of a second view of the same model, and in the head's backward."""
     calls: list[str] = []
-    product = kernels._onednn_product
-    monkeypatch.setattr(kernels, "_onednn_product", lambda *args: (calls.append(""), product(*args))[1])
-    forward = kernels._OneDNNLinear.apply
-    monkeypatch.setattr(kernels._OneDNNLinear, "apply", lambda *args: (calls.append(""), forward(*args))[1])
+    product: Any = kernels._onednn_product
+    forward: Any = kernels._OneDNNLinear.apply
+
+    def noted(function: Any) -> Any:
+        def call(*arguments: Any) -> Any:
+            calls.append(function.__name__)
+            return function(*arguments)
+
+        return call
+
+    monkeypatch.setattr(kernels, "_onednn_product", noted(product))
+    monkeypatch.setattr(kernels._OneDNNLinear, "apply", noted(forward))
 
     def products(subject: CompletionModel) -> int:
         calls.clear()

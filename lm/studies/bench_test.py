@@ -13,11 +13,13 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+from lm import bench as door
 from lm.config import LogprobsConfig
 from lm.logprobs.completions import CompletionModel, collate
 from lm.logprobs.packing import Layout
-from lm.studies import bench
-from lm.studies.bench import TLDR, VARIANTS, Job, Shape, Turn, Work, Worker, Workload, useful_flops
+from lm.studies import bench, bench_plan, bench_workers
+from lm.studies.bench import Worker
+from lm.studies.bench_plan import TLDR, VARIANTS, Job, Shape, Turn, Work, Workload, useful_flops
 from lm.training.batches import pair_collator
 
 MICRO = Shape(hidden=16, layers=2, heads=2, intermediate=24, vocabulary=50)
@@ -49,7 +51,7 @@ def test_operations_are_those_that_torch_counts() -> None:
     """Products of the real forward and backward; attention by the layout's own rule."""
     prompt, counts = 7, [3, 5]
     batch = collate([[2] * prompt], [[[3] * count for count in counts]])
-    model = CompletionModel(bench.make_model(MICRO, 32), options=LogprobsConfig(onednn="off", allocator=False))
+    model = CompletionModel(bench_workers.make_model(MICRO, 32), options=LogprobsConfig(onednn="off", allocator=False))
     model.settle(**batch)
     model._last_layer.on = False  # the count is of the plain computation
     with FlopCounterMode(display=False) as counter:
@@ -75,7 +77,7 @@ def test_timed_rows_follow_a_batch_that_is_not_and_never_overlap() -> None:
 
 def test_work_of_a_turn_counts_the_rows_of_that_turn() -> None:
     data = job("kl-ours", workload=replace(TLDR, completions=3)).data()
-    works = bench.work_of(job("kl-ours", workload=replace(TLDR, completions=3)))
+    works = bench_plan.work_of(job("kl-ours", workload=replace(TLDR, completions=3)))
     tokens = [
         sum(
             len(r["prompt_ids"]) + len(r["chosen_ids"]) + len(r["rejected_ids"]) + len(r["sample_ids"][0]) for r in rows
@@ -88,27 +90,33 @@ def test_work_of_a_turn_counts_the_rows_of_that_turn() -> None:
 
 
 def test_scoring_and_reward_models_count_less() -> None:
-    flops = {name: bench.work_of(job(name))[0].flops for name in ("ours", "score-ours", "reward-ours", "reward-trl")}
+    flops = {
+        name: bench_plan.work_of(job(name))[0].flops for name in ("ours", "score-ours", "reward-ours", "reward-trl")
+    }
     assert flops["ours"] == 3 * flops["score-ours"]
     assert flops["reward-ours"] == flops["reward-trl"] < flops["ours"]
 
 
 def test_lengths_are_like_tldr_or_all_alike() -> None:
-    data = bench.make_pairs(TLDR, 50, 400)
+    data = bench_plan.make_pairs(TLDR, 50, 400)
     prompts = sorted(len(row["prompt_ids"]) for row in data)
     assert 150 <= prompts[0] < prompts[200] == pytest.approx(340, rel=0.1)
     assert prompts[-1] <= 500
-    alike = bench.make_pairs(Workload(prompt=9, completion=4, completions=4, spread=False), 50, 5)
+    alike = bench_plan.make_pairs(Workload(prompt=9, completion=4, completions=4, spread=False), 50, 5)
     assert {(len(r["prompt_ids"]), len(r["chosen_ids"]), len(r["rejected_ids"])) for r in alike} == {(9, 4, 4)}
     assert {tuple(map(len, row["sample_ids"])) for row in alike} == {(4, 4)}
-    assert list(alike) == list(bench.make_pairs(Workload(prompt=9, completion=4, completions=4, spread=False), 50, 5))
+    assert list(alike) == list(
+        bench_plan.make_pairs(Workload(prompt=9, completion=4, completions=4, spread=False), 50, 5)
+    )
 
 
 def test_unshared_rows_have_the_same_log_probs() -> None:
-    data = bench.make_pairs(Workload(prompt=9, completion=4, completions=3, spread=False), 50, 3)
-    model = CompletionModel(bench.make_model(MICRO, 32).double(), options=LogprobsConfig(onednn="off", allocator=False))
+    data = bench_plan.make_pairs(Workload(prompt=9, completion=4, completions=3, spread=False), 50, 3)
+    model = CompletionModel(
+        bench_workers.make_model(MICRO, 32).double(), options=LogprobsConfig(onednn="off", allocator=False)
+    )
     logps = []
-    for collator in (pair_collator(sample=True), bench._unshared(pair_collator(sample=True))):
+    for collator in (pair_collator(sample=True), bench_workers._unshared(pair_collator(sample=True))):
         batch = collator(list(data))
         logps.append(model(batch["input_ids"], batch["lengths"]).logps)
     assert batch["lengths"] == [[9, 4]] * 9
@@ -154,7 +162,7 @@ def test_every_variant_has_the_peers_that_it_is_compared_with() -> None:
             assert name.startswith(f"{variant.stage}-")
         if variant.stage != "kl":
             assert ("trl" if variant.stage == "policy" else f"{variant.stage}-trl") in VARIANTS
-    assert set(bench.QUICK) | set(bench.CURVES) <= set(VARIANTS)
+    assert set(bench_plan.QUICK) | set(bench_plan.CURVES) <= set(VARIANTS)
 
 
 # ---------------------------------------------------------------- processes
@@ -179,9 +187,9 @@ def test_a_worker_that_fails_is_named_with_its_traceback() -> None:
 def test_quick_run_in_processes_of_their_own(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     page, results = tmp_path / "page.md", tmp_path / "results.json"
     page.write_text(f"before\n{bench.BEGIN_MARK}\nold\n{bench.END_MARK}\nafter\n")
-    names = ["ours", *(["trl"] if bench.trl_installed() else [])]
+    names = ["ours", *(["trl"] if bench_plan.trl_installed() else [])]
     options = ["--quick", "--rounds", "1", "--steps", "1", "--threads", "1", "--variants", *names]
-    assert bench.main([*options, "--json", str(results), "--markdown", str(page)], configs={"S8": MICRO}) == 0
+    assert door.main([*options, "--json", str(results), "--markdown", str(page)], configs={"S8": MICRO}) == 0
     document = json.loads(results.read_text())
     assert [(row["config"], row["variant"], row["stage"]) for row in document["rows"]] == [
         ("S8", name, "policy") for name in names
@@ -205,7 +213,7 @@ def test_quick_run_in_processes_of_their_own(tmp_path: Path, capsys: pytest.Capt
 def test_without_trl_its_rows_say_so(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setattr(bench, "trl_installed", lambda: False)
     options = ["--quick", "--variants", "trl", "score-trl", "--threads", "1"]
-    assert bench.main(options, configs={"S8": MICRO}) == 0
+    assert door.main(options, configs={"S8": MICRO}) == 0
     assert capsys.readouterr().out.count("trl not installed") == 2
 
 
@@ -223,11 +231,11 @@ def test_bfloat16_is_left_out_where_it_is_slower_unless_it_is_asked_for(
 
     monkeypatch.setattr(bench, "run_rounds", rounds)
     monkeypatch.setattr(bench, "gemm_peak", slow)
-    assert bench.main(["--configs", "S8"], configs={"S8": MICRO}) == 0
+    assert door.main(["--configs", "S8"], configs={"S8": MICRO}) == 0
     assert "ours" in asked
     assert not [name for name in asked if "bf16" in name]
     assert capsys.readouterr().out.count("no bfloat16 products") == 3
-    assert bench.main(["--configs", "S8", "--variants", "ours-bf16"], configs={"S8": MICRO}) == 0
+    assert door.main(["--configs", "S8", "--variants", "ours-bf16"], configs={"S8": MICRO}) == 0
     assert asked[-1] == "ours-bf16"
 
 
@@ -268,7 +276,7 @@ def test_curves_run_along_one_length_at_a_time(monkeypatch: pytest.MonkeyPatch) 
 )
 def test_wrong_options_are_refused(options: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as left:
-        bench.main(options)
+        door.main(options)
     assert left.value.code == 2
     assert message in capsys.readouterr().err
 

@@ -16,6 +16,8 @@ from rich.table import Table
 from scipy.stats import binomtest
 
 from lm.config import DataConfig
+from lm.data import rewards
+from lm.data.rewards import Source
 from lm.data.rows import BATCH, Row, read_rows, shown
 from lm.data.schemas import Drop, hh_pair, plain_chat, preference_pair, tldr_pair
 from lm.models.loading import load_tokenizer
@@ -28,14 +30,8 @@ RATIOS = (1.0, 1.1, 1.25, 1.5, 2.0)
 """How many times the other's length makes a completion the longer one; for 1, longer at all."""
 QUANTILES = (0.1, 0.5, 0.9)
 
-REWARD_PAIRS = (
-    ("chosen_reward", "rejected_reward"),
-    ("chosen_rewards", "rejected_rewards"),
-    ("score_chosen", "score_rejected"),
-    ("oracle_chosen_reward", "oracle_rejected_reward"),
-)
-"""Columns whose difference is a reward margin: a number, or a list with one number a reward model."""
-REWARD_MARGINS = ("margin", "reward_margin", "member_margins")
+SOURCES = (*rewards.OF_ONE, *rewards.OF_MEMBERS, rewards.ORACLE)
+"""Columns that give reward margins: those of `lm.data.rewards`, and what a run's judge gave."""
 
 
 # ---------------------------------------------------------------- what is reported
@@ -73,8 +69,10 @@ class Rewards:
     """One source of reward margins against the labels. Shares are of the comparisons that have the reward."""
 
     columns: str
+    whose: str
+    """Of "the one reward", "the oracle" (a run's judge) and "member" (of an ensemble)."""
     member: int | None
-    """Which of a list of reward models, from 0; None for a single one."""
+    """Which one of the ensemble, from 0; None for what is no member's."""
     missing: int
     """Comparisons without a finite margin."""
     agree: float | None
@@ -86,7 +84,7 @@ class Rewards:
     @property
     def name(self) -> str:
         """What it is called in the report."""
-        return self.columns if self.member is None else f"{self.columns}, member {self.member}"
+        return self.whose if self.member is None else f"{self.whose} {self.member}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -164,8 +162,8 @@ class Comparisons:
     prompts: list[str]
     chosen: list[str]
     rejected: list[str]
-    margins: dict[str, Floats]
-    """Columns -> margins, [N] of a single reward model or [N, K]; NaN where there is none."""
+    margins: dict[Source, Floats]
+    """Columns -> margins, [N] of one reward model or [N, K] of an ensemble, K > 1; NaN where there is none."""
     left_out: Counter[str]
 
 
@@ -173,17 +171,17 @@ def read(path: str, *, kind: str = "auto", subset: str | None = None) -> Compari
     """Reads a hub dataset, a file or a folder.
 
     Args:
-        path: as of `lm.data.read_rows`.
+        path: as of `lm.data.rows.read_rows`.
         kind: "tldr", "hh" and "preferences" as in `lm.config.DataConfig`; "auto" goes by the columns of the
             first row.
-        subset: as of `lm.data.read_rows`.
+        subset: as of `lm.data.rows.read_rows`.
 
     Raises:
         ValueError: unknown columns, a malformed row, or no row that is a comparison.
         FileNotFoundError: no such data.
     """
     kept: list[Row] = []
-    values: dict[str, list[Any]] = {}
+    values: dict[Source, list[Any]] = {}
     left_out = Counter[str]()
     convert: Callable[[Row, str], Row | Drop] | None = None
     rows = 0
@@ -204,7 +202,7 @@ def read(path: str, *, kind: str = "auto", subset: str | None = None) -> Compari
         raise ValueError(f"{path}: none of {rows} rows is a comparison, left out were {dict(left_out) or 'none'}")
     prompts, chosen, rejected = ([pair[name] for pair in kept] for name in ("prompt", "chosen", "rejected"))
     margins = {source: _stack(column, source, path) for source, column in values.items()}
-    return Comparisons(kind, rows, prompts, chosen, rejected, margins, left_out)
+    return Comparisons(kind, rows, prompts, chosen, rejected, _different(margins), left_out)
 
 
 def _kind_of(row: Row, where: str) -> str:
@@ -226,59 +224,86 @@ CONVERTERS: dict[str, Callable[[Row, str], Row | Drop]] = {
 }
 
 
-def _reward_sources(row: Row, where: str) -> list[str]:
-    """Names of the margins that the columns allow for: "chosen_reward - rejected_reward", "margin"."""
-    sources = [name for name in REWARD_MARGINS if name in row]
-    for chosen, rejected in REWARD_PAIRS:
-        if (chosen in row) != (rejected in row):
-            there, missing = (chosen, rejected) if chosen in row else (rejected, chosen)
-            raise ValueError(f"{where}: column {there!r} needs {missing!r} beside it")
-        if chosen in row:
-            sources.append(f"{chosen} - {rejected}")
+def _reward_sources(row: Row, where: str) -> list[Source]:
+    """Those of SOURCES that the columns allow for."""
+    sources = []
+    for source in SOURCES:
+        there, missing = ([name for name in source if (name in row) == there] for there in (True, False))
+        if there and missing:
+            raise ValueError(f"{where}: column {there[0]!r} needs {missing[0]!r} beside it")
+        if there:
+            sources.append(source)
     return sources
 
 
-def _margin(row: Row, source: str, where: str) -> Any:
-    """A number, a list, or None where the row lacks it."""
-    terms = [_reward(row.get(name), where, name) for name in source.split(" - ")]
+def _margin(row: Row, source: Source, where: str) -> Any:
+    """A number, a list of them for an ensemble, or None where the row lacks it."""
+    listed = source in rewards.OF_MEMBERS
+    terms = [_reward(row.get(name), where, name, listed) for name in source]
     if any(term is None for term in terms):
         return None
     if len(terms) == 1:
         return terms[0]
     chosen, rejected = terms
-    if isinstance(chosen, list) != isinstance(rejected, list) or (
-        isinstance(chosen, list) and len(chosen) != len(rejected)
-    ):
+    if not listed:
+        return chosen - rejected
+    if len(chosen) != len(rejected):
         raise ValueError(
-            f"{where}: {source}: both must be numbers, or lists of one length, got {shown(chosen)} and "
-            f"{shown(rejected)}"
+            f"{where}: {source[0]} and {source[1]} must be of one length, got {shown(chosen)} and {shown(rejected)}"
         )
-    if isinstance(chosen, list):
-        return [c - r for c, r in zip(chosen, rejected, strict=True)]
-    return chosen - rejected
+    return [c - r for c, r in zip(chosen, rejected, strict=True)]
 
 
-def _reward(value: Any, where: str, name: str) -> Any:
-    if value is None or type(value) is float:
+def _reward(value: Any, where: str, name: str, listed: bool) -> Any:
+    if value is None or (type(value) is float and not listed):
         return value
-    listed = value if isinstance(value, list) else [value]
-    if not listed or any(isinstance(v, bool) or not isinstance(v, int | float | None) for v in listed):
-        raise ValueError(f"{where}: {name!r} must be a number or a list of numbers, got {shown(value)}")
+    values = value if listed and isinstance(value, list) else [value]
+    if (
+        isinstance(value, list) != listed
+        or not values
+        or any(isinstance(v, bool) or not isinstance(v, int | float | None) for v in values)
+    ):
+        what = "a list of numbers, one a member" if listed else "a number"
+        raise ValueError(f"{where}: {name!r} must be {what}, got {shown(value)}")
     try:
-        numbers = [float("nan") if v is None else float(v) for v in listed]
+        numbers = [float("nan") if v is None else float(v) for v in values]
     except OverflowError:
         raise ValueError(f"{where}: {name!r} must be a number that a float can hold, got {shown(value)}") from None
-    return numbers if isinstance(value, list) else numbers[0]
+    return numbers if listed else numbers[0]
 
 
-def _stack(column: Sequence[Any], source: str, path: str) -> Floats:
-    shapes = {len(value) if isinstance(value, list) else 0 for value in column if value is not None}
-    if len(shapes) > 1:
-        raise ValueError(f"{path}: {source} must be as many numbers in every row, got {sorted(shapes)}, 0 for no list")
-    missing: Any = [float("nan")] * shape if (shape := max(shapes, default=0)) else float("nan")
+def _stack(column: Sequence[Any], source: Source, path: str) -> Floats:
+    missing: Any = float("nan")
+    if source in rewards.OF_MEMBERS:
+        sizes = {len(value) for value in column if value is not None}
+        if len(sizes) > 1:
+            raise ValueError(
+                f"{path}: {rewards.named(source)} must have as many members in every row, got {sorted(sizes)}"
+            )
+        missing = [missing] * max(sizes, default=1)
     margins = np.array([missing if value is None else value for value in column], dtype=np.float64)
     margins[~np.isfinite(margins)] = np.nan
-    return margins
+    return margins[:, 0] if margins.shape[1:] == (1,) else margins
+
+
+def _whose(source: Source, margins: Floats) -> str:
+    """As of `Rewards.whose`; a list of one entry is the one reward."""
+    if margins.ndim == 2:
+        return "member"
+    return "the oracle" if source == rewards.ORACLE else "the one reward"
+
+
+def _different(margins: dict[Source, Floats]) -> dict[Source, Floats]:
+    """Without the columns that say again what others before them say of the one reward, or of the members."""
+    kept: dict[Source, Floats] = {}
+    for source, values in margins.items():
+        same = [
+            m for other, m in kept.items() if _whose(other, m) == _whose(source, values) and m.shape == values.shape
+        ]
+        with np.errstate(over="ignore"):  # large margins differ by more than a float holds
+            if not any(np.allclose(values, m, rtol=1e-6, atol=1e-6, equal_nan=True) for m in same):
+                kept[source] = values
+    return kept
 
 
 # ---------------------------------------------------------------- measuring
@@ -322,7 +347,6 @@ def measure(
         lengths, tokens = _tokens(data, tokenizer, max_prompt_length, max_completion_length)
         unit = "tokens"
     bias = [_length_bias(ratio, *lengths) for ratio in RATIOS]
-    members = {source: m.reshape(len(m), -1) for source, m in data.margins.items()}
     report = Report(
         data=name,
         kind=data.kind,
@@ -344,11 +368,11 @@ def measure(
         length_bias=bias,
         tokens=tokens,
         rewards=[
-            _rewards(margins[:, k], source, k if data.margins[source].ndim == 2 else None)
-            for source, margins in members.items()
-            for k in range(margins.shape[1])
+            _rewards(margins, source, k)
+            for source, every in data.margins.items()
+            for k, margins in (enumerate(every.T) if every.ndim == 2 else [(None, every)])
         ],
-        ensembles=[_ensemble(m, source) for source, m in members.items() if m.shape[1] > 1],
+        ensembles=[_ensemble(every, source) for source, every in data.margins.items() if every.ndim == 2],
         advice=[],
     )
     report.advice.extend(advise(report))
@@ -402,11 +426,12 @@ def _tokens(data: Comparisons, name: str, max_prompt: int, max_completion: int) 
     )
 
 
-def _rewards(margins: Floats, source: str, member: int | None) -> Rewards:
+def _rewards(margins: Floats, source: Source, member: int | None) -> Rewards:
     known = margins[np.isfinite(margins)]
     shares = [float(np.mean(part)) for part in (known > 0, known == 0, known < 0)] if len(known) else [None] * 3
     return Rewards(
-        columns=source,
+        columns=rewards.named(source),
+        whose="member" if member is not None else _whose(source, margins),
         member=member,
         missing=len(margins) - len(known),
         agree=shares[0],
@@ -416,12 +441,12 @@ def _rewards(margins: Floats, source: str, member: int | None) -> Rewards:
     )
 
 
-def _ensemble(margins: Floats, source: str) -> Ensemble:
+def _ensemble(margins: Floats, source: Source) -> Ensemble:
     known = margins[np.isfinite(margins).all(axis=1)]
     differ = (known > 0).any(axis=1) & (known < 0).any(axis=1)
     exponent = np.frexp(abs(known).max(initial=0))[1]  # squares of large margins are beyond a float
     return Ensemble(
-        columns=source,
+        columns=rewards.named(source),
         members=margins.shape[1],
         comparisons=len(known),
         sign_disagreement=float(differ.mean()) if len(known) else None,
@@ -494,12 +519,12 @@ def advise(report: Report) -> list[Advice]:
             "prop4",
             "thm2-hull",
         )
-    for rewards in report.rewards:
-        if rewards.member is None and rewards.disagree and rewards.margin_quantiles:
+    for one in report.rewards:
+        if one.member is None and one.disagree and one.margin_quantiles:
             add(
-                f"Labels disagree with {rewards.name} on {rewards.disagree:.1%}: DPO follows the label there, d-DPO "
-                "the reward. At beta = 1, d-DPO asks for a log-ratio margin of "
-                f"{rewards.margin_quantiles[QUANTILES.index(0.5)]:.3g} nats at the median.",
+                f"Labels disagree with {one.name} ({one.columns}) on {one.disagree:.1%}: DPO follows the label there, "
+                "d-DPO the reward. At beta = 1, d-DPO asks for a log-ratio margin of "
+                f"{one.margin_quantiles[QUANTILES.index(0.5)]:.3g} nats at the median.",
                 "thm1",
                 "prop6",
             )
@@ -568,19 +593,21 @@ def show(report: Report, console: Console) -> None:
             (f"longest completion, limit {tokens.max_completion_length:,} tokens", f"{tokens.longest_completion:,}"),
             ("comparisons over a limit", f"{tokens.too_long:,}"),
         ]
-    for rewards in report.rewards:
+    for i, one in enumerate(report.rewards):
+        if i == 0 or one.columns != report.rewards[i - 1].columns:
+            rows += [None, (one.columns, "")]
         rows += [
-            None,
-            (f"{rewards.name}: agrees with the label", share(rewards.agree)),
-            ("  ties", share(rewards.ties)),
-            ("  comparisons without", f"{rewards.missing:,}"),
+            (f"  {one.name}: agrees with the label", share(one.agree)),
+            ("    ties", share(one.ties)),
+            ("    comparisons without", f"{one.missing:,}"),
         ]
-        if rewards.margin_quantiles:
-            rows.append(("  |margin|, 10%, 50%, 90%", ", ".join(f"{q:.3g}" for q in rewards.margin_quantiles)))
+        if one.margin_quantiles:
+            rows.append(("    |margin|, 10%, 50%, 90%", ", ".join(f"{q:.3g}" for q in one.margin_quantiles)))
     for ensemble in report.ensembles:
         rows += [
             None,
-            (f"{ensemble.columns}: members contradict each other", share(ensemble.sign_disagreement)),
+            (ensemble.columns, ""),
+            (f"  the {ensemble.members} members contradict each other", share(ensemble.sign_disagreement)),
             ("  spread between members", "-" if ensemble.spread is None else f"{ensemble.spread:.3g}"),
         ]
     for row in rows:

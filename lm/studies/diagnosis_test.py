@@ -25,6 +25,7 @@ from transformers import ByT5Tokenizer, PreTrainedTokenizerFast
 import lm.__main__
 from lm.base.files import write_jsonl
 from lm.config import DataConfig
+from lm.data import rewards
 from lm.data.lengths import length_class
 from lm.diagnose import main
 from lm.studies.diagnosis import RATIOS, Report, advise, measure, read
@@ -33,8 +34,8 @@ from theory.claim import all_claims
 Rows = list[dict[str, Any]]
 
 
-def row(prompt: str, chosen: str, rejected: str, **rewards: Any) -> dict[str, Any]:
-    return {"prompt": prompt, "chosen": chosen, "rejected": rejected, **rewards}
+def row(prompt: str, chosen: str, rejected: str, **columns: Any) -> dict[str, Any]:
+    return {"prompt": prompt, "chosen": chosen, "rejected": rejected, **columns}
 
 
 def report_on(rows: Rows, folder: Path, **options: Any) -> Report:
@@ -200,30 +201,69 @@ def test_a_tokenizers_own_limit_and_kind_change_no_count(tmp_path: Path) -> None
 def test_rewards_against_labels(tmp_path: Path) -> None:
     values = [(2.0, 1.0), (1.0, 1.0), (0.0, 3.0), (5.0, 1.0), (None, 1.0), (float("nan"), 0.0)]
     rows = [row(f"p{i}", "a", "b", score_chosen=c, score_rejected=r) for i, (c, r) in enumerate(values)]
-    (rewards,) = report_on(rows, tmp_path).rewards
-    assert (rewards.missing, rewards.agree, rewards.ties, rewards.disagree) == (2, 0.5, 0.25, 0.25)
-    assert rewards.margin_quantiles == pytest.approx(np.quantile([1, 0, 3, 4], [0.1, 0.5, 0.9]))
+    (one,) = report_on(rows, tmp_path).rewards
+    assert (one.missing, one.agree, one.ties, one.disagree) == (2, 0.5, 0.25, 0.25)
+    assert one.margin_quantiles == pytest.approx(np.quantile([1, 0, 3, 4], [0.1, 0.5, 0.9]))
 
 
 def test_every_source_of_rewards_is_reported(tmp_path: Path) -> None:
-    rewards = {
+    """Also those that contradict each other, which a run would refuse."""
+    given = {
         "chosen_reward": 1.0,
         "rejected_reward": 0.0,
         "score_chosen": 0.0,
         "score_rejected": 1.0,
         "margin": 2.0,
-        "chosen_rewards": [1.0, 0.0],
-        "rejected_rewards": [0.0, 3.0],
+        "chosen_member_rewards": [1.0, 0.0],
+        "rejected_member_rewards": [0.0, 3.0],
+        "oracle_chosen_reward": 1.0,
+        "oracle_rejected_reward": 2.0,
     }
-    report = report_on([row("p", "a", "b", **rewards)], tmp_path)
-    assert {(r.name, r.agree) for r in report.rewards} == {
-        ("chosen_reward - rejected_reward", 1.0),
-        ("score_chosen - score_rejected", 0.0),
-        ("margin", 1.0),
-        ("chosen_rewards - rejected_rewards, member 0", 1.0),
-        ("chosen_rewards - rejected_rewards, member 1", 0.0),
+    report = report_on([row("p", "a", "b", **given)], tmp_path)
+    assert {(r.name, r.columns, r.agree) for r in report.rewards} == {
+        ("the one reward", "chosen_reward - rejected_reward", 1.0),
+        ("the one reward", "score_chosen - score_rejected", 0.0),
+        ("the one reward", "margin", 1.0),
+        ("member 0", "chosen_member_rewards - rejected_member_rewards", 1.0),
+        ("member 1", "chosen_member_rewards - rejected_member_rewards", 0.0),
+        ("the oracle", "oracle_chosen_reward - oracle_rejected_reward", 0.0),
     }
+    assert [(e.columns, e.members) for e in report.ensembles] == [
+        ("chosen_member_rewards - rejected_member_rewards", 2)
+    ]
     assert report_on([row("p", "a", "b")], tmp_path).rewards == []
+
+
+def test_every_column_of_the_vocabulary_is_told_as_what_it_is(tmp_path: Path) -> None:
+    sources = {
+        **{source: [("the one reward", None)] for source in rewards.OF_ONE},
+        **{source: [("member", 0), ("member", 1)] for source in rewards.OF_MEMBERS},
+        rewards.ORACLE: [("the oracle", None)],
+    }
+    for source, told in sources.items():
+        values = {name: [2.0, 1.0] if source in rewards.OF_MEMBERS else 2.0 for name in source}
+        report = report_on([row("p", "a", "b", **values)], tmp_path)
+        assert [(r.whose, r.member) for r in report.rewards] == told
+        assert [r.columns for r in report.rewards] == [" - ".join(source)] * len(told)
+
+
+def test_columns_that_say_the_same_again_are_told_once(tmp_path: Path) -> None:
+    """As `lm.export` writes them."""
+    rows = [
+        row(f"p{i}", "a", "b", chosen_reward=c, rejected_reward=1.0, reward_margin=None if c is None else c - 1.0)
+        for i, c in enumerate([3.0, 0.1, None])
+    ]
+    (one,) = report_on(rows, tmp_path).rewards
+    assert (one.columns, one.missing) == ("chosen_reward - rejected_reward", 1)
+    both = report_on([*rows, row("q", "a", "b", chosen_reward=1.0, rejected_reward=1.0, reward_margin=1.0)], tmp_path)
+    assert len(both.rewards) == 2, "they contradict each other"
+
+
+def test_a_list_of_one_entry_is_the_one_reward(tmp_path: Path) -> None:
+    rows = [row(f"p{i}", "a", "b", chosen_rewards=[c], rejected_rewards=[1.0]) for i, c in enumerate([3.0, 0.1])]
+    report = report_on(rows, tmp_path)
+    assert [(r.name, r.agree) for r in report.rewards] == [("the one reward", 0.5)]
+    assert report.ensembles == []
 
 
 def test_ensemble_disagreement(tmp_path: Path) -> None:
@@ -319,7 +359,7 @@ def test_advice_cites_statements_of_the_ledger(everything: Report) -> None:
         ({"contradicted": 0}, "both ways round"),
         ({"on_longer_cycles": 0}, "cycles of three or more"),
         ({"unconnected_prompts": 0}, "groups that are never compared"),
-        ({"rewards": []}, "Labels disagree with margin"),
+        ({"rewards": []}, "Labels disagree with the one reward (margin)"),
         ({"ensembles": []}, "contradict each other"),
         ({"duplicates": 0}, "repeat an earlier one"),
         ({"identical": 0, "empty": 0}, "Remove"),
@@ -341,7 +381,9 @@ def test_a_set_whose_labels_are_balanced_gets_no_warning(tmp_path: Path) -> None
 
 
 def test_the_command_prints_and_writes_the_report(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    write_jsonl(tmp_path / "[pairs].jsonl", [row("p", "ab", "b"), row("p", "b", "ab"), row("q", "a", "bb")])
+    told = {"reward_margin": 1.0, "member_margins": [1.0, -1.0]}
+    pairs = [row("p", "ab", "b", **told), row("p", "b", "ab", **told), row("q", "a", "bb", **told)]
+    write_jsonl(tmp_path / "[pairs].jsonl", pairs)
     assert main([str(tmp_path / "[pairs].jsonl"), "--json", str(tmp_path / "report.json")]) == 0
     written = json.loads((tmp_path / "report.json").read_text())
     assert written["pairs"] == 3
@@ -349,7 +391,11 @@ def test_the_command_prints_and_writes_the_report(tmp_path: Path, capsys: pytest
     assert written["longer_preferred"] == pytest.approx(1 / 3)
     assert {"prompts", "duplicates", "identical", "empty", "advice", "length_bias"} <= written.keys()
     out = capsys.readouterr().out
-    for text in ("[pairs].jsonl", "no finite DPO optimum", "33.3%", "[prop1-scc, drdo-lemma1c]"):
+    for text in (
+        *("[pairs].jsonl", "no finite DPO optimum", "33.3%", "[prop1-scc, drdo-lemma1c]"),
+        *("the one reward: agrees with the label", "member 1: agrees with the label"),
+        "the 2 members contradict each other",
+    ):
         assert text in out
 
 
@@ -366,15 +412,24 @@ def test_the_command_prints_and_writes_the_report(tmp_path: Path, capsys: pytest
         ),
         ("", "none of 0 rows is a comparison, left out were none"),
         ('{"prompt": "p", "chosen": "a", "rejected": "b", "score_chosen": 1}', "'score_chosen' needs 'score_rejected'"),
-        ('{"prompt": "p", "chosen": "a", "rejected": "b", "margin": "x"}', "'margin' must be a number or a list of"),
+        ('{"prompt": "p", "chosen": "a", "rejected": "b", "margin": "x"}', "'margin' must be a number, got 'x'"),
         (
             '{"prompt": "p", "chosen": "a", "rejected": "b", "chosen_rewards": [1], "rejected_rewards": [1, 2]}',
-            "both must be numbers, or lists of one length, got [1.0] and [1.0, 2.0]",
+            "chosen_rewards and rejected_rewards must be of one length, got [1.0] and [1.0, 2.0]",
         ),
         (
             '{"prompt": "p", "chosen": "a", "rejected": "b", "margin": 1}\n'
             '{"prompt": "p", "chosen": "a", "rejected": "b", "margin": [1, 2]}',
-            "margin must be as many numbers in every row, got [0, 2], 0 for no list",
+            "line 2: 'margin' must be a number, got [1, 2]",
+        ),
+        (
+            '{"prompt": "p", "chosen": "a", "rejected": "b", "member_margins": [1, 2, 3]}\n'
+            '{"prompt": "p", "chosen": "a", "rejected": "b", "member_margins": [1, 2]}',
+            "member_margins must have as many members in every row, got [2, 3]",
+        ),
+        (
+            '{"prompt": "p", "chosen": "a", "rejected": "b", "member_margins": 1}',
+            "'member_margins' must be a list of numbers, one a member, got 1",
         ),
         ("{", "line 1: not JSON"),
     ],

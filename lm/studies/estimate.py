@@ -127,7 +127,7 @@ def stages(config: Config) -> Iterator[Work]:
         yield Work("labels", False, pairs * data.row(2))
     needs = {need for name in config.methods for need in config.method(name).needs}
     main = [name for name in config.methods if "rewards" in (own := config.method(name)).needs and not own.own_oracle]
-    models = [biased] * bool(main)
+    models: list[float] = [biased] * bool(main)
     models += [member_size(config, biased)] * len(config.bias.member_fractions) * ("members" in needs)
     models += [biased] * sum(config.method(name).own_oracle is not None for name in config.methods)
     reward = sum(training("reward", size, 2) + valid * data.row(2) for size in models)

@@ -15,10 +15,10 @@ from lm.base.options import CONFIGS, parse
 from lm.config import BiasConfig, Config, LoraConfig, ProbeConfig, TrainingConfig
 from lm.data.lengths import largest_feasible
 from lm.estimate import main
-from lm.studies.bench import Shape, useful_flops
+from lm.studies.bench_plan import Shape, useful_flops
 from lm.studies.estimate import DATA, GPUS, Cost, Work, member_size, stages
 
-PAGE = Path(__file__).parents[1] / "docs" / "full-runs.md"
+PAGE = Path(__file__).parents[2] / "docs" / "full-runs.md"
 
 
 @pytest.fixture(name="config", scope="module")

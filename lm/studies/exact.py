@@ -47,7 +47,7 @@ from lm.logprobs.sampling import sample_completions
 from lm.logprobs.scoring import score_rows
 from lm.models.loading import END, load_policy
 from lm.models.opening import open_policy
-from lm.objectives import DPO, IPO, DistilledDPO, EnsembleDPO, HullDPO, Method
+from lm.objectives import DPO, IPO, DistilledDPO, EnsembleDPO, HullDPO, Method, looks
 from lm.training.batches import pair_collator, sft_collator
 from lm.training.loop import fit, training_arguments
 from lm.training.policy import PolicyTrainer
@@ -249,6 +249,12 @@ def kl_weight(method: Method) -> float | None:
     return None if method.pessimism is None else method.pessimism.alpha_end
 
 
+def scale(method: Method) -> float:
+    """beta of a method that has an implicit reward."""
+    assert method.implicit_scale is not None, f"{type(method).__name__} has none"
+    return method.implicit_scale
+
+
 def optimum(method: Method, world: World, ref: Floats, graphs: Graphs, weights: Floats | None = None) -> Floats:
     """log of the method's exact optimum over all policies, [P, n]; `weights` [K] mix the members of an ensemble.
 
@@ -283,7 +289,7 @@ def _optima(method: Method, world: World, ref: Floats, graphs: Graphs, weights: 
     return found
 
 
-def ensemble_optimum(method: EnsembleDPO, world: World, ref: Floats, graphs: Graphs) -> tuple[Floats, Floats]:
+def ensemble_optimum(method: Method, world: World, ref: Floats, graphs: Graphs) -> tuple[Floats, Floats]:
     """log of e-DPO's or hull-DPO's optimum, [P, n], and the members' weights, [K].
 
     The trainer chooses the member, or the mixture, once for the whole mini-batch, hence for all prompts.
@@ -295,7 +301,7 @@ def ensemble_optimum(method: EnsembleDPO, world: World, ref: Floats, graphs: Gra
         slopes = []
         for x, (graph, found) in enumerate(zip(graphs, solved, strict=True)):
             members = graph.margins(world.member_rewards[:, x])
-            residuals = weights @ members - method.beta * graph.margins(found.logratios)
+            residuals = weights @ members - scale(method) * graph.margins(found.logratios)
             slopes.append(2 * members @ residuals / len(graph))
         return float(np.mean([found.value for found in solved])), np.mean(slopes, axis=0)
 
@@ -610,6 +616,7 @@ def experiment(config: ExactConfig, scratch: Path) -> dict[str, Any]:
     report |= _ensembles(config, world, ref, sparse, trained)
     report["dpo"] = _divergence(world, ref, disjoint, unseen, trained["dpo"])
     report["drdo"] = _drdo(world, ref[:1], sparse[:1], trained["drdo"])
+    report["looks"] = looks(report)
     report["estimators"] = kl_estimators(world, ref, trained["p-dpo"].logps, shares, config.reference_samples)
     report["reference"] = {
         "tv_to_target": total_variation(ref, world.target).tolist(),
@@ -697,7 +704,7 @@ def _conditional(logps: Floats) -> Floats:
 
 def _unlisted(ref_logps: Floats, config: ExactConfig, world: World, run: Trained) -> dict[str, Any]:
     """Theorem 1 where pi_ref goes on beyond the listed completions, which no pair mentions."""
-    best = _conditional(ref_logps + world.rewards / config.method("d-dpo").beta)
+    best = _conditional(ref_logps + world.rewards / scale(config.method("d-dpo")))
     return {
         "loss": run.loss,
         "mass_ref": (1 - np.exp(ref_logps).sum(1)).tolist(),
@@ -710,17 +717,17 @@ def _ensembles(
     config: ExactConfig, world: World, ref: Floats, graphs: Graphs, trained: dict[str, Trained]
 ) -> dict[str, Any]:
     """e-DPO and hull-DPO: their optima, and the worst case over the members against the max-min value."""
-    ideal, ideal_weights = max_min(world, ref, config.method("hull-dpo").beta)
+    ideal, ideal_weights = max_min(world, ref, scale(config.method("hull-dpo")))
     result: dict[str, Any] = {}
     for name in ("hull-dpo", "e-dpo"):
-        method = {"hull-dpo": config.method("hull-dpo"), "e-dpo": config.method("e-dpo")}[name]
+        method, beta = config.method(name), scale(config.method(name))
         best, weights = ensemble_optimum(method, world, ref, graphs)
         result[name] = {
             **_against(best, ref, trained[name]),
             "weights": weights.tolist(),
-            "worst_case": worst_case(world, ref, trained[name].logps, method.beta),
-            "worst_case_optimum": worst_case(world, ref, best, method.beta),
-            "max_min_value": worst_case(world, ref, ideal, method.beta),
+            "worst_case": worst_case(world, ref, trained[name].logps, beta),
+            "worst_case_optimum": worst_case(world, ref, best, beta),
+            "max_min_value": worst_case(world, ref, ideal, beta),
             "max_min_weights": ideal_weights.tolist(),
         }
         if name == "hull-dpo":

@@ -21,6 +21,7 @@ import torch
 
 from bandits import maxmin, objectives
 from bandits.solve import Optimum, solve
+from lm import exact as door
 from lm.config import ExactConfig
 from lm.logprobs.completions import CompletionModel
 from lm.models.loading import load_policy
@@ -33,7 +34,7 @@ from theory.preferences import PreferenceGraph
 def small(*options: str) -> ExactConfig:
     """Two prompts, 13 completions of at most two of three tokens."""
     sizes = ["--tokens", "3", "--max_length", "2", "--prompts", "2", "--reference_samples", "2000"]
-    return exact.parse([*sizes, "--sft.max_steps", "60", "--sft.batch_size", "64", *options])[0]
+    return door.parse([*sizes, "--sft.max_steps", "60", "--sft.batch_size", "64", *options])[0]
 
 
 @pytest.fixture(scope="module")
@@ -148,9 +149,10 @@ def test_the_estimators_of_the_kl_agree_in_expectation(world: World) -> None:
 
 
 def test_optimum_of_distillation_is_the_closed_form(world: World) -> None:
-    best = exact.optimum(small().d_dpo, world, world.target, every_pair(world))
+    best = exact.optimum(small().method("d-dpo"), world, world.target, every_pair(world))
     closed = [
-        maxmin.target_policy(r, p, beta=small().d_dpo.beta) for r, p in zip(world.rewards, world.target, strict=True)
+        maxmin.target_policy(r, p, beta=exact.scale(small().method("d-dpo")))
+        for r, p in zip(world.rewards, world.target, strict=True)
     ]
     np.testing.assert_allclose(best, closed, atol=1e-9)
 
@@ -163,11 +165,17 @@ def test_ensembles_of_one_prompt_are_the_bandit_solvers(world: World) -> None:
     ref, graphs = world.target[:1], every_pair(world)[:1]
     members = np.array([graphs[0].margins(r) for r in one.member_rewards[:, 0]])
     for method, objective in (
-        (config.hull_dpo, objectives.EnsembleHull(beta=config.hull_dpo.beta, reward_margins=members)),
-        (config.e_dpo, objectives.EnsembleMin(beta=config.e_dpo.beta, reward_margins=members)),
+        (
+            config.method("hull-dpo"),
+            objectives.EnsembleHull(beta=exact.scale(config.method("hull-dpo")), reward_margins=members),
+        ),
+        (
+            config.method("e-dpo"),
+            objectives.EnsembleMin(beta=exact.scale(config.method("e-dpo")), reward_margins=members),
+        ),
     ):
         best, weights = exact.ensemble_optimum(method, one, ref, graphs)
-        solved = solve(objective, graphs[0], ref[0], alpha=method.kl.alpha_end)
+        solved = solve(objective, graphs[0], ref[0], alpha=exact.kl_weight(method))
         assert isinstance(solved, Optimum)
         assert solved.weights is not None
         np.testing.assert_allclose(best[0], solved.log_probs, atol=1e-5)
@@ -204,12 +212,13 @@ def test_a_minimum_on_the_simplex_is_checked() -> None:
 def test_distillation_reaches_its_optimum_and_no_other(
     world: World, trained_reference: tuple[Path, Floats], train: Trainer
 ) -> None:
-    ref, method, graphs = trained_reference[1], small().d_dpo, connected(world)
+    beta = exact.scale(small().method("d-dpo"))
+    ref, method, graphs = trained_reference[1], DistilledDPO(beta=beta), connected(world)
     run = train(method, graphs)
     best = exact.optimum(method, world, ref, graphs)
     assert distance(run, best) <= EXACT
     assert exact.comparison(run.logps, ref, best)["tv_ref"] > 0.1
-    wrong = exact.optimum(replace(method, beta=1.05 * method.beta), world, ref, graphs)
+    wrong = exact.optimum(DistilledDPO(beta=1.05 * beta), world, ref, graphs)
     assert distance(run, wrong) > EXACT
 
 
@@ -223,7 +232,7 @@ def test_a_swapped_label_or_a_component_cut_off_is_seen(
     edges[3] = edges[3, ::-1]
     assert distance(train(IPO(tau=0.2), [PreferenceGraph(13, edges), graphs[1]]), best) > EXACT
     inside = [PreferenceGraph(13, g.edges[(g.edges < 9).all(1) | (g.edges >= 9).all(1)]) for g in graphs]
-    method = small().d_dpo
+    method = small().method("d-dpo")
     assert not inside[0].is_connected
     assert distance(train(method, inside, from_reference=False), exact.optimum(method, world, ref, graphs)) > EXACT
 
@@ -279,7 +288,7 @@ def test_acceptance_names_what_is_missed() -> None:
 def test_bad_options_are_named(
     options: list[str], message: str, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
-    assert exact.main(["--output_dir", str(tmp_path), *options]) == 2
+    assert door.main(["--output_dir", str(tmp_path), *options]) == 2
     assert message in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == []
 
@@ -306,7 +315,7 @@ def test_the_command_writes_its_results_and_says_what_they_miss(
     monkeypatch.setattr(exact, "ProcessPoolExecutor", InThisProcess)
     options = ["--tokens", "2", "--max_length", "2", "--prompts", "2", "--reference_samples", "50"]
     options += ["--sft.max_steps", "2", "--policy.max_steps", "6", "--policy.logging_steps", "1"]
-    assert exact.main(["--output_dir", str(tmp_path), *options]) == 1  # six steps reach nothing
+    assert door.main(["--output_dir", str(tmp_path), *options]) == 1  # six steps reach nothing
     said = capsys.readouterr()
     assert "missed: d-dpo: total variation" in said.err
     report = json.loads((tmp_path / "exact.json").read_text())
@@ -319,8 +328,8 @@ def test_the_command_writes_its_results_and_says_what_they_miss(
 POOL = """
 import os, sys, time
 from multiprocessing import active_children
-from lm.cli import as_command
-from lm.exact import workers
+from lm.base.command import as_command
+from lm.studies.exact import workers
 
 @as_command
 def main(arguments):
@@ -336,7 +345,7 @@ sys.exit(main())
 
 def test_sigterm_ends_the_workers_whatever_they_have_left_to_do() -> None:
     command = [sys.executable, "-c", POOL]
-    root = Path(__file__).parents[1]
+    root = Path(__file__).parents[2]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=root) as process:
         assert process.stdout
         pids = [int(pid) for pid in process.stdout.readline().split()]

@@ -33,7 +33,7 @@ from lm.data.schemas import tldr_prompt
 from lm.judging.statistics import bootstrap_interval, wald, win_rates
 from lm.models.loading import content_of
 from lm.models.opening import open_policy
-from lm.objectives import MAIN
+from lm.objectives import MAIN, HullDPO, looks
 from lm.stages.data import data, opened, tokenizer
 from lm.stages.evaluations import choose, judged_samples, probe_history, prompts_of, trained_policy, truth
 from lm.stages.labels import labelled_pairs, labels, oracle_accuracy, oracle_input
@@ -49,6 +49,7 @@ BINS = 40
 """Of the histograms of advantages."""
 DRDO, IMPLICIT, IMPLICIT_BETAS = "drdo", "drdo-implicit", (0.1, 0.3, 1.0)
 """DRDO's other reading, and the scales of its reward estimate that validation chooses from."""
+IMPLICIT_LOOK = {"title": "DRDO, implicit rewards", **HullDPO.look._asdict(), "hollow": False}
 GAMMAS = (0.0, 0.5, 1.0, 2.0, 5.0)
 """Focal exponents whose curves are drawn; 2 is [N]'s."""
 
@@ -94,7 +95,7 @@ def out_of_domain(run: Run) -> Artifact | None:
         for index in order:
             if len(rows) == wanted.prompts:
                 break
-            ids = run.tokenizer(prompts[index])["input_ids"]
+            ids = tokenizer(run)(prompts[index])["input_ids"]
             if len(ids) > config.data.max_prompt_length:
                 too_long += 1
             else:
@@ -213,10 +214,12 @@ def study(run: Run) -> dict[str, Any]:
                     for label in report["training"][split]:
                         advantages[split, domain, label] = _column(made[label], "oracle_reward") - base
     report["histograms"] = _histograms(run, advantages)
+    labelled = list(report["training"][SPLITS[0]])
     other = out_of_domain(run)
     return {
         **report,
-        "methods": [label for label in contenders(run) if label != SFT],
+        "methods": labelled,
+        "looks": {name: IMPLICIT_LOOK if name == IMPLICIT else looks([name])[name] for name in labelled},
         "temperatures": config.evaluation.temperatures,
         "confidence": config.evaluation.confidence,
         "out_of_domain": None if other is None else {**asdict(config.evaluation.out_of_domain), **other.metrics},

@@ -51,7 +51,7 @@ pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning")
 @pytest.fixture(scope="module", autouse=True)
 def _tiny() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("lm.nondeterministic.IMPLICIT_BETAS", (0.3,))
+        patch.setattr("lm.studies.nondeterministic.IMPLICIT_BETAS", (0.3,))
         patch.setitem(SCRATCH, "scratch:tiny", {**SCRATCH["scratch:tiny"], "hidden_size": 32, "vocab_size": 400})
         yield
 

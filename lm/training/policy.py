@@ -95,7 +95,8 @@ class PolicyTrainer(CompletionTrainer):
 
     def _progress(self, step: int) -> float:
         """Share of the training done before a step, counted from 0."""
-        return step / max(self.state.max_steps - 1, 1)
+        share: float = step / max(self.state.max_steps - 1, 1)
+        return share
 
     def _pairs(self, model: torch.nn.Module, batch: Batch, gram: Tensor | None = None) -> PairBatch:
         count = self.units(batch)

@@ -1,0 +1,244 @@
+"""What is measured: models, pairs, and the ways of doing each stage. Nothing here imports torch."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Iterable
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+from lm.config import LogprobsConfig
+
+BATCH = 8
+"""Pairs an optimiser step."""
+PAD, END = 0, 1
+
+# ---------------------------------------------------------------- what is run
+
+
+@dataclass(frozen=True, kw_only=True)
+class Shape:
+    """A Llama-type model: width, layers, heads, width of the gated layer, vocabulary."""
+
+    hidden: int
+    layers: int
+    heads: int
+    intermediate: int
+    vocabulary: int
+
+
+CONFIGS = {
+    "S8": Shape(hidden=256, layers=4, heads=4, intermediate=688, vocabulary=8192),
+    "S32": Shape(hidden=256, layers=4, heads=4, intermediate=688, vocabulary=32768),
+    "L8": Shape(hidden=512, layers=8, heads=8, intermediate=1376, vocabulary=8192),
+    "L32": Shape(hidden=512, layers=8, heads=8, intermediate=1376, vocabulary=32768),
+}
+"""Two sizes (layers of 3M and 25M parameters), two vocabularies (8k and 32k)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Workload:
+    """Lengths in tokens.
+
+    Args:
+        prompt: median.
+        completion: median, end-of-text included.
+        completions: K, for each prompt: chosen, rejected, K - 2 samples for the KL term.
+        spread: log-normal around the medians like TL;DR's, or all alike.
+    """
+
+    prompt: int = 340
+    completion: int = 36
+    completions: int = 2
+    spread: bool = True
+
+    def lengths(self, count: int, rng: np.random.Generator) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
+        """Of `count` prompts, [N], and their completions, [N, K]."""
+        if not self.spread:
+            return np.full(count, self.prompt), np.full((count, self.completions), self.completion)
+        prompts = np.clip(self.prompt * rng.lognormal(0, 0.30, count), 150, 500)
+        completions = np.clip(self.completion * rng.lognormal(0, 0.35, (count, self.completions)), 10, 60)
+        return prompts.round().astype(int), completions.round().astype(int)
+
+
+TLDR = Workload()
+
+
+def make_pairs(workload: Workload, vocabulary: int, count: int, seed: int = 0) -> Dataset:
+    """Scored pairs of random tokens, as the policy trainer reads them."""
+    from datasets import Dataset
+
+    rng = np.random.default_rng(seed)
+    prompts, completions = workload.lengths(count, rng)
+
+    def tokens(length: int) -> list[int]:
+        return [int(token) for token in rng.integers(2, vocabulary, length)]
+
+    def row(index: int) -> dict[str, Any]:
+        chosen, rejected, *samples = ([*tokens(length - 1), END] for length in completions[index])
+        score = rng.normal(-9.0, 0.1, workload.completions).tolist()  # nats a token of a model that knows nothing
+        logps = [each * int(length) for each, length in zip(score, completions[index], strict=True)]
+        pair = {
+            "id": str(index),
+            "prompt_ids": tokens(prompts[index]),
+            "chosen_ids": chosen,
+            "rejected_ids": rejected,
+            "ref_chosen_logps": logps[0],
+            "ref_rejected_logps": logps[1],
+        }
+        return pair | ({"sample_ids": samples, "ref_sample_logps": logps[2:]} if samples else {})
+
+    return Dataset.from_list([row(index) for index in range(count)])
+
+
+def useful_flops(shape: Shape, prompt: int, completions: Iterable[int], *, head: bool, backward: bool) -> int:
+    """Least floating-point operations of one example: its prompt once, causal attention, the head on completions only.
+
+    Two a multiply-add of matrix products and attention, nothing for the rest; a backward is two forwards.
+    """
+    counts = list(completions)
+    weights = 4 * shape.hidden**2 + 3 * shape.hidden * shape.intermediate
+    looks = prompt * (prompt + 1) // 2 + sum(count * prompt + count * (count + 1) // 2 for count in counts)
+    layer = 2 * weights * (prompt + sum(counts)) + 4 * shape.hidden * looks
+    logits = 2 * shape.hidden * shape.vocabulary * sum(counts) if head else 0
+    return (shape.layers * layer + logits) * (3 if backward else 1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Variant:
+    """One way of doing a stage.
+
+    Args:
+        stage: variants of a stage take turns with each other.
+        run: a worker's whole life, by the name of a function of `lm.studies.bench_workers`.
+        options: of our core.
+        bf16: autocast, in TRL (ours has it in `options`).
+        tuned: TRL with our allocator settings, and with its head on the completions only, as it does on a GPU.
+        shared: False: a row for each completion, prompt included, still without padding.
+        completions: K.
+    """
+
+    stage: str
+    run: str
+    options: LogprobsConfig = field(default_factory=LogprobsConfig)
+    bf16: bool = False
+    tuned: bool = False
+    shared: bool = True
+    completions: int = 2
+
+    @property
+    def dtype(self) -> str:
+        """Of the matrix products."""
+        return "bfloat16" if self.bf16 or self.options.autocast else "float32"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """What one process does: `turns` turns of steps + 1 steps, of which the first is not timed."""
+
+    variant: Variant
+    shape: Shape
+    workload: Workload
+    turns: int
+    steps: int
+    threads: int
+
+    @property
+    def longest(self) -> int:
+        """Positions that the model needs."""
+        return max(1024, self.workload.prompt + self.workload.completion + 1)
+
+    def data(self) -> Dataset:
+        """Pairs for all turns."""
+        return make_pairs(self.workload, self.shape.vocabulary, self.turns * (self.steps + 1) * BATCH)
+
+    def timed(self, turn: int) -> range:
+        """Rows of the timed part of a turn."""
+        first = (turn * (self.steps + 1) + 1) * BATCH
+        return range(first, first + self.steps * BATCH)
+
+
+# ---------------------------------------------------------------- a worker's turns
+
+
+class Turn(NamedTuple):
+    """What a worker reports of one turn."""
+
+    seconds: float
+    peak_mb: float | None
+
+
+# ---------------------------------------------------------------- TRL
+
+
+def trl_installed() -> bool:
+    """Whether the optional extra is there."""
+    return importlib.util.find_spec("trl") is not None
+
+
+_COMPILED, _BF16 = LogprobsConfig(compile=True), LogprobsConfig(autocast=True)
+
+VARIANTS = {
+    "trl": Variant(stage="policy", run="policy_trl"),
+    "trl-tuned": Variant(stage="policy", run="policy_trl", tuned=True),
+    "trl-bf16": Variant(stage="policy", run="policy_trl", bf16=True),
+    "ours": Variant(stage="policy", run="train_ours"),
+    "ours-compile": Variant(stage="policy", run="train_ours", options=_COMPILED),
+    "ours-bf16": Variant(stage="policy", run="train_ours", options=_BF16),
+    "ours-bf16-compile": Variant(stage="policy", run="train_ours", options=replace(_BF16, compile=True)),
+    "ours-unshared": Variant(stage="policy", run="train_ours", shared=False),
+    "ours-padded": Variant(stage="policy", run="train_ours", options=LogprobsConfig(route="padded")),
+    "kl-ours": Variant(stage="kl", run="train_ours", completions=3),
+    "kl-ours-unshared": Variant(stage="kl", run="train_ours", completions=3, shared=False),
+    "reward-trl": Variant(stage="reward", run="reward_trl"),
+    "reward-trl-tuned": Variant(stage="reward", run="reward_trl", tuned=True),
+    "reward-ours": Variant(stage="reward", run="train_reward"),
+    "score-trl": Variant(stage="score", run="score_trl"),
+    "score-trl-tuned": Variant(stage="score", run="score_trl", tuned=True),
+    "score-ours": Variant(stage="score", run="score_ours"),
+    "score-ours-reward": Variant(stage="score", run="score_reward"),
+}
+"""Stages: training a policy by DPO, the same by p-DPO with a sample for the KL term, training a reward model, scoring
+(reference log-probs or rewards)."""
+QUICK = ("trl", "trl-tuned", "ours", "score-trl", "score-ours")
+CURVES = ("trl-tuned", "ours", "ours-unshared", "ours-padded")
+PEERS = {"ratio_trl": "trl", "ratio_trl_tuned": "trl-tuned", "ratio_unshared": "ours-unshared"}
+"""Ratio -> the variant it is to, less the stage's prefix."""
+
+
+def is_trl(name: str) -> bool:
+    """Whether a variant is TRL's."""
+    return "trl" in name.split("-")
+
+
+class Work(NamedTuple):
+    """What there is to do in a turn."""
+
+    pairs: int
+    tokens: int
+    """Prompts once, and completions: the same number whatever the variant computes."""
+    flops: int
+    """See `useful_flops`."""
+
+
+def work_of(job: Job) -> list[Work]:
+    """Of each turn but the first."""
+    data = job.data()
+    columns = ["chosen_ids", "rejected_ids", *(["sample_ids"] if job.workload.completions > 2 else [])]
+    backward = job.variant.stage != "score"
+    head = job.variant.run not in ("train_reward", "score_reward", "reward_trl")
+    result = []
+    for turn in range(1, job.turns):
+        tokens, flops = 0, 0
+        for row in data.select(job.timed(turn)):
+            pair = [row[name] for name in columns[:2]] + (row["sample_ids"] if len(columns) > 2 else [])
+            counts = [len(completion) for completion in pair]
+            tokens += len(row["prompt_ids"]) + sum(counts)
+            flops += useful_flops(job.shape, len(row["prompt_ids"]), counts, head=head, backward=backward)
+        result.append(Work(len(job.timed(turn)), tokens, flops))
+    return result

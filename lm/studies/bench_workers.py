@@ -1,0 +1,298 @@
+"""A worker's whole life, in a process of its own: one way of doing a stage, a turn at a time."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import os
+import tempfile
+import time
+import traceback
+import warnings
+from collections.abc import Callable
+from functools import partial
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from datasets import Dataset, disable_progress_bars
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from torch.utils.data import DataLoader
+from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    LlamaConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerFast,
+    TrainerCallback,
+)
+
+from lm.base import progress
+from lm.config import TrainingConfig
+from lm.logprobs.completions import CompletionModel, collate
+from lm.logprobs.kernels import keep_freed_memory
+from lm.logprobs.scoring import score_pairs
+from lm.objectives import DPO, PessimisticDPO
+from lm.studies.bench_plan import BATCH, END, PAD, Job, Shape, Turn
+from lm.training.batches import Batch, pair_collator
+from lm.training.loop import fit, training_arguments
+from lm.training.policy import PolicyTrainer
+from lm.training.trainer import CompletionTrainer, RewardTrainer
+
+
+def make_model(shape: Shape, longest: int, *, reward: bool = False) -> PreTrainedModel:
+    """Random weights, float32; the same for every variant."""
+    config = LlamaConfig(
+        hidden_size=shape.hidden,
+        num_hidden_layers=shape.layers,
+        num_attention_heads=shape.heads,
+        intermediate_size=shape.intermediate,
+        vocab_size=shape.vocabulary,
+        max_position_embeddings=longest,
+        pad_token_id=PAD,
+        eos_token_id=END,
+        bos_token_id=None,
+        tie_word_embeddings=False,
+        num_labels=1,
+    )
+    torch.manual_seed(0)
+    auto = AutoModelForSequenceClassification if reward else AutoModelForCausalLM
+    model: PreTrainedModel = auto.from_config(config, dtype=torch.float32)
+    return model
+
+
+class Turns:
+    """A worker's side of the rounds: it waits for its turn, and says what it took."""
+
+    def __init__(self, connection: Connection) -> None:
+        self.connection = connection
+
+    def begin(self) -> None:
+        """Waits."""
+        self.connection.recv()
+        with contextlib.suppress(OSError):
+            Path("/proc/self/clear_refs").write_text("5")  # peak memory counts from here
+
+    def end(self, seconds: float) -> None:
+        """Reports, and gives free memory back so that the next has it."""
+        self.connection.send(Turn(seconds, peak_mb()))
+        with contextlib.suppress(OSError, AttributeError):
+            ctypes.CDLL("libc.so.6").malloc_trim(0)
+
+
+def peak_mb() -> float | None:
+    """Largest resident memory of this process in the turn, MB (10^6 bytes); None where the system does not tell."""
+    try:
+        lines = Path("/proc/self/status").read_text().splitlines()
+    except OSError:
+        return None
+    return next(int(line.split()[1]) * 1024 / 1e6 for line in lines if line.startswith("VmHWM"))
+
+
+class StepTurns(TrainerCallback):  # type: ignore[misc]
+    """Makes a Trainer stop after each turn's steps until the next turn."""
+
+    def __init__(self, job: Job, turns: Turns) -> None:
+        self.turns, self.steps = turns, job.steps
+        self.stamps: list[float] = []
+
+    def on_train_begin(self, *_: Any, **__: Any) -> None:
+        """The first turn."""
+        self.turns.begin()
+
+    def on_step_end(self, _: Any, state: Any, *__: Any, **___: Any) -> None:
+        """The clock runs from the end of the turn's first step: log lines and batches are in."""
+        self.stamps.append(time.perf_counter())
+        if len(self.stamps) == self.steps + 1:
+            self.turns.end(self.stamps[-1] - self.stamps[0])
+            self.stamps.clear()
+            if state.global_step < state.max_steps:
+                self.turns.begin()
+
+
+def score_in_turns(job: Job, turns: Turns, data: Dataset, score: Callable[[Dataset], object]) -> None:
+    """Turns of scoring: the batch before the timed rows warms up."""
+    for turn in range(job.turns):
+        rows = job.timed(turn)
+        turns.begin()
+        score(data.select(range(rows.start - BATCH, rows.start)))
+        start = time.perf_counter()
+        score(data.select(rows))
+        turns.end(time.perf_counter() - start)
+
+
+def work(job: Job, connection: Connection) -> None:
+    """A worker process."""
+    os.environ |= {"CI": "1", "TQDM_DISABLE": "1", "TOKENIZERS_PARALLELISM": "false"}  # CI: TRL does not report its use
+    warnings.simplefilter("ignore")
+    transformers.logging.set_verbosity_error()
+    disable_progress_bars()
+    progress.be_quiet()
+    torch.set_num_threads(job.threads)
+    with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere):
+        try:
+            RUNS[job.variant.run](job, Turns(connection))
+        except Exception:
+            connection.send(traceback.format_exc())
+
+
+# ---------------------------------------------------------------- ours
+
+
+def _training(job: Job) -> TrainingConfig:
+    return TrainingConfig(
+        max_steps=job.turns * (job.steps + 1),
+        batch_size=BATCH,
+        learning_rate=1e-5,
+        schedule="constant_with_warmup",
+        warmup_fraction=0.0,
+        logging_steps=1,
+    )
+
+
+class _InOrder(CompletionTrainer):
+    """Takes the pairs in the order of the data, as TRL is told to: all variants have the same batches."""
+
+    def get_train_dataloader(self) -> DataLoader[Any]:
+        return DataLoader(self.train_dataset, batch_size=BATCH, collate_fn=self.data_collator)
+
+
+class _Policy(_InOrder, PolicyTrainer):
+    pass
+
+
+class _Reward(_InOrder, RewardTrainer):
+    pass
+
+
+def _unshared(collator: Callable[[list[dict[str, Any]]], Batch]) -> Callable[[list[dict[str, Any]]], Batch]:
+    """The same batch with every completion as an example of its own."""
+
+    def call(rows: list[dict[str, Any]]) -> Batch:
+        completions = [[r["chosen_ids"], r["rejected_ids"], *r.get("sample_ids", ())] for r in rows]
+        each = [(r["prompt_ids"], [own]) for r, all_ in zip(rows, completions, strict=True) for own in all_]
+        return collator(rows) | collate([prompt for prompt, _ in each], [own for _, own in each])
+
+    return call
+
+
+def train_ours(job: Job, turns: Turns, *, reward: bool = False) -> None:
+    """The real trainer, with its log lines and diagnostics."""
+    samples = job.workload.completions > 2
+    model = CompletionModel(make_model(job.shape, job.longest, reward=reward), options=job.variant.options)
+    collator = pair_collator(sample=samples)
+    method = {} if reward else {"method": PessimisticDPO() if samples else DPO()}
+    with tempfile.TemporaryDirectory() as folder:
+        arguments = training_arguments(_training(job), Path(folder), seed=0, device="cpu")
+        fit(
+            _Reward if reward else _Policy,
+            model,
+            job.data(),
+            collator if job.variant.shared else _unshared(collator),
+            arguments,
+            callbacks=[StepTurns(job, turns)],
+            **method,
+        )
+
+
+def score_ours(job: Job, turns: Turns, *, reward: bool = False) -> None:
+    """Reference log-probs, or rewards, of both completions."""
+    model = CompletionModel(make_model(job.shape, job.longest, reward=reward), options=job.variant.options)
+    score_in_turns(job, turns, job.data(), partial(score_pairs, model, what="benchmark"))
+
+
+def _tune_trl(job: Job) -> None:
+    import trl.trainer.utils
+
+    if job.variant.tuned:
+        keep_freed_memory()
+        trl.trainer.utils._use_triton = lambda device: True  # only asked whether to leave out positions without label
+
+
+def _tokenizer() -> PreTrainedTokenizerFast:
+    """Padding and end-of-text are all that TRL needs of it."""
+    words = Tokenizer(WordLevel({"<pad>": PAD, "<end>": END}, unk_token="<end>"))
+    return PreTrainedTokenizerFast(tokenizer_object=words, pad_token="<pad>", eos_token="<end>")
+
+
+def _trl_options(job: Job, folder: str) -> dict[str, Any]:
+    """Our options in TRL's terms. Its gradient checkpointing, on by default, would only slow it down here."""
+    ours = training_arguments(_training(job), Path(folder), seed=0, device="cpu")
+    same = ("max_steps", "learning_rate", "lr_scheduler_type", "max_grad_norm", "weight_decay", "optim", "seed")
+    return {
+        "output_dir": folder,
+        "per_device_train_batch_size": BATCH,
+        "train_sampling_strategy": "sequential",
+        "gradient_checkpointing": False,
+        "bf16": job.variant.bf16,
+        "use_cpu": True,
+        "dataloader_pin_memory": False,
+        "report_to": "none",
+        "save_strategy": "no",
+        "logging_steps": 1,
+        "disable_tqdm": True,
+        "max_length": None,
+        **{name: getattr(ours, name) for name in same},
+    }
+
+
+def policy_trl(job: Job, turns: Turns, *, score: bool = False) -> None:
+    """`DPOTrainer`: its training loop, or (`score`) its pre-computation of reference log-probs."""
+    from trl import DPOConfig, DPOTrainer
+
+    class OnTokens(DPOTrainer):  # type: ignore[misc]
+        """The data is tokenised, and its reference log-probs are there."""
+
+        def _prepare_dataset(self, dataset: Dataset, *_: Any) -> Dataset:
+            return dataset
+
+        def _precompute_ref_logps(self, dataset: Dataset, *_: Any) -> Dataset:
+            return dataset
+
+    _tune_trl(job)
+    data = job.data()
+    columns = ["prompt_ids", "chosen_ids", "rejected_ids"]
+    with tempfile.TemporaryDirectory() as folder:
+        trainer = OnTokens(
+            model=make_model(job.shape, job.longest),
+            args=DPOConfig(precompute_ref_log_probs=True, **_trl_options(job, folder)),
+            train_dataset=data.select_columns([*columns, "ref_chosen_logps", "ref_rejected_logps"]),
+            processing_class=_tokenizer(),
+            callbacks=[StepTurns(job, turns)],
+        )
+        if score:
+            precompute = partial(DPOTrainer._precompute_ref_logps, trainer, name="train", batch_size=BATCH)
+            score_in_turns(job, turns, data.select_columns(columns), precompute)
+        else:
+            trainer.train()
+
+
+def reward_trl(job: Job, turns: Turns) -> None:
+    """`RewardTrainer`: rows of prompt and completion."""
+    from trl import RewardConfig, RewardTrainer
+
+    _tune_trl(job)
+    rows = [{side: r["prompt_ids"] + r[side] for side in ("chosen_ids", "rejected_ids")} for r in job.data()]
+    with tempfile.TemporaryDirectory() as folder:
+        RewardTrainer(
+            model=make_model(job.shape, job.longest, reward=True),
+            args=RewardConfig(**_trl_options(job, folder)),
+            train_dataset=Dataset.from_list(rows),
+            processing_class=_tokenizer(),
+            callbacks=[StepTurns(job, turns)],
+        ).train()
+
+
+RUNS: dict[str, Callable[[Job, Turns], None]] = {
+    "policy_trl": policy_trl,
+    "score_trl": partial(policy_trl, score=True),
+    "reward_trl": reward_trl,
+    "train_ours": train_ours,
+    "score_ours": score_ours,
+    "train_reward": partial(train_ours, reward=True),
+    "score_reward": partial(score_ours, reward=True),
+}
+"""By the names that `lm.studies.bench_plan.Variant` has."""
