@@ -1,8 +1,8 @@
 """Scores of a run's pairs; with --data, --reward-model and --out, of any preference set by any reward model.
 
 `python -m lm.score` scores the training pairs by pi_ref and every reward model, and samples pi_ref for the KL term.
-`python -m lm.score --data DATA --reward-model A --out FILE` is `lm.rewards`; with --help after these it explains
-itself. Both score offline, every row once.
+`python -m lm.score --data DATA --reward-model A --out FILE` is `lm.judging.scored_sets`; with --help after these it
+explains itself. Both score offline, every row once.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         "lm.score",
         __doc__,
         "--data pairs.jsonl --reward-model Skywork/Skywork-Reward-V2-Qwen3-0.6B --out scored.jsonl",
-        "--data pairs.jsonl --reward-model runs/own/reward/rho-1 runs/own/reward/b0.2-2 --out scored.parquet",
+        "--data pairs.jsonl --reward-model runs/own/reward/* --out scored.parquet",
         "--data pairs.jsonl --judge-model NAME --task helpfulness --endpoint http://localhost:8000/v1 --out s.jsonl",
         allow_abbrev=False,
     )
@@ -103,6 +103,8 @@ def report(summary: Summary, data: str) -> None:
         print(f"  left out: {count:,} rows, {reason}")
     if summary.removed:
         print(f"  left out: columns {', '.join(sorted(summary.removed))}, which hold other rewards")
+    for spec, why in summary.unused.items():
+        print(f"  left out: model {spec}, {why}")
     for name, agree in summary.agree.items():
         cut = summary.cut[name]
         print(
@@ -110,6 +112,10 @@ def report(summary: Summary, data: str) -> None:
             f"{summary.ties[name] / summary.pairs:.1%}"
             + (f"; {cut:,} of {2 * summary.pairs:,} texts were too long and lost their beginning" if cut else "")
         )
+    print(
+        f"  the one reward: {summary.one or 'the mean of the members'}; the ensemble: "
+        f"{', '.join(summary.members) or 'none'}"
+    )
 
 
 def work(run: Run) -> None:

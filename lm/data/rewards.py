@@ -3,13 +3,13 @@
 The *one reward* is that of the reward model of all pairs (of D_rho in a run), `chosen_reward` and `rejected_reward`;
 the ensemble's *members* have lists, `chosen_member_rewards` and `rejected_member_rewards`, one entry a member.
 Differences, chosen less rejected, are `reward_margin` and `member_margins`. Rewards are on the scale of whoever gave
-them.
+them. No other module spells one of these names.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -21,10 +21,15 @@ if TYPE_CHECKING:
     from datasets import Dataset
 
 Floats = npt.NDArray[np.float64]
+Source = tuple[str, ...]
+"""Columns that together give a reward margin: of the chosen and of the rejected side, or the margin alone."""
 
 ONE = ("chosen_reward", "rejected_reward")
 MEMBERS = ("chosen_member_rewards", "rejected_member_rewards")
 MARGIN, MEMBER_MARGINS = "reward_margin", "member_margins"
+
+ORACLE = ("oracle_chosen_reward", "oracle_rejected_reward")
+"""What a run's judge gave when it labelled the pairs. Not among a set's own rewards: nothing distils them from here."""
 
 OLDER_ONE = ("score_chosen", "score_rejected")
 """What some sets of the hub, and earlier exports, call the one reward."""
@@ -32,66 +37,139 @@ OLDER_MEMBERS = ("chosen_rewards", "rejected_rewards")
 """What earlier files call the members' rewards. In artifacts of earlier runs the one reward is the first of them."""
 OLDER_MARGIN = "margin"
 
-ONES = (ONE, OLDER_ONE)
-LISTS = (MEMBERS, OLDER_MEMBERS)
-MARGINS = (MARGIN, OLDER_MARGIN)
-EVERY = (*(name for names in (*ONES, *LISTS) for name in names), *MARGINS, MEMBER_MARGINS)
+OF_ONE: tuple[Source, ...] = (ONE, OLDER_ONE, (MARGIN,), (OLDER_MARGIN,))
+OF_MEMBERS: tuple[Source, ...] = (MEMBERS, OLDER_MEMBERS, (MEMBER_MARGINS,))
+"""Where the rewards of a set may stand; of several that are there, the first is read, and the others have to agree."""
+EVERY = tuple(name for source in (*OF_ONE, *OF_MEMBERS) for name in source)
 """Every column that `given` reads."""
 
 
-def given(row: Mapping[str, Any], where: str) -> dict[str, Any]:
+def of_model(name: str) -> Source:
+    """The columns of one model's own rewards, beside those that are distilled."""
+    return tuple(f"{side}_{name}" for side in ONE)
+
+
+def named(source: Source) -> str:
+    """A source in words: "chosen_reward - rejected_reward", "reward_margin"."""
+    return " - ".join(source)
+
+
+def either(sources: Iterable[Source]) -> str:
+    """Sources to choose from, in words: "chosen_reward and rejected_reward or reward_margin"."""
+    return " or ".join(" and ".join(source) for source in sources)
+
+
+# ---------------------------------------------------------------- a set's own rewards
+
+
+def given(row: Mapping[str, Any], where: str, why: str = "data.rewards is 'given'") -> dict[str, Any]:
     """A row's own rewards as ONE and MEMBERS have them; the lists are empty where there is no ensemble.
 
     The members are lists of two or more (a list of one entry is the one reward), or `member_margins`, as rewards of
-    chosen against zero. The one reward is in the columns of ONES, or a margin, likewise, or else the members' mean.
+    chosen against zero. The one reward is in the columns of OF_ONE, a margin likewise, or else the members' mean.
 
-    Raises ValueError where there is no reward, one is missing or not finite, or two columns contradict each other.
+    Args:
+        row: columns and values; None counts as not there.
+        where: the row stands, for messages.
+        why: rewards are wanted, likewise.
+
+    Raises:
+        ValueError: there is no reward, one is missing or not finite, or two columns contradict each other.
     """
-    listed: list[list[float]] = [[], []]
-    kinds = [names for names in LISTS if any(row.get(name) is not None for name in names)]
-    if row.get(MEMBER_MARGINS) is not None:
-        kinds.append((MEMBER_MARGINS,))
-    if len(kinds) > 1:
-        raise ValueError(
-            f"{where}: the members' rewards are there twice, as {' and as '.join(', '.join(k) for k in kinds)}; leave "
-            "one of them"
-        )
-    for names in kinds:
-        listed = [[number(v, name, where) for v in column(row, name, list, where)] for name in names]
-        if len(names) == 1:
-            listed.append([0.0] * len(listed[0]))
-        if len(listed[0]) != len(listed[1]):
+    return _read(row, where, why)[0]
+
+
+class Reader:
+    """`given` of one row after another of a set, which must be alike: as many members each, and the one reward in all
+    of them or in none, where the members' mean takes its place.
+
+    Args:
+        why: as of `given`.
+
+    Raises:
+        ValueError: as of `given`, or a row is unlike the first.
+    """
+
+    def __init__(self, why: str = "data.rewards is 'given'") -> None:
+        self.why = why
+        self._first: tuple[int, bool] | None = None
+
+    def __call__(self, row: Mapping[str, Any], where: str) -> dict[str, Any]:
+        rewards, is_mean = _read(row, where, self.why)
+        count = len(rewards[MEMBERS[0]])
+        if self._first is None:
+            self._first = count, is_mean
+        members, was_mean = self._first
+        if count != members:
+            raise ValueError(f"{where}: {count} rewards in an ensemble's lists, {members} in the rows before")
+        if is_mean != was_mean:
+            one, other = ("none", "one") if is_mean else ("one", "none")
             raise ValueError(
-                f"{where}: {names[0]} and {names[1]} must be of one length, got {len(listed[0])} and {len(listed[1])}"
+                f"{where}: {either(OF_ONE)} is the one reward: {one} here, {other} in the rows before, where the "
+                "mean of the members would take its place; give it in all rows, or in none"
             )
-    ones: dict[str, tuple[float, float]] = {}
-    for names in ONES:
-        if any(row.get(name) is not None for name in names):
-            one, other = (number(row.get(name), name, where) for name in names)
-            ones[" - ".join(names)] = one, other
-    for name in MARGINS:
-        if row.get(name) is not None:
-            ones[name] = number(row[name], name, where), 0.0
-    margins = {name: one - other for name, (one, other) in ones.items()}
-    if any(not math.isfinite(margin) for margin in margins.values()):
-        raise ValueError(f"{where}: the difference of the rewards must be a finite number, got {margins}")
-    if any(not math.isclose(m, next(iter(margins.values())), rel_tol=1e-6, abs_tol=1e-6) for m in margins.values()):
-        raise ValueError(f"{where}: the reward margins contradict each other: {margins}; leave one of them")
-    if ones:
-        main = next(iter(ones.values()))
-    elif listed[0]:
-        main = _mean(listed[0], kinds[0][0], where), _mean(listed[1], kinds[0][-1], where)
-    else:
+        return rewards
+
+
+def margins(rewards: Mapping[str, Any]) -> tuple[float, list[float]]:
+    """The one margin and the members' of what `given` returns."""
+    one, members = ([rewards[name] for name in names] for names in (ONE, MEMBERS))
+    return one[0] - one[1], [chosen - rejected for chosen, rejected in zip(*members, strict=True)]
+
+
+def _read(row: Mapping[str, Any], where: str, why: str) -> tuple[dict[str, Any], bool]:
+    """The rewards, and whether the one is the mean of several."""
+    ones, listed = _sides(row, where, OF_ONE, lists=False), _sides(row, where, OF_MEMBERS, lists=True)
+    is_mean = not ones[0] and len(listed[0]) > 1
+    if not ones[0] and not listed[0]:
         raise ValueError(
-            f"{where}: data.rewards is 'given', but the row has none: no {ONE[0]} and {ONE[1]}, {MEMBERS[0]} and "
-            f"{MEMBERS[1]}, or {MARGIN}; there are {shown(sorted(row))}"
+            f"{where}: {why}, but the row has none: no {either((ONE, (MARGIN,)))}, and no "
+            f"{either((MEMBERS, (MEMBER_MARGINS,)))}; there are {shown(sorted(row))}"
         )
-    members = listed if len(listed[0]) > 1 else [[], []]
-    return dict(zip((*ONE, *MEMBERS), (*main, *members), strict=True))
+    main = [
+        number(sum(side) / len(side), "the mean of the members' rewards", where)
+        for side in (ones if ones[0] else listed)
+    ]
+    members = listed if len(listed[0]) > 1 else ([], [])
+    return dict(zip((*ONE, *MEMBERS), (*main, *members), strict=True)), is_mean
 
 
-def _mean(values: list[float], name: str, where: str) -> float:
-    return number(sum(values) / len(values), f"the mean of {name}", where)
+def _sides(
+    row: Mapping[str, Any], where: str, sources: Iterable[Source], *, lists: bool
+) -> tuple[list[float], list[float]]:
+    """Rewards of the chosen and of the rejected side by the first source that is there, [K] each, K = 1 without lists;
+    empty where there is none. ValueError where a value is missing or not finite, or sources contradict each other."""
+    found: dict[str, tuple[list[float], list[float]]] = {}
+    for source in sources:
+        if all(row.get(name) is None for name in source):
+            continue
+        sides = [
+            [number(value, name, where) for value in (column(row, name, list, where) if lists else [row.get(name)])]
+            for name in source
+        ]
+        chosen, rejected = sides if len(sides) == 2 else (sides[0], [0.0] * len(sides[0]))
+        if len(chosen) != len(rejected):
+            raise ValueError(
+                f"{where}: {source[0]} and {source[1]} must be of one length, got {len(chosen)} and {len(rejected)}"
+            )
+        found[named(source)] = chosen, rejected
+    margins = {name: [c - r for c, r in zip(*sides, strict=True)] for name, sides in found.items()}
+    told = margins if lists else {name: margin for name, (margin,) in margins.items()}
+    if not all(math.isfinite(margin) for each in margins.values() for margin in each):
+        raise ValueError(f"{where}: the difference of the rewards must be a finite number, got {told}")
+    first = next(iter(margins.values()), [])
+    if not all(_agree(first, each) for each in margins.values()):
+        raise ValueError(f"{where}: the reward margins contradict each other: {told}; leave one of them")
+    return next(iter(found.values()), ([], []))
+
+
+def _agree(one: Sequence[float], other: Sequence[float]) -> bool:
+    return len(one) == len(other) and all(
+        math.isclose(a, b, rel_tol=1e-6, abs_tol=1e-6) for a, b in zip(one, other, strict=True)
+    )
+
+
+# ---------------------------------------------------------------- rewards in an artifact
 
 
 def stored(pairs: Dataset) -> tuple[list[Floats], list[Floats]] | None:
@@ -115,11 +193,11 @@ def stored(pairs: Dataset) -> tuple[list[Floats], list[Floats]] | None:
 def checked(values: Sequence[Any], name: str, ids: Sequence[str]) -> Floats:
     """Numbers of a column, [N] or [N, K]; ValueError, with the row's id, where one is missing or not finite, or rows
     differ in how many they have."""
-    lengths = {len(value) if isinstance(value, list) else None for value in values}
+    first = values[0] if len(values) and isinstance(values[0], list) else [0]
     for row, value in zip(ids, values, strict=True):
         listed = value if isinstance(value, list) else [value]
         if any(v is None or not abs(v) < float("inf") for v in listed):
             raise ValueError(f"row {row}: {name} is {value}; every value must be there and finite")
-        if len(lengths) > 1 and len(listed) != len(values[0] if isinstance(values[0], list) else [0]):
-            raise ValueError(f"row {row}: {name} has {len(listed)} values, the rows before have another number")
+        if len(listed) != len(first):
+            raise ValueError(f"row {row}: {name} has {len(listed)} values, row {ids[0]} has {len(first)}")
     return np.array(values, dtype=np.float64)

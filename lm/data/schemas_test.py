@@ -6,7 +6,6 @@ import gzip
 import json
 from collections import Counter
 from collections.abc import Iterable, Iterator
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +16,6 @@ from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from lm.config import DataConfig
-from lm.data.rewards import given_rewards
 from lm.data.rows import BATCH, SUFFIXES, Row, read_rows, write_rows
 from lm.data.schemas import (
     Drop,
@@ -33,7 +31,7 @@ from lm.data.schemas import (
 from lm.data.tokens import load, split_of, tokenise
 from lm.models.loading import load_tokenizer
 
-SAMPLE = Path(__file__).parents[2] / "shared/data/hh-rlhf/harmless-base-sample.jsonl.gz"
+SAMPLE = Path(__file__).parents[3] / "shared/data/hh-rlhf/harmless-base-sample.jsonl.gz"
 TEMPLATE = DataConfig().prompt_template
 
 
@@ -294,7 +292,7 @@ def test_paths_that_lead_nowhere_are_named(tmp_path: Path) -> None:
         list(read_rows(str(tmp_path / "a.csv")))
     with pytest.raises(ValueError, match=r"holds no .jsonl, .jsonl.gz, .parquet file"):
         list(read_rows(str(tmp_path)))
-    with pytest.raises(ValueError, match=r"data.subset 'helpful-base' goes with a hub name, but .* is local"):
+    with pytest.raises(ValueError, match=r"--subset 'helpful-base' goes with a hub name, but .* is local"):
         list(read_rows(str(tmp_path), "helpful-base"))
 
 
@@ -773,68 +771,6 @@ def test_references_of_their_own_are_read_as_text_or_messages(row: dict[str, Any
     assert (one["prompt"], one["completion"]) == ("\n\nuser: Sky?", "Blue.")
     counted = {"no reply at the end": 1, "empty completion": 1, "empty prompt": 2}
     assert loaded.dropped == {"preferences": {}, "references": counted}
-
-
-# ---------------------------------------------------------------- TRL-style sets: rewards
-
-LISTS = {"chosen_rewards": [1.0, 3.0], "rejected_rewards": [0.5, 0.0]}
-
-
-@pytest.mark.parametrize(
-    ("row", "chosen", "rejected"),
-    [
-        ({"score_chosen": 2, "score_rejected": 0.5}, [2.0], [0.5]),
-        ({"chosen_reward": 2.0, "rejected_reward": 0.5}, [2.0], [0.5]),
-        ({"margin": -1.5}, [-1.5], [0.0]),
-        ({"margin": -1.5, "score_chosen": 1.0, "score_rejected": 2.5}, [1.0], [2.5]),
-        (LISTS, [2.0, 1.0, 3.0], [0.25, 0.5, 0.0]),
-        ({**LISTS, "score_chosen": 9.0, "score_rejected": 8.0}, [9.0, 1.0, 3.0], [8.0, 0.5, 0.0]),
-        ({**LISTS, "margin": None}, [2.0, 1.0, 3.0], [0.25, 0.5, 0.0]),
-        ({"chosen_rewards": [4.0], "rejected_rewards": [1.0]}, [4.0], [1.0]),
-    ],
-)
-def test_given_rewards_are_the_one_and_then_the_members(
-    row: dict[str, Any], chosen: list[float], rejected: list[float]
-) -> None:
-    assert given_rewards(row, "here") == {"chosen_rewards": chosen, "rejected_rewards": rejected}
-
-
-@pytest.mark.parametrize(
-    ("row", "message"),
-    [
-        ({"prompt": "a"}, r"data.rewards is 'given', but the row has none: .*; there are \['prompt'\]"),
-        ({"chosen_rewards": [], "rejected_rewards": []}, "data.rewards is 'given', but the row has none"),
-        ({"score_chosen": 1.0}, "'score_rejected' must be a finite number, got None"),
-        ({"score_chosen": 1.0, "score_rejected": float("nan")}, "'score_rejected' must be a finite number, got nan"),
-        ({"chosen_reward": "1", "rejected_reward": 0.0}, "'chosen_reward' must be a finite number, got '1'"),
-        ({"margin": float("inf")}, "'margin' must be a finite number, got inf"),
-        ({"chosen_rewards": [1.0, 2.0]}, "column 'rejected_rewards' is missing"),
-        ({**LISTS, "rejected_rewards": 1.0}, "'rejected_rewards' must be of type list, got float"),
-        ({**LISTS, "rejected_rewards": [1.0, None]}, "'rejected_rewards' must be a finite number, got None"),
-        (
-            {**LISTS, "rejected_rewards": [1.0]},
-            "chosen_rewards and rejected_rewards must be of one length, got 2 and 1",
-        ),
-        (
-            {"margin": 1.0, "score_chosen": 1.0, "score_rejected": 2.5},
-            "the reward margins contradict each other: {'score_chosen - score_rejected': -1.5, 'margin': 1.0}",
-        ),
-    ],
-)
-def test_a_missing_or_contradictory_reward_is_named(row: dict[str, Any], message: str) -> None:
-    with pytest.raises(ValueError, match=f"^here: {message}"):
-        given_rewards(row, "here")
-
-
-def test_every_row_has_as_many_rewards_as_the_first(tmp_path: Path) -> None:
-    text = {"prompt": "Sky?", "chosen": "Blue.", "rejected": "Green."}
-    rows = [{**text, **LISTS}, {**text, "margin": 1.0}]
-    config = DataConfig(kind="preferences", path=write_jsonl(tmp_path / "p.jsonl", rows), rewards="given")
-    with pytest.raises(ValueError, match=r"p.jsonl, line 2: 0 rewards in an ensemble's lists, 2 in the rows before"):
-        load(config, 0, folder(tmp_path, "given"))
-    loaded = load(replace(config, rewards="models"), 0, folder(tmp_path, "models"))
-    assert len(loaded.preferences) == 2, "rewards that are not asked for are not read"
-    assert "chosen_rewards" not in loaded.preferences.column_names
 
 
 # ---------------------------------------------------------------- on disk

@@ -72,6 +72,8 @@ def load(
         pairs_path, references_path = str(world / "comparisons.jsonl"), str(world / "sft.jsonl")
     assert pairs_path is not None
 
+    own_rewards = rewards.Reader()
+
     def pair(row: Row, where: str) -> Row | Drop:
         if config.kind == "hh":
             return hh_pair(row, where)
@@ -80,7 +82,7 @@ def load(
         kept = preference_pair(row, where, render)
         if config.rewards != "given" or isinstance(kept, Drop):
             return kept
-        return {**kept, **rewards.given(row, where)}
+        return {**kept, **own_rewards(row, where)}
 
     def reference(row: Row, where: str) -> Row | Drop:
         if config.kind == "preferences":
@@ -120,18 +122,11 @@ def _finish(
     dropped = Counter[str]()
 
     def kept() -> Iterator[Row]:
-        members: int | None = None
         for number, (where, raw) in enumerate(rows):
             row = convert(raw, where)
             if isinstance(row, Drop):
                 dropped[row.reason] += 1
                 continue
-            if (listed := row.get(rewards.MEMBERS[0])) is not None and members != len(listed):
-                if members is not None:
-                    raise ValueError(
-                        f"{where}: {len(listed)} rewards in an ensemble's lists, {members} in the rows before"
-                    )
-                members = len(listed)
             content = hashlib.sha256("\0".join(row[name] for name in TEXTS if name in row).encode()).hexdigest()
             # A post has several prompts, by its titles; in the embedded world a prompt is its post.
             group = row["post"] if config.kind == "tldr" else row["prompt"]

@@ -19,7 +19,8 @@ from datasets import Dataset
 from torch import Tensor
 from transformers import TrainingArguments
 
-from lm.objectives import DRDO, IPO, METHODS, Method, PairBatch
+from lm.data import rewards
+from lm.objectives import METHODS, Method, PairBatch
 from theory import losses
 
 try:
@@ -48,12 +49,15 @@ HONOURED = frozenset(
 """Fields of `DPOConfig` that mean here what they mean in TRL. Every other field that it adds to transformers'
 arguments has to keep its default: the method says what the loss is."""
 
+SCALES = ("beta", "tau")
+"""What methods call the option that `DPOConfig.beta` stands for."""
+
 TOKENS = ("prompt_ids", "chosen_ids", "rejected_ids")
 PAIR_REFERENCES = ("ref_chosen_logps", "ref_rejected_logps")
 SAMPLES = ("sample_ids", "ref_sample_logps", "sample_weights")
-SCORES = ("reward_margin", "member_margins", *PAIR_REFERENCES, *SAMPLES[1:])
-"""Columns that reach the loss, [N], member_margins [N, K], the last two [N, S]; in float64 until the log-probs' type
-is known."""
+SCORES = (rewards.MARGIN, rewards.MEMBER_MARGINS, *PAIR_REFERENCES, *SAMPLES[1:])
+"""Columns that reach the loss, [N], the members' [N, K], the last two [N, S]; in float64 until the log-probs' type is
+known."""
 
 
 class RewardDistillationTrainer(DPOTrainer):  # type: ignore[misc]
@@ -65,10 +69,11 @@ class RewardDistillationTrainer(DPOTrainer):  # type: ignore[misc]
             `Method` with that same beta. A method that needs samples of pi_ref wants `sample_ids`; without them,
             give the method `kl=Pessimism(samples="preferences")`.
         train_dataset: a scored preference set: text, or the token ids prompt_ids, chosen_ids, rejected_ids with
-            end-of-text, and what the method needs of reward_margin (or chosen_reward and rejected_reward),
-            member_margins ([K] a row) and sample_ids (S completions a row; token ids only). With
-            `args.precompute_ref_log_probs`, the columns ref_chosen_logps, ref_rejected_logps (and ref_sample_logps)
-            are taken where they are there.
+            end-of-text. The rewards that the method needs are in the columns of `lm.data.rewards`, as `python -m
+            lm.score` writes them of any set and `python -m lm.export` of a run's pairs; without a one reward, it is
+            the members' mean, as with `data.rewards given`. Samples of pi_ref are in sample_ids (S completions a row;
+            token ids only). With `args.precompute_ref_log_probs`, the columns ref_chosen_logps, ref_rejected_logps
+            (and ref_sample_logps), which `lm.export` writes too, are taken where they are there.
         args: TRL's options. Nothing is cut: a pair longer than `max_length` is an error.
         eval_dataset: likewise; not with an ensemble, whose member is chosen on a training mini-batch.
         options: `ref_model`, `processing_class`, `callbacks`, `optimizers`, `quantization_config`, `peft_config`.
@@ -150,7 +155,8 @@ class RewardDistillationTrainer(DPOTrainer):  # type: ignore[misc]
             if missing:
                 raise ValueError(
                     f"{name}: {type(self.method).__name__} with samples of the reference needs {', '.join(missing)}, "
-                    "as `python -m lm.score` writes them; or let the pairs be the samples, with "
+                    "as `python -m lm.score` leaves them in a run's score/pairs-*/pairs; or let the pairs be the "
+                    "samples, with "
                     f'{type(self.method).__name__}(kl=Pessimism(samples="preferences"))'
                 )
         given = [column for column in wanted if column in dataset.column_names]
@@ -201,8 +207,8 @@ class RewardDistillationTrainer(DPOTrainer):  # type: ignore[misc]
             for batch in batches:
                 pairs = self._pairs(model, self._prepare_inputs(batch))
                 margin, members = pairs.logratio_margin, pairs.known("member_margins")
-                beta = getattr(self.method, "beta")  # noqa: B009
-                grams.append(losses.ensemble_gram(margin, members, beta=beta) * len(margin))
+                gram = losses.ensemble_gram(margin, members, beta=self.method.implicit_scale)
+                grams.append(gram * len(margin))
         model.train(was_training)
         mean: Tensor = self.accelerator.reduce(torch.stack(grams).sum(0), "sum") / count
         return mean
@@ -235,7 +241,8 @@ class RewardDistillationTrainer(DPOTrainer):  # type: ignore[misc]
             ref_logps = torch.cat(self.compute_ref_log_probs(self.ref_model or self.model, rows)).to(logps.dtype)
             ref_chosen, ref_rejected = ref_logps[:count], ref_logps[count : 2 * count]
             ref_samples = ref_logps[2 * count :].view(count, -1)
-        lengths = rows["completion_mask"].sum(1)
+        lengths = rows["completion_mask"].sum(1).to(logps.dtype)
+        members = scores.get(rewards.MEMBER_MARGINS)
         return PairBatch(
             policy_chosen_logps=chosen,
             policy_rejected_logps=rejected,
@@ -243,8 +250,8 @@ class RewardDistillationTrainer(DPOTrainer):  # type: ignore[misc]
             ref_rejected_logps=ref_rejected,
             chosen_lengths=lengths[:count],
             rejected_lengths=lengths[count : 2 * count],
-            reward_margin=scores.get("reward_margin"),
-            member_margins=scores["member_margins"].T if "member_margins" in scores else None,
+            reward_margin=scores.get(rewards.MARGIN),
+            member_margins=None if members is None else members.T,
             sample_logratios=(
                 (scores["sample_weights"] * (samples - ref_samples)).sum(1) if self.method.needs_samples else None
             ),
@@ -310,28 +317,36 @@ class RewardDistillationTrainer(DPOTrainer):  # type: ignore[misc]
 def resolve(method: Method | str, beta: float) -> Method:
     """The method of this name with beta (IPO: tau) from TRL's option, or the method that was given.
 
-    Raises ValueError for an unknown name, for one that needs a reward head, and where the two scales differ.
+    Raises ValueError for an unknown name, for one that needs a reward head or trains an oracle of its own, and where
+    the two scales differ.
     """
+    by_name = isinstance(method, str)
     if isinstance(method, str):
         if method not in METHODS:
             raise ValueError(f"method must be one of {', '.join(METHODS)}, or a Method, got {method!r}")
-        if METHODS[method] is not DRDO:
-            method = METHODS[method](**{"tau" if METHODS[method] is IPO else "beta": beta})
-        else:
-            method = DRDO()
+        method = METHODS[method]()
     if not isinstance(method, Method):
         raise TypeError(f"method must be a name or an lm.objectives.Method, got {type(method).__name__}: {method!r}")
     if method.needs_reward_head:
         raise ValueError(
             f"{method} needs a reward head, which TRL's model does not have; train it with `python -m lm.policy`, or "
-            'give DRDO(reward_estimate="implicit", beta=...)'
+            f'give {type(method).__name__}(reward_estimate="implicit", beta=...)'
         )
-    scale = "tau" if isinstance(method, IPO) else "beta"
-    own = getattr(method, scale)
-    if own != beta:
+    if method.own_oracle is not None:
         raise ValueError(
-            f"{type(method).__name__}.{scale} is {own}, but DPOConfig.beta is {beta}; give both the "
-            "same value, or name the method"
+            f"{method} distils an oracle of its own, which is not trained here; train it with `python -m lm.policy`, "
+            "or leave the oracle out to distil the rewards of the set"
+        )
+    options = dataclasses.asdict(method)
+    scale = next((name for name in SCALES if name in options), None)
+    if scale is None:
+        return method
+    if by_name:
+        return dataclasses.replace(method, **{scale: beta})
+    if options[scale] != beta:
+        raise ValueError(
+            f"{type(method).__name__}.{scale} is {options[scale]}, but DPOConfig.beta is {beta}; give both the same "
+            "value, or name the method"
         )
     return method
 
@@ -362,30 +377,41 @@ def refuse_ignored(args: DPOConfig) -> None:
 
 
 def with_margins(dataset: Dataset, method: Method, name: str) -> Dataset:
-    """Adds reward_margin where there are chosen_reward and rejected_reward, and checks what the method reads.
+    """The dataset with the reward margins that the method reads, and no other reward columns; the other scores checked.
 
-    Raises ValueError for a column that is missing or there in two forms, and for a value, with its row, that is not
-    finite.
+    Args:
+        dataset: rewards as `lm.data.rewards.Reader` takes them, under today's names or older ones.
+        method: whose `needs` say which.
+        name: of the dataset, for messages.
+
+    Raises:
+        ValueError: a column is missing, a value, with its row, is missing or not finite, or two columns contradict
+            each other.
     """
-    both = [column for column in ("chosen_reward", "rejected_reward") if column in dataset.column_names]
-    if "rewards" in method.needs and both:
-        if len(both) == 1 or "reward_margin" in dataset.column_names:
+    there = [column for column in rewards.EVERY if column in dataset.column_names]
+    made: dict[str, list[Any]] = {}
+    if method.needs:
+        needs = f"{type(method).__name__} needs {' and '.join(sorted(method.needs))}"
+        read = rewards.Reader(needs)
+        rows = enumerate(dataset.select_columns(there)) if there else ()
+        margins = [rewards.margins(read(row, f"{name}, row {i}")) for i, row in rows]
+        if not there or ("members" in method.needs and any(len(members) < 2 for _, members in margins)):
+            sources: tuple[rewards.Source, ...] = (rewards.MEMBERS, (rewards.MEMBER_MARGINS,))
+            if "members" not in method.needs:
+                sources = (rewards.ONE, (rewards.MARGIN,), *sources)
             raise ValueError(
-                f"{name}: either chosen_reward and rejected_reward, or reward_margin; there are "
-                f"{', '.join(c for c in dataset.column_names if 'reward' in c)}"
+                f"{name}: {needs}, in {rewards.either(sources)}; there are {', '.join(dataset.column_names)}. `python "
+                "-m lm.score` writes them of any set, `python -m lm.export` of a run's pairs"
             )
-        chosen, rejected = (numbers(dataset, column, name) for column in both)
-        dataset = dataset.add_column("reward_margin", (chosen - rejected).tolist())
-    wanted = {"rewards": "reward_margin", "members": "member_margins"}
-    for column in [wanted[need] for need in sorted(method.needs)]:
-        if column not in dataset.column_names:
-            raise ValueError(
-                f"{name}: {type(method).__name__} needs {column}; there are {', '.join(dataset.column_names)}. "
-                "`python -m lm.score` writes lists chosen_rewards and rejected_rewards, of which lm.pipeline.margins "
-                "makes reward_margin (the first reward model) and member_margins (the others)"
-            )
+        if "rewards" in method.needs:
+            made[rewards.MARGIN] = [margin for margin, _ in margins]
+        if "members" in method.needs:
+            made[rewards.MEMBER_MARGINS] = [members for _, members in margins]
+    dataset = dataset.remove_columns(there)
+    for column, values in made.items():
+        dataset = dataset.add_column(column, values)
     for column in SCORES:
-        if column in dataset.column_names:
+        if column in dataset.column_names and column not in made:
             numbers(dataset, column, name)
     return dataset
 

@@ -11,7 +11,7 @@ import subprocess
 import sys
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
@@ -26,10 +26,23 @@ from transformers import PreTrainedTokenizerFast, TrainingArguments
 from trl import DPOConfig, DPOTrainer
 from trl.trainer import utils as trl_utils
 
+from lm.data import rewards
+from lm.data.rewards import Source
 from lm.integrations import trl
-from lm.integrations.trl import RewardDistillationTrainer, collate, refuse_ignored, resolve
+from lm.integrations.trl import RewardDistillationTrainer, collate, refuse_ignored, resolve, with_margins
 from lm.logprobs.completions import CompletionModel
-from lm.objectives import DPO, DRDO, IPO, METHODS, DistilledDPO, EnsembleDPO, Method, Pessimism
+from lm.objectives import (
+    DPO,
+    DRDO,
+    IPO,
+    METHODS,
+    DistilledDPO,
+    EnsembleDPO,
+    Method,
+    Need,
+    PairBatch,
+    Pessimism,
+)
 from lm.training.batches import pair_collator
 from lm.training.loop import training_arguments
 from lm.training.policy import PolicyTrainer
@@ -78,11 +91,13 @@ def tokenizer() -> PreTrainedTokenizerFast:
 
 
 def scale_of(method: Method) -> float:
-    return float(method.tau if isinstance(method, IPO) else getattr(method, "beta"))  # noqa: B009
+    scale = method.tau if isinstance(method, IPO) else method.implicit_scale
+    assert scale is not None
+    return scale
 
 
 def options(folder: Path, **changes: Any) -> DPOConfig:
-    """The options of `lm.testing.training`, in TRL's terms."""
+    """The options of `tests.tiny.training`, in TRL's terms."""
     ours = training_arguments(training(), folder, seed=3, device="cpu")
     same = ("lr_scheduler_type", "max_grad_norm", "weight_decay", "adam_beta1", "adam_beta2", "adam_epsilon", "seed")
     return DPOConfig(
@@ -117,7 +132,8 @@ def in_trl(
     extra = {name: changes.pop(name) for name in ("eval_dataset", "peft_config") if name in changes}
     if ref_model is not None:
         data = data.remove_columns([name for name in REFERENCES if name in data.column_names])
-    changes = {"beta": scale_of(method), "precompute_ref_log_probs": ref_model is None, **changes}
+    scale = {} if "beta" in changes else {"beta": scale_of(method)}
+    changes = {**scale, "precompute_ref_log_probs": ref_model is None, **changes}
     return trainer_class(
         causal_lm(),
         method=method,
@@ -155,7 +171,7 @@ def test_loss_and_gradient_are_those_of_our_trainer(name: str, tmp_path: Path) -
     for trainer in (mine, theirs):
         trainer.state.max_steps, trainer.state.global_step = 5, 2  # half of training is done
     theirs.model.train()
-    expected = mine.losses(mine.model, pair_collator(sample=method.needs_samples)(list(data))).mean()
+    expected = mine.losses(mine.model, pair_collator(sample=method.needs_samples)(list(data)))[0].mean()
     loss = theirs.compute_loss(theirs.model, collate(list(theirs.train_dataset)))
     close(loss, expected, what=name)
     pairwise = zip(
@@ -171,7 +187,7 @@ def test_what_trls_own_head_rounds(tmp_path: Path) -> None:
     """TRL computes log-probs in float32 even of a float64 model: the parity above is to the last digit without it."""
     method, data = DistilledDPO(), pairs(6)
     mine, theirs = ours(tmp_path / "ours", method, data), in_trl(tmp_path / "trl", method, data)
-    expected = mine.losses(mine.model, pair_collator()(list(data))).mean()
+    expected = mine.losses(mine.model, pair_collator()(list(data)))[0].mean()
     loss = theirs.compute_loss(theirs.model, collate(list(theirs.train_dataset)))
     assert loss.dtype == torch.float32
     assert loss.item() == pytest.approx(expected.item(), rel=1e-4)
@@ -361,7 +377,9 @@ def test_text_and_rewards_give_the_batch_of_token_ids_and_margins(tmp_path: Path
     text = in_trl(tmp_path / "text", DistilledDPO(), as_text(data), ref_model=reference)
     ids = in_trl(tmp_path / "ids", DistilledDPO(), data, ref_model=reference)
     one, other = (collate(list(trainer.train_dataset)) for trainer in (text, ids))
-    assert one.keys() == other.keys() - {"member_margins"}
+    assert one.keys() == other.keys()
+    assert "member_margins" in data.column_names, "which d-DPO does not read"
+    assert "member_margins" not in other
     for name in ("input_ids", "attention_mask", "completion_mask"):
         assert torch.equal(one[name], other[name]), name
     close(one["reward_margin"], other["reward_margin"])
@@ -425,7 +443,7 @@ def test_the_documented_examples_run(tmp_path: Path, monkeypatch: pytest.MonkeyP
     monkeypatch.setattr("trl.DPOConfig", on_cpu)
     causal_lm().float().save_pretrained("model")
     tokenizer().save_pretrained("model")
-    members = {"chosen_rewards": [1.0, 2.0], "rejected_rewards": [0.0, 3.0]}
+    members = {"chosen_member_rewards": [1.0, 2.0], "rejected_member_rewards": [0.0, 3.0]}
     as_text(pairs(6)).map(lambda row: members).to_json("scored.jsonl")
     page = (Path(__file__).parents[2] / "docs" / "trl.md").read_text()
     blocks = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
@@ -487,6 +505,12 @@ def test_an_option_that_would_be_ignored_is_refused(name: str, tmp_path: Path) -
         (DPO, 1.0, TypeError, "method must be a name or an lm.objectives.Method, got type"),
         ("drdo", 1.0, ValueError, "needs a reward head, which TRL's model does not have"),
         (DRDO(), 1.0, ValueError, "needs a reward head"),
+        (
+            DRDO(reward_estimate="implicit", beta=1.0, oracle_alpha=0.01),
+            1.0,
+            ValueError,
+            "distils an oracle of its own, which is not trained here",
+        ),
         (DPO(beta=0.2), 0.1, ValueError, r"DPO.beta is 0.2, but DPOConfig.beta is 0.1; give both the same"),
         (IPO(tau=0.2), 0.1, ValueError, r"IPO.tau is 0.2, but DPOConfig.beta is 0.1"),
         ("dpo", -1.0, ValueError, "DPO.beta must be a finite number > 0, got -1.0"),
@@ -511,17 +535,53 @@ def with_value(column: str, value: Any) -> Dataset:
 @pytest.mark.parametrize(
     ("name", "data", "changes", "message"),
     [
-        ("d-dpo", without("reward_margin"), {}, "train: DistilledDPO needs reward_margin; there are .*lm.score"),
-        ("e-dpo", without("member_margins"), {}, "train: EnsembleDPO needs member_margins"),
+        (
+            "d-dpo",
+            without("reward_margin", "member_margins"),
+            {},
+            "train: DistilledDPO needs rewards, in chosen_reward and rejected_reward or reward_margin or "
+            "chosen_member_rewards and rejected_member_rewards or member_margins; there are .*lm.score.*lm.export",
+        ),
+        (
+            "e-dpo",
+            without("member_margins"),
+            {},
+            "train: EnsembleDPO needs members, in chosen_member_rewards and rejected_member_rewards or member_margins; "
+            "there are .*lm.score",
+        ),
+        ("e-dpo", pairs(4, members=1), {}, "train: EnsembleDPO needs members, in chosen_member_rewards and"),
         ("e-dpo", without("sample_ids"), {}, r"needs sample_ids, .*Pessimism\(samples=\"preferences\"\)"),
-        ("d-dpo", with_value("reward_margin", float("nan")), {}, "train, row 2: reward_margin must be finite numbers"),
+        (
+            "d-dpo",
+            with_value("reward_margin", float("nan")),
+            {},
+            "train, row 2: 'reward_margin' must be a finite number, got nan",
+        ),
         (
             "d-dpo",
             with_value("reward_margin", None),
             {},
-            "train, row 2: reward_margin must be finite numbers, got None",
+            "train, row 2: chosen_reward and .* is the one reward: none here, one in the rows before",
         ),
-        ("e-dpo", with_value("member_margins", [1.0]), {}, "train, row 2: member_margins has 1 values"),
+        (
+            "d-dpo",
+            with_value("reward_margin", None).remove_columns("member_margins"),
+            {},
+            "train, row 2: DistilledDPO needs rewards, but the row has none",
+        ),
+        (
+            "e-dpo",
+            with_value("member_margins", [1.0, 2.0]),
+            {},
+            "train, row 2: 2 rewards in an ensemble's lists, 3 in the rows before",
+        ),
+        ("e-dpo", with_value("member_margins", [1.0]), {}, "train, row 2: 0 rewards in an ensemble's lists, 3 in the"),
+        (
+            "d-dpo",
+            with_value("ref_chosen_logps", float("nan")),
+            {},
+            "train, row 2: ref_chosen_logps must be finite numbers, got nan",
+        ),
         ("dpo", with_value("chosen_ids", []), {}, "train, row 2: prompt and completions need at least one token"),
         ("e-dpo", with_value("sample_ids", [[5, 1]]), {}, "train, row 2: sample_ids must be 2 lists of tokens"),
         ("dpo", pairs(4), {"max_length": 6}, "the longest .* has .* tokens, which max_length=6 would cut"),
@@ -538,11 +598,107 @@ def test_data_that_does_not_fit_is_refused(
         in_trl(tmp_path, CARRIED[name], data, **changes)
 
 
-def test_rewards_in_two_forms_and_a_reference_beside_its_log_probs_are_refused(tmp_path: Path) -> None:
-    rewards = pairs(4).add_column("chosen_reward", [0.0] * 4).add_column("rejected_reward", [0.0] * 4)
-    for data in (rewards, rewards.remove_columns(["reward_margin", "rejected_reward"])):
-        with pytest.raises(ValueError, match="either chosen_reward and rejected_reward, or reward_margin; there are"):
-            in_trl(tmp_path, DistilledDPO(), data)
+def as_rewards(data: Dataset, one: Source, members: Source) -> Dataset:
+    """The margins of the data under other columns, as rewards of both sides where there are two."""
+    bare = data.remove_columns(["reward_margin", "member_margins"])
+
+    def columns(row: dict[str, Any]) -> dict[str, Any]:
+        margin, listed = row["reward_margin"], row["member_margins"]
+        both = (margin + 3.0, 3.0), ([m + 3.0 for m in listed], [3.0] * len(listed))
+        ones, lists = (margin,) if len(one) == 1 else both[0], (listed,) if len(members) == 1 else both[1]
+        return {**dict(zip(one, ones, strict=True)), **dict(zip(members, lists, strict=True))}
+
+    return Dataset.from_list([{**row, **columns(full)} for row, full in zip(bare, data, strict=True)])
+
+
+@pytest.mark.parametrize("members", rewards.OF_MEMBERS, ids=rewards.named)
+@pytest.mark.parametrize("one", rewards.OF_ONE, ids=rewards.named)
+def test_every_name_of_a_reward_gives_the_same_margins(one: Source, members: Source) -> None:
+    data = pairs(6)
+    given = as_rewards(data, one, members)
+    for name in ("d-dpo", "e-dpo", "dpo"):
+        method = METHODS[name]()
+        made, expected = (with_margins(each, method, "train") for each in (given, data))
+        own = {"rewards": "reward_margin", "members": "member_margins"}
+        assert set(made.column_names) & set(rewards.EVERY) == {own[need] for need in method.needs}, "and no other"
+        assert sorted(made.column_names) == sorted(expected.column_names)
+        for need in method.needs:
+            np.testing.assert_allclose(made[own[need]], expected[own[need]], rtol=1e-12, atol=1e-12)
+
+
+def test_without_a_one_reward_it_is_the_members_mean() -> None:
+    """As `data.rewards given` has it of the same file."""
+    data = pairs(4).remove_columns("reward_margin")
+    made = with_margins(data, DistilledDPO(), "train")
+    assert made["reward_margin"] == pytest.approx([sum(margins) / 3 for margins in data["member_margins"]])
+
+
+def test_several_columns_of_one_reward_have_to_agree() -> None:
+    """`lm.export` writes both sides and their difference."""
+    data = pairs(4)
+    chosen, rejected = [margin + 3.0 for margin in data["reward_margin"]], [3.0] * 4
+    both = data.add_column("chosen_reward", chosen).add_column("rejected_reward", rejected)
+    assert with_margins(both, DistilledDPO(), "train")["reward_margin"] == pytest.approx(data["reward_margin"])
+    listed = [[margin + 1.0 for margin in margins] for margins in data["member_margins"]]
+    contradictory = data.add_column("chosen_rewards", listed).add_column("rejected_rewards", [[0.0] * 3] * 4)
+    for method in (DistilledDPO(), EnsembleDPO()):
+        with pytest.raises(ValueError, match=r"^train, row 0: the reward margins contradict each other: "):
+            with_margins(contradictory, method, "train")
+    assert set(with_margins(contradictory, DPO(), "train").column_names) == set(data.column_names) - {
+        "reward_margin",
+        "member_margins",
+    }
+
+
+def test_lengths_are_of_the_log_probs_type(tmp_path: Path) -> None:
+    """A mean a token of a float64 model would else be rounded, or refused, depending on the backend."""
+    trainer = in_trl(tmp_path, DPO(), pairs(4))
+    seen = trainer._pairs(trainer.model, collate(list(trainer.train_dataset)))
+    assert seen.chosen_lengths.dtype == seen.rejected_lengths.dtype == seen.policy_chosen_logps.dtype
+    assert seen.chosen_lengths.tolist() == [len(row["chosen_ids"]) for row in pairs(4)]
+    assert seen.rejected_lengths.tolist() == [len(row["rejected_ids"]) for row in pairs(4)]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ScaledSquares(Method):
+    """A method of the user's own, whose scale is no implicit reward's."""
+
+    needs: ClassVar[frozenset[Need]] = frozenset({"rewards"})
+    beta: float = 2.0
+
+    def __call__(self, pairs: PairBatch) -> Tensor:
+        return (self.beta * pairs.logratio_margin / pairs.chosen_lengths - pairs.known("reward_margin")) ** 2
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Unscaled(Method):
+    """One without a scale."""
+
+    def __call__(self, pairs: PairBatch) -> Tensor:
+        return pairs.logratio_margin**2
+
+
+@pytest.mark.usefixtures("exact")
+def test_a_made_up_method_trains_as_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(METHODS, "squares", ScaledSquares)
+    monkeypatch.setitem(METHODS, "unscaled", Unscaled)
+    assert resolve("squares", 0.3) == ScaledSquares(beta=0.3)
+    assert resolve("unscaled", 0.3) == Unscaled()
+    with pytest.raises(ValueError, match=r"ScaledSquares.beta is 2.0, but DPOConfig.beta is 0.3"):
+        resolve(ScaledSquares(), 0.3)
+    method, data = ScaledSquares(), pairs(6)
+    mine, theirs = ours(tmp_path / "ours", method, data), in_trl(tmp_path / "trl", method, data, beta=2.0)
+    expected = mine.losses(mine.model, pair_collator()(list(data)))[0].mean()
+    close(theirs.compute_loss(theirs.model, collate(list(theirs.train_dataset))), expected)
+
+
+def test_half_a_pair_of_columns_and_a_reference_beside_its_log_probs_are_refused(tmp_path: Path) -> None:
+    half = pairs(4).remove_columns("reward_margin").add_column("chosen_reward", [0.0] * 4)
+    with pytest.raises(ValueError, match="train, row 0: 'rejected_reward' must be a finite number, got None"):
+        in_trl(tmp_path, DistilledDPO(), half)
+    contradictory = pairs(4).add_column("chosen_reward", [0.0] * 4).add_column("rejected_reward", [0.0] * 4)
+    with pytest.raises(ValueError, match="train, row 0: the reward margins contradict each other: "):
+        in_trl(tmp_path, DistilledDPO(), contradictory)
     given = {"args": options(tmp_path, precompute_ref_log_probs=True), "processing_class": tokenizer()}
     with pytest.raises(ValueError, match="ref_chosen_logps, ref_rejected_logps, so ref_model would be ignored"):
         RewardDistillationTrainer(
@@ -607,8 +763,8 @@ def test_the_examples_of_the_documentation_run(tmp_path: Path, monkeypatch: pyte
             "rejected": f" w{i + 5} w{i + 6}",
             "chosen_reward": 0.1 * i,
             "rejected_reward": 0.3,
-            "chosen_rewards": [0.1 * i, 0.2],
-            "rejected_rewards": [0.3, -0.1],
+            "chosen_member_rewards": [0.1 * i, 0.2],
+            "rejected_member_rewards": [0.3, -0.1],
         }
         for i in range(8)
     ]

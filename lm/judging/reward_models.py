@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+import json
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from jinja2 import TemplateError
 from torch import Tensor
 from transformers import AutoModelForSequenceClassification, PreTrainedModel
 
-from lm.base.store import verify
+from lm.base.store import CorruptArtifact, verify
 from lm.config import LogprobsConfig, Scoring
 from lm.data.rows import Row
 from lm.data.schemas import Drop, Message, Renderer, any_conversation, any_pair, chat_renderer, plain_chat
@@ -32,7 +33,7 @@ log = logging.getLogger(__name__)
 
 
 def role_text(messages: Sequence[Message], reply: Message, where: str) -> tuple[str, str]:
-    """A conversation for a model without a chat template; a `lm.data.Renderer`."""
+    """A conversation for a model without a chat template; a `lm.data.schemas.Renderer`."""
     return f"{plain_chat(messages, reply, where)[0]}\n\n{reply['role']}:", f" {reply['content']}"
 
 
@@ -213,10 +214,36 @@ class RewardModel:
         return logits[:, 0]
 
 
+class Origin(NamedTuple):
+    """Which model of a run one is, and when it was made."""
+
+    stage: str
+    name: str
+    """Of a reward model, MAIN or a member's."""
+    made: tuple[str, int]
+    """Grows with time."""
+    own_oracle: bool
+    """Whether it is a method's own, which has a reward head beside a language model's."""
+
+
+def origin(spec: str) -> Origin | None:
+    """What a run's folder says of itself; None of any other model. Raises CorruptArtifact where it says nothing."""
+    path = Path(spec) / "artifact.json"
+    if not path.is_file():
+        return None
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+        made = record["provenance"]["date"], path.stat().st_mtime_ns
+        own = record["stage"] == "reward" and "reward_head.safetensors" in record["files"]
+        return Origin(record["stage"], record["name"], made, own)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise CorruptArtifact(f"{path} cannot be read ({error}); delete the folder to rebuild it") from None
+
+
 def is_ours(spec: str) -> bool:
     """Whether `lm.reward` or `lm.oracle` made the model. Raises CorruptArtifact where it has changed since."""
-    folder = Path(spec)
-    return (folder / "artifact.json").is_file() and verify(folder)["stage"] in ("reward", "oracle")
+    of_run = origin(spec)
+    return of_run is not None and verify(Path(spec))["stage"] in ("reward", "oracle")
 
 
 def _load(spec: str, scoring: Scoring) -> PreTrainedModel:

@@ -2,9 +2,10 @@
 
     python -m lm.score --data DATA --reward-model A [B ...] [--judge-model NAME ...] --out FILE
 
-FILE has the set's rows as they are, and beside them `chosen_reward_A` and `rejected_reward_A` for each model, and
-`chosen_rewards` and `rejected_rewards`, lists with one reward a model, which `data.rewards given` distils (two or more
-are an ensemble). Rewards are the models' own numbers, each on its own scale.
+FILE has the set's rows as they are, and beside them `chosen_reward_A` and `rejected_reward_A` for each model, and what
+`data.rewards given` distils, in the columns of `lm.data.rewards`. One model alone gives the one reward; several are the
+members of an ensemble. Of our own, which the folders name, `rho` is the one reward whatever stands beside it, and never
+a member. Rewards are the models' own numbers, each on its own scale.
 
 What a model reads. With a chat template, the conversation as the template writes it, nothing added. Without one, prompt
 and completion, tokenised apart and joined, then end-of-text; messages among them as `role: content`, a blank line
@@ -41,13 +42,15 @@ from transformers import AutoConfig
 from lm.base import progress, ranks
 from lm.base.command import only_run_in
 from lm.base.files import write_json
-from lm.data.rewards import GIVEN_REWARDS, REWARDS
+from lm.config import Scoring
+from lm.data import rewards
 from lm.data.rows import Row, check_suffix, read_rows, write_rows
 from lm.data.schemas import Drop, any_pair, is_tldr
 from lm.judging.llm import LLMJudge, Log, Pair, shares_won
-from lm.judging.reward_models import Placed, RewardModel, Scoring, _kept, role_text
+from lm.judging.reward_models import Origin, Placed, RewardModel, _kept, origin, role_text
 from lm.models.loading import check_reward_model
 from lm.models.opening import device_named
+from lm.objectives import MAIN
 
 SHARD = 2048
 """Pairs that are scored between two savings."""
@@ -56,7 +59,7 @@ SHARD = 2048
 def comparisons(path: str, subset: str | None, left_out: Counter[str] | None = None) -> Iterator[Placed]:
     """The rows of a set that are comparisons; counts the others by reason.
 
-    Raises ValueError or FileNotFoundError as `lm.data.read_rows` and `lm.data.any_pair` do.
+    Raises ValueError or FileNotFoundError as `lm.data.rows.read_rows` and `lm.data.schemas.any_pair` do.
     """
     for where, row in read_rows(path, subset):
         pair = any_pair(row, where)
@@ -109,9 +112,9 @@ class Parts:
         except (OSError, ValueError, KeyError, TypeError):  # none yet, or not whole: it is computed again
             return None
 
-    def write(self, shard: int, rows: Sequence[Placed], rewards: Tensor, cut: int) -> None:
+    def write(self, shard: int, rows: Sequence[Placed], values: Tensor, cut: int) -> None:
         """Rewards, [2N], as of `RewardModel.rewards`."""
-        chosen, rejected = rewards.reshape(2, -1).tolist()
+        chosen, rejected = values.reshape(2, -1).tolist()
         write_json(self.path(shard), {"key": self.key(rows), "chosen": chosen, "rejected": rejected, "cut": cut})
 
 
@@ -133,6 +136,41 @@ def column_names(specs: Sequence[str]) -> list[str]:
     return names
 
 
+def told_apart(specs: Sequence[str]) -> tuple[list[str], dict[str, str]]:
+    """The models that give rewards, and why others that were named do not.
+
+    Raises ValueError where two are one model of a run, tried again, or where none is left.
+    """
+    of_run = {spec: known for spec in specs if (known := origin(spec)) is not None}
+    left = {
+        spec: f"it is the oracle of {known.name}'s own, whose rewards only its run reads"
+        for spec, known in of_run.items()
+        if known.own_oracle
+    }
+    if specs and len(left) == len(specs):
+        raise ValueError(f"--reward-model {specs[0]!r}: {left[specs[0]]}; name one of the run's other reward models")
+    tries: dict[tuple[str, str], list[tuple[Origin, str]]] = {}
+    for spec, known in of_run.items():
+        if spec not in left:
+            tries.setdefault((known.stage, known.name), []).append((known, spec))
+    if twice := {name: sorted(found, key=lambda one: one[0].made) for name, found in tries.items() if len(found) > 1}:
+        told = (
+            f"{name!r} is there {len(found)} times, {', '.join(spec for _, spec in found)}, of which the last is the "
+            "newest"
+            for (_, name), found in twice.items()
+        )
+        raise ValueError(f"--reward-model: {'; '.join(told)}; name one folder of each")
+    return [spec for spec in specs if spec not in left], left
+
+
+def one_reward(specs: Sequence[str], judges: int) -> int | None:
+    """Which of the models, and the judge after them, gives the one reward: one that is alone, or our own MAIN."""
+    if len(specs) + judges == 1:
+        return 0
+    own = [origin(spec) for spec in specs]
+    return next((i for i, known in enumerate(own) if known and (known.stage, known.name) == ("reward", MAIN)), None)
+
+
 @dataclass
 class Summary:
     """What `score_set` did."""
@@ -143,6 +181,12 @@ class Summary:
     """Rows that are not, by reason."""
     removed: set[str] = field(default_factory=set)
     """Columns with other rewards, which would be read as well."""
+    unused: dict[str, str] = field(default_factory=dict)
+    """Models that were named and give no rewards, and why."""
+    one: str | None = None
+    """Which model gives the one reward; None where that is the members' mean."""
+    members: list[str] = field(default_factory=list)
+    """Of the ensemble, in the order of the lists."""
     agree: Counter[str] = field(default_factory=Counter)
     """Of each model, pairs whose chosen completion has the larger reward."""
     ties: Counter[str] = field(default_factory=Counter)
@@ -162,12 +206,12 @@ def score_set(
     """Writes the set with rewards to `out`, see the top of this file. All ranks call this, the first one writes.
 
     Args:
-        path: a set in any schema, as of `lm.data.read_rows`. It is read several times and never held, but for a
+        path: a set in any schema, as of `lm.data.rows.read_rows`. It is read several times and never held, but for a
             judge's questions.
         out: .jsonl, .jsonl.gz or .parquet file, which must not be there yet.
         specs: reward models, hub names or local folders.
         scoring: how they are run.
-        subset: as of `lm.data.read_rows`.
+        subset: as of `lm.data.rows.read_rows`.
         judge: an LLM, the last of the ensemble.
 
     Raises:
@@ -181,10 +225,15 @@ def score_set(
         raise ValueError(f"--out {out} exists; name another file, or remove it")
     if not specs and judge is None:
         raise ValueError("name a model by --reward-model or --judge-model")
+    specs, unused = told_apart(specs)
     names = column_names([*specs, *([judge.model] if judge else [])])
     for spec in specs:
         check_reward_model(spec, False, option="--reward-model")
-    summary = Summary()
+    main = one_reward(specs, int(judge is not None))
+    others = [name for i, name in enumerate(names) if i != main]
+    summary = Summary(
+        unused=unused, one=None if main is None else names[main], members=others if len(others) > 1 else []
+    )
     total = sum(1 for _ in comparisons(path, subset, summary.left_out))
     if not total:
         raise ValueError(f"{path}: no row is a comparison, left out were {dict(summary.left_out) or 'none'}")
@@ -212,9 +261,9 @@ def _score_shards(parts: Parts, spec: str, scoring: Scoring, shards: Iterator[li
         if model is None:
             progress.say(f"[rewards] {what}{f', going on at {number * SHARD:,}' if number else ''}")
             model = RewardModel(spec, scoring)
-        rewards, cut = model.rewards(rows, f"{what}, from {number * SHARD:,}")
+        values, cut = model.rewards(rows, f"{what}, from {number * SHARD:,}")
         if ranks.is_first():
-            parts.write(number, rows, rewards, cut)
+            parts.write(number, rows, values, cut)
 
 
 def _judged(judge: LLMJudge, rows: Iterator[Placed], out: Path) -> list[float | None]:
@@ -253,26 +302,34 @@ def _scored(
         for name, record in zip(names, records, strict=False):
             summary.cut[name] += record["cut"]  # type: ignore[index]
         for i, (where, row) in enumerate(rows):
-            rewards = [(record["chosen"][i], record["rejected"][i]) for record in records]  # type: ignore[index]
+            values = [(record["chosen"][i], record["rejected"][i]) for record in records]  # type: ignore[index]
             if shares is not None:
                 share = shares[number]
                 number += 1
                 if share is None:
                     summary.left_out["no verdict of the judge"] += 1
                     continue
-                rewards.append((judge_reward(share), judge_reward(1 - share)))
+                values.append((judge_reward(share), judge_reward(1 - share)))
             summary.pairs += 1
-            for name, (chosen, rejected) in zip(names, rewards, strict=True):
+            for name, (chosen, rejected) in zip(names, values, strict=True):
                 summary.agree[name] += chosen > rejected
                 summary.ties[name] += chosen == rejected
             own = _kept(any_pair(row, where)) if is_tldr(row) else row
-            summary.removed |= own.keys() & set(GIVEN_REWARDS)
+            summary.removed |= own.keys() & set(rewards.EVERY)
             yield {
-                **{name: value for name, value in own.items() if name not in GIVEN_REWARDS},
-                **{
-                    f"{side}_reward_{name}": reward
-                    for name, both in zip(names, rewards, strict=True)
-                    for side, reward in zip(("chosen", "rejected"), both, strict=True)
-                },
-                **{name: list(values) for name, values in zip(REWARDS, zip(*rewards, strict=True), strict=True)},
+                **{name: value for name, value in own.items() if name not in rewards.EVERY},
+                **_columns(dict(zip(names, values, strict=True)), summary),
             }
+
+
+def _columns(of_model: dict[str, tuple[float, float]], summary: Summary) -> Row:
+    """Rewards of a row, chosen and rejected by each model, as its columns."""
+    row: Row = {}
+    for name, both in of_model.items():
+        row |= zip(rewards.of_model(name), both, strict=True)
+    if summary.one is not None:
+        row |= zip(rewards.ONE, of_model[summary.one], strict=True)
+    if summary.members:
+        listed = zip(*(of_model[name] for name in summary.members), strict=True)
+        row |= zip(rewards.MEMBERS, map(list, listed), strict=True)
+    return row

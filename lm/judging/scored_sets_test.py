@@ -33,24 +33,31 @@ from transformers import (
 
 from lm.base.files import read_jsonl, write_jsonl
 from lm.base.store import Store
-from lm.config import BiasConfig, Config, DataConfig, EvaluationConfig, ProbeConfig, SamplingConfig
+from lm.config import BiasConfig, Config, DataConfig, EvaluationConfig, ProbeConfig, SamplingConfig, Scoring
+from lm.data import rewards
 from lm.data.rows import read_rows, write_rows
 from lm.data.schemas import any_pair, chat_renderer
 from lm.data.tokens import load, tokenise
-from lm.judge_test import SECRET, Endpoint, fair
-from lm.judging import scored_sets as rewards
+from lm.judging import scored_sets
 from lm.judging.llm import LLMJudge
-from lm.judging.reward_models import RewardModel, Scoring
+from lm.judging.llm_test import SECRET, Endpoint, fair
+from lm.judging.reward_models import RewardModel
 from lm.judging.scored_sets import judge_reward
 from lm.logprobs.completions import CompletionModel
 from lm.logprobs.scoring import score_pairs
 from lm.models.loading import load_tokenizer
 from lm.models.opening import open_reward_model
+from lm.objectives import METHODS
 from lm.score import is_for_any_set, main
-from lm.stages.pipeline import Pipeline
+from lm.stages.labels import labelled_pairs
+from lm.stages.policies import policy as trained_policy
+from lm.stages.rewards import reward
+from lm.stages.run import Run
+from lm.stages.scores import scored_pairs
+from lm.stages.subsets import subset
 from tests.tiny import causal_lm, reward_model, training
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 CHAT = (
     "{% for message in messages %}<{{ message['role'] }}>{{ message['content'] }}{{ eos_token }}\n{% endfor %}"
     "{% if add_generation_prompt %}<assistant>{% endif %}"
@@ -275,7 +282,7 @@ def test_our_own_reward_models_get_what_they_were_trained_on(
     loaded = load(data, 3, tmp_path, render=render).preferences
     tokenised, _ = tokenise(_all_splits(loaded), tokenizer, data, tmp_path / "ids.arrow")
     expected = torch.cat(score_pairs(CompletionModel(model), tokenised, "rewards"))
-    placed = list(rewards.comparisons(str(tmp_path / "pairs.jsonl"), None))
+    placed = list(scored_sets.comparisons(str(tmp_path / "pairs.jsonl"), None))
     assert len(placed) == len(tokenised)
     own, cut = RewardModel(str(folder("reward")), Scoring(device="cpu")).rewards(placed, "")
     torch.testing.assert_close(own, expected, rtol=1e-5, atol=1e-5)  # some layers compute in float32
@@ -321,8 +328,8 @@ def test_transformers_reads_a_runs_reward_models_where_we_do(
         data=data,
         bias=BiasConfig(rho=None, member_fractions=[0.4, 0.6]),
     )
-    pipeline = Pipeline(config)
-    folder, pairs = pipeline.reward("rho").path, pipeline.labelled_pairs("valid")
+    run = Run(config)
+    folder, pairs = reward(run, "rho").path, labelled_pairs(run, "valid")
     ours, _ = score_pairs(open_reward_model(folder, config), pairs, "rewards")
 
     model, own = AutoModelForSequenceClassification.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
@@ -386,13 +393,119 @@ def test_rows_stay_as_they_are_and_other_rewards_give_way(
         assert {name: row[name] for name in original} == original
         assert not {"score_chosen", "margin"} & row.keys()
         for side in ("chosen", "rejected"):
-            assert row[f"{side}_rewards"] == [row[f"{side}_reward_A"], row[f"{side}_reward_B"]]
+            assert row[f"{side}_member_rewards"] == [row[f"{side}_reward_A"], row[f"{side}_reward_B"]]
+            assert f"{side}_reward" not in row, "of several none is the one reward"
     assert any_pair(rows[3], "").items() < any_pair(kept[3], "").items(), "TL;DR rows become text"  # type: ignore[union-attr]
     said = capsys.readouterr().out
     assert "left out: 1 rows, empty completion" in said
     assert "left out: columns margin, score_chosen, which hold other rewards" in said
     larger = sum(row["chosen_reward_A"] > row["rejected_reward_A"] for row in rows)
     assert f"A: the chosen completion has the larger reward in {larger / 4:.1%}" in said
+    assert "the one reward: the mean of the members; the ensemble: A, B" in said
+
+
+def test_a_model_alone_gives_the_one_reward_and_no_ensemble(
+    tokenizer: PreTrainedTokenizerBase, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    stale = {name: [1.0, 2.0] if name.endswith(("rewards", "margins")) else 1.0 for name in rewards.EVERY}
+    rows = score(
+        tmp_path / "out.jsonl",
+        *("--reward-model", plain_model(tmp_path / "B", tokenizer)[2]),
+        rows=[{**row, **stale} for row in numbered(3)],
+    )
+    for row in rows:
+        assert set(row) == {"prompt", "chosen", "rejected", *rewards.ONE, *rewards.of_model("B")}
+        assert [row[name] for name in rewards.ONE] == [row[name] for name in rewards.of_model("B")]
+        assert rewards.given(row, "here")["chosen_reward"] == row["chosen_reward_B"]
+    said = capsys.readouterr().out
+    assert f"left out: columns {', '.join(sorted(rewards.EVERY))}, which hold other rewards" in said
+    assert "the one reward: B; the ensemble: none" in said
+
+
+# ---------------------------------------------------------------- our own models, by name
+
+
+def made(root: Path, tokenizer: PreTrainedTokenizerBase, name: str, seed: int, stage: str = "reward") -> str:
+    """A folder as a run leaves it."""
+
+    def make(folder: Path, _: Path) -> dict[str, Any]:
+        plain_model(folder, tokenizer, seed)
+        return {}
+
+    return str(Store(root, seed=0).get(stage, name, {"seed": seed}, make).path)
+
+
+def own_oracle(root: Path, tokenizer: PreTrainedTokenizerBase) -> str:
+    """DRDO's, a language model with a reward head beside."""
+
+    def make(folder: Path, _: Path) -> dict[str, Any]:
+        save(folder, tokenizer, causal_lm(vocab_size=len(tokenizer)))
+        save_file({"weight": torch.zeros(1, 16)}, folder / "reward_head.safetensors")
+        return {}
+
+    return str(Store(root, seed=0).get("reward", "drdo", {}, make).path)
+
+
+def test_of_a_runs_models_rho_is_the_one_reward_and_never_a_member(
+    tokenizer: PreTrainedTokenizerBase, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """In whatever order, as the shell sorts `runs/own/reward/*`; a method's own oracle among them is left out."""
+    specs = [made(tmp_path / "run", tokenizer, name, i) for i, name in enumerate(("b0.2", "b0.8", "rho"))]
+    drdo = own_oracle(tmp_path / "run", tokenizer)
+    assert sorted([*specs, drdo]) == [str(path) for path in sorted((tmp_path / "run" / "reward").iterdir())]
+    rows = score(tmp_path / "out.jsonl", "--reward-model", *sorted([*specs, drdo]), rows=numbered(3))
+    b2, b8, rho = (Path(spec).name for spec in specs)
+    for row in rows:
+        assert [row[name] for name in rewards.ONE] == [row[name] for name in rewards.of_model(rho)]
+        for k, side in enumerate(rewards.MEMBERS):
+            assert row[side] == [row[rewards.of_model(b2)[k]], row[rewards.of_model(b8)[k]]]
+        assert not any("drdo" in name for name in row)
+    said = capsys.readouterr().out
+    assert f"left out: model {drdo}, it is the oracle of drdo's own, whose rewards only its run reads" in said
+    assert f"the one reward: {rho}; the ensemble: {b2}, {b8}" in said
+
+
+def test_rho_stays_the_one_reward_beside_models_of_others_and_alone_any_model_is(
+    tokenizer: PreTrainedTokenizerBase, tmp_path: Path
+) -> None:
+    rho, member = (made(tmp_path / "run", tokenizer, name, i) for i, name in enumerate(("rho", "b0.2")))
+    oracle = made(tmp_path / "run", tokenizer, "oracle", 2, "oracle")
+    other = plain_model(tmp_path / "B", tokenizer, 3)[2]
+    assert [scored_sets.one_reward(specs, 0) for specs in ([rho], [member], [oracle], [other])] == [0] * 4
+    assert scored_sets.one_reward([], 1) == 0, "the judge"
+    assert scored_sets.one_reward([other, rho], 0) == 1
+    assert scored_sets.one_reward([oracle, rho], 1) == 1
+    assert [scored_sets.one_reward(specs, 1) for specs in ([member], [other], [oracle, member])] == [None] * 3
+    (row,) = score(tmp_path / "out.jsonl", "--reward-model", other, rho, rows=numbered(1))
+    assert row["chosen_reward"] == row[f"chosen_reward_{Path(rho).name}"]
+    assert not set(rewards.MEMBERS) & row.keys(), "one model is no ensemble"
+    assert "chosen_reward_B" in row
+
+
+def test_models_of_earlier_tries_are_refused_and_the_newest_is_named(
+    tokenizer: PreTrainedTokenizerBase, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    once, again = (made(tmp_path / "run", tokenizer, "rho", seed) for seed in (1, 2))
+    twice = made(tmp_path / "other", tokenizer, "b0.2", 1), made(tmp_path / "run", tokenizer, "b0.2", 1)
+    for folder, date in ((once, "2026-11-03"), (again, "2026-11-02")):  # the first try's was made again
+        path = Path(folder) / "artifact.json"
+        record = json.loads(path.read_text())
+        path.write_text(json.dumps({**record, "provenance": {**record["provenance"], "date": date}}))
+    score(tmp_path / "out.jsonl", "--reward-model", again, once, *twice, rows=numbered(2), status=2)
+    said = capsys.readouterr().err
+    assert f"'rho' is there 2 times, {again}, {once}, of which the last is the newest; " in said
+    assert f"'b0.2' is there 2 times, {twice[0]}, {twice[1]}, of which the last is the newest; " in said
+    assert said.rstrip().endswith("name one folder of each")
+    assert not (tmp_path / "out.jsonl").exists()
+
+
+def test_a_methods_own_oracle_alone_is_refused(
+    tokenizer: PreTrainedTokenizerBase, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    drdo = own_oracle(tmp_path / "run", tokenizer)
+    score(tmp_path / "out.jsonl", "--reward-model", drdo, rows=numbered(2), status=2)
+    said = capsys.readouterr().err
+    assert f"--reward-model {drdo!r}: it is the oracle of drdo's own, whose rewards only its run reads; name" in said
 
 
 def numbered(count: int) -> list[dict[str, Any]]:
@@ -427,15 +540,16 @@ def test_a_run_that_distils_the_rewards_reads_them_back(tokenizer: PreTrainedTok
         evaluation=EvaluationConfig(resamples=10),
         probe=ProbeConfig(pairs=4, times=1),
     )
-    pipeline = Pipeline(config)
-    assert pipeline.policy("e-dpo").metrics["history"]
+    run = Run(config)
+    assert trained_policy(run, "e-dpo").metrics["history"]
     of_row = {(row["prompt"], row["chosen"]): row for row in scored}
     seen = 0
-    for text, margins in zip(pipeline.subset("rho"), pipeline.scored_pairs(), strict=True):
+    e_dpo, d_dpo = (scored_pairs(run, METHODS[name](), name) for name in ("e-dpo", "d-dpo"))
+    for text, of_members, of_one in zip(subset(run, "rho"), e_dpo, d_dpo, strict=True):
         row = of_row[text["prompt"], text["chosen"]]
-        members = [c - r for c, r in zip(row["chosen_rewards"], row["rejected_rewards"], strict=True)]
-        assert margins["member_margins"] == members
-        assert margins["reward_margin"] == pytest.approx(sum(members) / 2)
+        members = [c - r for c, r in zip(row["chosen_member_rewards"], row["rejected_member_rewards"], strict=True)]
+        assert of_members["member_margins"] == members
+        assert of_one["reward_margin"] == pytest.approx(sum(members) / 2)
         seen += 1
     assert seen > 10
 
@@ -444,15 +558,16 @@ def test_a_run_that_distils_the_rewards_reads_them_back(tokenizer: PreTrainedTok
 
 KILLED = """
 import os, signal, sys
-from lm import ranks, rewards
-rewards.SHARD = 8
-write = rewards.Parts.write
+from lm.judging import scored_sets
+from lm.score import main
+scored_sets.SHARD = 8
+write = scored_sets.Parts.write
 def write_and_die(self, shard, *rest):
     write(self, shard, *rest)
     if (self.number, shard) == (1, 1):
         os.kill(os.getpid(), signal.SIGKILL)
-rewards.Parts.write = write_and_die
-sys.exit(rewards.main(sys.argv[1:]))
+scored_sets.Parts.write = write_and_die
+sys.exit(main(sys.argv[1:]))
 """
 
 
@@ -464,7 +579,7 @@ def test_two_ranks_are_killed_and_one_process_goes_on_to_the_same_bytes(
 ) -> None:
     specs = [chat_model(tmp_path / "A", tokenizer)[2], plain_model(tmp_path / "B", tokenizer)[2]]
     named = [option for spec in specs for option in ("--reward-model", spec)]
-    monkeypatch.setattr(rewards, "SHARD", 8)
+    monkeypatch.setattr(scored_sets, "SHARD", 8)
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # as the ranks have: on other threads a product is another in the last bit
     score(tmp_path / "whole.jsonl", *named, rows=numbered(21))
@@ -501,7 +616,7 @@ def test_parts_of_other_rows_models_or_settings_are_not_taken(
     tokenizer: PreTrainedTokenizerBase, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = plain_model(tmp_path / "B", tokenizer)[2]
-    monkeypatch.setattr("lm.rewards.shutil.rmtree", lambda _: None)
+    monkeypatch.setattr("lm.judging.scored_sets.shutil.rmtree", lambda _: None)
     computed: list[int] = []
     own = RewardModel.rewards
 
@@ -564,9 +679,9 @@ def test_a_judges_reward_is_half_the_log_odds_of_its_verdicts(
     folder = plain_model(tmp_path / "B", tokenizer)[2]
     with Endpoint(fair) as endpoint:
         rows = judged(tmp_path / "out.jsonl", endpoint.url, "--reward-model", folder)
-    margins = [row["chosen_rewards"][1] - row["rejected_rewards"][1] for row in rows]
+    margins = [row["chosen_member_rewards"][1] - row["rejected_member_rewards"][1] for row in rows]
     assert margins == pytest.approx([math.log(5), -math.log(5), 0])
-    assert [row["chosen_reward_m"] for row in rows] == [row["chosen_rewards"][1] for row in rows]
+    assert [row["chosen_reward_m"] for row in rows] == [row["chosen_member_rewards"][1] for row in rows]
     assert len(endpoint.received) == 6, "every pair in both orders"
     assert judge_reward(0.75) - judge_reward(0.25) == pytest.approx(math.log(2))
 
@@ -580,14 +695,15 @@ def test_only_first_place_is_no_merit_and_what_has_no_verdict_is_left_out(
     with Endpoint(answer) as endpoint:
         rows = judged(tmp_path / "out.jsonl", endpoint.url)
     assert [row["prompt"] for row in rows] == ["post 0", "post 2"]
-    assert [row["chosen_rewards"] for row in rows] == [[0.0], [0.0]]
+    assert [row["chosen_reward"] for row in rows] == [0.0, 0.0], "alone, it gives the one reward"
+    assert not any(set(rewards.MEMBERS) & row.keys() for row in rows)
     assert "left out: 1 rows, no verdict of the judge" in capsys.readouterr().out
 
 
 def test_a_judge_that_broke_goes_on_from_its_log(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(rewards, "LLMJudge", partial(LLMJudge, retries=0, parallel=1))
+    monkeypatch.setattr("lm.judging.llm.LLMJudge", partial(LLMJudge, retries=0, parallel=1))
 
     def breaks(texts: dict[str, str], turn: int) -> Any:
         return (400, "out of credit") if turn > 3 else fair(texts, turn)
@@ -601,7 +717,7 @@ def test_a_judge_that_broke_goes_on_from_its_log(
     with Endpoint(fair) as endpoint:
         rows = judged(tmp_path / "out.jsonl", endpoint.url)
     assert len(endpoint.received) == 3, "what was answered is not asked again"
-    assert [row["chosen_rewards"][0] > 0 for row in rows] == [True, False, False]
+    assert [row["chosen_reward"] > 0 for row in rows] == [True, False, False]
     assert len(list(read_jsonl(tmp_path / "out.jsonl.judge.jsonl"))) == 6
 
 
