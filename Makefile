@@ -42,10 +42,10 @@ quick: $(VENV)/dev  ## losses, methods, data, log-probs, trainer: what a change 
 		lm/training/trainer_test.py lm/base tests/structure_test.py
 
 test: check docs  ## all of CI: lint, types, the site and the tests; a process for each core, since tests are too small for more threads
-	$(TESTS) -m 'not thorough'
+	$(TESTS)
 
 thorough: $(VENV)/dev  ## every test, also what is costly and rarely broken
-	$(TESTS)
+	$(TESTS) -m ''
 
 figures: $(VENV)/lm  ## redraw every figure from saved results
 	$(BIN)/python -m figures

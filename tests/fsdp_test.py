@@ -67,6 +67,7 @@ def largest(one: dict[str, Tensor], other: dict[str, Tensor]) -> float:
     return max(float((one[name] - other[name]).abs().max()) for name in one) / scale
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("name", SHARDED)
 def test_sharded_training_gives_the_parameters_of_one_process(name: str, sharded: Path, tmp_path: Path) -> None:
     """Also with several micro-batches, an uneven last mini-batch, adapters and a reward head."""
@@ -81,6 +82,7 @@ def test_sharded_training_gives_the_parameters_of_one_process(name: str, sharded
     assert max(float((found[key] - start[key]).abs().max()) for key in start) > 1e-3, "training moved them"
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("name", RESUMED)
 def test_a_resumed_sharded_run_is_bit_identical(name: str, sharded: Path) -> None:
     whole, parts = (read(sharded / f"{name} in {how}.pt") for how in ("one go", "two"))
@@ -108,6 +110,7 @@ def runs(sharded: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path,
     return alone / "run", sharded / "experiment" / "run"
 
 
+@pytest.mark.thorough
 def test_saved_models_are_whole_and_those_of_one_process(runs: tuple[Path, Path]) -> None:
     one, two = runs
 
@@ -140,6 +143,7 @@ def test_saved_models_are_whole_and_those_of_one_process(runs: tuple[Path, Path]
         assert not told["unexpected_keys"], kind
 
 
+@pytest.mark.thorough
 def test_stages_between_trainings_find_what_one_process_finds(runs: tuple[Path, Path]) -> None:
     """They read the models whole on every rank, and share the rows out."""
     records = []

@@ -37,7 +37,8 @@ from lm.logprobs.scoring import score_rows
 from lm.models.loading import SCRATCH, load_tokenizer
 from lm.models.opening import open_policy
 from lm.objectives import DPO, MAIN, METHODS
-from lm.reporting.results import report, results
+from lm.reporting.results import report
+from lm.reporting.results import results as record_of
 from lm.stages.data import data, given_pairs, references, tokenizer
 from lm.stages.evaluations import choose, evaluation
 from lm.stages.labels import labelled_pairs, labels, open_oracle, oracle
@@ -98,6 +99,11 @@ def world_run(tmp_path_factory: pytest.TempPathFactory) -> tuple[Config, dict[st
     """A finished run of every method on the embedded world."""
     done = config(tmp_path_factory.mktemp("world"), WORLD)
     return done, results(Run(done))
+
+
+def results(run: Run) -> dict[str, Any]:
+    """A run's record, as results.json has it."""
+    return record_of(run).as_json()
 
 
 def stages_made(capsys: pytest.CaptureFixture[str], run_config: Config) -> list[str]:

@@ -118,6 +118,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Runs:
     return Runs(one, two, failed, left, torchrun("tests/small_run.py", *own, str(two)))
 
 
+@pytest.mark.thorough
 def test_an_error_on_one_rank_ends_all_and_is_told_once(runs: Runs) -> None:
     assert runs.failed.returncode != 0
     assert runs.failed.stderr.count("error: loss is nan at step 3, rows ") == 1
@@ -127,6 +128,7 @@ def test_an_error_on_one_rank_ends_all_and_is_told_once(runs: Runs) -> None:
     assert "checkpoint-4" not in runs.left
 
 
+@pytest.mark.thorough
 def test_two_ranks_write_the_files_of_one_process(runs: Runs) -> None:
     assert runs.finished.returncode == 0, runs.finished.stderr[-3000:]
     names = [{str(p.parent.relative_to(run)) for p in run.glob("*/*/artifact.json")} for run in (runs.one, runs.two)]
@@ -155,6 +157,7 @@ def largest(one: dict[str, Tensor], other: dict[str, Tensor]) -> float:
     return max(float((one[name] - other[name]).abs().max()) for name in one)
 
 
+@pytest.mark.thorough
 def test_policies_are_those_of_one_process_up_to_rounding(runs: Runs) -> None:
     (start,) = (load_file(path / "model.safetensors") for path in (runs.one / "sft").iterdir())
     for name, one, two in runs.artifacts("policy"):
@@ -173,6 +176,7 @@ def test_policies_are_those_of_one_process_up_to_rounding(runs: Runs) -> None:
         assert resumed == name.startswith("e-dpo")
 
 
+@pytest.mark.thorough
 def test_the_results_are_told_once_and_are_those_of_one_process(runs: Runs) -> None:
     assert runs.finished.stdout.count("Oracle advantage over SFT") == 1
     assert runs.finished.stderr.count("written: ") == 1

@@ -179,6 +179,7 @@ def test_a_last_layer_that_misses_a_token_is_noticed(monkeypatch: pytest.MonkeyP
     assert not torch.isclose(values_of(wrapped, data), plain).all()
 
 
+@pytest.mark.thorough
 def test_compiled_layers_give_the_same_values_and_gradients() -> None:
     model, data = causal_lm("llama"), examples()
     values, plain = plain_logps(model, data).detach(), gradients(model, lambda: plain_logps(model, data))
