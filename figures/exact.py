@@ -7,27 +7,29 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
-from figures.style import BLUE, GREEN, ORANGE, caption
+from figures.style import BLUE, GREEN, ORANGE, caption, looks_of
 
 RESULTS = "exact.json"
 
 _PANELS = {
-    "d-dpo": "d-DPO, all pairs",
-    "ipo": "IPO, sparse pairs",
-    "p-dpo": "p-DPO, some in no pair",
-    "dp-dpo": "dp-DPO, some in no pair",
-    "hull-dpo": "hull-DPO, sparse pairs",
-    "e-dpo": "e-DPO, sparse pairs",
+    "d-dpo": "all pairs",
+    "ipo": "sparse pairs",
+    "p-dpo": "some in no pair",
+    "dp-dpo": "some in no pair",
+    "hull-dpo": "sparse pairs",
+    "e-dpo": "sparse pairs",
 }
+"""By method: which data it is trained on."""
 _MARKS = ((BLUE, "o"), (ORANGE, "s"), (GREEN, "^"))
 
 
 def draw(results: dict[str, Any]) -> Figure:
     """A panel a method, a point a completion, a colour and marker a prompt; on the diagonal where training arrived."""
+    looks = looks_of(results, list(_PANELS), RESULTS)
     figure = Figure(figsize=(7.4, 5.2))
     axes = figure.subplots(2, 3, sharex=True, sharey=True).flat
     lowest = min(np.min(results[name][which]) for name in _PANELS for which in ("optimum", "trained"))
-    for axis, (name, title) in zip(axes, _PANELS.items(), strict=True):
+    for axis, (name, data) in zip(axes, _PANELS.items(), strict=True):
         entry = results[name]
         axis.plot([lowest, 1], [lowest, 1], color="0.7", linewidth=0.8, zorder=0)
         for x, (optimum, trained) in enumerate(zip(entry["optimum"], entry["trained"], strict=True)):
@@ -44,7 +46,7 @@ def draw(results: dict[str, Any]) -> Figure:
             )
         axis.set_xscale("log")
         axis.set_yscale("log")
-        axis.set_title(f"{title}\nTV {entry['tv']:.1e} (pi_ref {entry['tv_ref']:.2f})")
+        axis.set_title(f"{looks[name].title}, {data}\nTV {entry['tv']:.1e} (pi_ref {entry['tv_ref']:.2f})")
     for axis in figure.axes[3:]:
         axis.set_xlabel("probability in the optimum")
     for axis in figure.axes[::3]:

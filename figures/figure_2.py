@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
-from figures.grid import DATA, LOOKS, cells, methods_of, need, prompts_of, rhos_of, seeds_of
+from figures.grid import DATA, cells, methods_of, need, prompts_of, rhos_of, seeds_of
 from figures.style import caption
 
 RESULTS = "grid.json"
@@ -21,8 +21,8 @@ def draw(results: dict[str, Any]) -> Figure:
     figure = Figure(figsize=(7.4, 4.4))
     axis = figure.subplots()
     axis.axhline(0, color="0.6", linewidth=0.8, zorder=0)
-    for offset, name in zip(offsets, methods, strict=True):
-        look, x = LOOKS[name], np.array(rhos) + offset
+    for offset, (name, look) in zip(offsets, methods.items(), strict=True):
+        x = np.array(rhos) + offset
         entries = [need(results, "advantages", f"{rho:g}", name) for rho in rhos]
         values = np.array([need(entry, "advantage") for entry in entries])
         low, high = np.array([need(entry, "ci") for entry in entries]).T

@@ -6,8 +6,8 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-from figures.grid import DATA, LOOKS, band, cells, probes, rhos_of, seeds_of
-from figures.style import caption
+from figures.grid import DATA, band, cells, probes, rhos_of, seeds_of
+from figures.style import caption, looks_of
 
 RESULTS = "grid.json"
 
@@ -22,15 +22,15 @@ _COLUMNS = {
 
 def draw(results: dict[str, Any]) -> Figure:
     """A row a rho, a column a quantity, a line a method: the mean over seeds in their range."""
-    rhos = rhos_of(results)
+    rhos, looks = rhos_of(results), looks_of(results, METHODS, RESULTS)
     figure = Figure(figsize=(7.4, 1.3 * len(rhos) + 1.3))
     axes = figure.subplots(len(rhos), len(_COLUMNS), sharex=True, sharey="col", squeeze=False)
     for row, rho in zip(axes, rhos, strict=True):
-        for name in METHODS:
+        for name, look in looks.items():
             chosen = cells(results, rho, name)
             for axis, quantity in zip(row, _COLUMNS, strict=True):
                 steps, values = probes(chosen, quantity)
-                band(axis, steps, values, LOOKS[name].line | {"markersize": 3}, label=LOOKS[name].title)
+                band(axis, steps, values, look.line | {"markersize": 3}, label=look.title)
         row[0].set_ylabel(rf"$\rho = {rho:g}$")
     for axis, title in zip(axes[0], _COLUMNS.values(), strict=True):
         axis.set_title(title)

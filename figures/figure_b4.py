@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
-from figures.grid import DATA, LOOKS, cells, methods_of, need, rhos_of, seeds_of, series
+from figures.grid import DATA, cells, methods_of, need, rhos_of, seeds_of, series
 from figures.style import caption
 
 RESULTS = "grid.json"
@@ -25,7 +25,7 @@ def draw(results: dict[str, Any]) -> Figure:
     axes = figure.subplots(rows, columns, sharey=True, squeeze=False)
     for axis in axes.flat[len(methods) :]:
         axis.set_visible(False)
-    for axis, method in zip(axes.flat, methods, strict=False):
+    for axis, (method, look_of_method) in zip(axes.flat, methods.items(), strict=False):
         ticks: set[float] = set()
         for rho, look in zip(rhos, series("rhos", rhos), strict=True):
             found = cells(results, rho, method)
@@ -42,7 +42,7 @@ def draw(results: dict[str, Any]) -> Figure:
         axis.minorticks_off()
         axis.set_xticks(sorted(ticks), [f"{value:g}" for value in sorted(ticks)])
         axis.set_xlabel(_SYMBOLS[name])
-        axis.set_title(LOOKS[method].title)
+        axis.set_title(look_of_method.title)
     for row in axes:
         row[0].set_ylabel("validation advantage")
     figure.legend(

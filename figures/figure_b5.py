@@ -8,8 +8,8 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from figures.grid import DATA, LOOKS, need, prompts_of, seeds_of, series
-from figures.style import caption
+from figures.grid import DATA, need, prompts_of, seeds_of, series
+from figures.style import caption, looks_of
 
 RESULTS = "grid.json"
 
@@ -25,6 +25,7 @@ def draw(results: dict[str, Any]) -> Figure:
         raise ValueError(f"{RESULTS} has no alpha, which this figure is drawn from; run the grid that fills it")
     rhos = sorted({need(entry, "rho") for entry in entries})
     methods = list(dict.fromkeys(need(entry, "method") for entry in entries))
+    looks = looks_of(results, methods, RESULTS)
     figure = Figure(figsize=(max(2.3 * len(methods), 4.0), 2.1 * len(rhos) + 1.0))
     axes = figure.subplots(len(rhos), len(methods), sharey=True, squeeze=False)
     for row, rho in zip(axes, rhos, strict=True):
@@ -47,7 +48,7 @@ def draw(results: dict[str, Any]) -> Figure:
                     values,
                     yerr=[values - low, high - values],
                     fmt=marker,
-                    color=LOOKS[method].colour,
+                    color=looks[method].colour,
                     markerfacecolor="white",
                     markersize=4.2,
                     elinewidth=0.7,
@@ -58,13 +59,13 @@ def draw(results: dict[str, Any]) -> Figure:
             )
             axis.set_xticks(range(len(schedules)), [_name(at) for at in schedules])
             axis.set_xlim(-0.6, len(schedules) - 0.4)
-            axis.set_title(rf"{LOOKS[method].title}, $\rho = {rho:g}$")
+            axis.set_title(rf"{looks[method].title}, $\rho = {rho:g}$")
         row[0].set_ylabel("advantage over SFT")
     for axis in axes[-1]:
         axis.set_xlabel(r"$\alpha$")
-    looks: dict[str, Any] = {"color": "black", "linestyle": "none", "markerfacecolor": "white", "markersize": 4.2}
+    hollow: dict[str, Any] = {"color": "black", "linestyle": "none", "markerfacecolor": "white", "markersize": 4.2}
     handles = [
-        Line2D([], [], marker=marker, label=f"seed {seed}", **looks)
+        Line2D([], [], marker=marker, label=f"seed {seed}", **hollow)
         for seed, marker in zip(seeds, markers, strict=True)
     ]
     figure.legend(handles=handles, loc="outside upper center", ncols=len(seeds))

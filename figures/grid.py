@@ -1,52 +1,18 @@
-"""What the figures of the grid share: a method's look, and the parts of `grid.json`, of which none may be missing."""
+"""What the figures of the grid share: looks, and the parts of `grid.json`, of which none may be missing."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from figures.style import BLACK, BLUE, GREEN, GREY, ORANGE, PURPLE, RED, SKY
+from figures.style import BLACK, BLUE, GREEN, ORANGE, PURPLE, RED, SKY, Look, looks_of
 
 RESULTS = "grid.json"
 DATA = "Embedded world (synthetic, ours), small policies from random weights"
 
-
-class Look(NamedTuple):
-    """A line that colour, dash and marker each tell apart; hollow: the method learns from labels, not from rewards."""
-
-    title: str
-    colour: str
-    dashes: Any
-    marker: str
-    hollow: bool
-
-    @property
-    def line(self) -> dict[str, Any]:
-        """Arguments of `plot` and `errorbar`."""
-        return {
-            "color": self.colour,
-            "linestyle": self.dashes,
-            "marker": self.marker,
-            "markersize": 4.5,
-            "markerfacecolor": "white" if self.hollow else self.colour,
-            "markeredgecolor": self.colour,
-        }
-
-
-LOOKS = {
-    "dpo": Look("DPO", BLACK, "-", "o", True),
-    "ipo": Look("IPO", GREY, (0, (4, 1.5)), "s", True),
-    "p-dpo": Look("p-DPO", SKY, (0, (1, 1)), "^", True),
-    "d-dpo": Look("d-DPO", BLUE, "-", "o", False),
-    "dp-dpo": Look("dp-DPO", GREEN, (0, (4, 1.5)), "s", False),
-    "e-dpo": Look("e-DPO", RED, (0, (1, 1)), "^", False),
-    "hull-dpo": Look("hull-DPO (ours)", PURPLE, (0, (5, 1, 1, 1)), "D", False),
-    "drdo": Look("DRDO", ORANGE, (0, (7, 2)), "v", False),
-}
-"""By a method's name in configs and results."""
 
 _SERIES = tuple(
     {"color": colour, "linestyle": dashes, "marker": marker, "markersize": 4, "markerfacecolor": "white"}
@@ -89,13 +55,9 @@ def rhos_of(results: Any) -> list[float]:
     return sorted(need(results, "rhos"))
 
 
-def methods_of(results: Any) -> list[str]:
-    """In the grid's order; ValueError for one that has no look."""
-    methods: list[str] = need(results, "methods")
-    unknown = [name for name in methods if name not in LOOKS]
-    if unknown:
-        raise ValueError(f"{RESULTS}: methods must be among {', '.join(LOOKS)}; it has {', '.join(unknown)}")
-    return methods
+def methods_of(results: Any) -> dict[str, Look]:
+    """The looks of the grid's methods, in its order; ValueError for one that has none."""
+    return looks_of(results, need(results, "methods"), RESULTS)
 
 
 def cells(results: Any, rho: float, method: str) -> list[dict[str, Any]]:

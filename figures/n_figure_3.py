@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
-from figures.nondeterministic import LOOKS, SPLITS, data_of, domains_of, title_of
+from figures.nondeterministic import SPLITS, data_of, domains_of, looks_of, title_of
 from figures.style import BLACK, caption
 
 RESULTS = "nondeterministic.json"
@@ -19,6 +19,7 @@ _OFFSET = 0.006
 
 def draw(results: dict[str, Any]) -> Figure:
     """A column a split, a row a domain and judge, a line a pair of policies."""
+    looks = looks_of(results)
     first, *others = results["methods"]
     pairs = [(name, first) for name in others]
     pairs += [("drdo", "e-dpo")] if {"drdo", "e-dpo"} <= set(others) else []
@@ -34,12 +35,12 @@ def draw(results: dict[str, Any]) -> Figure:
                 wins = sorted((win for win in results["wins"] if win | key == win), key=lambda win: win["temperature"])
                 rate = np.array([win["rate"] for win in wins])
                 low, high = np.array([win["ci"] for win in wins]).T
-                look = LOOKS[policy].line if against == first else {"color": BLACK, "linestyle": ":", "marker": "x"}
+                look = looks[policy].line if against == first else {"color": BLACK, "linestyle": ":", "marker": "x"}
                 axis.errorbar(
                     np.array([win["temperature"] for win in wins]) + _OFFSET * (number - (len(pairs) - 1) / 2),
                     rate,
                     yerr=[rate - low, high - rate],
-                    label=f"{LOOKS[policy].title} against {LOOKS[against].title}",
+                    label=f"{looks[policy].title} against {looks[against].title}",
                     capsize=1.5,
                     elinewidth=0.8,
                     **{"markersize": 4, **look},

@@ -6,7 +6,7 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-from figures.nondeterministic import LOOKS, SPLITS, data_of, domains_of, title_of
+from figures.nondeterministic import SPLITS, data_of, domains_of, looks_of, title_of
 from figures.style import caption
 
 RESULTS = "nondeterministic.json"
@@ -14,7 +14,7 @@ RESULTS = "nondeterministic.json"
 
 def draw(results: dict[str, Any]) -> Figure:
     """A column a split, a row a domain; an outline a method, its mean a line of the same look."""
-    histograms, domains = results["histograms"], domains_of(results)
+    histograms, domains, looks = results["histograms"], domains_of(results), looks_of(results)
     figure = Figure(figsize=(7.4, 1.9 * len(domains) + 1.2))
     axes = figure.subplots(len(domains), len(SPLITS), sharex=True, sharey="row", squeeze=False)
     for line, domain in zip(axes, domains, strict=True):
@@ -22,7 +22,7 @@ def draw(results: dict[str, Any]) -> Figure:
             for row in histograms["counts"]:
                 if (row["split"], row["domain"]) != (split, domain):
                     continue
-                look = LOOKS[row["policy"]]
+                look = looks[row["policy"]]
                 shown = {"color": look.colour, "linestyle": look.dashes}
                 share = [count / sum(row["counts"]) for count in row["counts"]]
                 axis.stairs(share, histograms["edges"], linewidth=1.2, label=f"{row['mean']:+.2f}", **shown)
@@ -33,7 +33,7 @@ def draw(results: dict[str, Any]) -> Figure:
         axis.set_title(title_of(results, split))
     for axis in axes[-1]:
         axis.set_xlabel("oracle reward less SFT's")
-    titles = [LOOKS[name].title for name in results["methods"]]
+    titles = [look.title for look in looks.values()]
     figure.legend(axes[0, 0].patches, titles, loc="outside upper center", ncols=len(titles), handlelength=3.5)
     caption(
         figure,

@@ -6,7 +6,7 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-from figures.nondeterministic import LOOKS, SPLITS, data_of, title_of
+from figures.nondeterministic import SPLITS, data_of, looks_of, title_of
 from figures.style import caption
 
 RESULTS = "nondeterministic.json"
@@ -21,6 +21,7 @@ _ROWS = {
 
 def draw(results: dict[str, Any]) -> Figure:
     """A column a split, a row a quantity, a line a method."""
+    looks = looks_of(results)
     figure = Figure(figsize=(7.4, 1.35 * len(_ROWS) + 1.3))
     axes = figure.subplots(len(_ROWS), len(SPLITS), sharex=True, sharey="row", squeeze=False)
     for line, (quantity, title) in zip(axes, _ROWS.items(), strict=True):
@@ -29,7 +30,7 @@ def draw(results: dict[str, Any]) -> Figure:
                 # Before the first step policy and SFT are one: the sign of their log-ratios is rounding.
                 shown = [entry for entry in history if quantity != "accuracy" or entry["step"] > 0]
                 steps, values = [entry["step"] for entry in shown], [entry[quantity] for entry in shown]
-                axis.plot(steps, values, label=LOOKS[name].title, **{**LOOKS[name].line, "markersize": 3})
+                axis.plot(steps, values, label=looks[name].title, **{**looks[name].line, "markersize": 3})
         line[0].set_ylabel(title)
     for axis, split in zip(axes[0], SPLITS, strict=True):
         axis.set_title(title_of(results, split))

@@ -11,6 +11,7 @@ from matplotlib.figure import Figure
 
 from figures import n_figure_2, n_figure_3, n_figure_4, n_figure_5
 from figures.nondeterministic import SPLITS
+from lm.objectives import looks
 
 METHODS = ["dpo", "e-dpo", "drdo", "drdo-implicit"]
 TEMPERATURES = [0.5, 1.0]
@@ -47,6 +48,7 @@ def study(*, outside: bool = True, world: bool = True) -> dict[str, Any]:
     curve = {name: [0.1, 0.2, 0.3] for name in ("weight", "term", "chosen_gradient", "rejected_gradient")}
     return {
         "methods": METHODS,
+        "looks": {**looks(METHODS[:3]), "drdo-implicit": {**looks(["hull-dpo"])["hull-dpo"], "title": "DRDO, other"}},
         "temperatures": TEMPERATURES,
         "confidence": 0.95,
         "labels": "given",
@@ -84,7 +86,7 @@ def test_win_rates_are_those_of_the_panels_split_domain_and_judge() -> None:
     results = study()
     panel: Any = n_figure_3.draw(results).axes[3 * 3 + 1]  # out of domain by utility, hc_he
     lines = {bars.get_label(): bars.lines[0].get_ydata() for bars in panel.containers}
-    against_dpo = [f"{name} against DPO" for name in ("e-DPO", "DRDO", "DRDO, implicit rewards")]
+    against_dpo = [f"{name} against DPO" for name in ("e-DPO", "DRDO", "DRDO, other")]
     assert list(lines) == [*against_dpo, "DRDO against e-DPO"]
     key = {"split": "hc_he", "domain": "out_of_domain", "judge": "utility", "policy": "drdo", "against": "e-dpo"}
     expected = [win["rate"] for t in TEMPERATURES for win in results["wins"] if win | key | {"temperature": t} == win]
@@ -128,6 +130,11 @@ def test_the_focal_figure_has_a_line_an_exponent_and_the_forces() -> None:
     curves = [[line for line in lines if len(line) == 3] for lines in drawn]
     assert [len(lines) for lines in curves] == [2, 2, 4]
     assert list(curves[2][0]) == [-0.1, -0.2, -0.3], "minus the gradient"
+    without = study()
+    del without["looks"]["drdo-implicit"]
+    for draw in (n_figure_3.draw, n_figure_4.draw, n_figure_5.draw):
+        with pytest.raises(ValueError, match=r"nondeterministic.json has no looks.drdo-implicit, by which"):
+            draw(without)
     many = study()
     many["focal"]["curves"] *= 4
     with pytest.raises(ValueError, match="can tell 7 focal exponents apart"):

@@ -4,19 +4,21 @@ from __future__ import annotations
 
 from typing import Any
 
-from figures.grid import LOOKS as METHODS
-from figures.grid import Look
-from figures.style import PURPLE
+from figures.style import Look
+from figures.style import looks_of as looks_in
 
 RESULTS = "nondeterministic.json"
-LOOKS = {**METHODS, "drdo-implicit": Look("DRDO, implicit rewards", PURPLE, (0, (5, 1, 1, 1)), "D", False)}
-"""By a policy's label in results."""
 SPLITS = {
     "all": r"$\mathcal{D}_{all}$",
     "hc_he": r"$\mathcal{D}_{hc,he}$",
     "lc_le": r"$\mathcal{D}_{lc,le}$",
 }
 """By their names in configs."""
+
+
+def looks_of(results: dict[str, Any]) -> dict[str, Look]:
+    """By a policy's label in results; ValueError for one that has none."""
+    return looks_in(results, results["methods"], RESULTS)
 
 
 def domains_of(results: dict[str, Any]) -> dict[str, str]:

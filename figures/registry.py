@@ -1,4 +1,7 @@
-"""Every module of this package with `draw(results) -> Figure` and `RESULTS = "<file>.json"` is a figure."""
+"""Every module of this package with `draw(results) -> Figure` and `RESULTS = "<file>.json"` is a figure.
+
+Results are the file's JSON values, or what the module's `READ` makes of the file.
+"""
 
 from __future__ import annotations
 
@@ -47,12 +50,16 @@ def redraw(name: str, out: Path, results: Any = None) -> list[Path]:
     if not path.exists():
         raise FileNotFoundError(f"figure {name} is drawn from {path}, which does not exist: run its experiment first")
     try:
-        return _drawn(known[name], name, out, json.loads(path.read_text(encoding="utf-8")))
+        return _drawn(known[name], name, out, getattr(known[name], "READ", _json)(path))
     except (ValueError, LookupError, TypeError, AttributeError) as error:
         raise ValueError(
             f"figure {name} is drawn from {path}, which is not what its experiment writes "
             f"({type(error).__name__}: {error})"
         ) from error
+
+
+def _json(path: Path) -> Any:
+    return json.loads(path.read_text(encoding="utf-8"))
 
 
 def _drawn(module: ModuleType, name: str, out: Path, results: Any) -> list[Path]:

@@ -7,15 +7,15 @@ from typing import Any
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from figures.grid import DATA, LOOKS, methods_of, need, rhos_of, seeds_of
+from figures.grid import DATA, methods_of, need, rhos_of, seeds_of
 from figures.style import caption
 
 RESULTS = "grid.json"
 OPPONENTS = {"sft": "against SFT", "dpo": "against DPO"}
 SHARES = ("win", "tie", "loss")
 PAPER = {
-    "sft": {"e-dpo": (65.8, 1.3, 32.9), "d-dpo": (65.6, 1.0, 33.3), "dpo": (64.2, 1.0, 34.8)},
-    "dpo": {"e-dpo": (49.7, 3.4, 46.9), "d-dpo": (48.2, 3.6, 48.2)},
+    "sft": {"e-DPO": (65.8, 1.3, 32.9), "d-DPO": (65.6, 1.0, 33.3), "DPO": (64.2, 1.0, 34.8)},
+    "dpo": {"e-DPO": (49.7, 3.4, 46.9), "d-DPO": (48.2, 3.6, 48.2)},
 }
 """Percent win, tie, loss by an LLM judge on the Helpfulness data: Fisch et al. 2024, Table 1."""
 
@@ -38,8 +38,8 @@ def draw(results: dict[str, Any]) -> Figure:
         top = 2 + block * len(methods)
         axis.axhline(top, color="black", linewidth=0.8 if block == 0 else 0.4)
         axis.text(_RHO, top + 0.5, rf"$\rho$ = {rho:g}", va="center")
-        for line, name in enumerate(methods):
-            axis.text(_METHOD, top + line + 0.5, LOOKS[name].title, va="center")
+        for line, look in enumerate(methods.values()):
+            axis.text(_METHOD, top + line + 0.5, look.title, va="center")
         for other in [name for name in OPPONENTS if name in ("sft", *methods)]:
             rows = {name: need(wins, name, other) for name in methods if name != other}
             most = max((need(row, "win") for row in rows.values()), default=None)
@@ -70,8 +70,7 @@ def _head(axis: Axes) -> None:
 def _caption(results: dict[str, Any], prompts: list[int]) -> str:
     counts = f"{prompts[0]}" if len(prompts) == 1 else f"{prompts[0]} to {prompts[-1]}"
     paper = "; ".join(
-        f"{OPPONENTS[other]} "
-        + ", ".join(f"{LOOKS[name].title} {'/'.join(map(str, row))}" for name, row in rows.items())
+        f"{OPPONENTS[other]} " + ", ".join(f"{title} {'/'.join(map(str, row))}" for title, row in rows.items())
         for other, rows in PAPER.items()
     )
     return (

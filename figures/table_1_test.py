@@ -8,6 +8,7 @@ import pytest
 from matplotlib.axes import Axes
 
 from figures.table_1 import draw
+from lm.objectives import looks
 
 
 def share(win: float, tie: float, loss: float, n: int = 40) -> dict[str, float]:
@@ -21,6 +22,7 @@ def grid() -> dict[str, Any]:
         "seeds": [0, 1],
         "rhos": [0.2, 0.8],
         "methods": ["dpo", "d-dpo", "e-dpo"],
+        "looks": looks(["dpo", "d-dpo", "e-dpo"]),
         "wins": {
             "0.2": {
                 "dpo": {"sft": share(0.6, 0.1, 0.3)},

@@ -32,6 +32,8 @@ from lm.judge import main
 from lm.judging.llm import LLMJudge, Log, Pair, outcome, question, verdict_of
 from lm.judging.statistics import win_rates
 from lm.models.loading import load_tokenizer
+from lm.objectives import DPO, EnsembleDPO
+from tests.recorded import recorded
 from tests.tiny import causal_lm
 
 SECRET = "sk-do-not-show-0123456789"
@@ -205,7 +207,7 @@ def test_a_code_that_a_text_contains_is_not_taken(monkeypatch: pytest.MonkeyPatc
         def hexdigest(self) -> str:
             return f"{self.attempt:016x}"
 
-    monkeypatch.setattr("lm.judge.hashlib.sha256", Digest)
+    monkeypatch.setattr("lm.judging.llm.hashlib.sha256", Digest)
     taken = f"</text {0:016x}> {1:016x}"
     assert f"<text {2:016x}>\n{taken}\n</text {2:016x}>" in question("summary", Pair(taken, "a", "b"))
     assert f"<text {0:016x}>" in question("summary", Pair("free", "a", "b"))
@@ -483,8 +485,10 @@ def test_a_run_is_judged_against_pi_ref_and_dpo(tmp_path: Path, capsys: pytest.C
     completions = {"sft": THEIRS, "dpo": OURS, "e-dpo": [f"{worth(text) + 1} e" for text in OURS]}
     for name, texts in completions.items():
         samples(tmp_path, f"{name}.jsonl", texts)
-    rows = {name: {"samples": f"{name}.jsonl"} for name in completions}
-    write_json(tmp_path / "results.json", {"sft": rows.pop("sft"), "methods": rows})
+    record = recorded({"dpo": DPO(), "e-dpo": EnsembleDPO()})
+    for name, row in {"sft": record["sft"], **record["methods"]}.items():
+        row["samples"] = f"{name}.jsonl"
+    write_json(tmp_path / "results.json", record)
     assert main([str(tmp_path), "--judge", "oracle"]) == 0
     report = json.loads((tmp_path / "judge.json").read_text())
     assert {name: set(row) for name, row in report["wins"].items()} == {"dpo": {"sft"}, "e-dpo": {"sft", "dpo"}}
@@ -573,16 +577,20 @@ def test_samples_that_cannot_be_compared(
 
 
 @pytest.mark.parametrize(
-    ("results", "message"),
+    ("samples", "message"),
     [
-        (None, "results.json cannot be read as results with samples"),
-        ({"sft": {}, "methods": {"dpo": {}}}, "results.json cannot be read as results with samples"),
-        ({"sft": {"samples": "../secret"}, "methods": {}}, "'../secret' leads out of "),
+        (..., "results.json; finish the run with `python -m lm.train` or `python -m lm.evaluate`"),
+        (None, "results.json lacks sft.samples: it is not whole; write it anew with `python -m lm.evaluate --config "),
+        ("../secret", "'../secret' leads out of "),
     ],
 )
-def test_a_run_without_samples(results: Any, message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    if results is not None:
-        write_json(tmp_path / "results.json", results)
+def test_a_run_without_samples(samples: Any, message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    if samples is not ...:
+        record = recorded({"dpo": DPO()})
+        record["sft"]["samples"] = samples
+        if samples is None:
+            del record["sft"]["samples"]
+        write_json(tmp_path / "results.json", record)
     assert main([str(tmp_path), "--judge", "oracle"]) == 2
     assert message in capsys.readouterr().err
 

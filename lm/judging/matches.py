@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import itertools
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from figures.record import read
 from lm.base.files import inside, read_jsonl
 from lm.config import SFT, EvaluationConfig
 from lm.judging.llm import LLMJudge, Log, Pair, outcome
@@ -66,23 +66,16 @@ def pair_up(policy: str, against: str, ours: Path, theirs: Path, count: int | No
 def comparisons_of(run: Path, count: int | None, *columns: str) -> list[Comparison]:
     """Every method of a run against pi_ref, then against DPO where the run has it.
 
-    Raises ValueError where the folder has no results.json that names its samples.
+    Raises as `figures.record.read` where the folder has no results.json that is whole, and as `pair_up`.
     """
-    try:
-        results = json.loads((run / "results.json").read_text(encoding="utf-8"))
-        samples = {name: inside(run, row["samples"]) for name, row in results["methods"].items()}
-        samples[SFT] = inside(run, results["sft"]["samples"])
-    except (OSError, ValueError, KeyError) as error:
-        raise ValueError(
-            f"{run}/results.json cannot be read as results with samples ({type(error).__name__}: {error}); "
-            "`python -m lm.evaluate` writes them"
-        ) from None
-    methods = [name for name in samples if name != SFT]
-    opponents = [SFT, *([BASELINE] if BASELINE in methods else [])]
+    results = read(run / "results.json")
+    samples = {name: inside(run, row.samples) for name, row in results.methods.items()}
+    samples[SFT] = inside(run, results.sft.samples)
+    opponents = [SFT, *([BASELINE] if BASELINE in results.methods else [])]
     return [
         pair_up(name, other, samples[name], samples[other], count, *columns)
         for other in opponents
-        for name in methods
+        for name in results.methods
         if name != other
     ]
 

@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-import io
-
 import numpy as np
 import pytest
 from datasets import Dataset
 from hypothesis import given
 from hypothesis import strategies as st
-from rich.console import Console
 from scipy import stats
 
 from lm.judging.statistics import bootstrap_interval, wald
-from lm.reporting.results import comparisons, table
 from lm.stages.evaluations import prompts_of
 
 
@@ -84,44 +80,3 @@ def test_more_evaluation_prompts_than_there_are_is_an_error() -> None:
     assert len(prompts_of(pairs(6), 6, 0)) == 6
     with pytest.raises(ValueError, match=r"evaluation\.prompts is 7, but the test split has only 6 prompts"):
         prompts_of(pairs(6), 7, 0)
-
-
-@pytest.mark.parametrize("truth", [True, False])
-def test_the_table_has_a_line_for_each_method_and_utility_only_where_it_is_known(truth: bool) -> None:
-    row = {
-        "length": 9.0,
-        "kl": 0.5,
-        "chosen_logratio": 1.0,
-        "rejected_logratio": -1.0,
-        **({"utility": 1.2} if truth else {}),
-    }
-    method = {**row, "advantage": 0.1, "ci": [0.05, 0.15], "n": 20}
-    view = table(
-        {"confidence": 0.9, "rho": 0.2, "sft": {**row, "n": 20}, "methods": {"dpo": method, "hull-dpo": method}}
-    )
-    assert list(view.columns[0].cells) == ["sft", "dpo", "hull-dpo"]
-    assert list(view.columns[1].cells) == ["", "+0.100", "+0.100"]
-    console = Console(width=80, file=io.StringIO())
-    console.print(view)
-    assert isinstance(console.file, io.StringIO)
-    shown = console.file.getvalue()
-    assert shown.count("[+0.050, +0.150]") == 2, "nothing is cut off at 80 columns"
-    assert "90%" in shown
-    assert ("utility" in shown) == truth
-
-
-def test_win_rates_and_p_values_fit_80_columns() -> None:
-    names = ["dpo", "ipo", "d-dpo", "p-dpo", "dp-dpo", "e-dpo", "hull-dpo", "drdo"]
-    tests: dict[str, dict[str, float | None]] = {
-        f"{a} - {b}": {"p": 0.0312} for i, a in enumerate(names) for b in names[i + 1 :]
-    }
-    tests["dpo - ipo"] = {"p": None}
-    tests["e-dpo - drdo"] = {"p": 1e-9}
-    wins = {name: {"sft": {"win": 0.515, "tie": 0.25, "loss": 0.235, "n": 400}} for name in names}
-    console = Console(width=80, file=io.StringIO())
-    console.print(comparisons({"methods": dict.fromkeys(names), "wald": tests, "wins": wins}))
-    assert isinstance(console.file, io.StringIO)
-    lines = {line.split()[0]: line.split()[1:] for line in console.file.getvalue().splitlines() if line.strip()}
-    assert lines["dpo"] == ["52", "25", "24"]
-    assert lines["ipo"] == ["52", "25", "24", "-"]
-    assert lines["drdo"] == ["52", "25", "24", *["0.031"] * 5, "<.001", "0.031"], "a test for each method before it"

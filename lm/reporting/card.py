@@ -4,21 +4,34 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from huggingface_hub import ModelCardData
 
+from figures.record import MethodResult, PolicyResult, Results, read
+from lm.base import markdown
 from lm.base.store import MissingArtifact, policy_folder, verify
-from lm.objectives import MAIN
-from lm.objectives import METHODS, Method
+from lm.objectives import MAIN, Method
+from lm.reporting.settings import method_of
 
 Record = dict[str, Any]
 HUB_NAME = re.compile(r"[\w-][\w.-]*/[\w.-]+")
 DIGEST = re.compile(r"[0-9a-f]{64}")
+table = partial(markdown.table, numbers=False, padded=False)
 PAPERS = {"F": ("Fisch et al. 2024", "2405.19316"), "N": ("Nath et al. 2024", "2410.08458")}
+
+
+class Teacher(NamedTuple):
+    """A reward model that a policy distils."""
+
+    name: str
+    trained_on: str
+    """The set of pairs, as the bias artifact has it."""
+    record: Record
 
 
 @dataclass(frozen=True)
@@ -30,8 +43,8 @@ class Made:
     bias: Record
     labels: Record
     data: Record
-    rewards: list[Record]
-    """The reward models in the order of the scores."""
+    teachers: list[Teacher]
+    """The reward models that it distils; none where the rewards came with the data, or from the oracle."""
 
 
 def card(run: Path, method: str, name: str = "FOLDER_OR_NAME") -> str:
@@ -46,13 +59,13 @@ def card(run: Path, method: str, name: str = "FOLDER_OR_NAME") -> str:
         name: what it is loaded by.
 
     Raises:
-        FileNotFoundError: the folder has no results.json.
+        FileNotFoundError, ValueError: results.json is not there, or not as `figures.record.read` needs it.
         ValueError: the run has no such method.
         MissingArtifact, CorruptArtifact: an artifact that the policy was made from is gone, or the policy has changed.
     """
-    results = _results_of(run, method)
-    row = results["methods"][method]
-    made = trace(run, verify(policy_folder(run, row["policy"])))
+    results, row = _results_of(run, method)
+    distilling = method_of(method, row.setting)
+    made = trace(run, verify(policy_folder(run, row.policy)), distilling)
     data, local = _without_folders(made.data["inputs"])
     where = data["path"] or {"world": "the embedded world"}.get(data["kind"], data["kind"])
     base = made.policy["inputs"]["base"]
@@ -67,15 +80,15 @@ def card(run: Path, method: str, name: str = "FOLDER_OR_NAME") -> str:
         [
             f"---\n{head.to_yaml()}\n---",
             f"# {method} on {where}",
-            *_method(METHODS[method], made.policy["inputs"]["method"]),
+            *_method(distilling, made.policy["inputs"]["method"]),
             *_data(made, data, local),
-            *_reward_models(METHODS[method], made),
+            *_reward_models(distilling, made),
             "## Training",
-            _table(
+            table(
                 ("option", "value"),
                 [
                     ("base model", f"a local one, {base[:12]} by content" if DIGEST.fullmatch(base) else base),
-                    ("step", row["step"]),
+                    ("step", row.step),
                     *_flat(made.policy, "training"),
                     *_pairs(made.policy["inputs"].get("lora", {}), "lora."),
                 ],
@@ -90,25 +103,22 @@ def card(run: Path, method: str, name: str = "FOLDER_OR_NAME") -> str:
 def chosen(run: Path, method: str) -> Path:
     """The folder of a method's policy in a finished run: its artifact's, or that of a snapshot in it. Raises as
     `card` where the run is not finished."""
-    model = Path(_results_of(run, method)["methods"][method]["policy"])
+    model = Path(_results_of(run, method)[1].policy)
     artifact = policy_folder(run, str(model))
     return artifact if model.name == artifact.name else artifact / model.name
 
 
-def _results_of(run: Path, method: str) -> Record:
+def _results_of(run: Path, method: str) -> tuple[Results, MethodResult]:
     path = run / "results.json"
-    if not path.is_file():
-        raise FileNotFoundError(
-            f"there is no {path}; finish the run with `python -m lm.train` or `python -m lm.evaluate`"
-        )
-    results: Record = json.loads(path.read_text(encoding="utf-8"))
-    if method not in results["methods"]:
-        raise ValueError(f"method must be one of {', '.join(results['methods'])}, as {path} has them; got {method!r}")
-    return results
+    results = read(path)
+    if method not in results.methods:
+        raise ValueError(f"method must be one of {', '.join(results.methods)}, as {path} has them; got {method!r}")
+    return results, results.methods[method]
 
 
-def trace(run: Path, policy: Record) -> Made:
-    """Everything that a policy was made from, found by key."""
+def trace(run: Path, policy: Record, method: Method) -> Made:
+    """Everything that a policy was made from, found by key: the scores name the reward models of all methods, of which
+    those are looked for that this one distils."""
 
     def of(record: Record, name: str) -> Record:
         return _record(run, record["inputs"][name]["artifact"], name)
@@ -116,8 +126,16 @@ def trace(run: Path, policy: Record) -> Made:
     scores = of(policy, "scores")
     bias = of(scores, "bias")
     labels = of(bias, "labels")
-    rewards = [_record(run, each["artifact"], "reward") for each in scores["inputs"]["rewards"]]
-    return Made(policy, scores, bias, labels, of(labels, "data"), rewards)
+    names, keys = scores["metrics"]["reward_models"], [model["artifact"] for model in scores["inputs"]["rewards"]]
+    distils = {True: "rewards" in method.needs and method.own_oracle is None, False: "members" in method.needs}
+    teachers = [
+        Teacher(name, name, _record(run, key, f"reward model {name}"))
+        for name, key in zip(names, keys, strict=False)  # no keys where none is trained
+        if distils[name == MAIN]
+    ]
+    if method.own_oracle is not None:
+        teachers.append(Teacher("its own oracle", MAIN, of(of(policy, "oracle"), "oracle")))
+    return Made(policy, scores, bias, labels, of(labels, "data"), teachers)
 
 
 def _record(run: Path, key: str, what: str) -> Record:
@@ -131,15 +149,15 @@ def _record(run: Path, key: str, what: str) -> Record:
 # ---------------------------------------------------------------- sections
 
 
-def _method(kind: type[Method], options: Mapping[str, Any]) -> Iterable[str]:
-    says = " ".join((kind.__doc__ or "").split("Args:")[0].split())
+def _method(method: Method, options: Mapping[str, Any]) -> Iterable[str]:
+    says = method.says()
     cited = [
         f"[{key}]: {name}, [arXiv {number}](https://arxiv.org/abs/{number})"
         for key, (name, number) in PAPERS.items()
         if f"[{key}]" in says
     ]
     yield f"## Method\n\n{says}"
-    yield _table(("hyper-parameter", "value"), _pairs(options))
+    yield table(("hyper-parameter", "value"), _pairs(options))
     yield from cited
 
 
@@ -169,46 +187,43 @@ def _data(made: Made, data: Record, local: Mapping[str, str]) -> Iterable[str]:
         f"{bias['length_ratio']:g}x) is preferred in {own['longer_preferred']:,} pairs, the shorter in "
         f"{own['shorter_preferred']:,}: {rho}."
     )
-    yield _table(("option", "value"), [row for row in _pairs(data) if row[1] is not None])
+    yield table(("option", "value"), [row for row in _pairs(data) if row[1] is not None])
     if local:
         contents = ", ".join(f"{option} {content[:12]}" for option, content in local.items())
         yield f"Local files are named without their folders; SHA-256 of their contents begins: {contents}."
 
 
-def _reward_models(kind: type[Method], made: Made) -> Iterable[str]:
-    names = made.scores["metrics"]["reward_models"]
-    used = {"rewards": names[:1], "members": names[1:]}
-    mine = {name for need in kind.needs for name in used[need]}
+def _reward_models(method: Method, made: Made) -> Iterable[str]:
     yield "## Reward models"
-    if not mine:
+    if not method.needs:
         yield "None enters the loss."
         return
-    if not made.rewards:
-        yield "The rewards are those that the data came with."
+    if not made.teachers:
+        oracles = made.bias["inputs"].get("rewards") == "oracle"
+        yield f"The rewards are those that the {'oracle reward model gives' if oracles else 'data came with'}."
         return
     rows = []
-    for name, record in zip(names, made.rewards, strict=True):
-        if name in mine:
-            trained_on, accuracy = made.bias["metrics"][name], record["metrics"]["accuracy"]["all"]
-            share = trained_on["longer_preferred"] / (trained_on["longer_preferred"] + trained_on["shorter_preferred"])
-            rows.append((name, f"{trained_on['pairs']:,}", f"{share:.0%}", f"{accuracy['accuracy']:.1%}"))
-    yield _table(("model", "training pairs", "longer preferred", "accuracy on validation pairs"), rows)
+    for name, trained_on, record in made.teachers:
+        pairs, accuracy = made.bias["metrics"][trained_on], record["metrics"]["accuracy"]["all"]["accuracy"]
+        share = pairs["longer_preferred"] / max(pairs["longer_preferred"] + pairs["shorter_preferred"], 1)
+        rows.append((name, f"{pairs['pairs']:,}", f"{share:.0%}", f"{accuracy:.1%}"))
+    yield table(("model", "training pairs", "longer preferred", "accuracy on validation pairs"), rows)
 
 
-def _results(method: str, results: Mapping[str, Any]) -> Iterable[str]:
-    sft = results["sft"]
+def _results(method: str, results: Results) -> Iterable[str]:
+    row, sft = results.methods[method], results.sft
     yield (
-        f"## Results\n\nOn {sft['n']} held-out prompts, one sample each, judged by the oracle reward model. The "
-        f"advantage is the mean oracle reward over that of pi_ref, with a {results['confidence']:.0%} bootstrap "
+        f"## Results\n\nOn {sft.n} held-out prompts, one sample each, judged by the oracle reward model. The "
+        f"advantage is the mean oracle reward over that of pi_ref, with a {results.confidence:.0%} bootstrap "
         "interval over prompts; log-ratios are of the test pairs' completions, in nats."
     )
+
+    def means(of: PolicyResult) -> tuple[str, ...]:
+        return f"{of.length:.1f}", f"{of.kl:.2f}", f"{of.chosen_logratio:.2f}", f"{of.rejected_logratio:.2f}"
+
     headings = ("policy", "advantage", "interval", "length", "KL to pi_ref", "log-ratio winners", "log-ratio losers")
-    rows: list[tuple[Any, ...]] = []
-    for name, row in ((method, results["methods"][method]), ("pi_ref", sft)):
-        gain = (f"{row['advantage']:+.3f}", "{:+.3f} to {:+.3f}".format(*row["ci"])) if "advantage" in row else ("", "")
-        means = (f"{row['length']:.1f}", *(f"{row[key]:.2f}" for key in ("kl", "chosen_logratio", "rejected_logratio")))
-        rows.append((name, *gain, *means))
-    yield _table(headings, rows)
+    gain = f"{row.advantage:+.3f}", "{:+.3f} to {:+.3f}".format(*row.ci)
+    yield table(headings, [(method, *gain, *means(row)), ("pi_ref", "", "", *means(sft))])
 
 
 def _use(made: Made, name: str) -> Iterable[str]:
@@ -225,7 +240,7 @@ def _use(made: Made, name: str) -> Iterable[str]:
 def _provenance(record: Mapping[str, Any]) -> Iterable[str]:
     rows = [("commit", record["commit"]), ("seed", record["seed"]), ("date", record["date"])]
     yield "## Provenance"
-    yield _table(("of", "is"), [*rows, *record["versions"].items()])
+    yield table(("of", "is"), [*rows, *record["versions"].items()])
 
 
 # ---------------------------------------------------------------- Markdown
@@ -244,15 +259,6 @@ def _pairs(options: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]
 
 def _flat(record: Record, name: str) -> list[tuple[str, Any]]:
     return [row for row in _pairs(record["inputs"][name]) if row[1] is not None]
-
-
-def _table(headings: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
-    lines = [headings, ["---"] * len(headings), *rows]
-    return "\n".join(f"| {' | '.join(_cell(cell) for cell in line)} |" for line in lines)
-
-
-def _cell(value: Any) -> str:
-    return str(value).replace("|", r"\|").replace("\n", r"\n")
 
 
 def _hub(name: str | None) -> str | None:

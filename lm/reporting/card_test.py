@@ -25,14 +25,19 @@ from lm.config import BiasConfig, Config, DataConfig, EvaluationConfig, Sampling
 from lm.logprobs.scoring import score_rows
 from lm.models.loading import SCRATCH
 from lm.models.opening import open_policy, open_reward_model
-from lm.objectives import DPO, DRDO, EnsembleDPO, Pessimism
+from lm.objectives import DPO, DRDO, DistilledDPO, EnsembleDPO, Pessimism
 from lm.push import main as push_command
 from lm.reporting.card import card
 from lm.reporting.hub import push
 from lm.reporting.results import results
-from lm.stages.pipeline import Pipeline
+from lm.stages.data import tokenizer
+from lm.stages.labels import labelled_pairs
+from lm.stages.policies import policies
+from lm.stages.rewards import reward
+from lm.stages.run import Run
 
-METHODS = ["dpo", "e-dpo", "drdo"]
+METHODS = ["dpo", "d-dpo", "e-dpo", "drdo"]
+"""DRDO distils an oracle of its own."""
 
 
 def config_of(folder: Path) -> Config:
@@ -57,9 +62,12 @@ def config_of(folder: Path) -> Config:
         bias=BiasConfig(rho=0.4, member_fractions=[0.25, 0.5]),
         sampling=SamplingConfig(batch_size=64),
         evaluation=EvaluationConfig(resamples=100),
-        dpo=DPO(beta=0.37),
-        e_dpo=EnsembleDPO(beta=0.61, kl=Pessimism(alpha_start=0.013, alpha_end=0.017)),
-        drdo=DRDO(alpha=0.19),
+        options={
+            "dpo": DPO(beta=0.37),
+            "d-dpo": DistilledDPO(beta=0.43),
+            "e-dpo": EnsembleDPO(beta=0.61, kl=Pessimism(alpha_start=0.013, alpha_end=0.017)),
+            "drdo": DRDO(alpha=0.19, oracle_alpha=0.01),
+        },
     )
 
 
@@ -68,7 +76,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("run")
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(SCRATCH, "scratch:tiny", {**SCRATCH["scratch:tiny"], "hidden_size": 32, "vocab_size": 300})
-        write_json(folder / "results.json", results(Pipeline(config_of(folder))))
+        write_json(folder / "results.json", results(Run(config_of(folder))).as_json())
     return folder
 
 
@@ -83,6 +91,7 @@ def section(text: str, title: str) -> str:
     [
         ("dpo", ["| beta | 0.37 |"], "[F] eq 6"),
         ("e-dpo", ["| beta | 0.61 |", "| kl.alpha_start | 0.013 |", "| kl.alpha_end | 0.017 |"], "[F] eq 11"),
+        ("d-dpo", ["| beta | 0.43 |"], "[F] eq 7"),
         ("drdo", ["| alpha | 0.19 |", "| reward_estimate | head |"], "[N] eq 6"),
     ],
 )
@@ -94,14 +103,17 @@ def test_the_method_its_scales_and_its_source(name: str, values: list[str], sour
     assert ("2410.08458" in method) == ("[N]" in source)
 
 
-@pytest.mark.parametrize(("name", "models"), [("dpo", []), ("drdo", ["rho"]), ("e-dpo", ["b0.25", "b0.5"])])
+@pytest.mark.parametrize(
+    ("name", "models"), [("dpo", []), ("d-dpo", ["rho"]), ("e-dpo", ["b0.25", "b0.5"]), ("drdo", ["its own oracle"])]
+)
 def test_the_reward_models_are_those_that_the_loss_reads(name: str, models: list[str], run: Path) -> None:
     text = section(card(run, name), "Reward models")
-    assert re.findall(r"^\| (rho|b[\d.]+) \|", text, re.MULTILINE) == models
+    assert re.findall(r"^\| (rho|b[\d.]+|its own oracle) \|", text, re.MULTILINE) == models
     assert ("None enters the loss" in text) == (not models)
     recorded = json.loads((run / "results.json").read_text())["reward_models"]
     for model in models:
-        assert f"{recorded[model]['all']['accuracy']:.1%}" in text
+        accuracy = recorded[name if model == "its own oracle" else model]["all"]["accuracy"]
+        assert re.search(rf"^\| {model} \| .* \| {accuracy:.1%} \|$", text, re.MULTILINE)
 
 
 def test_the_results_are_those_of_the_run(run: Path) -> None:
@@ -116,7 +128,7 @@ def test_the_results_are_those_of_the_run(run: Path) -> None:
 
 def test_data_training_and_provenance(run: Path) -> None:
     text = card(run, "dpo")
-    scores = json.loads(next(run.glob("score/*/artifact.json")).read_text())["metrics"]
+    scores = json.loads(next(run.glob("score/pairs-*/artifact.json")).read_text())["metrics"]
     assert f"{scores['pairs']:,} preference pairs on {scores['prompts']:,} prompts" in section(text, "Data")
     assert "a share of 0.4 was imposed" in section(text, "Data")
     assert r"{post}\n\nTL;DR:" in section(text, "Data")
@@ -207,10 +219,14 @@ def test_the_same_folder_gives_the_same_card_wherever_it_is(run: Path, tmp_path:
 def test_what_is_missing_or_changed_is_named(run: Path, tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"there is no .*results.json; finish the run"):
         card(tmp_path, "dpo")
-    with pytest.raises(ValueError, match=r"method must be one of dpo, e-dpo, drdo, as .* has them; got 'ipo'"):
+    with pytest.raises(ValueError, match=r"method must be one of dpo, d-dpo, e-dpo, drdo, as .* has them; got 'ipo'"):
         card(run, "ipo")
     copy = tmp_path / "copy"
     shutil.copytree(run, copy)
+    shutil.rmtree(next(copy.glob("reward/rho-*")))
+    with pytest.raises(MissingArtifact, match=r"\(reward model rho\), which the policy was made from; it was deleted"):
+        card(copy, "d-dpo")
+    card(copy, "e-dpo"), card(copy, "drdo")  # which do not distil it
     shutil.rmtree(next(copy.glob("bias/rows-*")))
     with pytest.raises(MissingArtifact, match=r"has no artifact [0-9a-f]{12} \(bias\), which the policy was made from"):
         card(copy, "dpo")
@@ -270,22 +286,22 @@ with torch.no_grad():
 
 
 def test_policies_and_reward_models_load_in_transformers_alone(run: Path, tmp_path: Path) -> None:
-    pipeline = Pipeline(config_of(run))
-    row = pipeline.labelled_pairs("test")[0]
+    made = Run(config_of(run))
+    row = labelled_pairs(made, "test")[0]
     prompt, completion = row["prompt_ids"], row["chosen_ids"]
-    policy, reward = pipeline.policies("e-dpo")[0].path, pipeline.reward("rho").path
-    inputs = [str(policy), str(reward), json.dumps(prompt), json.dumps(completion)]
+    policy, model = policies(made, "e-dpo")[0].path, reward(made, "b0.5").path
+    inputs = [str(policy), str(model), json.dumps(prompt), json.dumps(completion)]
     alone = subprocess.run(
         [sys.executable, "-c", WITHOUT_US, *inputs], cwd=tmp_path, capture_output=True, text=True, check=False
     )
     assert alone.returncode == 0, alone.stderr
     found = json.loads(alone.stdout)
     expected = {
-        "logp": open_policy(policy, pipeline.tokenizer, pipeline.config),
-        "reward": open_reward_model(reward, pipeline.config),
+        "logp": open_policy(policy, tokenizer(made), made.config),
+        "reward": open_reward_model(model, made.config),
     }
-    for name, model in expected.items():
-        assert found[name] == pytest.approx(score_rows(model, [prompt], [completion], name).item(), rel=1e-4), name
+    for name, ours in expected.items():
+        assert found[name] == pytest.approx(score_rows(ours, [prompt], [completion], name).item(), rel=1e-4), name
     assert (found["labels"], found["missing"]) == (1, [])
     assert found["text"] == row["prompt"]
 

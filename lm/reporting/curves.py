@@ -16,11 +16,11 @@ import numpy as np
 from markupsafe import Markup, escape
 from matplotlib.figure import Figure
 
+from figures.grid import series
+from figures.record import Results
+from figures.style import Look
 from lm.base.store import MissingArtifact, policy_folder
 from lm.objectives import METHODS
-from lm.reporting.page import Record
-
-# ---------------------------------------------------------------- curves
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,9 @@ class Curve:
 
 
 Line = tuple[str, dict[str, Any], Sequence[float], Sequence[float]]
-"""Label, look, steps, values."""
+"""Label, arguments of `plot`, steps, values."""
+Losses = tuple[list[int], list[float]]
+"""Steps, and training losses."""
 
 _PROBED = {
     "chosen_logps": "Winners: log π, nats",
@@ -40,12 +42,12 @@ _PROBED = {
     "forward_kl_reference": "KL(π_ref ‖ π) by samples of π_ref, nats",
     "forward_kl_preferences": "−log π/π_ref on the pairs, nats",
 }
-"""What a probe tells of every method, see `lm.trainer.PolicyTrainer.evaluate`."""
+"""What a probe tells of every method, see `figures.record.Probe`."""
 
 
-def _losses(run: Path, row: Mapping[str, Any]) -> tuple[list[int], list[float]]:
-    """Steps and training losses of the policy that a row of results.json names."""
-    path = policy_folder(run, row["policy"]) / "artifact.json"
+def losses_of(run: Path, policy: str) -> Losses:
+    """Of the policy whose model results name. MissingArtifact where its artifact is gone."""
+    path = policy_folder(run, policy) / "artifact.json"
     if not path.is_file():
         raise MissingArtifact(f"there is no {path}, whose training is to be shown; was the policy deleted?")
     history = json.loads(path.read_text(encoding="utf-8"))["metrics"]["history"]
@@ -53,36 +55,38 @@ def _losses(run: Path, row: Mapping[str, Any]) -> tuple[list[int], list[float]]:
     return [step for step, _ in logged], [loss for _, loss in logged]
 
 
-def _curves(results: Record, losses: Mapping[str, tuple[list[int], list[float]]]) -> Iterator[Curve]:
-    """Probes of all methods in one panel a quantity; then members and losses, which have a panel a method."""
-    from figures.grid import LOOKS, series
+def curves(results: Results, losses: Mapping[str, Losses]) -> Iterator[Curve]:
+    """Probes of all methods in one panel a quantity; then members and losses, which have a panel a method.
 
-    probed = {name: row["probe"] for name, row in results["methods"].items() if row["probe"]}
+    ValueError where a method's look cannot be drawn.
+    """
+    looks = {name: Look(results.looks[name]) for name in results.methods}
+    probed = {name: row.probe for name, row in results.methods.items() if row.probe}
     if probed:
         for key, title in _PROBED.items():
-            lines = [
-                (LOOKS[name].title, LOOKS[name].line | {"markersize": 3}, *_series(probe, key))
+            lines: list[Line] = [
+                (looks[name].title, _small(looks[name].line), [p.step for p in probe], [getattr(p, key) for p in probe])
                 for name, probe in probed.items()
             ]
             yield _panel(f"probe-{key}", title, lines)
     for name, probe in probed.items():
-        if "members" in METHODS[name].needs:
-            shares = np.array([entry["member_shares"] for entry in probe]).T
-            members = list(results["reward_models"])[1 : 1 + len(shares)]  # the first is that of all pairs
-            steps, looks = [entry["step"] for entry in probe], cycle(series("members", members[:7]))
-            lines = [
-                (member, look | {"markersize": 3}, steps, share.tolist())
-                for member, look, share in zip(members, looks, shares, strict=False)
-            ]
-            yield _panel(f"members-{name}", f"{LOOKS[name].title}: share of pairs a member fits best", lines)
+        entries = [(entry.step, entry.member_shares) for entry in probe if entry.member_shares is not None]
+        if "members" not in METHODS[name].needs or not entries:  # of earlier versions' trainings others have them too
+            continue
+        shares = np.array([values for _, values in entries]).T
+        members = results.members
+        lines = [
+            (member, _small(look), [step for step, _ in entries], share.tolist())
+            for member, look, share in zip(members, cycle(series("members", members[:7])), shares, strict=False)
+        ]
+        yield _panel(f"members-{name}", f"{looks[name].title}: share of pairs a member fits best", lines)
     for name, (steps, values) in losses.items():
-        line = (LOOKS[name].title, LOOKS[name].line | {"markersize": 3}, steps, values)
-        yield _panel(f"loss-{name}", f"{LOOKS[name].title}: training loss", [line], legend=False)
+        line: Line = (looks[name].title, _small(looks[name].line), steps, values)
+        yield _panel(f"loss-{name}", f"{looks[name].title}: training loss", [line], legend=False)
 
 
-def _series(probe: Iterable[Mapping[str, Any]], key: str) -> tuple[list[int], list[float]]:
-    kept = [(entry["step"], entry[key]) for entry in probe]
-    return [step for step, _ in kept], [value for _, value in kept]
+def _small(look: Mapping[str, Any]) -> dict[str, Any]:
+    return {**look, "markersize": 3}
 
 
 def _panel(name: str, title: str, lines: Iterable[Line], *, legend: bool = True) -> Curve:

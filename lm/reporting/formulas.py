@@ -12,7 +12,8 @@ import sympy
 from markupsafe import Markup
 from sympy.printing.mathml import mathml
 
-from lm.objectives import METHODS, Method, PairBatch, Pessimism
+from lm.objectives import Method, PairBatch, Pessimism
+from lm.reporting.settings import method_of
 
 
 @dataclass(frozen=True)
@@ -39,12 +40,8 @@ class _Symbols(PairBatch):
 
 
 def objective(name: str, setting: Mapping[str, Any]) -> Objective:
-    """The objective of a method in a setting of results.json; ValueError where it is none of the method's."""
-    options = {key: Pessimism(**value) if isinstance(value, Mapping) else value for key, value in setting.items()}
-    try:
-        method = METHODS[name](**options)
-    except TypeError:
-        raise ValueError(f"methods.{name}.setting does not fit this version's {name}: {dict(setting)}") from None
+    """The objective of a method in a setting; raises as `method_of`."""
+    method = method_of(name, setting)
     return Objective(method.heading(), method.says(), formula(method), list(method.legend()))
 
 

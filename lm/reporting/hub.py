@@ -11,7 +11,7 @@ from pathlib import Path
 
 from huggingface_hub import HfApi, get_token
 from huggingface_hub.errors import HFValidationError
-from huggingface_hub.utils import validate_repo_id
+from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
 
 from lm.base import progress
 from lm.reporting.card import HUB_NAME, card, chosen
@@ -27,7 +27,7 @@ def push(run: Path, method: str, repo_id: str, *, private: bool = False) -> str:
         private: make the repository private, and refuse one that is there and is not.
 
     Raises:
-        FileNotFoundError, MissingArtifact, CorruptArtifact: see `lm.card.card`.
+        FileNotFoundError, MissingArtifact, CorruptArtifact: see `lm.reporting.card.card`.
         ValueError: another name than owner/name, no such method, no token, or a public repository for a private policy.
         OSError: the hub cannot be reached, or refuses.
     """

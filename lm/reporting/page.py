@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import unicodedata
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -13,19 +12,18 @@ import jinja2
 import numpy as np
 from markupsafe import Markup
 
-from lm.base.files import inside, read_jsonl, write_text
+from figures import methods as overview
+from figures.record import PolicyResult, Results, read
+from figures.style import style
+from lm.base.files import inside, write_text
 from lm.base.store import MissingArtifact
-from lm.objectives import METHODS
-from lm.reporting.curves import _curves, _losses, svg
+from lm.config import SFT
+from lm.judging.matches import read_samples
+from lm.reporting.curves import curves, losses_of, svg
 from lm.reporting.formulas import objective
 
-Record = dict[str, Any]
 PROMPTS = 5
 """Test prompts whose samples are shown."""
-
-_RUN = ("methods", "sft", "wald", "wins", "reward_models", "oracle", "labels", "bias", "data", "rho", "confidence")
-_POLICY = ("n", "oracle_reward", "length", "kl", "chosen_logratio", "rejected_logratio", "accuracy", "samples")
-_METHOD = (*_POLICY, "advantage", "ci", "policy", "setting", "step", "validation", "probe")
 
 
 def write_report(run: Path) -> Path:
@@ -41,19 +39,16 @@ def page(run: Path) -> str:
     A function of the folder: results.json, the policies' artifacts for the losses, the samples, and config.yaml.
 
     Raises:
-        FileNotFoundError: the folder has no results.json.
-        ValueError: results.json is not JSON, or lacks what is shown; it names what.
+        FileNotFoundError, ValueError: results.json is not there, or not as `figures.record.read` needs it.
+        ValueError: a method or setting that this version has not, or samples that are not whole.
         MissingArtifact: a policy or samples that results.json names are gone.
     """
-    results = _results(run)
-    methods = results["methods"]
+    results = read(run / "results.json")
     config = run / "config.yaml"
-    from figures import methods as overview
-    from figures.style import style
-
+    objectives = {name: objective(name, row.setting) for name, row in results.methods.items()}
     with style():
         picture = svg(overview.draw(results), "overview", "advantage, length and KL of every method")
-        curves = list(_curves(results, {name: _losses(run, row) for name, row in methods.items()}))
+        panels = list(curves(results, {name: losses_of(run, row.policy) for name, row in results.methods.items()}))
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent),
         autoescape=True,
@@ -63,42 +58,15 @@ def page(run: Path) -> str:
         lstrip_blocks=True,
     )
     environment.filters |= {"number": number, "p": p_value, "flat": flat}
-    try:
-        return environment.get_template("report.html.jinja").render(
-            results=results,
-            methods=methods,
-            objectives={name: objective(name, row["setting"], results) for name, row in methods.items()},
-            picture=picture,
-            curves=curves,
-            samples=_samples(run, results),
-            config=config.read_text(encoding="utf-8") if config.is_file() else None,
-        )
-    except jinja2.UndefinedError as error:
-        raise ValueError(f"{run / 'results.json'} is of an earlier version or not whole: {error}") from None
-
-
-def _results(run: Path) -> Record:
-    path = run / "results.json"
-    if not path.is_file():
-        raise FileNotFoundError(f"there is no {path}; finish the run with `python -m lm.train`")
-    try:
-        results: Record = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{path} is not JSON ({error})") from None
-    lacking = [name for name in (*_RUN, "provenance") if name not in results]
-    lacking += [f"sft.{name}" for name in _POLICY if name not in results.get("sft", _POLICY)]
-    for method, row in results.get("methods", {}).items():
-        lacking += [f"methods.{method}.{name}" for name in _METHOD if name not in row]
-    if lacking:
-        more = f" and {len(lacking) - 4} more" if len(lacking) > 4 else ""
-        raise ValueError(
-            f"{path} lacks {', '.join(lacking[:4])}{more}: it is of an earlier version or not whole; write it anew "
-            f"with `python -m lm.evaluate --config {run / 'config.yaml'}`"
-        )
-    unknown = [name for name in results["methods"] if name not in METHODS]
-    if unknown:
-        raise ValueError(f"{path}: methods must be among {', '.join(METHODS)}; it has {', '.join(unknown)}")
-    return results
+    return environment.get_template("report.html.jinja").render(
+        results=results,
+        methods=results.methods,
+        objectives=objectives,
+        picture=picture,
+        curves=panels,
+        samples=_samples(run, results),
+        config=config.read_text(encoding="utf-8") if config.is_file() else None,
+    )
 
 
 # ---------------------------------------------------------------- text
@@ -122,9 +90,7 @@ def number(value: float | None, shape: str = ",") -> Markup:
     """A rounded number, as `format` takes its shape, that carries the exact one; a dash for None."""
     if value is None:
         return Markup("–")
-    return Markup('<data value="{}">{}</data>').format(
-        repr(value), format(+value, shape)
-    )  # + fails where it is undefined
+    return Markup('<data value="{}">{}</data>').format(repr(value), format(value, shape))
 
 
 def p_value(value: float | None) -> Markup:
@@ -150,20 +116,21 @@ class Sampled:
     """A test prompt and what each policy wrote, rows of samples.jsonl by name."""
 
     prompt: str
-    rows: dict[str, Record]
+    rows: dict[str, dict[str, Any]]
 
 
-def _samples(run: Path, results: Record) -> list[Sampled]:
+def _samples(run: Path, results: Results) -> list[Sampled]:
     """Evenly spaced test prompts, so that nobody has picked them."""
-    read = {}
-    for name, row in {"sft": results["sft"], **results["methods"]}.items():
-        path = inside(run, row["samples"])
+    policies: dict[str, PolicyResult] = {SFT: results.sft, **results.methods}
+    found = {}
+    for name, row in policies.items():
+        path = inside(run, row.samples)
         if not path.is_file():
             raise MissingArtifact(f"there is no {path}, whose samples are to be shown; was the evaluation deleted?")
-        read[name] = [sample for _, sample in read_jsonl(path)]
-    prompts = [sample["prompt"] for sample in read["sft"]]
-    other = [name for name, rows in read.items() if [sample["prompt"] for sample in rows] != prompts]
+        found[name] = read_samples(path, "completion", "oracle_reward", "length", "finished")
+    prompts = list(found[SFT])
+    other = [name for name, rows in found.items() if list(rows) != prompts]
     if other:
-        raise ValueError(f"the samples of {', '.join(other)} in {run} are of other prompts than those of sft")
+        raise ValueError(f"the samples of {', '.join(other)} in {run} are of other prompts than those of {SFT}")
     rows = sorted({round(i) for i in np.linspace(0, len(prompts) - 1, PROMPTS)})
-    return [Sampled(prompts[i], {name: samples[i] for name, samples in read.items()}) for i in rows]
+    return [Sampled(prompts[i], {name: own[prompts[i]] for name, own in found.items()}) for i in rows]

@@ -18,6 +18,7 @@ from lm.objectives import DPO, DRDO, IPO, METHODS, DistilledDPO, EnsembleDPO, Me
 from lm.report import main
 from lm.reporting.formulas import formula, objective
 from lm.reporting.page import page, visible, write_report
+from tests.recorded import recorded
 
 HOSTILE = "<script>alert(1)</script> \"'></td></table> \u202edesrever\u0000\x1b[2J\ud800 {{ 7 * 7 }} &amp; --> ]]>"
 SETTINGS: dict[str, Method] = {"dpo": DPO(beta=0.37), "e-dpo": EnsembleDPO(), "drdo": DRDO(alpha=0.19)}
@@ -31,69 +32,16 @@ def write(path: Path, value: Any) -> None:
 
 def make_run(folder: Path, text: str = "plain words") -> Path:
     """What a run of three methods leaves, as far as a report reads it; every text of it is `text`."""
-    accuracy: dict[str, Any] = {
-        kind: {"accuracy": 0.25 + len(kind) / 100, "pairs": 7} for kind in ("all", "longer", "shorter")
-    }
-    accuracy["neither"] = {"accuracy": None, "pairs": 0}
-    sampled = {"oracle_reward": 0.123456, "length": 3, "finished": False}
-    methods: dict[str, Any] = {}
-    for index, (name, method) in enumerate(SETTINGS.items(), 1):
-        probe: dict[str, Any] = {
-            "chosen_logps": -3.5,
-            "rejected_logps": -4,
-            "forward_kl_reference": 0.1,
-            "forward_kl_preferences": -1,
-        }
-        probe |= {"member_shares": [0.75, 0.25]} if name == "e-dpo" else {}
-        methods[name] = {
-            "advantage": 0.1234567 * index,
-            "ci": [-0.0111 * index, 0.3333 * index],
-            **dict.fromkeys(("oracle_reward", "length", "kl", "chosen_logratio", "rejected_logratio"), 1.7171 * index),
-            "n": 6,
-            "accuracy": 0.6161 + index / 1000,
-            "policy": f"elsewhere/policy/{name}-abc" + ("/step-2" if name == "dpo" else ""),
-            "samples": f"evaluate/{name}-abc/samples.jsonl",
-            "setting": asdict(method),
-            "step": 2 if name == "dpo" else 4,
-            "validation": [],
-            "probe": [{"step": step, **probe} for step in (0, 2, 4)],
-        }
+    results = recorded(SETTINGS, text)
+    for name in results["methods"]:
         losses = [{"step": step, "loss": 1 / step} for step in (1, 2, 4)]
         write(folder / f"policy/{name}-abc/artifact.json", {"metrics": {"history": [*losses, {"step": 4}]}})
-    tried = {"setting": asdict(SETTINGS["dpo"]), "advantage": 0.4141, "ci": [0.1, 0.9]}
-    methods["dpo"]["validation"] = [{**tried, "step": 2}, {**tried, "step": 4, "advantage": 0.2323}]
-    sft = {key: methods["dpo"][key] for key in ("n", "oracle_reward", "length", "kl", "accuracy")}
-    sft |= {"chosen_logratio": 0.0, "rejected_logratio": 0.0, "samples": "evaluate/sft-abc/samples.jsonl"}
-    for name in ("sft", *methods):
+    sampled = {"oracle_reward": 0.123456, "length": 3, "finished": False}
+    for name in ("sft", *results["methods"]):
         path = folder / f"evaluate/{name}-abc/samples.jsonl"
         path.parent.mkdir(parents=True)
         rows = [{"prompt": f"{text} {i}", "completion": f"{name} says {text} {i}", **sampled} for i in range(6)]
         path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    bias: dict[str, Any] = {"pairs": 9, "longer_preferred": 2, "shorter_preferred": 6}
-    bias |= {"mean_chosen_length": 4.4545, "mean_rejected_length": 5.5656}
-    tests = {"dpo - e-dpo": 0.04321, "dpo - drdo": 1.234e-9, "e-dpo - drdo": None}
-    kept = {"kept": {"train": 1234, "valid": 50, "test": 60}, "dropped": {text: 17}}
-    results = {
-        "methods": methods,
-        "sft": sft,
-        "wald": {pair: {"difference": -0.0707, "z": 1.0, "p": p} for pair, p in tests.items()},
-        "wins": {name: {"sft": {"win": 0.51, "tie": 0.2, "loss": 0.29, "n": 6}} for name in methods},
-        "reward_models": {"rho": accuracy, "b0.2": accuracy, "b0.8": accuracy},
-        "oracle": accuracy,
-        "labels": {"agreement": 0.8181, "ties_dropped": 3, "longer_preferred": 0.5959},
-        "bias": {"rho": bias, "b0.2": bias, "b0.8": bias},
-        "data": {"preferences": kept, "references": {**kept, "dropped": {}}, "vocabulary": 300},
-        "rho": 0.2,
-        "confidence": 0.95,
-        "provenance": {
-            "versions": {"python": "3.11"},
-            "commit": None,
-            "machine": {"cores": 2},
-            "date": "2026-01-02",
-            "seed": 5,
-            "command": ["train.py", text],
-        },
-    }
     write(folder / "results.json", results)
     (folder / "config.yaml").write_text(f"model: {text}\n", encoding="utf-8", errors="replace")
     return folder
@@ -258,25 +206,33 @@ def test_formulas_are_what_the_methods_compute(method: Method, expected: str) ->
 
 @pytest.mark.parametrize("name", METHODS)
 def test_every_method_says_its_source_and_its_letters(name: str) -> None:
-    models: dict[str, Any] = {"reward_models": {"rho": {}}}
-    shown = objective(name, asdict(METHODS[name]()), models)
+    shown = objective(name, asdict(METHODS[name]()))
     assert re.search(r"\[[FN]\] eq|Azar et al|ours", shown.says)
     assert ("KL(y)" in " ".join(shown.where)) == ("KL" in Parsed(shown.formula).text)
     assert ("Δ =" in " ".join(shown.where)) == ("Δ" in Parsed(shown.formula).text)
 
 
 def test_options_that_change_the_objective_change_what_is_said() -> None:
-    def where(name: str, method: Method, models: tuple[str, ...] = ("rho",)) -> str:
-        return " ".join(objective(name, asdict(method), {"reward_models": dict.fromkeys(models)}).where)
+    def where(name: str, method: Method) -> str:
+        return " ".join(objective(name, asdict(method)).where)
 
-    assert "a token" in where("ipo", IPO(length_normalised=True))
-    assert "a token" not in where("ipo", IPO())
-    assert "DRDO's own oracle" in where("drdo", DRDO(), ("rho", "drdo"))
-    assert "DRDO's own oracle" not in where("drdo", DRDO())
+    assert "per token" in where("ipo", IPO(length_normalised=True))
+    assert "per token" not in where("ipo", IPO())
+    assert "oracle of its own" in where("drdo", DRDO(oracle_alpha=0.01))
+    assert "oracle of its own" not in where("drdo", DRDO())
+    assert "by the reward model" in where("drdo", DRDO())
     constant = Pessimism(alpha_start=0.5, alpha_end=0.5, samples="preferences")
     assert "α = 0.5 throughout" in where("p-dpo", PessimisticDPO(kl=constant))
     assert "pair's own completions" in where("p-dpo", PessimisticDPO(kl=constant))
     assert "from 0.0001 at the first step, linearly, to 0.01" in where("p-dpo", PessimisticDPO())
+
+
+def test_members_are_drawn_of_methods_that_distil_them(run: Path, parsed: Parsed, tmp_path: Path) -> None:
+    def edit(results: dict[str, Any]) -> None:
+        for entry in results["methods"]["dpo"]["probe"]:
+            entry["member_shares"] = [0.5, 0.5]
+
+    assert Parsed(page(change(run, tmp_path / "run", edit))).tags == parsed.tags
 
 
 def test_without_a_probe_the_page_says_so(run: Path, parsed: Parsed, tmp_path: Path) -> None:
@@ -290,21 +246,26 @@ def test_without_a_probe_the_page_says_so(run: Path, parsed: Parsed, tmp_path: P
     assert "No probe" not in parsed.text
 
 
+def renamed(results: dict[str, Any]) -> None:
+    """The first method becomes one of another version."""
+    text = json.dumps(results).replace('"dpo', '"kto').replace("- dpo", "- kto")
+    results.update(json.loads(text))
+
+
 @pytest.mark.parametrize(
     ("edit", "message"),
     [
-        (
-            lambda r: r.pop("wins"),
-            r"results.json lacks wins: it is of an earlier version .* `python -m lm.evaluate --con",
-        ),
+        (lambda r: r.pop("wins"), r"results.json lacks wins: it is not whole; .* `python -m lm.evaluate --config /"),
+        (lambda r: r.pop("version"), r"results.json has no version, and version 1 is read here; .* `python -m lm.eval"),
         (lambda r: r["sft"].pop("samples"), r"lacks sft.samples: "),
         (lambda r: r["methods"]["drdo"].pop("probe"), r"lacks methods.drdo.probe: "),
         (
             lambda r: [row.pop("ci") for row in r["methods"].values()],
             r"methods.dpo.ci, methods.e-dpo.ci, methods.drdo.ci",
         ),
-        (lambda r: r["labels"].pop("longer_preferred"), r"not whole: .* has no attribute 'longer_preferred'"),
-        (lambda r: r["methods"].update(kto=r["methods"]["dpo"]), r"methods must be among dpo, ipo, .*; it has kto"),
+        (lambda r: r["labels"].pop("longer_preferred"), r"lacks labels.longer_preferred: "),
+        (lambda r: r["methods"].update(kto=r["methods"]["dpo"]), r"lacks looks.kto, wins.kto.sft, wald.dpo - kto, "),
+        (renamed, r"methods must be among dpo, ipo, .*, which this version has; got kto"),
         (
             lambda r: r["methods"]["dpo"].update(setting={"tau": 1.0}),
             r"methods.dpo.setting does not fit .* \{'tau': 1.0\}",
@@ -325,6 +286,9 @@ def test_what_is_missing_is_named_and_nothing_is_written(tmp_path: Path, capsys:
     whole = other.read_text()
     other.write_text("".join(whole.splitlines(keepends=True)[1:]))
     with pytest.raises(ValueError, match=r"the samples of dpo in .* are of other prompts than those of sft"):
+        page(made)
+    other.write_text(whole.replace('"length"', '"longth"', 1))
+    with pytest.raises(ValueError, match=r"dpo-abc/samples.jsonl, line 1: no length"):
         page(made)
     other.unlink()
     with pytest.raises(MissingArtifact, match=r"there is no .*evaluate/dpo-abc/samples.jsonl, whose samples"):

@@ -12,59 +12,71 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
+from figures.record import MethodResult, PolicyResult, Results, of
 from lm.base import progress, ranks
 from lm.base.files import read_jsonl, write_json
 from lm.base.store import Artifact, provenance
 from lm.config import SFT
 from lm.judging.statistics import SIGNS, bootstrap_interval, wald, win_rates
+from lm.objectives import looks
 from lm.stages.data import data
 from lm.stages.evaluations import choose, evaluation, probe_history
 from lm.stages.labels import check_judge, labels, oracle_accuracy
 from lm.stages.rewards import asked, reward_accuracy
 from lm.stages.run import Run
-from lm.stages.trainings import sft
 from lm.stages.subsets import bias
+from lm.stages.trainings import sft
 
 
-def results(run: Run) -> dict[str, Any]:
-    """The table of every configured method against pi_ref, as `results.json` has it."""
+def results(run: Run) -> Results:
+    """The record of a run: every configured method against pi_ref. Makes what is missing of the run.
+
+    Raises:
+        ValueError: there is nobody to judge.
+    """
     check_judge(run)
-    config, reference = run.config.evaluation, evaluation(run, SFT)
+    reference, methods, rewards = evaluation(run, SFT), {}, {}
     base = _column(reference, "oracle_reward")
-    methods, rewards = {}, {}
     for name in run.config.methods:
         rewards[name] = _column(evaluation(run, name), "oracle_reward")
-        methods[name] = _row(run, name, rewards[name] - base)
-    return {
-        "methods": methods,
-        "sft": {**reference.metrics, "policy": str(sft(run).path), "samples": _samples(run, reference)},
-        "wald": {f"{one} - {other}": wald(rewards[one] - rewards[other]) for one, other in combinations(rewards, 2)},
-        "wins": {name: {SFT: win_rates(own, base)} for name, own in rewards.items()},
-        "reward_models": {name: reward_accuracy(run, name) for name in asked(run)},
-        "oracle": oracle_accuracy(run),
-        "labels": labels(run).metrics,
-        "bias": bias(run).metrics,
-        "data": data(run).metrics,
-        "rho": run.config.bias.rho,
-        "confidence": config.confidence,
-        "provenance": provenance(run.config.seed),
-    }
+        chosen, artifact = choose(run, name), evaluation(run, name)
+        methods[name] = {
+            **_advantage(run, rewards[name] - base),
+            **artifact.metrics,
+            "policy": str(chosen.model),
+            "samples": _samples(run, artifact),
+            "setting": asdict(chosen.method),
+            "step": chosen.step,
+            "validation": chosen.tried,
+            "probe": probe_history(run, chosen.policy),
+        }
+    sets = dict(bias(run).metrics)
+    return of(
+        Results,
+        {
+            "methods": methods,
+            "sft": {**reference.metrics, "policy": str(sft(run).path), "samples": _samples(run, reference)},
+            "wald": {f"{a} - {b}": wald(rewards[a] - rewards[b]) for a, b in combinations(rewards, 2)},
+            "wins": {name: {SFT: win_rates(own, base)} for name, own in rewards.items()},
+            "reward_models": {name: reward_accuracy(run, name) for name in asked(run)},
+            "oracle": oracle_accuracy(run),
+            "labels": labels(run).metrics,
+            "selection": sets.pop("selection", None),
+            "bias": sets,
+            "data": data(run).metrics,
+            "rho": run.config.bias.rho,
+            "confidence": run.config.evaluation.confidence,
+            "looks": looks(run.config.methods),
+            "provenance": provenance(run.config.seed),
+        },
+    )
 
 
-def _row(run: Run, name: str, differences: np.ndarray) -> dict[str, Any]:
-    """What results.json says of one method."""
-    config, chosen, artifact = run.config.evaluation, choose(run, name), evaluation(run, name)
-    return {
-        "advantage": float(differences.mean()),
-        "ci": bootstrap_interval(differences, config.confidence, config.resamples, run.seed("bootstrap")),
-        **artifact.metrics,
-        "policy": str(chosen.model),
-        "samples": _samples(run, artifact),
-        "setting": asdict(chosen.method),
-        "step": chosen.step,
-        "validation": chosen.tried,
-        "probe": probe_history(run, chosen.policy),
-    }
+def _advantage(run: Run, differences: np.ndarray) -> dict[str, Any]:
+    """Over pi_ref, of oracle rewards' differences [N], with its interval."""
+    shown = run.config.evaluation
+    interval = bootstrap_interval(differences, shown.confidence, shown.resamples, run.seed("bootstrap"))
+    return {"advantage": float(differences.mean()), "ci": interval}
 
 
 def _samples(run: Run, artifact: Artifact) -> str:
@@ -76,16 +88,15 @@ def cell(run: Run, name: str) -> dict[str, Any]:
     """One method of one run, for a grid: `chosen` (setting, step), `test` (metrics, advantage and interval),
     `validation`, `probe`, and `rewards`: the oracle's of each test prompt, of the policy and of pi_ref."""
     rewards, base = (_column(evaluation(run, policy), "oracle_reward") for policy in (name, SFT))
-    row = _row(run, name, rewards - base)
-    apart = ("policy", "samples", "setting", "step", "validation", "probe")
+    chosen = choose(run, name)
     return {
         "seed": run.config.seed,
         "rho": run.config.bias.rho,
         "method": name,
-        "chosen": {"setting": row["setting"], "step": row["step"]},
-        "test": {key: value for key, value in row.items() if key not in apart},
-        "validation": row["validation"],
-        "probe": row["probe"],
+        "chosen": {"setting": asdict(chosen.method), "step": chosen.step},
+        "test": {**_advantage(run, rewards - base), **evaluation(run, name).metrics},
+        "validation": chosen.tried,
+        "probe": probe_history(run, chosen.policy),
         "rewards": {name: rewards.tolist(), SFT: base.tolist()},
     }
 
@@ -94,13 +105,13 @@ def _column(artifact: Artifact, name: str) -> np.ndarray:
     return np.array([row[name] for _, row in read_jsonl(artifact.path / "samples.jsonl")])
 
 
-def table(report: dict[str, Any]) -> Table:
+def table(found: Results) -> Table:
     """The results as a rich table."""
-    percent = f"{report['confidence']:.0%}"
-    truth = "utility" in report["sft"]
-    rho = "unbiased pairs" if report["rho"] is None else f"rho = {report['rho']:g}"
+    percent = f"{found.confidence:.0%}"
+    truth = found.sft.utility is not None
+    rho = "unbiased pairs" if found.rho is None else f"rho = {found.rho:g}"
     # Narrow enough for 80 columns, where a terminal or a log file would otherwise lose digits.
-    title = f"Oracle advantage over SFT on {report['sft']['n']} test prompts ({rho})"
+    title = f"Oracle advantage over SFT on {found.sft.n} test prompts ({rho})"
     view = Table(title=title, box=box.SIMPLE, padding=0)
     headings = [
         "method",
@@ -113,24 +124,27 @@ def table(report: dict[str, Any]) -> Table:
     ]
     for heading in [*headings, *(["utility"] if truth else [])]:
         view.add_column(heading, justify="left" if heading == "method" else "right", no_wrap=True)
-    for name, row in [(SFT, report["sft"]), *report["methods"].items()]:
-        cells = ["", ""] if name == SFT else [f"{row['advantage']:+.3f}", "[{:+.3f}, {:+.3f}]".format(*row["ci"])]
-        cells += [f"{row['length']:.2f}", f"{row['kl']:.2f}"]
-        cells += [f"{row['chosen_logratio']:+.2f}", f"{row['rejected_logratio']:+.2f}"]
-        view.add_row(name, *cells, *([f"{row['utility']:.3f}"] if truth else []))
+    rows: dict[str, PolicyResult] = {SFT: found.sft, **found.methods}
+    for name, row in rows.items():
+        cells = ["", ""]
+        if isinstance(row, MethodResult):
+            cells = [f"{row.advantage:+.3f}", "[{:+.3f}, {:+.3f}]".format(*row.ci)]
+        cells += [f"{row.length:.2f}", f"{row.kl:.2f}", f"{row.chosen_logratio:+.2f}", f"{row.rejected_logratio:+.2f}"]
+        view.add_row(name, *cells, *([f"{row.utility:.3f}"] if truth else []))
     return view
 
 
-def comparisons(report: dict[str, Any]) -> Table:
+def comparisons(found: Results) -> Table:
     """Win rates against pi_ref by oracle reward, and p-values of Wald tests between the methods, as a rich table."""
     title = "Wins against SFT, ties, losses (%); p of a difference in advantage"
     view = Table(title=title, box=box.SIMPLE, padding=0)
-    names = list(report["methods"])
+    names = list(found.methods)
     for heading in ("method", *SIGNS, *names[:-1]):
         view.add_column(heading, justify="left" if heading == "method" else "right", no_wrap=True)
     for index, name in enumerate(names):
-        shares = [f"{100 * report['wins'][name][SFT][outcome]:.0f}" for outcome in SIGNS]
-        tests = [report["wald"][f"{other} - {name}"]["p"] for other in names[:index]]
+        won = found.wins[name][SFT]
+        shares = [f"{100 * share:.0f}" for share in (won.win, won.tie, won.loss)]
+        tests = [found.wald[f"{other} - {name}"].p for other in names[:index]]
         view.add_row(name, *shares, *("-" if p is None else f"{p:.3f}" if p >= 0.001 else "<.001" for p in tests))
     return view
 
@@ -142,14 +156,14 @@ def report(run: Run) -> None:
     from figures.style import style
     from lm.reporting.page import write_report
 
-    values = results(run)
+    found = results(run)
     if not ranks.is_first():
         return
     folder = Path(run.config.output_dir)
-    write_json(folder / "results.json", values)
+    write_json(folder / "results.json", found.as_json())
     with style():
-        write_atomically(folder / "results.png", draw(values).savefig)
-    Console().print(table(values), comparisons(values))
+        write_atomically(folder / "results.png", draw(found).savefig)
+    Console().print(table(found), comparisons(found))
     write_report(folder)
     progress.say(f"written: {', '.join(str(folder / name) for name in OUTPUTS)}")
 

@@ -5,20 +5,23 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from copy import deepcopy
 from dataclasses import MISSING, asdict, fields, is_dataclass
 from itertools import combinations
 from pathlib import Path
 from typing import Any, get_type_hints
 
 import numpy as np
+import yaml
 from scipy import stats
 
 from lm.base.command import argument_parser, as_command
 from lm.base.files import write_text
+from lm.base.options import _without_retired as without_retired
 from lm.base.store import provenance
 from lm.config import SFT, Config
 from lm.judging.statistics import wald, win_rates
-from lm.objectives import METHODS
+from lm.objectives import MAIN, METHODS, looks, option_of
 
 Record = dict[str, Any]
 Differences = dict[str, list[np.ndarray]]
@@ -64,7 +67,8 @@ def summary(records: Sequence[Record]) -> dict[str, Any]:
         "seeds": seeds,
         "rhos": rhos,
         "methods": methods,
-        "members": [name for name in scores[seeds[0], rhos[0]]["reward_models"] if name != "rho"],
+        "looks": looks(methods),
+        "members": [name for name in scores[seeds[0], rhos[0]]["reward_models"] if name != MAIN],
         "confidence": config["confidence"],
         "sft": {str(seed): bases[seed,]["sft"] for seed in seeds},
         "base": {str(seed): {key: bases[seed,][key] for key in ("oracle", "labels", "data")} for seed in seeds},
@@ -116,18 +120,28 @@ def _shared(record: Record) -> dict[str, Any]:
     return {**options, "bias": {name: value for name, value in options["bias"].items() if name != "rho"}}
 
 
-def with_defaults(options: Mapping[str, Any], kind: Any = Config) -> dict[str, Any]:
-    """Options with those that have come since they were recorded, at the defaults, which change nothing.
+def with_defaults(options: Mapping[str, Any]) -> dict[str, Any]:
+    """The options of a record, as `Config.as_dict` gives them, with those that have come since it was written, at the
+    defaults, which change nothing, and without those that did nothing and are no more.
 
-    Args:
-        options: as `dataclasses.asdict` gives them, of `kind`.
-        kind: a dataclass.
+    Raises:
+        ValueError: an option that is no more, and did something.
     """
+    try:
+        whole = _filled(Config, without_retired(deepcopy(dict(options))))
+    except yaml.YAMLError as error:
+        raise ValueError(f"a record cannot be summed up: {error}") from None
+    del whole["options"]
+    return whole | {option_of(name): _filled(kind, whole.get(option_of(name), {})) for name, kind in METHODS.items()}
+
+
+def _filled(kind: Any, options: Mapping[str, Any]) -> dict[str, Any]:
+    """With the defaults of a dataclass, at every level."""
     hints, whole = get_type_hints(kind), dict(options)
     for option in fields(kind):
         name = option.name
         if is_dataclass(hints[name]) and isinstance(whole.get(name), Mapping):
-            whole[name] = with_defaults(whole[name], hints[name])
+            whole[name] = _filled(hints[name], whole[name])
         elif name not in whole:
             default = option.default if option.default_factory is MISSING else option.default_factory()
             if default is not MISSING:

@@ -9,13 +9,15 @@ from __future__ import annotations
 import json
 import re
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from lm.base import markdown
 from lm.base.command import argument_parser, as_command
 from lm.base.files import write_text
 from lm.objectives import MAIN
@@ -27,25 +29,20 @@ GRID = Path(__file__).parents[2] / "figures" / "results" / "grid.json"
 CONTROL = GRID.with_name("grid_oracle.json")
 """The same, of the cells that distil the oracle's own rewards."""
 BLOCK = re.compile(r"(<!-- table: (\S+) -->\n).*?(<!-- end -->)", re.DOTALL)
+table = partial(markdown.table, padded=False)
 DISTILLING = ("d-dpo", "dp-dpo", "e-dpo", "hull-dpo", "drdo")
 
 
 def fill(page: str, grid: Grid) -> str:
     """The page with every table made anew; ValueError where it asks for one that there is not."""
 
-    def table(found: re.Match[str]) -> str:
+    def filled(found: re.Match[str]) -> str:
         start, name, end = found.groups()
         if name not in TABLES:
             raise ValueError(f"there is no table {name!r}; there are {', '.join(TABLES)}")
         return f"{start}{TABLES[name](grid)}\n{end}"
 
-    return BLOCK.sub(table, page)
-
-
-def _table(headings: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """Markdown; the first column to the left, the others to the right."""
-    lines = [headings, ["---", *("--:" for _ in headings[1:])], *rows]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    return BLOCK.sub(filled, page)
 
 
 def _p(value: float | None) -> str:
@@ -74,7 +71,7 @@ def reward_models(grid: Grid) -> str:
 
     headings = ["rho", "trained on", "pairs", "accuracy", "longer preferred", "shorter preferred", "neither longer"]
     mains = [row(MAIN, rho) for rho in grid["rhos"]]
-    return _table(headings, [*mains, *(row(name, grid["rhos"][0]) for name in grid["members"])])
+    return table(headings, [*mains, *(row(name, grid["rhos"][0]) for name in grid["members"])])
 
 
 def advantages(grid: Grid) -> str:
@@ -87,7 +84,7 @@ def advantages(grid: Grid) -> str:
         return f"{entry['advantage']:+.2f} [{low:+.2f}, {high:+.2f}]{between}"
 
     rows = [[name, *(cell(grid["advantages"][rho][name]) for rho in _rhos(grid))] for name in grid["methods"]]
-    return _table(["method", *(f"rho {rho}" for rho in _rhos(grid))], rows)
+    return table(["method", *(f"rho {rho}" for rho in _rhos(grid))], rows)
 
 
 def _difference(grid: Grid, rho: str, one: str, other: str) -> tuple[float, float | None]:
@@ -111,7 +108,7 @@ def _tested(grid: Grid, rho: str, one: str, other: str) -> str:
 def differences(grid: Grid, pairs: Sequence[tuple[str, str]]) -> str:
     """Differences of advantages and their p, a column a rho, with the signs of the seeds."""
     rows = [[f"{one} − {other}", *(_tested(grid, rho, one, other) for rho in _rhos(grid))] for one, other in pairs]
-    return _table(["difference", *(f"rho {rho}" for rho in _rhos(grid))], rows)
+    return table(["difference", *(f"rho {rho}" for rho in _rhos(grid))], rows)
 
 
 def distilling(grid: Grid) -> str:
@@ -133,7 +130,7 @@ def best(grid: Grid) -> str:
         order = sorted(grid["methods"], key=lambda name: -grid["advantages"][rho][name]["advantage"])
         difference, p = _difference(grid, rho, order[0], order[1])
         rows.append([rho, *order[:3], f"{difference:+.3f} ({_p(p)})"])
-    return _table(["rho", "best", "second", "third", "best − second (p)"], rows)
+    return table(["rho", "best", "second", "third", "best − second (p)"], rows)
 
 
 def settings(grid: Grid) -> str:
@@ -149,7 +146,7 @@ def settings(grid: Grid) -> str:
         [f"{name} ({next(iter(grid['config']['sweep'][name][0]))})", *(cell(rho, name) for rho in grid["rhos"])]
         for name in names
     ]
-    return _table(["method", *(f"rho {rho}" for rho in _rhos(grid))], rows)
+    return table(["method", *(f"rho {rho}" for rho in _rhos(grid))], rows)
 
 
 def members(grid: Grid) -> str:
@@ -163,7 +160,7 @@ def members(grid: Grid) -> str:
         return f"{np.mean([np.dot(s, values) for s in _last(grid, rho, 'e-dpo', 'member_shares')]):.3f}"
 
     rows = [[f"{rho:g}", *(cell(rho, k) for k in range(len(grid["members"]))), mean(rho)] for rho in grid["rhos"]]
-    return _table(["rho", *grid["members"], "mean b"], rows)
+    return table(["rho", *grid["members"], "mean b"], rows)
 
 
 def _last(grid: Grid, rho: float, name: str, key: str) -> list[Any]:
@@ -190,7 +187,7 @@ def diagnostics(grid: Grid) -> str:
         for name in grid["methods"]
     ]
     headings = ["winners, nats", "losers, nats", "KL(ref, pi)", "KL(pi, ref)", "length", "true utility"]
-    return _table(["method", *headings], rows)
+    return table(["method", *headings], rows)
 
 
 def alphas(grid: Grid) -> str:
@@ -211,7 +208,7 @@ def alphas(grid: Grid) -> str:
             ]
             rows.append([name, f"{rho:g}", *(f"{np.mean(values):+.3f}" if values else "-" for values in own)])
     named = [f"{start:g}" if start == end else f"{start:g} → {end:g}" for start, end in kinds]
-    return _table(["method", "rho", *named], rows)
+    return table(["method", "rho", *named], rows)
 
 
 def oracle_rewards(grid: Grid) -> str:
@@ -222,7 +219,7 @@ def oracle_rewards(grid: Grid) -> str:
         for what, of in (("models", grid), ("the oracle's", control)):
             advantages = [f"{of['advantages'][rho][name]['advantage']:+.3f}" for name in ("dpo", "d-dpo")]
             rows.append([rho, what, *advantages, _tested(of, rho, "d-dpo", "dpo")])
-    return _table(["rho", "rewards", "dpo", "d-dpo", "d-dpo − dpo"], rows)
+    return table(["rho", "rewards", "dpo", "d-dpo", "d-dpo − dpo"], rows)
 
 
 def slopes(grid: Grid) -> str:
@@ -232,7 +229,7 @@ def slopes(grid: Grid) -> str:
         values = [grid["advantages"][rho][name]["advantage"] for rho in _rhos(grid)]
         steps = " ".join("+" if b > a else "−" for a, b in pairwise(values))
         rows.append([name, *(f"{value:+.3f}" for value in (values[0], values[-1], max(values) - min(values))), steps])
-    return _table(["method", "lowest rho", "highest rho", "range", "steps"], rows)
+    return table(["method", "lowest rho", "highest rho", "range", "steps"], rows)
 
 
 def validation(grid: Grid) -> str:
@@ -254,7 +251,7 @@ def validation(grid: Grid) -> str:
         for i, setting in enumerate(settings):
             cells = [f"**{c[i]:+.2f}**" if c[i] == max(c) else f"{c[i]:+.2f}" for c in columns]
             rows.append([f"{name}, {' '.join(f'{option} {value:g}' for option, value in setting.items())}", *cells])
-    return _table(["setting", *(f"rho {rho}" for rho in _rhos(grid))], rows)
+    return table(["setting", *(f"rho {rho}" for rho in _rhos(grid))], rows)
 
 
 def alpha_levels(grid: Grid) -> str:
@@ -269,7 +266,7 @@ def alpha_levels(grid: Grid) -> str:
         means = [np.mean([test[what] for test in tests]) for what in ("advantage", "kl", "utility")]
         alpha = f"{start:g}" if start == end else f"{start:g} → {end:g}"
         rows.append([name, f"{rho:g}", alpha, *(f"{mean:+.2f}" for mean in means)])
-    return _table(["method", "rho", "alpha", "advantage", "KL(pi, ref)", "true utility"], rows)
+    return table(["method", "rho", "alpha", "advantage", "KL(pi, ref)", "true utility"], rows)
 
 
 TABLES: dict[str, Callable[[Grid], str]] = {
