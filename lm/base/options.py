@@ -74,12 +74,12 @@ def load_yaml(text: str) -> Any:
             depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
             if depth > DEEPEST:
                 raise yaml.YAMLError(f"it is nested more than {DEEPEST} deep")
-        return _without_retired(_jsonargparse_load(text))
+        return without_retired(_jsonargparse_load(text))
     except (ValueError, TypeError) as error:  # numbers of thousands of digits, lists as names
         raise yaml.YAMLError(f"not YAML that can be read ({error})") from None
 
 
-def _without_retired(options: Any) -> Any:
+def without_retired(options: Any) -> Any:
     """Options of an earlier version's file without those that did nothing there. yaml.YAMLError for one that did."""
     for name, (value, cure) in RETIRED.items():
         *above, last = name.split(".")

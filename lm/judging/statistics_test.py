@@ -1,16 +1,14 @@
-"""Intervals cover, the Wald test is the textbook's, and an evaluation set is what was asked for."""
+"""Intervals cover, the Wald test is the textbook's."""
 
 from __future__ import annotations
 
 import numpy as np
 import pytest
-from datasets import Dataset
 from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
 from lm.judging.statistics import bootstrap_interval, wald
-from lm.stages.evaluations import prompts_of
 
 
 def test_the_bootstrap_interval_covers_the_mean_as_often_as_it_says() -> None:
@@ -60,23 +58,3 @@ def test_wald_rejects_a_true_null_at_its_level() -> None:
 @pytest.mark.parametrize("values", [[0.0, 0.0, 0.0], [0.5, 0.5], [1.5]])
 def test_without_variance_there_is_no_test(values: list[float]) -> None:
     assert wald(np.array(values)) == {"difference": values[0], "z": None, "p": None}
-
-
-def pairs(prompts: int) -> Dataset:
-    rows = [{"prompt": f"p{i}", "prompt_ids": [i]} for i in range(prompts) for _ in range(2)]
-    return Dataset.from_list(rows)
-
-
-def test_evaluation_prompts_are_distinct_and_a_function_of_the_seed() -> None:
-    assert prompts_of(pairs(6), None, 0) == {f"p{i}": [i] for i in range(6)}
-    some = prompts_of(pairs(50), 20, 0)
-    assert len(some) == 20
-    assert all(text == f"p{ids[0]}" for text, ids in some.items())
-    assert some == prompts_of(pairs(50), 20, 0)
-    assert some != prompts_of(pairs(50), 20, 1)
-
-
-def test_more_evaluation_prompts_than_there_are_is_an_error() -> None:
-    assert len(prompts_of(pairs(6), 6, 0)) == 6
-    with pytest.raises(ValueError, match=r"evaluation\.prompts is 7, but the test split has only 6 prompts"):
-        prompts_of(pairs(6), 7, 0)

@@ -17,7 +17,7 @@ from scipy import stats
 
 from lm.base.command import argument_parser, as_command
 from lm.base.files import write_text
-from lm.base.options import _without_retired as without_retired
+from lm.base.options import without_retired
 from lm.base.store import provenance
 from lm.config import SFT, Config
 from lm.judging.statistics import wald, win_rates

@@ -1,0 +1,28 @@
+"""An evaluation set is what was asked for."""
+
+from __future__ import annotations
+
+import pytest
+from datasets import Dataset
+
+from lm.stages.evaluations import prompts_of
+
+
+def pairs(prompts: int) -> Dataset:
+    rows = [{"prompt": f"p{i}", "prompt_ids": [i]} for i in range(prompts) for _ in range(2)]
+    return Dataset.from_list(rows)
+
+
+def test_evaluation_prompts_are_distinct_and_a_function_of_the_seed() -> None:
+    assert prompts_of(pairs(6), None, 0) == {f"p{i}": [i] for i in range(6)}
+    some = prompts_of(pairs(50), 20, 0)
+    assert len(some) == 20
+    assert all(text == f"p{ids[0]}" for text, ids in some.items())
+    assert some == prompts_of(pairs(50), 20, 0)
+    assert some != prompts_of(pairs(50), 20, 1)
+
+
+def test_more_evaluation_prompts_than_there_are_is_an_error() -> None:
+    assert len(prompts_of(pairs(6), 6, 0)) == 6
+    with pytest.raises(ValueError, match=r"evaluation\.prompts is 7, but the test split has only 6 prompts"):
+        prompts_of(pairs(6), 7, 0)
