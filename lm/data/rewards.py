@@ -119,27 +119,30 @@ def margins(rewards: Mapping[str, Any]) -> tuple[float, list[float]]:
 
 def _read(row: Mapping[str, Any], where: str, why: str) -> tuple[dict[str, Any], bool]:
     """The rewards, and whether the one is the mean of several."""
-    ones, listed = _sides(row, where, OF_ONE, lists=False), _sides(row, where, OF_MEMBERS, lists=True)
-    is_mean = not ones[0] and len(listed[0]) > 1
+    (of_one, ones), (of_members, listed) = (
+        _sides(row, where, sources, lists=sources is OF_MEMBERS) for sources in (OF_ONE, OF_MEMBERS)
+    )
     if not ones[0] and not listed[0]:
         raise ValueError(
             f"{where}: {why}, but the row has none: no {either((ONE, (MARGIN,)))}, and no "
             f"{either((MEMBERS, (MEMBER_MARGINS,)))}; there are {shown(sorted(row))}"
         )
+    source, sides = (of_one, ones) if ones[0] else (of_members, listed)
     main = [
-        number(sum(side) / len(side), "the mean of the members' rewards", where)
-        for side in (ones if ones[0] else listed)
+        number(sum(side) / len(side), f"the mean of {name}", where)
+        for name, side in zip((source[0], source[-1]), sides, strict=True)
     ]
     members = listed if len(listed[0]) > 1 else ([], [])
-    return dict(zip((*ONE, *MEMBERS), (*main, *members), strict=True)), is_mean
+    return dict(zip((*ONE, *MEMBERS), (*main, *members), strict=True)), len(sides[0]) > 1
 
 
 def _sides(
     row: Mapping[str, Any], where: str, sources: Iterable[Source], *, lists: bool
-) -> tuple[list[float], list[float]]:
-    """Rewards of the chosen and of the rejected side by the first source that is there, [K] each, K = 1 without lists;
-    empty where there is none. ValueError where a value is missing or not finite, or sources contradict each other."""
-    found: dict[str, tuple[list[float], list[float]]] = {}
+) -> tuple[Source, tuple[list[float], list[float]]]:
+    """The first source that is there, and its rewards of the chosen and of the rejected side, [K] each, K = 1 without
+    lists; all empty where there is none. ValueError where a value is missing or not finite, or sources contradict each
+    other."""
+    found: dict[Source, tuple[list[float], list[float]]] = {}
     for source in sources:
         if all(row.get(name) is None for name in source):
             continue
@@ -152,15 +155,15 @@ def _sides(
             raise ValueError(
                 f"{where}: {source[0]} and {source[1]} must be of one length, got {len(chosen)} and {len(rejected)}"
             )
-        found[named(source)] = chosen, rejected
-    margins = {name: [c - r for c, r in zip(*sides, strict=True)] for name, sides in found.items()}
+        found[source] = chosen, rejected
+    margins = {named(source): [c - r for c, r in zip(*sides, strict=True)] for source, sides in found.items()}
     told = margins if lists else {name: margin for name, (margin,) in margins.items()}
     if not all(math.isfinite(margin) for each in margins.values() for margin in each):
         raise ValueError(f"{where}: the difference of the rewards must be a finite number, got {told}")
     first = next(iter(margins.values()), [])
     if not all(_agree(first, each) for each in margins.values()):
         raise ValueError(f"{where}: the reward margins contradict each other: {told}; leave one of them")
-    return next(iter(found.values()), ([], []))
+    return next(iter(found.items()), ((), ([], [])))
 
 
 def _agree(one: Sequence[float], other: Sequence[float]) -> bool:

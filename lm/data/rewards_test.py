@@ -107,7 +107,7 @@ def test_given_rewards_are_the_one_and_the_members(
         ),
         (
             {"chosen_rewards": [1e308, 1e308], "rejected_rewards": [1e308, 1e308]},
-            '"the mean of the members\' rewards" must be a finite number, got inf',
+            "'the mean of chosen_rewards' must be a finite number, got inf",
         ),
     ],
 )
