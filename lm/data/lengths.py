@@ -124,7 +124,7 @@ class Lengths:
 def read_lengths(path: str, tokenizer: PreTrainedTokenizerBase | None = None) -> Lengths:
     """Lengths of every pair of a set in any schema: tokens, end-of-text included, or else characters.
 
-    Raises ValueError or FileNotFoundError as `lm.data.read_rows` and `lm.data.any_pair` do.
+    Raises ValueError or FileNotFoundError as `lm.data.rows.read_rows` and `lm.data.schemas.any_pair` do.
     """
     lengths = Lengths()
     for number, (where, row) in enumerate(read_rows(path)):
@@ -147,7 +147,7 @@ def bias_file(
     """Writes a length-biased subset of a set: its rows as they are, in their order.
 
     Args:
-        path: a set in any schema, as `lm.data.read_rows` takes it. It is read twice and never held.
+        path: a set in any schema, as `lm.data.rows.read_rows` takes it. It is read twice and never held.
         out: the file to write, .jsonl, .jsonl.gz or .parquet.
         config: rho, size and length_ratio; the rest is about ensembles and not read.
         seed: of the draw.
