@@ -129,8 +129,8 @@ def all_claims() -> Iterator[Claim]:
 def loss_names() -> list[str]:
     """The public functions of `theory.losses`, in the order of that file."""
     losses = importlib.import_module("theory.losses")
-    functions = [f for name, f in vars(losses).items() if inspect.isfunction(f) and not name.startswith("_")]
-    return [f.__name__ for f in functions if f.__module__ == losses.__name__]
+    public = {name: f for name, f in vars(losses).items() if inspect.isfunction(f) and not name.startswith("_")}
+    return [name for name, function in public.items() if function.__module__ == losses.__name__]
 
 
 def complete(claim: Claim) -> list[str]:
