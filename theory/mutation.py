@@ -286,7 +286,7 @@ def rejecting(change: Callable[[ModuleType], None], proofs: Sequence[Proof]) -> 
 
 def uncalled(proofs: Sequence[Proof], functions: Collection[str]) -> Iterator[tuple[str, str]]:
     """(row, function) where a row names a function that its proof does not call."""
-    for proof, function in ((proof, name) for proof in proofs for name in proof.losses if name in functions):
+    for proof, function in ((p, name) for p in proofs for name in p.losses if name in functions):
 
         def remove(losses: ModuleType, function: str = function) -> None:
             def gone(*_: Any, **__: Any) -> None:
