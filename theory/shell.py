@@ -86,6 +86,7 @@ PROJECT = "reward-distillation"
 BROUGHT_BY = {
     "cvxpy": "cvxpy-base",
     "huggingface_hub": "transformers",
+    "markupsafe": "jinja2",
     "pyarrow": "datasets",
     "yaml": "transformers",
 }
