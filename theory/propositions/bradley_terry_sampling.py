@@ -73,9 +73,7 @@ def check_dependence(preferences: Preferences, fits: Sequence[tuple[Weights, lis
     require(len(found) > 1, "all samplers give the same fit")
 
 
-def check_only_bradley_terry(
-    pairs: Sequence[tuple[int, int]], residual: Callable[[sp.Expr, sp.Expr], sp.Expr]
-) -> None:
+def check_only_bradley_terry(pairs: Sequence[tuple[int, int]], residual: Callable[[sp.Expr, sp.Expr], sp.Expr]) -> None:
     """dL/dr_i is linear in the weights, with coefficient -(P_ij - sigma(r_i - r_j)) at w_ij.
 
     So a fit that stays for every sampler has P_ij = sigma(r_i - r_j) on all pairs: Bradley-Terry; and the converse.

@@ -262,9 +262,7 @@ CLAIMS = (
             "a tie": lambda: prove_pair(lambda d: (dpo(d) + dpo(-d)) / 2),
             "reversed label": lambda: prove_pair(lambda d: dpo(-d)),
             "IPO": lambda: prove_pair(lambda d: losses.ipo(d, tau=BETA)),
-            "sign of the reference": lambda: prove_pair(
-                margin=lambda w, x, p, q: losses.logratio_margin(w, x, -p, -q)
-            ),
+            "sign of the reference": lambda: prove_pair(margin=lambda w, x, p, q: losses.logratio_margin(w, x, -p, -q)),
             "no reference": lambda: prove_pair(margin=lambda w, x, p, q: w - x),
         },
         properties=(loss_falls_in_the_margin, torch_gradient_never_vanishes),

@@ -23,6 +23,7 @@ from theory.strategies import log_policies, positive, preference_graphs, vectors
 
 BETA = sp.Symbol("beta", positive=True)
 LOG_Z = sp.Symbol("logZ", real=True)
+NORMALISER = sp.Symbol("Z", positive=True)
 MARGIN, DELTA, NOISE = sp.symbols("Delta delta epsilon", real=True)
 LOGP, REF, REWARD = (sp.symbols(f"{name}_i {name}_j", real=True) for name in ("l", "ref", "r"))
 
@@ -167,7 +168,11 @@ def complete(n: int) -> PreferenceGraph:
 
 COMPLETE = (complete(2), complete(3), complete(5))
 ONE_PAIR_OF_THREE = PreferenceGraph(3, [(0, 1)])
-CONNECTED = (PreferenceGraph.chain(4), PreferenceGraph(4, [(1, 0), (1, 2), (3, 1)]), PreferenceGraph(3, [(0, 1), (1, 2), (2, 0)]))
+CONNECTED = (
+    PreferenceGraph.chain(4),
+    PreferenceGraph(4, [(1, 0), (1, 2), (3, 1)]),
+    PreferenceGraph(3, [(0, 1), (1, 2), (2, 0)]),
+)
 APART = (ONE_PAIR_OF_THREE, PreferenceGraph(4, [(0, 1), (2, 3)]), PreferenceGraph(6, [(0, 1), (1, 2), (4, 3)]))
 
 
@@ -177,7 +182,7 @@ def prove_on(
     formula: Formula = tilted,
     refs: Sequence[Any] | None = None,
     rewards: Sequence[Any] | None = None,
-    normaliser: Any = sp.Symbol("Z", positive=True),
+    normaliser: Any = NORMALISER,
 ) -> None:
     """The formula has the least loss on every pair; the pairs fix its margins, and the normalisation the rest.
 

@@ -231,8 +231,8 @@ def _flow_in_logits() -> str:
         held, moved = (rate(float(w), float(x), *slopes) for rate in (with_winner_held, in_logits))
         if held > 1e-6 and moved < -1e-6:
             return (
-                f"gradient flow on logits, gamma = 2, pi = ({w}, {x}, {1 - w - x}): y_l's odds exceed gamma p_w |g|, yet "
-                f"d log pi(y_l) / dt = {moved:.3f} alpha, because y_w takes mass"
+                f"gradient flow on logits, gamma = 2, pi = ({w}, {x}, {1 - w - x}): y_l's odds exceed gamma p_w |g|, "
+                f"yet d log pi(y_l) / dt = {moved:.3f} alpha, because y_w takes mass"
             )
     raise CheckFailed("the flow on logits feeds the loser too")
 
@@ -273,17 +273,17 @@ CLAIMS = (
         source="ours, on [N] eq 6",
         statement=(
             "DRDO's preference term is alpha W log(1 + m/pi(y_w)) >= 0, m the mass outside the pair, and 0 for every "
-            "split of the pair when m = 0. So, with a reward head that fits, y_l taking all mass attains DRDO's minimum; "
-            "for gamma > 0 all mass leaving the pair approaches it too. With pi(y_w) held, descent feeds y_l from the "
-            "rest exactly where pi(y_l)'s odds exceed gamma p_w |g|; gradient flow on logits need not."
+            "split of the pair when m = 0. So, with a reward head that fits, y_l taking all mass attains DRDO's "
+            "minimum; for gamma > 0 all mass leaving the pair approaches it too. With pi(y_w) held, descent feeds y_l "
+            "from the rest exactly where pi(y_l)'s odds exceed gamma p_w |g|; gradient flow on logits need not."
         ),
         formula=(
             r"(\pi(y_w),\pi(y_l))=(\tfrac1k,1-\tfrac1k):\ T=0;\qquad"
             r"(\pi(y_w),\pi(y_l))=(\tfrac1k,\tfrac1{k^2}):\ T\to 0"
         ),
         domain=(
-            "one pair and any finite rest, tabular; minima over policies, and the slope in log pi(y_l) with pi(y_w) held, "
-            "which is not the flow in logits"
+            "one pair and any finite rest, tabular; minima over policies, and the slope in log pi(y_l) with pi(y_w) "
+            "held, which is not the flow in logits"
         ),
         losses=("focal_weight", "drdo"),
         assumptions={

@@ -163,7 +163,7 @@ def _with_kl() -> str:
     require(bool(slope.subs(MARGIN, 2) > 0 and slope.subs(MARGIN, 3) > 0), "a member's margin is stationary")
     best = sp.nsolve(slope.subs(sp.Heaviside(0), 1), MARGIN, sp.Rational(39, 20))
     require(bool(abs(best - 2) > 1e-2 and objective.subs(MARGIN, best) < objective.subs(MARGIN, 2)), "no better margin")
-    return f"alpha = 1/10, beta = 1, members 2 and 3, uniform reference: the optimum is Delta = {float(best):.3f}, neither's"
+    return f"alpha = 1/10, beta = 1, members 2 and 3: the optimum is Delta = {float(best):.3f}, neither member's"
 
 
 def diverging_ratio_fails() -> str | None:

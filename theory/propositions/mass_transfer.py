@@ -392,12 +392,10 @@ CLAIMS = (
                 transfer,
                 lambda p, u: -sum(q * sp.exp(x) * losses.forward_kl(x) for q, x in zip(p, u, strict=True)),
             ),
-            "without tabular": lambda: check_transfer(
-                ONE_PAIR, dpo, transfer, forward_kl, features=[[1], [0], [1]]
-            ),
-            "sign of the slope": lambda: check_transfer(STAR, dpo, lambda p, s, a: p + s / a, forward_kl),
-            "alpha for 1/alpha": lambda: check_transfer(STAR, dpo, lambda p, s, a: p - s * a, forward_kl),
-            "half the KL": lambda: check_transfer(STAR, dpo, transfer, lambda p, u: forward_kl(p, u) / 2),
+            "without tabular": lambda: check_transfer(ONE_PAIR, dpo, transfer, forward_kl, features=[[1], [0], [1]]),
+            "sign of the slope": lambda: check_transfer(ONE_PAIR, dpo, lambda p, s, a: p + s / a, forward_kl),
+            "alpha for 1/alpha": lambda: check_transfer(ONE_PAIR, dpo, lambda p, s, a: p - s * a, forward_kl),
+            "half the KL": lambda: check_transfer(ONE_PAIR, dpo, transfer, lambda p, u: forward_kl(p, u) / 2),
             "beta missing in the step": lambda: check_one_pair(lambda z: dpo_step(z) / BETA),
             "sigma(+beta Delta)": lambda: check_one_pair(lambda z: dpo_step(-z)),
             "concave loss": lambda: check_convexity(lambda m, d, b: -dpo(m, d, b)),

@@ -215,7 +215,11 @@ def _exact(*values: Any) -> list[Any]:
 
 
 GAMES: dict[str, tuple[list[Any], Members, list[Any]]] = {
-    "two opposed rewards: the reference itself": (_exact((1, 2), (1, 2)), [_exact(0, 1), _exact(1, 0)], _exact((1, 2), (1, 2))),
+    "two opposed rewards: the reference itself": (
+        _exact((1, 2), (1, 2)),
+        [_exact(0, 1), _exact(1, 0)],
+        _exact((1, 2), (1, 2)),
+    ),
     "inside the segment, off the reference": (
         _exact((1, 4), (1, 4), (1, 2)),
         [_exact(1, 0, 3), _exact(0, 1, 3)],
@@ -523,8 +527,8 @@ CLAIMS = (
         statement=(
             "Over a convex compact set of rewards, the max-min policy is pi_r for the r in the set whose policy is "
             "closest to pi_ref in forward KL, and the max-min value is beta times that KL: (pi_r, r) is a saddle "
-            "point. At it ensemble_hull is 0 on any pairs, and ensemble_min on connected ones only if r is a member up to "
-            "a constant."
+            "point. At it ensemble_hull is 0 on any pairs, and ensemble_min on connected ones only if r is a member up "
+            "to a constant."
         ),
         formula=(
             r"\max_\pi\min_{r\in\mathrm{conv}\,S}V(\pi,r)=\beta\min_{r\in\mathrm{conv}\,S}"

@@ -23,8 +23,8 @@ from theory.claim import Claim, require
 BETA, ALPHA, SHARE, TAU = sp.symbols("beta alpha c tau", positive=True)
 CHOSEN, REJECTED, REF_CHOSEN, REF_REJECTED = sp.symbols("l_w l_l ref_w ref_l", real=True)
 EXCESS = sp.Symbol("q", nonnegative=True)
-LIGHT, GAP = sp.symbols("a g", positive=True)
-"""A KL weight a, and beta - a."""
+ODDS = sp.Symbol("o", positive=True)
+"""beta / a - 1 for a KL weight a < beta."""
 
 Formula = Callable[[Any, Any, Any, Any, Any], Any]
 """(log pi(y_w), log pi_ref(y_w), log pi_ref(y_l), beta, a) -> log pi(y_l)."""
@@ -79,10 +79,10 @@ def check_stationary(
         require(slope == 0, f"the loss has slope {slope} in {variable} at the formula")
 
 
-def check_interior(a: sp.Expr, beta: sp.Expr) -> None:
-    """The slope in log pi(y_l) goes from negative to positive, so that there is an interior optimum."""
-    slope = _slope(REJECTED, a).subs({CHOSEN: 0, REF_CHOSEN: 0, REF_REJECTED: 0}).subs(BETA, beta)
-    ends = [sp.limit(slope, REJECTED, end) for end in (-sp.oo, sp.oo)]
+def check_interior(a: sp.Expr) -> None:
+    """With the KL weight a, the slope in log pi(y_l) goes from negative to positive: there is an interior optimum."""
+    slope = _slope(REJECTED, a).subs({CHOSEN: 0, REF_CHOSEN: 0, REF_REJECTED: 0})
+    ends = [sp.factor(sp.limit(slope, REJECTED, end)) for end in (-sp.oo, sp.oo)]
     require(ends[0].is_negative, f"the slope starts at {ends[0]}")
     require(ends[1].is_positive, f"the slope ends at {ends[1]}")
 
@@ -196,7 +196,7 @@ def _margin_at_optimum() -> sp.Expr:
 
 def prove() -> None:
     check_stationary(interior_optimum)
-    check_interior(LIGHT, LIGHT + GAP)
+    check_interior(BETA / (1 + ODDS))
     check_convex_in_log_probability()
     check_below_optimum_is_downhill()
     check_heavy_weight_binds(BETA + EXCESS)
@@ -398,8 +398,8 @@ CLAIMS = (
         counterexamples={"winner fixed": _free_winner, "a < beta": _weight_too_large, "a > 0": _no_penalty},
         controls={
             "without winner fixed": lambda: check_stationary(interior_optimum, free=(REJECTED, CHOSEN)),
-            "without a < beta": lambda: check_interior(LIGHT + EXCESS, LIGHT),
-            "without a > 0": lambda: check_interior(sp.S.Zero, LIGHT),
+            "without a < beta": lambda: check_interior(BETA + EXCESS),
+            "without a > 0": lambda: check_interior(sp.S.Zero),
             "sign of the reference ratio": lambda: check_stationary(
                 lambda w, rw, rl, b, a: interior_optimum(w, rl, rw, b, a)
             ),
