@@ -20,6 +20,7 @@ from theory import losses
 from theory.certificates import reaches
 from theory.claim import Claim, require
 from theory.preferences import PreferenceGraph
+from theory.propositions.dpo_divergence import OPPOSED
 from theory.strategies import positive, preference_graphs
 
 BETA = sp.Symbol("beta", positive=True)
@@ -287,7 +288,7 @@ CLAIMS = (
         controls={
             "without acyclic": lambda: check_all_diverge(CYCLE),
             "without acyclic, one pair labelled both ways": lambda: check_all_diverge(BOTH_WAYS),
-            "without free parameters": lambda: check_all_diverge(ACYCLIC[2], features=[[1], [-1], [-1], [1]]),
+            "without free parameters": lambda: check_all_diverge(ACYCLIC[2], features=OPPOSED),
             "without no KL term": lambda: check_all_diverge(ACYCLIC[0], alpha=sp.Rational(1, 2)),
             "ranks reversed": lambda: check_data([(0, 1), (1, 2)], 3, lambda graph: -graph.ranks),
             "all ranks equal": lambda: check_data([(0, 1)], 2, lambda graph: 0 * graph.ranks),

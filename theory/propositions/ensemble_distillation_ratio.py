@@ -161,7 +161,7 @@ def _with_kl() -> str:
     objective = losses.pessimistic(pair_loss(MARGIN, deltas, 1), kl, alpha=alpha)
     slope = sp.diff(objective, MARGIN)
     require(bool(slope.subs(MARGIN, 2) > 0 and slope.subs(MARGIN, 3) > 0), "a member's margin is stationary")
-    best = sp.nsolve(slope.subs(sp.Heaviside(0), 1), MARGIN, sp.Rational(39, 20))
+    best = sp.nsolve(slope, MARGIN, sp.Rational(39, 20))
     require(bool(abs(best - 2) > 1e-2 and objective.subs(MARGIN, best) < objective.subs(MARGIN, 2)), "no better margin")
     return f"alpha = 1/10, beta = 1, members 2 and 3: the optimum is Delta = {float(best):.3f}, neither member's"
 

@@ -55,9 +55,10 @@ def total_slopes(graph: PreferenceGraph, values: Sequence[sp.Expr], tau: sp.Expr
     slopes: list[sp.Expr] = [sp.Integer(0)] * graph.n
     refs = sp.symbols(f"ref0:{graph.n}", real=True)
     logps = [value + ref for value, ref in zip(values, refs, strict=True)]
+    slope_at = sp.lambdify((MARGIN, TAU), edge_slope(MARGIN, TAU), modules=[{}])  # many edges, one formula
     for (winner, loser), weight in zip(graph.edges.tolist(), graph.weights.tolist(), strict=True):
         margin = losses.logratio_margin(logps[winner], logps[loser], refs[winner], refs[loser])
-        slope = sp.Rational(weight) * edge_slope(margin, tau)
+        slope = sp.Rational(weight) * slope_at(margin, tau)
         slopes[winner] += slope
         slopes[loser] -= slope
     return slopes
