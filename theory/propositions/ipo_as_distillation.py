@@ -128,7 +128,7 @@ def oriented_graphs(n: int) -> Iterator[PreferenceGraph]:
 
 
 def check_criterion(special_case: Callable[[PreferenceGraph], bool], largest: int) -> int:
-    """Least squares, which knows of no levels, reaches IPO loss 0 exactly where the criterion says; number of graphs."""
+    """Least squares, which knows of no levels, reaches loss 0 exactly where the criterion says; number of graphs."""
     count = 0
     for n in range(2, largest + 1):
         for graph in oriented_graphs(n):
@@ -209,8 +209,8 @@ CLAIMS = (
         id="remark-ipo-distillation",
         source="[F] 5.1, remark on IPO; sharpened",
         statement=(
-            "tau^2 IPO is the distillation of a reward margin 1/2 at beta = tau, pair by pair. IPO as a whole distils a "
-            "reward, as Theorem 1 has it, iff some reward has the margin 1/2 on every pair: iff the responses lie on "
+            "tau^2 IPO is the distillation of a reward margin 1/2 at beta = tau, pair by pair. IPO as a whole distils "
+            "a reward, as Theorem 1 has it, iff some reward has the margin 1/2 on every pair: iff the responses lie on "
             "levels, winners one above losers. A chain does; the closure of 1 > 2 > 3 does not (least mean loss "
             "1/36 as distillation, 1/9 as IPO at tau = 1/2)."
         ),
