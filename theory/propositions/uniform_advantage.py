@@ -291,7 +291,7 @@ CLAIMS = (
         id="remark-advantage",
         source="[F] 5.2, remark on the pessimistic objective; repaired",
         statement=(
-            "The max-min policy over a finite set S is the RLHF optimum of a mixture r* of S, not of a member, and its "
+            "The max-min policy over a finite set S is the RLHF optimum of a mixture r* of S, often of no member. Its "
             "advantage over pi_ref is at least beta (KL(pi_ref || pi) + KL(pi || pi_ref)) under every mixture, with "
             "equality under r*. It is pi_ref, with advantage 0, iff a mixture of S is constant; only otherwise does "
             "any policy have a positive advantage under all of S."
