@@ -29,6 +29,7 @@ from theory.propositions.bag_of_words_winner import (
     difference,
     log_likelihood,
 )
+from theory.propositions.soft_labels import vanishes
 from theory.strategies import positive
 
 BETA = sp.Symbol("beta", positive=True)
@@ -87,7 +88,7 @@ def check_flow(pairs: list[Pair], start: list[int] | None = None) -> None:
     rate = BETA / (1 + sp.exp(2 * BETA * (n - shared) * S))
     for x, step in zip(theta, d, strict=True):
         slope = sp.diff(loss, x).subs(on_ray, simultaneous=True)
-        require(_equal(-slope, rate * step), f"another velocity of {x}")
+        require(vanishes(slope + rate * step), f"another velocity of {x}")
     z, at = sp.Symbol("Z", real=True), np.array([on_ray[x] for x in theta], dtype=object)
     for token in (token for token, x in enumerate(d) if x == max(d)):
         repeated = np.array([n * (i == token) for i in range(len(d))])
@@ -95,16 +96,10 @@ def check_flow(pairs: list[Pair], start: list[int] | None = None) -> None:
         require(sp.expand(gap + shared * S) == 0, f"log pi(y_w)/pi(yhat) is {sp.expand(gap)}, not -{shared} s")
 
 
-def _equal(a: sp.Expr, b: sp.Expr) -> bool:
-    """Equal at one point, and then symbolically; the first alone rules out what differs without a long search."""
-    point = {S: sp.Rational(3, 7), BETA: sp.Rational(5, 4)}
-    return bool(abs(sp.N((a - b).subs(point), 30)) < 1e-20) and sp.simplify(a - b) == 0
-
-
 def check_time(clock: Callable[[sp.Expr], sp.Expr], slope: Callable[[sp.Expr, sp.Expr], sp.Expr]) -> None:
     """x = beta |D|^2 s keeps clock(x) = beta^2 |D|^2 t, and -m s / log t tends to slope(m, |D|^2).
 
-    ds/dt = beta sigma(-x), so that d clock / dt must be beta^2 |D|^2. More is shared, |D|^2 is smaller, so s is larger at
+    ds/dt = beta sigma(-x), so that d clock / dt must be beta^2 |D|^2. With more shared, |D|^2 is smaller and s larger at
     every t > 0: t = clock(beta A s) / (beta^2 A) rises with A at a given s.
     """
     norm, shared = sp.symbols("A m", positive=True)
@@ -112,7 +107,7 @@ def check_time(clock: Callable[[sp.Expr], sp.Expr], slope: Callable[[sp.Expr, sp
         BETA * norm * -sp.diff(losses.dpo(X / BETA, beta=BETA), X) * BETA
     )  # dx/dt, with Delta = |D|^2 s = x / beta
     require(clock(sp.Integer(0)) == 0, "the clock does not start at 0")
-    require(sp.simplify(sp.diff(clock(X), X) * velocity - BETA**2 * norm) == 0, "another clock")
+    require(vanishes(sp.diff(clock(X), X) * velocity - BETA**2 * norm), "another clock")
     time = clock(X) / (BETA**2 * norm)
     ratio = sp.limit(-shared * X / (BETA * norm) / sp.log(time), X, sp.oo)
     require(sp.simplify(ratio - slope(shared, norm)) == 0, f"log pi(y_w)/pi(yhat) goes as {ratio} log t")
@@ -235,7 +230,7 @@ def smallest_counterexample() -> str | None:
                     slopes = [bound_slope(pair[0], difference(*pair)) for pair in (less, more)]
                     if overlap(more) > overlap(less) and slopes[1] == 0 > slopes[0]:
                         return (
-                            f"bag of words, {n} tokens: {text(more[0])} against {text(more[1])} has more in common than "
+                            f"bag of words, {n} tokens: {text(more[0])} against {text(more[1])} share more than "
                             f"{text(less[0])} against {text(less[1])}, but k = 0 against {slopes[0]}: its winner stays "
                             "at yhat, the other falls behind"
                         )
