@@ -99,8 +99,8 @@ def check_flow(pairs: list[Pair], start: list[int] | None = None) -> None:
 def check_time(clock: Callable[[sp.Expr], sp.Expr], slope: Callable[[sp.Expr, sp.Expr], sp.Expr]) -> None:
     """x = beta |D|^2 s keeps clock(x) = beta^2 |D|^2 t, and -m s / log t tends to slope(m, |D|^2).
 
-    ds/dt = beta sigma(-x), so that d clock / dt must be beta^2 |D|^2. With more shared, |D|^2 is smaller and s larger at
-    every t > 0: t = clock(beta A s) / (beta^2 A) rises with A at a given s.
+    ds/dt = beta sigma(-x), so that d clock / dt must be beta^2 |D|^2. With more shared, |D|^2 is smaller and s is
+    larger at every t > 0: t = clock(beta A s) / (beta^2 A) rises with A at a given s.
     """
     norm, shared = sp.symbols("A m", positive=True)
     velocity = (
