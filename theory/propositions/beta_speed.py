@@ -277,7 +277,7 @@ def torch_gradient_is_the_velocity(graph: PreferenceGraph, data: st.DataObject, 
 CLAIMS = (
     Claim(
         id="remark-beta-speed",
-        source="[F] 4, remark on beta after Proposition 1",
+        source="[F], remark on beta after Proposition 1",
         statement=(
             "Under gradient flow in tabular logits from the reference, on disjoint pairs, beta Delta_i solves "
             "x + e^x - 1 = 2 beta^2 w_i t: every margin diverges, whatever beta. The policy tends to "

@@ -271,7 +271,7 @@ def torch_moves_along_the_ray(n: int, data: st.DataObject, beta: float, s: float
 CLAIMS = (
     Claim(
         id="remark-similar-pairs",
-        source="[F] 4, after Proposition 3: similar responses",
+        source="[F], remark on similar responses after Proposition 3",
         statement=(
             "Bag of words, n distinct tokens in either response, m of them shared, theta^0 = 0, gradient flow on DPO: "
             "log pi(y_w)/pi(yhat) = -m s(t), where x = 2 beta (n - m) s has x + e^x - 1 = 2 beta^2 (n - m) t. It falls "
