@@ -58,6 +58,12 @@ def reverse_kl(ref: Vector, policy: Vector, logratios: Vector) -> Any:
     return -forward_kl(policy, ref, logratios)
 
 
+def gradient_in_logits(objective: Any, logps: Vector, policy: Vector) -> list[Any]:
+    """Through a softmax, d log pi_z / d logit_y = [z = y] - pi_y. The objective may hold log pi and pi as symbols."""
+    slopes = [sp.diff(objective, x) + sp.diff(objective, p) * p for x, p in zip(logps, policy, strict=True)]
+    return [slope - share * sum(slopes) for slope, share in zip(slopes, policy, strict=True)]
+
+
 # ---------------------------------------------------------------- the identity, on a structure
 
 
@@ -100,9 +106,7 @@ def check_identity(
     u = logps - ref_logps
     level = total(graph, policy_margin) + others(u)
     objective = losses.pessimistic(level, penalty(ref, policy, u), alpha=ALPHA)
-    # Through a softmax: d log pi_z / d logit_y = [z = y] - pi_y.
-    slopes = [sp.diff(objective, x) + sp.diff(objective, p) * p for x, p in zip(logps, policy, strict=True)]
-    gradient = [slope - share * sum(slopes) for slope, share in zip(slopes, policy, strict=True)]
+    gradient = gradient_in_logits(objective, logps, policy)
 
     above_tangent = sp.S.Zero
     for (w, lo), weight, target in zip(graph.edges.tolist(), weights, targets, strict=True):
