@@ -8,8 +8,20 @@ from typing import Any
 import numpy as np
 
 from bandits.newton import Layout, dense_direction, minimise
-from bandits.objectives import DPO, IPO, Distillation, Floats, Square, positive
-from bandits.solve import NotConverged, Reduction
+from bandits.objectives import (
+    DPO,
+    IPO,
+    MARGIN_KINDS,
+    Distillation,
+    Floats,
+    Square,
+    check_kind,
+    described,
+    numbers,
+    positive,
+)
+from bandits.policy import probabilities
+from bandits.solve import NotConverged, Reduction, check_reduction
 
 _MAX_ITERATIONS = 500
 _CHUNK = 500_000  # Newton-matrix entries worked on at a time: they stay in the cache
@@ -55,10 +67,16 @@ def solve_batch(
         tolerance: on the relative residual of every problem.
 
     Raises:
+        TypeError: input of the wrong kind; the message names the field and what would be right.
         ValueError: bad input; the message names the field, the problem, and the pair or arm.
         NotConverged: double precision does not solve some problems to the tolerance; names the first, and how many.
     """
-    edges, ref = np.asarray(edges), np.asarray(ref, dtype=np.float64)
+    check_kind(objective, *MARGIN_KINDS)
+    try:
+        edges = np.asarray(edges)
+    except ValueError as error:
+        raise ValueError(f"edges must be integers of shape [P, m, 2], {error}, got {described(edges)}") from None
+    ref = probabilities(ref)
     if ref.ndim != 2 or edges.ndim != 3 or edges.shape[::2] != (len(ref), 2) or edges.dtype.kind not in "iu":
         raise ValueError(
             f"edges must be integers of shape [P, m, 2] and ref of shape [P, n], got {edges.shape} of dtype "
@@ -66,7 +84,7 @@ def solve_batch(
         )
     problems, n = ref.shape
     m = edges.shape[1]
-    given = np.ones((problems, m)) if weights is None else np.asarray(weights, dtype=np.float64)
+    given = np.ones((problems, m)) if weights is None else numbers("weights", weights)
     if given.shape != (problems, m):
         raise ValueError(f"weights must have shape {(problems, m)}, one a pair, got {given.shape}")
     # From here on the problems are the last axis: [m, P] and [n, P].
@@ -82,8 +100,7 @@ def solve_batch(
     _refuse(~(np.isfinite(refs) & (refs > 0)), "arm", "ref must be a probability > 0", ref)
     total = refs.sum(axis=0)
     _refuse(abs(total[None] - 1) > 1e-9, "entry", "ref must sum to 1", total[:, None])
-    if reduction not in ("mean", "sum"):
-        raise ValueError(f'reduction must be "mean" or "sum", got {reduction!r}')
+    check_reduction(reduction)
     pair_weights[padding] = 0.0
     if reduction == "mean":
         pair_weights /= np.maximum(pair_weights.sum(axis=0), np.finfo(np.float64).tiny)
