@@ -26,6 +26,7 @@ from bandits.solve import NotConverged, Reduction, check_reduction
 _MAX_ITERATIONS = 500
 _CHUNK = 500_000  # Newton-matrix entries worked on at a time: they stay in the cache
 _KEPT = 4_000_000  # numbers
+_NORMALISED = 1e-9
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -125,22 +126,24 @@ def solve_batch(
     for start in range(0, problems, size):
         part = slice(start, start + size)
         layout = Layout(*[np.ascontiguousarray(array[:, part]) for array in columns])
-        state, _ = minimise(
-            layout,
-            loss.subset(part),
-            alphas[part],
-            dense_direction,
-            start=np.zeros(layout.log_ref.shape),
-            tolerance=tolerance,
-            max_iterations=_MAX_ITERATIONS,
-        )
+        with np.errstate(all="ignore"):  # the residuals judge what comes out
+            state, _ = minimise(
+                layout,
+                loss.subset(part),
+                alphas[part],
+                dense_direction,
+                start=np.zeros(layout.log_ref.shape),
+                tolerance=tolerance,
+                max_iterations=_MAX_ITERATIONS,
+            )
         u[part], residual[part] = state.u.T, state.residual
-    failed = ~(residual <= tolerance)
+    sums = np.exp(np.log(ref) + u).sum(axis=1)
+    failed = ~((residual <= tolerance) & (np.abs(sums - 1) <= _NORMALISED))
     if failed.any():
         at = int(np.argmax(failed))
         raise NotConverged(
-            f"problem {at}: relative residual {residual[at]:.1e} above the tolerance {tolerance:g} "
-            f"({failed.sum()} of {problems} problems)"
+            f"problem {at}: probabilities that sum to {sums[at]:.6g}, and relative residual {residual[at]:.1e}, must be 1 "
+            f"and not above the tolerance {tolerance:g} ({failed.sum()} of {problems} problems)"
         )
     return BatchOptimum(log_probs=np.log(ref) + u, logratios=u, residual=residual)
 
