@@ -138,7 +138,7 @@ def test_kinds_extremes_and_narrow_references() -> None:
     ref = np.array([[0.7, 0.2, 0.1], [0.3, 0.3, 0.4]], dtype=np.float32)
     batch = solve_batch(DPO(beta=1.0), EDGES, ref, alpha=0.1)
     np.testing.assert_allclose(batch.probs.sum(axis=1), 1, atol=1e-12)
-    with pytest.raises(TypeError, match="objective must be a DPO, IPO or Distillation, made with .*, got str: 'dpo'"):
+    with pytest.raises(TypeError, match=r"objective must be a DPO, IPO or Distillation, made with .*, got str: 'dpo'"):
         solve_batch("dpo", EDGES, REF, alpha=0.1)  # type: ignore[arg-type]
     with pytest.raises(TypeError, match="ref must hold real numbers, got list"):
         solve_batch(DPO(beta=1.0), EDGES, [["a"] * 3] * 2, alpha=0.1)

@@ -1,4 +1,4 @@
-"""What a pessimistic optimum guarantees: the advantage over pi_ref under *any* reward, from the data's loss of it alone.
+"""What a pessimistic optimum guarantees: its advantage over pi_ref under *any* reward, by how that fits the data.
 
     python -m bandits.certify
 
@@ -7,9 +7,9 @@ distillations), and every reward r (`theory`, row `pessimism-certificate`):
 
     E_pi[r] - E_ref[r] >= beta J - (beta / alpha) (f(r / beta) - lambda),  lambda = f(u), J = the sum of both KLs.
 
-So a true reward that fits the data at least as well as beta u does is worth at least beta J. At another policy, as that
-of a trained network, the guarantee holds with (1 / alpha) g.(r - beta u) added, g the objective's gradient in the logits.
-The command draws a true reward and labels, and sets what is guaranteed beside what is true.
+So under a true reward that fits the data at least as well as beta u does, the advantage is at least beta J. At another
+policy, as that of a trained network, the guarantee holds with (1 / alpha) g.(r - beta u) added, g the objective's
+gradient in the logits. The command draws a true reward and labels, and sets what is guaranteed beside what is true.
 """
 
 from __future__ import annotations
@@ -278,7 +278,7 @@ def table(graph: PreferenceGraph, ref: Floats, rewards: Floats, beta: float, alp
         lines.append("".join(f"{value:>12.4f}" for value in values))
     lines.append(
         f"\nThe true reward's log-loss on the labels is {truth:.4f}: where lambda is that or more, its advantage is at "
-        "least\nbeta J. `guaranteed` is the bound for this very reward, `true` its advantage; J nats, the rest reward units."
+        "least\nbeta J. `guaranteed` is the bound for this very reward, `true` its advantage, both in reward units."
     )
     return "\n".join(lines)
 

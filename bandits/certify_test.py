@@ -147,9 +147,8 @@ def test_bad_input(call: Any, kind: type[Exception], message: str) -> None:
 def test_the_command_prints_guarantees_that_hold(capsys: pytest.CaptureFixture[str]) -> None:
     assert module.main(["--labels", "100", "--alpha", "0.05", "0.5"]) == 0
     head, *rows = capsys.readouterr().out.splitlines()
-    values = [
-        dict(zip(head.replace("beta J", "beta_J").split(), map(float, row.split()), strict=True)) for row in rows[:3]
-    ]
+    names = head.replace("beta J", "beta_J").split()
+    values = [dict(zip(names, map(float, row.split()), strict=True)) for row in rows[:3]]
     for row in values:
         assert row["guaranteed"] <= row["true"] + 1e-3
         assert row["J"] <= row["C/alpha"]

@@ -348,7 +348,7 @@ def test_bad_input(call: Any, message: str) -> None:
 
 
 def small_problem(seed: int, kind: str) -> tuple[PreferenceGraph, Floats, Floats]:
-    """Graph, reference, and the margins of 3 members: rewards of the arms (all fit), or margins from -1, 0, 1 (ties)."""
+    """Graph, reference, and margins of 3 members: of rewards of the arms (all fit), or drawn from -1, 0, 1 (ties)."""
     rng = np.random.default_rng(seed)
     graph, _ = random_problem(rng)
     if kind == "rewards":
@@ -417,7 +417,7 @@ def test_extreme_parameters_are_solved_or_refused(scale: float) -> None:
     """No overflow, no warning, no policy that is none: a certified optimum, or what `solve` documents."""
     solved = 0
     ring = PreferenceGraph(3, [(0, 1), (1, 2), (2, 0)], [1.0, 2.0, 3.0])
-    for make in (
+    makers: tuple[Any, ...] = (
         lambda: (DPO(beta=scale), {}),
         lambda: (IPO(tau=scale), {}),
         lambda: (Distillation(beta=scale, reward_margins=[1.0, 2.0, 0.5]), {}),
@@ -425,7 +425,8 @@ def test_extreme_parameters_are_solved_or_refused(scale: float) -> None:
         lambda: (EnsembleHull(beta=scale, reward_margins=[[1.0, 2.0, 0.5], [0.0, 1.0, 1.0]]), {}),
         lambda: (EnsembleMin(beta=1.0, reward_margins=[[scale, 2.0, 0.5], [0.0, 1.0, 1.0]]), {}),
         lambda: (DPO(beta=1.0), {"alpha": scale}),
-    ):
+    )
+    for make in makers:
         for alpha in (None, 0.1):
             try:
                 objective, keywords = make()
@@ -488,7 +489,11 @@ def test_input_of_the_wrong_kind(change: dict[str, Any], message: str) -> None:
             ValueError,
             "reward_margins must be an array",
         ),
-        (lambda: solve(DPO(beta=1), CHAIN, uniform(3), alpha=[0.1]), ValueError, r"alpha must be one number .* \(1,\)"),
+        (
+            lambda: solve(DPO(beta=1), CHAIN, uniform(3), alpha=np.array([0.1])),
+            ValueError,
+            r"alpha must be one number .* \(1,\)",
+        ),
         (
             lambda: solve(DPO(beta=1), CHAIN, uniform(3), tolerance=0),
             ValueError,
@@ -516,7 +521,7 @@ def test_references_of_float32_are_normalised_and_others_are_refused_with_the_cu
         np.testing.assert_allclose(found.probs, optimum(DPO(beta=1.0), CHAIN, exact, alpha=0.1).probs, atol=1e-6)
         if abs(narrow.astype(float).sum() - 1) > 1e-9:
             refused += 1
-            with pytest.raises(ValueError, match="ref must sum to 1, .* if that is rounding, divide it by its sum"):
+            with pytest.raises(ValueError, match=r"ref must sum to 1, .* if that is rounding, divide it by its sum"):
                 solve(DPO(beta=1.0), CHAIN, narrow.astype(float), alpha=0.1)
     assert refused > 10
     with pytest.raises(ValueError, match=r"ref must sum to 1, its 3 entries sum to 1\.001"):
