@@ -78,7 +78,7 @@ def log_linear(features: Any, masses: Any) -> Policy:
     """log pi(y) = theta . phi_y + log of a mass - log Z; features [n, d], masses [n], which add up to 1."""
     theta = np.array(sp.symbols(f"theta0:{features.shape[1]}", real=True), dtype=object)
     logits = features @ theta + np.array([sp.log(mass) for mass in masses], dtype=object)
-    return Policy(theta, {(): logits}, [(y,) for y in range(len(masses))], features=features)
+    return Policy(list(theta), {(): logits}, [(y,) for y in range(len(masses))], features=features)
 
 
 def head(vocabulary: int, width: int, responses: Sequence[Tokens], *, states_move: bool = False) -> Policy:
@@ -471,8 +471,8 @@ CLAIMS = (
         statement=(
             "Let g_y be the gradient of log pi(y) in the trained parameters. At the reference the flow of p-DPO on one "
             "pair starts with d log pi(y_w)/dt = (beta / 2) <g_w, g_w - g_l> and d log pi(y_l)/dt = (beta / 2) <g_l, "
-            "g_w - g_l>, for every alpha: the winner falls first iff the one is negative, the loser rises iff the other "
-            "is positive. (With alpha = 0 and s for beta / 2, s = beta sigma(-beta Delta), so at any policy.) g_y is "
+            "g_w - g_l>, for every alpha: the winner falls first iff the one is < 0, the loser rises iff the other is "
+            "> 0. (With alpha = 0 and s for beta / 2, s = beta sigma(-beta Delta), so at any policy.) g_y is "
             "phi_y - E_pi[phi] for log-linear policies, sum_t (e_{y_t} - p_t) h_t' for the weights of a language "
             "model's output head."
         ),
