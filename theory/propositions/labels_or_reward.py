@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterator, Sequence
-from functools import cache
 from math import comb
 from typing import Any
 
@@ -179,12 +178,12 @@ def check_bound(graph: PreferenceGraph, labels: Sequence[int], variance: OfLabel
     minus the slope of the loss, has mean 0 and covariance L. With T* = margin + c' L^+ score therefore
     Cov(T, T*) = c' L^+ c = Var(T*) for every T that is unbiased to first order, and Var(T) = R_eff + Var(T - T*).
     """
-    p = np.array(sp.symbols(f"p0:{len(graph)}", positive=True), dtype=object)
+    p = sp.symbols(f"p0:{len(graph)}", positive=True)
     b = sp.Matrix(graph.incidence.toarray().astype(int))
     mean, covariance = sp.zeros(graph.n, 1), sp.zeros(graph.n, graph.n)
+    slopes = [[likelihood_slope(x, k, share) for x in range(k + 1)] for k, share in zip(labels, p, strict=True)]
     for wins, chance in outcomes(labels, p):
-        slopes = [likelihood_slope(x, k, share) for x, k, share in zip(wins, labels, p, strict=True)]
-        score = b.T * sp.Matrix(slopes)
+        score = b.T * sp.Matrix([of_edge[x] for of_edge, x in zip(slopes, wins, strict=True)])
         mean += chance * score
         covariance += chance * score * score.T
     require(all(_vanishes(entry) for entry in mean), "the score has another mean than 0")
@@ -192,7 +191,6 @@ def check_bound(graph: PreferenceGraph, labels: Sequence[int], variance: OfLabel
     require(all(_vanishes(entry) for entry in covariance - information), "the score has another covariance")
 
 
-@cache
 def likelihood_slope(wins: int, labels: int, p: sp.Symbol) -> sp.Expr:
     """d log P / d margin of so many wins, at the margin log(p / (1 - p)): minus the slope of the loss, after a check
     that the loss is minus the log-likelihood but for a constant.
@@ -249,7 +247,7 @@ def check_own_comparison(lower: Callable[[Any], Any]) -> None:
 
 def check_infinite(graph: PreferenceGraph, edge: int, labels: int, claimed: OfLabels) -> None:
     """All label outcomes: the margin of a comparison diverges (`prop1-scc`) with the claimed probability."""
-    p = np.array(sp.symbols(f"p0:{len(graph)}", positive=True), dtype=object)
+    p = sp.symbols(f"p0:{len(graph)}", positive=True)
     total = sp.S.Zero
     for wins, chance in outcomes([labels] * len(graph), p):
         seen = [(w, lo) for (w, lo), x in zip(graph.edges.tolist(), wins, strict=True) if x > 0]
@@ -469,7 +467,7 @@ def curvature_of_the_training_loss_gives_the_resistance(
         margins = graph.margins(implicit) / beta
         return (k * (q * losses.dpo(margins, beta=beta) + (1 - q) * losses.dpo(-margins, beta=beta))).sum()
 
-    hessian = torch.autograd.functional.hessian(expected, torch.tensor(rewards))
+    hessian = torch.autograd.functional.hessian(expected, torch.tensor(rewards))  # type: ignore[no-untyped-call]
     c = graph.incidence.toarray()
     variances = np.einsum("ei,ij,ej->e", c, np.linalg.pinv(hessian.numpy(), rcond=1e-12, hermitian=True), c)
     np.testing.assert_allclose(effective_resistance(graph, p), variances, rtol=1e-7)
