@@ -8,6 +8,7 @@ A loss of a pair is a function of the log-ratios u = log(pi / pi_ref) of its two
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
@@ -32,6 +33,7 @@ P, Q, X, Y, T, MORE = sp.symbols("p_w p_l X Y t k", positive=True)
 ALPHA, BETA, TAU, FLIPPED, NLL, LAM, GAMMA, RHO = sp.symbols("alpha beta tau epsilon a lambda gamma rho", positive=True)
 LONG, SHORT = sp.symbols("n_w n_l", positive=True)
 PEAK = sp.Symbol("x", positive=True)
+LOG_P, LOG_Q = sp.log(P), sp.log(Q)
 
 # ---------------------------------------------------------------- a loss, of symbols and of numbers
 
@@ -78,8 +80,8 @@ class Pair:
 
     u: Any = U
     v: Any = V
-    ref_u: Any = sp.log(P)
-    ref_v: Any = sp.log(Q)
+    ref_u: Any = LOG_P
+    ref_v: Any = LOG_Q
 
     @property
     def margin(self) -> Any:
@@ -135,6 +137,18 @@ class Subject:
         """dL/du_w + dL/du_l: 0 for a loss of the log-ratio margin."""
         slopes = [exact((sp.diff(self.total, U) + sp.diff(self.total, V)).subs(region)) for region in self.regions]
         return next((slope for slope in slopes if slope != 0), sp.S.Zero)
+
+    @cached_property
+    def compiled(self) -> Callable[..., tuple[Any, Any, Any]]:
+        """(u_w, u_l, pi_ref of both, *Setting.values) -> the loss and its slopes in u_w and u_l, of floats."""
+        value = self.total
+        compiled: Callable[..., tuple[Any, Any, Any]] = sp.lambdify(
+            [U, V, P, Q, *SYMBOLS.values],
+            [value, sp.diff(value, U), sp.diff(value, V)],
+            [{"exp": lambda x: math.exp(min(x, 700.0))}, "math"],  # a line search may go beyond what floats hold
+            cse=True,
+        )
+        return compiled
 
     @cached_property
     def normalised(self) -> bool:
@@ -381,7 +395,8 @@ def has_two_finite_targets(subject: Subject) -> str:
 def components_decide(subject: Subject) -> str:
     """The loss falls with its margin, is strictly convex and tends to 0, which is all that the sharp form of
     Proposition 1 needs: an edge across components rises along a direction in which no margin falls, any other lies on
-    a cycle that bounds it. Each edge may have a loss of its own, as lengths make them."""
+    a cycle that bounds it. Each edge may have a loss of its own, as lengths make them; and any margins are those of a
+    policy, per token too: moving all log-probs a token alike normalises it."""
     require(subject.slope.is_negative, f"{subject.name} does not fall everywhere")
     require(subject.curvature.is_positive, f"{subject.name} is not strictly convex")
     require(sp.limit(subject.of_margin, Z, sp.oo) == 0, f"{subject.name} does not tend to 0")
@@ -439,7 +454,8 @@ def has_an_infimum(subject: Subject) -> str:
     """By the first column, nothing is below what the loss has where it says that it is least."""
     require(subject.cells[0].accepts(subject), f"{subject.name}: the first column fails")
     require(at(subject, *subject.best).is_finite is not False, f"{subject.name} is not bounded below")
-    return f"by {latex(subject.infimum)}"
+    of_a_label = bool(subject.infimum.free_symbols)
+    return "by the label's entropy" if of_a_label else f"by {latex(subject.infimum)}"
 
 
 @evidence("bounded", "no")
@@ -616,8 +632,8 @@ def winner_is_given_mass(subject: Subject) -> str:
 
 @evidence("budget", "no")
 def log_probs_have_no_reference(subject: Subject) -> str:
-    """At equal lengths n, stationarity of the loser asks for a slope below n alpha; where n alpha < beta this is a least
-    ratio of pi(y_w) to pi(y_l), whatever pi_ref(y_w) is. As that vanishes, J grows without bound."""
+    """At equal lengths n, stationarity of the loser asks for a slope below n alpha; where n alpha < beta this is a
+    least ratio of pi(y_w) to pi(y_l), whatever pi_ref(y_w) is. As that vanishes, J grows without bound."""
     require(subject.normalised, f"{subject.name} is not length-normalised")
     require(subject.slope.is_negative and subject.curvature.is_positive, f"{subject.name}: no slope has one margin")
     steepest = sp.limit(subject.slope, X, 0, "+")
@@ -851,26 +867,18 @@ class Example:
 CHAIN = Example()
 
 
-def gradient_of(subject: Subject) -> Callable[..., tuple[Any, Any, Any]]:
-    """(u, v, pi_ref(y_w), pi_ref(y_l), setting) -> the loss and its slopes in u and v, differentiated by SymPy."""
-    compiled = sp.lambdify(
-        [U, V, P, Q, *SYMBOLS.values], [subject.total, sp.diff(subject.total, U), sp.diff(subject.total, V)], "numpy"
-    )
-    return lambda u, v, p, q, setting: tuple(compiled(u, v, p, q, *setting.values))
-
-
 def fitted(subject: Subject, example: Example) -> Floats:
     """Log-ratios [n] at the optimum of sum_e w_e loss_e + alpha KL(pi_ref || pi), in float64.
 
     Raises:
         CheckFailed: the policy found does not meet the Karush-Kuhn-Tucker conditions to 1e-8.
     """
-    ref, of_pair = np.array(example.ref), gradient_of(subject)
+    ref, of_pair = np.array(example.ref), subject.compiled
 
     def slopes(u: Floats) -> tuple[float, Floats]:
         total, gradient = float(-example.alpha * ref @ u), -example.alpha * ref
         for (w, lo), weight in zip(example.edges, example.weights, strict=True):
-            value, of_winner, of_loser = of_pair(u[w], u[lo], ref[w], ref[lo], example.setting)
+            value, of_winner, of_loser = of_pair(u[w], u[lo], ref[w], ref[lo], *example.setting.values)
             total += weight * float(value)
             gradient[w] += weight * of_winner
             gradient[lo] += weight * of_loser
@@ -1289,7 +1297,7 @@ def reverse_kl(ref: Sequence[Any], logratios: Sequence[Any]) -> Any:
 
 
 def _reverse_kl() -> str:
-    """Where the unseen keep their mass, Lagrange's condition on them says pi_ref(y) = pi_ref(y) (1 + KL(pi || pi_ref))."""
+    """If the unseen keep their mass, Lagrange's condition on them is pi_ref(y) = pi_ref(y) (1 + KL(pi || pi_ref))."""
     unseen = sp.Symbol("u_0", real=True)
     penalty = reverse_kl((P, Q, 1 - P - Q), (U, V, unseen))
     slopes = [sp.diff(penalty, variable) for variable in (U, V, unseen)]
@@ -1302,9 +1310,8 @@ def _reverse_kl() -> str:
 def check_budget(subject: Subject, example: Example) -> float:
     """alpha J at the example's optimum is at most the subject's budget; returns their ratio."""
     u, setting = fitted(subject, example), example.setting
-    budget = subject.budget or (sp.LambertW(sp.exp(-1)) + (sp.log(2) if subject.regions != SMOOTH else 0))
-    stated = dict(zip(SYMBOLS.values, setting.values, strict=True))
-    largest = float(budget.subs({symbol: number for symbol, number in stated.items()}).subs(PEAK, 1.5434046384182085))
+    budget = sp.LambertW(sp.exp(-1)) if subject.budget is None else subject.budget
+    largest = float(budget.subs(dict(zip(SYMBOLS.values, setting.values, strict=True))))
     reached = example.alpha * float((np.array(example.ref) * np.expm1(u)) @ u)
     require(reached <= largest * (1 + 1e-9), f"{subject.name}: alpha J = {reached} is above C = {largest}")
     return reached / largest
