@@ -11,7 +11,7 @@ import itertools
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, fields, replace
-from functools import cached_property
+from functools import cache, cached_property
 from typing import Any, Literal
 
 import numpy as np
@@ -139,6 +139,11 @@ class Subject:
         return next((slope for slope in slopes if slope != 0), sp.S.Zero)
 
     @cached_property
+    def least(self) -> Any:
+        """The loss at `best`: its value, or the limit."""
+        return at(self, *self.best)
+
+    @cached_property
     def compiled(self) -> Callable[..., tuple[Any, Any, Any]]:
         """(u_w, u_l, pi_ref of both, *Setting.values) -> the loss and its slopes in u_w and u_l, of floats."""
         value = self.total
@@ -201,11 +206,10 @@ def check_slopes(subject: Subject) -> None:
         for region in subject.regions:
             gap = exact((sp.diff(subject.total, variable) - stated).subs(region))
             require(gap == 0, f"{subject.name}: dL/d{variable} is not {stated}")
-    least = at(subject, *subject.best)
-    if least != subject.infimum:
-        gap = sp.simplify(least - subject.infimum.subs(FLIPPED, 1 / (2 + MORE)))
+    if subject.least != subject.infimum:
+        gap = sp.simplify(subject.least - subject.infimum.subs(FLIPPED, 1 / (2 + MORE)))
         rest = sp.simplify(sp.expand_log(gap, force=True))
-        require(rest == 0, f"{subject.name}: the infimum is {least}")
+        require(rest == 0, f"{subject.name}: the infimum is {subject.least}")
 
 
 # ---------------------------------------------------------------- the table's columns, and how they are filled
@@ -317,7 +321,7 @@ def dpo_and_more(subject: Subject) -> str:
     loss vanishes."""
     more = exact((subject.total - losses.dpo(U - V, beta=BETA)).subs(U, -sp.log(P) - T))
     require(more.is_positive, f"{subject.name} is not DPO and a positive term where pi(y_w) = e^-t < 1")
-    require(at(subject, *subject.best) == 0, f"{subject.name} has another infimum")
+    require(subject.least == 0, f"{subject.name} has another infimum")
     return ""
 
 
@@ -327,7 +331,7 @@ def dpo_of_less(subject: Subject) -> str:
     vanishes."""
     less = [sp.simplify((U - V - seen_margin(subject)).subs(region)) for region in subject.regions]
     require(all(gap.is_nonnegative for gap in less), f"{subject.name} sees more than the margin")
-    require(at(subject, *subject.best) == 0, f"{subject.name} has another infimum")
+    require(subject.least == 0, f"{subject.name} has another infimum")
     return ""
 
 
@@ -363,6 +367,7 @@ def parts(subject: Subject) -> tuple[Any, Any]:
 def has_a_finite_target(subject: Subject) -> str:
     """The loss is one of the margin, strictly convex, and least at a finite one."""
     target = subject.best[0] - subject.best[1]
+    require(not target.is_infinite, f"{subject.name} has no finite target")
     require(subject.curvature.is_positive, f"{subject.name} is not strictly convex")
     gap = sp.diff(subject.of_margin, Z).subs(Z, target)
     require(sp.simplify(gap) == 0, f"{subject.name} is not least at {target}")
@@ -383,6 +388,7 @@ def is_flat_beyond_a_target(subject: Subject) -> str:
 def has_two_finite_targets(subject: Subject) -> str:
     """The loss sees both log-ratios by themselves, and is strictly convex and least at a finite value of each."""
     for part, variable, best in zip(parts(subject), (U, V), subject.best, strict=True):
+        require(not best.is_infinite, f"{subject.name} has no finite target of {variable}")
         require(exact(sp.diff(part, variable, 2)).is_positive, f"{subject.name} is not strictly convex in {variable}")
         require(sp.simplify(sp.diff(part, variable).subs(variable, best)) == 0, f"another target of {variable}")
     return f"$u$ at $\\pm$ {latex(subject.best[0])}"
@@ -453,7 +459,7 @@ def cycles_do_not_sink(subject: Subject) -> str:
 def has_an_infimum(subject: Subject) -> str:
     """By the first column, nothing is below what the loss has where it says that it is least."""
     require(subject.cells[0].accepts(subject), f"{subject.name}: the first column fails")
-    require(at(subject, *subject.best).is_finite is not False, f"{subject.name} is not bounded below")
+    require(subject.least.is_finite is not False, f"{subject.name} is not bounded below")
     of_a_label = bool(subject.infimum.free_symbols)
     return "by the label's entropy" if of_a_label else f"by {latex(subject.infimum)}"
 
@@ -601,6 +607,7 @@ def slope_does_not_vanish(subject: Subject) -> str:
 
 def check_drift_below(subject: Subject) -> None:
     """The slopes add up to 0 above the reference, and to minus lambda times the loser's below."""
+    require(len(subject.regions) == 2, f"{subject.name} has no kink")
     above, below = (
         sp.simplify((sp.diff(subject.total, U) + sp.diff(subject.total, V)).subs(region)) for region in subject.regions
     )
@@ -610,6 +617,7 @@ def check_drift_below(subject: Subject) -> None:
     require(sp.simplify(pushed).is_positive, f"{subject.name} does not push the loser down")
 
 
+@cache
 def check_unbounded_divergence() -> None:
     """KL((c, 1 - c) || (x, 1 - x)) -> infinity as x -> 0 for any fixed c; J is at least that, on an event."""
     x = sp.Symbol("x", positive=True)
@@ -889,9 +897,10 @@ def fitted(subject: Subject, example: Example) -> Floats:
         total, gradient = slopes(logps - np.log(ref))
         return total, gradient - np.exp(logps) * gradient.sum()
 
-    found = minimize(in_logits, np.log(ref), jac=True, method="BFGS", options={"gtol": 1e-9})
-    polished = root(lambda x: in_logits(np.append(x, 0.0))[1][:-1], found.x[:-1] - found.x[-1], tol=1e-13)
-    logps = np.append(polished.x, 0.0) - np.logaddexp.reduce(np.append(polished.x, 0.0))
+    with np.errstate(all="ignore"):  # where there is no optimum, the search leaves what floats hold
+        found = minimize(in_logits, np.log(ref), jac=True, method="BFGS", options={"gtol": 1e-9})
+        polished = root(lambda x: in_logits(np.append(x, 0.0))[1][:-1], found.x[:-1] - found.x[-1], tol=1e-13)
+        logps = np.append(polished.x, 0.0) - np.logaddexp.reduce(np.append(polished.x, 0.0))
     certificate = policy_kkt(logps, slopes(logps - np.log(ref))[1])
     require(certificate.accepts(1e-8), f"{subject.name}: no optimum found, {certificate}")
     u: Floats = logps - np.log(ref)
@@ -1206,10 +1215,11 @@ def prove() -> None:
 
 
 def enumerate_cells(thorough: bool) -> str:
-    """No loss is accepted by evidence for two answers; and a conic solver finds the optima that were certified."""
+    """No loss is accepted by evidence for two answers (of the first three columns, or of all); and a conic solver finds
+    the optima that were certified."""
     tried, programs = 0, 0
     for subject in subjects():
-        for of_cell in subject.cells:
+        for of_cell in subject.cells[: None if thorough else 3]:
             for other in EVIDENCE:
                 if other.fate == of_cell.fate and other.answer != of_cell.answer:
                     require(not other.accepts(subject), f"{subject.name}: {of_cell.name} and {other.name} both hold")
@@ -1307,14 +1317,14 @@ def _reverse_kl() -> str:
     return "DPO with KL(pi || pi_ref): the unseen keep their mass only if that divergence is 0, where nothing moves"
 
 
-def check_budget(subject: Subject, example: Example) -> float:
-    """alpha J at the example's optimum is at most the subject's budget; returns their ratio."""
+def check_budget(subject: Subject, example: Example) -> Floats:
+    """alpha J at the example's optimum is at most the subject's budget; returns the log-ratios there, [n]."""
     u, setting = fitted(subject, example), example.setting
     budget = sp.LambertW(sp.exp(-1)) if subject.budget is None else subject.budget
     largest = float(budget.subs(dict(zip(SYMBOLS.values, setting.values, strict=True))))
     reached = example.alpha * float((np.array(example.ref) * np.expm1(u)) @ u)
     require(reached <= largest * (1 + 1e-9), f"{subject.name}: alpha J = {reached} is above C = {largest}")
-    return reached / largest
+    return u
 
 
 NEAR_THE_PEAK = Example(edges=((0, 1),), weights=(1.0,), ref=(0.2, 0.4, 0.2, 0.2), alpha=0.79)
@@ -1400,9 +1410,7 @@ def _examples(draw: st.DrawFn) -> Example:
 @given(st.sampled_from(["DPO", "cDPO", "soft labels (RPO)", "distillation (REBEL)", "IPO", "R-DPO"]), _examples())
 def the_divergence_stays_within_its_budget(name: str, example: Example) -> None:
     """NumPy: at certified optima alpha J <= C, and no unseen response has moved."""
-    subject = _compiled(name)[0]
-    assert check_budget(subject, example) <= 1 + 1e-9
-    assert abs(fitted(subject, example)[3]) < 1e-6
+    assert abs(check_budget(_compiled(name)[0], example)[3]) < 1e-6
 
 
 @given(_examples())
