@@ -142,8 +142,8 @@ def solve_batch(
     if failed.any():
         at = int(np.argmax(failed))
         raise NotConverged(
-            f"problem {at}: probabilities that sum to {sums[at]:.6g}, and relative residual {residual[at]:.1e}, must be "
-            f"1 and not above the tolerance {tolerance:g} ({failed.sum()} of {problems} problems)"
+            f"problem {at}: probabilities that sum to {sums[at]:.6g}, not 1, or relative residual {residual[at]:.1e} "
+            f"above the tolerance {tolerance:g} ({failed.sum()} of {problems} problems)"
         )
     return BatchOptimum(log_probs=np.log(ref) + u, logratios=u, residual=residual)
 

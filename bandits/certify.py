@@ -249,7 +249,7 @@ def alpha_at_level(
 def example(arms: int, labels: int, seed: int) -> tuple[PreferenceGraph, Floats, Floats]:
     """Pairs labelled by Bradley-Terry under a true reward: (graph, pi_ref [n], the reward [n])."""
     rng = np.random.default_rng(seed)
-    rewards, ref = rng.normal(size=arms), rng.dirichlet(np.full(arms, 2.0))
+    rewards, ref = rng.normal(scale=1.5, size=arms), rng.dirichlet(np.full(arms, 2.0))
     first = rng.integers(0, arms, labels)
     second = (first + rng.integers(1, arms, labels)) % arms
     wins = rng.random(labels) < np.exp(-losses.bradley_terry(rewards[first] - rewards[second]))
@@ -293,7 +293,7 @@ def main(arguments: Sequence[str]) -> int:
         "--arms 6 --labels 200 --beta 0.5 --alpha 0.03 0.3 --seed 1",
     )
     parser.add_argument("--arms", type=whole_number, default=4, help="number of arms (%(default)s)")
-    parser.add_argument("--labels", type=whole_number, default=60, help="number of labels (%(default)s)")
+    parser.add_argument("--labels", type=whole_number, default=100, help="number of labels (%(default)s)")
     parser.add_argument("--beta", type=float, default=1.0, help="reward units a nat (%(default)s)")
     parser.add_argument("--alpha", type=float, nargs="+", default=[0.01, 0.1, 1.0], help="KL weights (%(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="of the reward, the reference and the labels (%(default)s)")

@@ -226,8 +226,8 @@ def numbers(name: str, value: Any) -> Floats:
     """
     try:
         array = np.asarray(value)
-        if array.dtype.kind == "O":  # fractions; and whatever else a float can be made of
-            array = array.astype(np.float64)
+        if array.dtype.kind == "O" and not any(isinstance(entry, str | bytes) for entry in array.flat):
+            array = np.reshape([float(entry) for entry in array.flat], array.shape)  # fractions, but not None
     except ValueError as error:
         raise ValueError(f"{name} must be an array of numbers, {error}, got {described(value)}") from None
     except (TypeError, RuntimeError) as error:

@@ -490,7 +490,7 @@ def test_input_of_the_wrong_kind(change: dict[str, Any], message: str) -> None:
             "reward_margins must be an array",
         ),
         (
-            lambda: solve(DPO(beta=1), CHAIN, uniform(3), alpha=np.array([0.1])),
+            lambda: solve(DPO(beta=1), CHAIN, uniform(3), alpha=[0.1]),  # type: ignore[arg-type]
             ValueError,
             r"alpha must be one number .* \(1,\)",
         ),
