@@ -1,7 +1,10 @@
 """The Hypothesis profile of a test run: fast by default, `pytest --thorough` for 10,000 examples a property."""
 
+from collections.abc import Generator
+
 import pytest
 
+from theory.claim import not_run_without_library
 from theory.testing import load_profile
 
 
@@ -11,3 +14,10 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 def pytest_configure(config: pytest.Config) -> None:
     load_profile("thorough" if config.getoption("--thorough") else "default")
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_call() -> Generator[None, None, None]:
+    """A test that needs torch is skipped where torch is not installed."""
+    with not_run_without_library():
+        yield

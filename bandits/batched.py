@@ -8,12 +8,25 @@ from typing import Any
 import numpy as np
 
 from bandits.newton import Layout, dense_direction, minimise
-from bandits.objectives import DPO, IPO, Distillation, Floats, Square, positive
-from bandits.solve import NotConverged, Reduction
+from bandits.objectives import (
+    DPO,
+    IPO,
+    MARGIN_KINDS,
+    Distillation,
+    Floats,
+    Square,
+    check_kind,
+    described,
+    numbers,
+    positive,
+)
+from bandits.policy import probabilities
+from bandits.solve import NotConverged, Reduction, check_reduction
 
 _MAX_ITERATIONS = 500
 _CHUNK = 500_000  # Newton-matrix entries worked on at a time: they stay in the cache
 _KEPT = 4_000_000  # numbers
+_NORMALISED = 1e-9
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -55,10 +68,16 @@ def solve_batch(
         tolerance: on the relative residual of every problem.
 
     Raises:
+        TypeError: input of the wrong kind; the message names the field and what would be right.
         ValueError: bad input; the message names the field, the problem, and the pair or arm.
         NotConverged: double precision does not solve some problems to the tolerance; names the first, and how many.
     """
-    edges, ref = np.asarray(edges), np.asarray(ref, dtype=np.float64)
+    check_kind(objective, *MARGIN_KINDS)
+    try:
+        edges = np.asarray(edges)
+    except ValueError as error:
+        raise ValueError(f"edges must be integers of shape [P, m, 2], {error}, got {described(edges)}") from None
+    ref = probabilities(ref)
     if ref.ndim != 2 or edges.ndim != 3 or edges.shape[::2] != (len(ref), 2) or edges.dtype.kind not in "iu":
         raise ValueError(
             f"edges must be integers of shape [P, m, 2] and ref of shape [P, n], got {edges.shape} of dtype "
@@ -66,7 +85,7 @@ def solve_batch(
         )
     problems, n = ref.shape
     m = edges.shape[1]
-    given = np.ones((problems, m)) if weights is None else np.asarray(weights, dtype=np.float64)
+    given = np.ones((problems, m)) if weights is None else numbers("weights", weights)
     if given.shape != (problems, m):
         raise ValueError(f"weights must have shape {(problems, m)}, one a pair, got {given.shape}")
     # From here on the problems are the last axis: [m, P] and [n, P].
@@ -82,8 +101,7 @@ def solve_batch(
     _refuse(~(np.isfinite(refs) & (refs > 0)), "arm", "ref must be a probability > 0", ref)
     total = refs.sum(axis=0)
     _refuse(abs(total[None] - 1) > 1e-9, "entry", "ref must sum to 1", total[:, None])
-    if reduction not in ("mean", "sum"):
-        raise ValueError(f'reduction must be "mean" or "sum", got {reduction!r}')
+    check_reduction(reduction)
     pair_weights[padding] = 0.0
     if reduction == "mean":
         pair_weights /= np.maximum(pair_weights.sum(axis=0), np.finfo(np.float64).tiny)
@@ -108,22 +126,24 @@ def solve_batch(
     for start in range(0, problems, size):
         part = slice(start, start + size)
         layout = Layout(*[np.ascontiguousarray(array[:, part]) for array in columns])
-        state, _ = minimise(
-            layout,
-            loss.subset(part),
-            alphas[part],
-            dense_direction,
-            start=np.zeros(layout.log_ref.shape),
-            tolerance=tolerance,
-            max_iterations=_MAX_ITERATIONS,
-        )
+        with np.errstate(all="ignore"):  # the residuals judge what comes out
+            state, _ = minimise(
+                layout,
+                loss.subset(part),
+                alphas[part],
+                dense_direction,
+                start=np.zeros(layout.log_ref.shape),
+                tolerance=tolerance,
+                max_iterations=_MAX_ITERATIONS,
+            )
         u[part], residual[part] = state.u.T, state.residual
-    failed = ~(residual <= tolerance)
+    sums = np.exp(np.log(ref) + u).sum(axis=1)
+    failed = ~((residual <= tolerance) & (np.abs(sums - 1) <= _NORMALISED))
     if failed.any():
         at = int(np.argmax(failed))
         raise NotConverged(
-            f"problem {at}: relative residual {residual[at]:.1e} above the tolerance {tolerance:g} "
-            f"({failed.sum()} of {problems} problems)"
+            f"problem {at}: probabilities that sum to {sums[at]:.6g}, not 1, or relative residual {residual[at]:.1e} "
+            f"above the tolerance {tolerance:g} ({failed.sum()} of {problems} problems)"
         )
     return BatchOptimum(log_probs=np.log(ref) + u, logratios=u, residual=residual)
 

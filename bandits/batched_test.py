@@ -134,6 +134,20 @@ def test_bad_input(change: dict[str, Any], message: str) -> None:
         solve_batch(**arguments)
 
 
+def test_kinds_extremes_and_narrow_references() -> None:
+    ref = np.array([[0.7, 0.2, 0.1], [0.3, 0.3, 0.4]], dtype=np.float32)
+    batch = solve_batch(DPO(beta=1.0), EDGES, ref, alpha=0.1)
+    np.testing.assert_allclose(batch.probs.sum(axis=1), 1, atol=1e-12)
+    with pytest.raises(TypeError, match=r"objective must be a DPO, IPO or Distillation, made with .*, got str: 'dpo'"):
+        solve_batch("dpo", EDGES, REF, alpha=0.1)  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match="ref must hold real numbers, got list"):
+        solve_batch(DPO(beta=1.0), EDGES, [["a"] * 3] * 2, alpha=0.1)
+    with pytest.raises(ValueError, match="edges must be integers"):
+        solve_batch(DPO(beta=1.0), [[[0, 1]], [[0, 1], [1, 2]]], REF, alpha=0.1)
+    with pytest.raises(NotConverged, match="problem 0: probabilities that sum to"):
+        solve_batch(IPO(tau=1e-150), EDGES, REF, alpha=0.1)
+
+
 def test_beyond_double_precision_is_refused() -> None:
     with pytest.raises(NotConverged, match=r"problem 0: .* above the tolerance 1e-30 \(2 of 2 problems\)"):
         solve_batch(DPO(beta=1.0), EDGES, REF, alpha=0.1, tolerance=1e-30)

@@ -13,7 +13,8 @@ from typing import Any
 import numpy as np
 from scipy.special import logsumexp
 
-from bandits.objectives import Floats, positive
+from bandits.objectives import Floats, numbers, positive
+from bandits.policy import probabilities, sum_error
 from bandits.solve import NotConverged, simplex_newton_step
 from theory.certificates import Certificate, saddle_point
 
@@ -110,7 +111,7 @@ def _described(weights: Floats, rewards: Floats, ref: Floats, beta: float) -> Ma
 
 
 def _checked(rewards: Any, ref: Any, beta: Any) -> tuple[Floats, Floats, float]:
-    rewards, ref = np.asarray(rewards, dtype=np.float64), np.asarray(ref, dtype=np.float64)
+    rewards, ref = numbers("rewards", rewards), probabilities(ref)
     if rewards.ndim != 2 or ref.shape != rewards.shape[1:] or not rewards.size:
         raise ValueError(f"rewards must have shape [K, n] and ref [n], got {rewards.shape} and {ref.shape}")
     if not np.isfinite(rewards).all():
@@ -121,7 +122,7 @@ def _checked(rewards: Any, ref: Any, beta: Any) -> tuple[Floats, Floats, float]:
         arm = int(np.argmax(bad))
         raise ValueError(f"ref of arm {arm} must be a probability > 0, got {ref[arm]:g}")
     if abs(ref.sum() - 1) > 1e-9:
-        raise ValueError(f"ref must sum to 1, its entries sum to {ref.sum():.12g}")
+        raise ValueError(f"ref must sum to 1, its entries {sum_error(float(ref.sum()))}")
     beta_number = positive("beta", beta)
     if np.ndim(beta_number):
         raise ValueError(f"beta must be one number, got shape {np.shape(beta_number)}")

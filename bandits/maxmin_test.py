@@ -49,6 +49,13 @@ def test_the_closest_member_is_no_saddle_point() -> None:
     assert member.value < max_min(rewards, ref, beta=0.5).value - 0.1
 
 
+def test_kinds_and_narrow_references() -> None:
+    narrow = np.array([0.7, 0.2, 0.1], dtype=np.float32)
+    assert max_min([[0.0, 1.0, 2.0]], narrow, beta=1.0).certificate.accepts(1e-9)
+    with pytest.raises(TypeError, match="rewards must hold real numbers, got str: 'high'"):
+        max_min("high", [0.5, 0.5], beta=1.0)
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [

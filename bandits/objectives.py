@@ -8,8 +8,9 @@ slopes and curvatures are tested against SymPy's derivatives of the same functio
 
 from __future__ import annotations
 
+import reprlib
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -17,6 +18,8 @@ import numpy.typing as npt
 from theory import losses
 
 Floats = npt.NDArray[np.float64]
+
+_LEAST_SCALE = 1e-150
 
 
 @dataclass(frozen=True, eq=False)
@@ -94,13 +97,13 @@ class DPO:
         beta: inverse scale of the implicit reward, > 0; an array [P] for a batch of P problems.
 
     Raises:
-        ValueError: beta is not a finite number > 0.
+        ValueError: beta is not a number from 1e-150 to 1e150.
     """
 
     beta: Any
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "beta", positive("beta", self.beta))
+        object.__setattr__(self, "beta", scale("beta", self.beta))
 
     def pair_loss(self) -> Logistic:
         """The loss of one margin."""
@@ -115,13 +118,13 @@ class IPO:
         tau: regularisation, > 0: every margin is drawn to 1 / (2 tau); an array [P] for a batch.
 
     Raises:
-        ValueError: tau is not a finite number > 0.
+        ValueError: tau is not a number from 1e-150 to 1e150.
     """
 
     tau: Any
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "tau", positive("tau", self.tau))
+        object.__setattr__(self, "tau", scale("tau", self.tau))
 
     def pair_loss(self) -> Square:
         """The loss of one margin."""
@@ -138,14 +141,15 @@ class Distillation:
             makes them from the rewards of the arms.
 
     Raises:
-        ValueError: beta is not a finite number > 0, or a margin is not finite.
+        TypeError: a margin is not a real number.
+        ValueError: beta is not a number from 1e-150 to 1e150, or a margin is not finite.
     """
 
     beta: Any
     reward_margins: Any
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "beta", positive("beta", self.beta))
+        object.__setattr__(self, "beta", scale("beta", self.beta))
         object.__setattr__(self, "reward_margins", finite_margins(self.reward_margins))
 
     def pair_loss(self) -> Square:
@@ -159,7 +163,7 @@ class _Ensemble:
     reward_margins: Any
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "beta", positive("beta", self.beta))
+        object.__setattr__(self, "beta", scale("beta", self.beta))
         margins = finite_margins(self.reward_margins)
         if margins.ndim != 2 or not len(margins):
             raise ValueError(f"reward_margins of an ensemble must have shape [K, m], K >= 1, got {margins.shape}")
@@ -178,7 +182,8 @@ class EnsembleMin(_Ensemble):
         reward_margins: [K, m], a row a member.
 
     Raises:
-        ValueError: beta is not a finite number > 0, a margin is not finite, or the shape is wrong.
+        TypeError: a margin is not a real number.
+        ValueError: beta is not a number from 1e-150 to 1e150, a margin is not finite, or the shape is wrong.
     """
 
 
@@ -187,6 +192,9 @@ class EnsembleHull(_Ensemble):
 
 
 Objective = DPO | IPO | Distillation | EnsembleMin | EnsembleHull
+KINDS: tuple[type, ...] = get_args(Objective)
+MARGIN_KINDS: tuple[type, ...] = (DPO, IPO, Distillation)
+"""The objectives that are a sum of one loss a pair."""
 
 
 def positive(name: str, value: Any) -> Any:
@@ -201,9 +209,50 @@ def positive(name: str, value: Any) -> Any:
     return float(array) if array.ndim == 0 else array
 
 
+def scale(name: str, value: Any) -> Any:
+    """As `positive`; raises ValueError too where the square, a factor of the curvature, is no normal double."""
+    checked = positive(name, value)
+    for bad in np.ravel(checked)[(np.ravel(checked) < _LEAST_SCALE) | (np.ravel(checked) > 1 / _LEAST_SCALE)]:
+        raise ValueError(f"{name} must be from {_LEAST_SCALE:g} to {1 / _LEAST_SCALE:g}, got {bad:g}")
+    return checked
+
+
+def numbers(name: str, value: Any) -> Floats:
+    """The value as a fresh float64 array.
+
+    Raises:
+        TypeError: it does not hold real numbers only; names it.
+        ValueError: it is a list of lists of different lengths.
+    """
+    try:
+        array = np.asarray(value)
+        if array.dtype.kind == "O" and not any(isinstance(entry, str | bytes) for entry in array.flat):
+            array = np.reshape([float(entry) for entry in array.flat], array.shape)  # fractions, but not None
+    except ValueError as error:
+        raise ValueError(f"{name} must be an array of numbers, {error}, got {described(value)}") from None
+    except (TypeError, RuntimeError) as error:
+        raise TypeError(f"{name} must hold real numbers, {error}, got {described(value)}") from None
+    if array.dtype.kind not in "fiu":
+        raise TypeError(f"{name} must hold real numbers, got {described(value)}")
+    return np.array(array, dtype=np.float64)
+
+
+def described(value: Any) -> str:
+    """Type and value of a thing of the wrong kind, in a few words."""
+    return f"{type(value).__name__}: {reprlib.repr(value)}"
+
+
+def check_kind(objective: Any, *kinds: type) -> None:
+    """Raises TypeError, with what would be right, unless the objective is an instance of one of these classes."""
+    if not isinstance(objective, kinds):
+        *names, last = (kind.__name__ for kind in kinds)
+        right = f"{', '.join(names)} or {last}, made with its parameters"
+        raise TypeError(f"objective must be a {right}, got {described(objective)}")
+
+
 def finite_margins(margins: Any) -> Floats:
     """float64; raises ValueError, naming the pair, where a reward margin is NaN or infinite."""
-    array = np.asarray(margins, dtype=np.float64)
+    array = numbers("reward_margins", margins)
     if not np.isfinite(array).all():
         at = np.argwhere(~np.isfinite(array))[0]
         raise ValueError(f"the reward margin of pair {at[-1]} must be finite, got {array[tuple(at)]}")

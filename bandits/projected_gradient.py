@@ -12,8 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from bandits.objectives import DPO, IPO, Distillation, Floats, positive
-from bandits.policy import reference
+from bandits.objectives import DPO, IPO, MARGIN_KINDS, Distillation, Floats, check_kind, positive
+from bandits.policy import check_graph, reference
 from bandits.solve import NotConverged, Reduction, check_pairs, reduced_weights
 from theory import losses
 from theory.certificates import simplex_kkt
@@ -54,9 +54,12 @@ def projected_gradient(
         max_iterations: at most.
 
     Raises:
+        TypeError: input of the wrong kind.
         ValueError: bad input.
         NotConverged: the tolerance was not reached.
     """
+    check_kind(objective, *MARGIN_KINDS)
+    check_graph(graph)
     pi = reference(ref, graph)
     if (pi == 0).any():
         raise ValueError(f"ref of arm {int(np.argmin(pi))} must be > 0 for projected gradient descent, got 0")

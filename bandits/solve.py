@@ -8,13 +8,15 @@ minimises mean over pairs of the loss + alpha KL(pi_ref || pi) over all distribu
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 
+from bandits.hull import best_mixture, closest_mixture, face_directions, face_moves, moves
 from bandits.newton import Direction, Layout, dense_direction, evaluate, minimise, newton_diagonal, sparse_direction
 from bandits.objectives import (
     DPO,
+    KINDS,
     Distillation,
     EnsembleHull,
     EnsembleMin,
@@ -22,9 +24,10 @@ from bandits.objectives import (
     Objective,
     PairLoss,
     Square,
+    check_kind,
     positive,
 )
-from bandits.policy import reference
+from bandits.policy import check_graph, reference
 from theory import losses
 from theory.certificates import Certificate, policy_kkt, simplex_kkt
 from theory.preferences import PreferenceGraph
@@ -34,6 +37,8 @@ Reduction = Literal["mean", "sum"]
 _DENSE_ARMS = 64  # above it, conjugate gradients on the sparse Newton matrix are cheaper
 _MAX_ITERATIONS = 500
 _POLISH = 1e-3  # small problems go on below the tolerance: it costs one more iteration
+_NORMALISED = 1e-9
+_SAME_POLICY = 1e-8  # total variation
 _ACCEPTED_SLOPE = 0.1
 _SHORTEST_STEP = 1e-6
 _RIDGE = 1e-13
@@ -59,13 +64,17 @@ class Optimum:
     worst arm's stationarity over the sum of the absolute values of the terms it adds up (what the tolerance is on);
     for ensembles also the conditions on the weights."""
     unique: bool
-    """False where only the margins are determined: no KL, and a graph of several components. Then the optimum given
-    is the limit for alpha -> 0, which leaves every component its mass under pi_ref."""
+    """True only where this is shown to be the only optimal policy. Without a KL it is not on a graph of several
+    components, nor where several members, or mixtures, fit equally well; the optimum given is then the limit for alpha
+    -> 0: every component has its mass under pi_ref, and of equals the closest to pi_ref in forward KL is chosen. With a
+    KL it is not where members tie."""
     iterations: int
     weights: Floats | None = None
     """For ensembles the mixture of the members that is fitted, [K]; one-hot for `EnsembleMin`."""
     member_values: Floats | None = None
     """For `EnsembleMin`, each member's own optimal value, [K]."""
+    ties: tuple[int, ...] = ()
+    """For `EnsembleMin`, the members whose value is the least one to within the tolerance, the chosen one included."""
 
     @property
     def probs(self) -> Floats:
@@ -106,7 +115,7 @@ def solve(
     """Minimises the objective over all distributions on the arms.
 
     Args:
-        objective: of `bandits.objectives`.
+        objective: one of `bandits.objectives`.
         graph: the preference pairs over n arms, weighted.
         ref: pi_ref, [n] probabilities; positive on every arm in a pair.
         alpha: weight of KL(pi_ref || pi), > 0; None for no pessimism.
@@ -117,33 +126,43 @@ def solve(
         The optimum; for DPO without KL on a graph with a pair on no cycle, what diverges instead.
 
     Raises:
+        TypeError: input of the wrong kind; the message names the field and what would be right.
         ValueError: bad input; the message names the field, the pair or the arm.
-        NotConverged: double precision does not reach the tolerance.
+        NotConverged: double precision does not reach the tolerance, or not a distribution.
     """
+    check_kind(objective, *KINDS)
+    check_graph(graph)
     ref = reference(ref, graph)
     pair_weights = reduced_weights(graph, reduction)
-    kl_weight = 0.0 if alpha is None else positive("alpha", alpha)
+    kl_weight = 0.0 if alpha is None else one_number("alpha", alpha)
     check_pairs(objective, graph)
-    problem = _Problem(graph, pair_weights, ref, kl_weight, tolerance)
-    if isinstance(objective, EnsembleMin):
-        # min over policies and members commute: the best member's own optimum is the optimum.
-        optima = [problem.optimum(objective.member(one)) for one in np.eye(len(objective.reward_margins))]
-        values = np.array([optimum.value for optimum in optima])
-        best = int(np.argmin(values))
-        return replace(optima[best], weights=np.eye(len(values))[best], member_values=values)
-    if isinstance(objective, EnsembleHull):
-        return problem.hull_optimum(objective)
-    if isinstance(objective, DPO) and alpha is None and graph.crossing.any():
-        return problem.unattained(objective)
-    return problem.optimum(objective)
+    problem = _Problem(graph, pair_weights, ref, kl_weight, one_number("tolerance", tolerance))
+    try:
+        with np.errstate(all="ignore"):  # the residuals judge what comes out
+            return problem.solution(objective)
+    except (np.linalg.LinAlgError, OverflowError, ZeroDivisionError, RuntimeError) as error:
+        raise NotConverged(f"numbers beyond double precision: {error}") from error
 
 
 def reduced_weights(graph: PreferenceGraph, reduction: Reduction) -> Floats:
     """The pair weights as they enter the objective, [m]; raises ValueError for an unknown reduction."""
-    if reduction not in ("mean", "sum"):
-        raise ValueError(f'reduction must be "mean" or "sum", got {reduction!r}')
+    check_reduction(reduction)
     total = graph.weights.sum() if reduction == "mean" and len(graph) else 1.0
     return np.asarray(graph.weights / total)
+
+
+def one_number(name: str, value: Any) -> float:
+    """A float > 0; raises ValueError, naming it, for anything else."""
+    number = positive(name, value)
+    if np.ndim(number):
+        raise ValueError(f"{name} must be one number for one problem, got shape {np.shape(number)}")
+    return float(number)
+
+
+def check_reduction(reduction: Any) -> None:
+    """Raises ValueError, with what would be right, for an unknown reduction."""
+    if not isinstance(reduction, str) or reduction not in get_args(Reduction):
+        raise ValueError(f'reduction must be "mean" or "sum", got {reduction!r}')
 
 
 def check_pairs(objective: Objective, graph: PreferenceGraph) -> None:
@@ -169,6 +188,15 @@ class _Problem:
     ref: Floats
     alpha: float
     tolerance: float
+
+    def solution(self, objective: Objective) -> Optimum | Unattained:
+        if isinstance(objective, EnsembleMin):
+            return self.best_member(objective)
+        if isinstance(objective, EnsembleHull):
+            return self.hull_optimum(objective) if self.alpha else self.hull_limit(objective)
+        if isinstance(objective, DPO) and not self.alpha and self.graph.crossing.any():
+            return self.unattained(objective)
+        return self.optimum(objective)
 
     @property
     def direction(self) -> Direction:
@@ -213,10 +241,16 @@ class _Problem:
         residuals = policy_kkt(log_probs[support], free[support]).residuals
         pair_losses = loss.value(self.graph.margins(u)[:, None])[:, 0]
         kl = losses.forward_kl(u[support]) @ self.ref[support]
+        value = float(self.weights @ pair_losses + self.alpha * kl)
+        if not (residuals["feasibility"] <= _NORMALISED and np.isfinite(value)):
+            raise NotConverged(
+                f"the probabilities sum to 1 only to {residuals['feasibility']:.1e}, and the value is {value:g}: "
+                "log-ratios, or losses, beyond double precision"
+            )
         return Optimum(
             log_probs=log_probs,
             logratios=u,
-            value=float(self.weights @ pair_losses + self.alpha * kl),
+            value=value,
             certificate=Certificate({**residuals, "relative": float(state.residual[0])}),
             unique=bool(self.alpha or self.graph.is_connected),
             iterations=iterations,
@@ -233,12 +267,79 @@ class _Problem:
             inside=inside,
         )
 
+    def best_member(self, objective: EnsembleMin) -> Optimum:
+        """Minima over policies and members commute: the best member's own optimum is the optimum.
+
+        Of members that tie without a KL, the limit for alpha -> 0 takes the closest to pi_ref.
+        """
+        optima = [self.optimum(objective.member(one)) for one in np.eye(len(objective.reward_margins))]
+        values = np.array([optimum.value for optimum in optima])
+        divergences = np.array([self.divergence(optimum) for optimum in optima])
+        # Rounding errors of a residual are relative to its terms: they enter the value times the residual, and squared.
+        rounding = self.tolerance * np.sqrt(np.square(objective.reward_margins) @ self.weights)
+        least = float(values.min())
+        allowed = rounding * (rounding + 2 * np.sqrt(least)) + self.tolerance * self.alpha * divergences
+        ties = np.flatnonzero(values - least <= allowed)
+        best = int(ties[np.argmin(divergences[ties])]) if not self.alpha else int(np.argmin(values))
+        apart = [np.abs(optima[tie].probs - optima[best].probs).sum() / 2 for tie in ties]
+        return replace(
+            optima[best],
+            unique=optima[best].unique and bool(max(apart) <= _SAME_POLICY),
+            weights=np.eye(len(values))[best],
+            member_values=values,
+            ties=tuple(ties.tolist()),
+        )
+
+    def divergence(self, optimum: Optimum) -> float:
+        """KL(pi_ref || pi), nats."""
+        support = self.ref > 0
+        return float(losses.forward_kl(optimum.logratios[support]) @ self.ref[support])
+
+    def hull_limit(self, objective: EnsembleHull) -> Optimum:
+        """The limit for alpha -> 0: the best mixtures are a face of the simplex, and of these the closest to pi_ref."""
+        rewards, beta = objective.reward_margins, objective.beta
+        members = np.array([self.optimum(objective.member(one)).logratios for one in np.eye(len(rewards))])
+        margins = self.graph.margins(members)
+        root = np.sqrt(self.weights)
+        residuals = (root * (rewards - beta * margins)).T
+        scale = float(np.abs(root * rewards).max(initial=0.0))
+        residuals = np.where(np.abs(residuals) <= self.tolerance * scale, 0.0, residuals)
+        weights, limit = best_mixture(residuals), 0.0
+        directions, largest = face_directions(residuals, scale), float(np.abs(margins).max(initial=0.0))
+        if moves(directions, margins, largest):
+            weights, limit = closest_mixture(members, self.layout(), weights, directions)
+            if not limit <= self.tolerance:
+                raise NotConverged(f"of equal mixtures, the closest to pi_ref is known to {limit:.1e} only")
+        optimum = self.optimum(objective.member(weights), weights @ members)
+        kkt = self.weights_kkt(objective, optimum, weights)[1]
+        if not max(kkt.values()) <= self.tolerance:
+            raise NotConverged(f"the weights of the hull stay {max(kkt.values())} from their optimality conditions")
+        same = not face_moves(weights, directions, margins, largest)
+        return replace(
+            optimum,
+            unique=optimum.unique and same,
+            weights=weights,
+            certificate=Certificate({**optimum.certificate.residuals, **kkt, "limit": limit}),
+        )
+
+    def weights_kkt(
+        self, objective: EnsembleHull, optimum: Optimum, weights: Floats
+    ) -> tuple[Floats, dict[str, float]]:
+        """The slope of V at the weights, [K], and what its optimality conditions lack, relative to its terms."""
+        rewards = objective.reward_margins
+        margins = objective.beta * self.graph.margins(optimum.logratios)
+        slope = 2 * rewards @ (self.weights * (weights @ rewards - margins))
+        slope -= weights @ slope  # only differences count on the simplex
+        scale = 2 * np.abs(rewards) @ (self.weights * (weights @ np.abs(rewards) + np.abs(margins)))
+        kkt = simplex_kkt(weights, slope / max(float(scale.max()), _TINY)).residuals
+        return slope, {f"weights_{name}": value for name, value in kkt.items()}
+
     def hull_optimum(self, objective: EnsembleHull) -> Optimum:
         """Newton on the mixture: V(w) = min over u of the objective is convex in w on the simplex, and smooth.
 
         Its gradient needs no derivative of u (envelope theorem), its Hessian that of u by w (implicit functions).
         """
-        rewards, pair_weights, beta = objective.reward_margins, self.weights, objective.beta
+        rewards, pair_weights = objective.reward_margins, self.weights
         weights = np.full(len(rewards), 1 / len(rewards))
         optimum: Optimum | None = None
         best: tuple[float, Optimum] | None = None
@@ -247,16 +348,12 @@ class _Problem:
         for _ in range(_MAX_ITERATIONS):
             trial_weights = weights + step * move
             trial = self.optimum(objective.member(trial_weights), optimum.logratios if optimum else None)
-            margins = beta * self.graph.margins(trial.logratios)
-            slope = 2 * rewards @ (pair_weights * (trial_weights @ rewards - margins))
-            slope -= trial_weights @ slope  # only differences count on the simplex
+            slope, kkt = self.weights_kkt(objective, trial, trial_weights)
             if optimum is not None and slope @ move > _ACCEPTED_SLOPE * abs(gradient @ move) and step > _SHORTEST_STEP:
                 step /= 2  # past the minimum along the move
                 continue
             weights, optimum, gradient, step = trial_weights, trial, slope, 1.0
-            scale = 2 * np.abs(rewards) @ (pair_weights * (weights @ np.abs(rewards) + np.abs(margins)))
-            kkt = simplex_kkt(weights, gradient / max(float(scale.max()), _TINY)).residuals
-            residuals = {**optimum.certificate.residuals, **{f"weights_{name}": value for name, value in kkt.items()}}
+            residuals = {**optimum.certificate.residuals, **kkt}
             worst = max(kkt.values())
             if best is None or worst < best[0]:
                 best = worst, replace(optimum, weights=weights, certificate=Certificate(residuals))

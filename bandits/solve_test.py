@@ -344,6 +344,190 @@ def test_bad_input(call: Any, message: str) -> None:
         call()
 
 
+# ---------------------------------------------------------------- limits, ties, extremes, kinds
+
+
+def small_problem(seed: int, kind: str) -> tuple[PreferenceGraph, Floats, Floats]:
+    """Graph, reference, and margins of 3 members: of rewards of the arms (all fit), or drawn from -1, 0, 1 (ties)."""
+    rng = np.random.default_rng(seed)
+    graph, _ = random_problem(rng)
+    if kind == "rewards":
+        members = np.stack([graph.margins(rewards) for rewards in rng.normal(size=(3, graph.n))])
+    else:
+        members = rng.integers(-1, 2, (3, len(graph))).astype(float)
+    return graph, rng.dirichlet(np.full(graph.n, 2.0)), members
+
+
+@pytest.mark.parametrize("kind", ["rewards", "ties"])
+@pytest.mark.parametrize("ensemble", [EnsembleMin, EnsembleHull])
+def test_ensembles_without_kl_are_the_limit_of_little_kl(ensemble: Any, kind: str) -> None:
+    """Of members, and mixtures, that fit equally well alpha -> 0 picks the closest to pi_ref."""
+    for seed in range(8):
+        graph, ref, members = small_problem(seed, kind)
+        objective = ensemble(beta=0.5, reward_margins=members)
+        free, nearly = (optimum(objective, graph, ref, alpha=alpha) for alpha in (None, 1e-7))
+        assert np.abs(free.probs - nearly.probs).sum() / 2 <= 1e-4, seed
+        assert free.certificate.residuals.get("limit", 0.0) <= 1e-10
+        if kind == "rewards":  # all fit exactly
+            assert not free.unique
+            if ensemble is EnsembleMin:
+                assert free.ties == (0, 1, 2)
+
+
+def test_of_mixtures_that_fit_the_limit_is_not_the_equal_one() -> None:
+    """Two arms: any mixture of the margins 1 and 3 fits exactly; 1 is the closest to the uniform reference."""
+    pair = PreferenceGraph(2, [(0, 1)])
+    found = optimum(EnsembleHull(beta=1.0, reward_margins=[[1.0], [3.0]]), pair, uniform(2))
+    assert found.weights is not None
+    np.testing.assert_allclose(found.weights, [1, 0], atol=1e-12)
+    assert found.logratios[0] - found.logratios[1] == pytest.approx(1)
+    both = optimum(EnsembleHull(beta=1.0, reward_margins=[[-1.0], [3.0]]), pair, uniform(2))
+    np.testing.assert_allclose(both.probs, 0.5, atol=1e-12)
+    assert not found.unique
+    assert optimum(EnsembleHull(beta=1.0, reward_margins=[[1.0], [1.0]]), pair, uniform(2)).unique
+    inconsistent = PreferenceGraph(2, [(0, 1), (1, 0)])
+    only = optimum(EnsembleHull(beta=1.0, reward_margins=[[1.0, 0.0], [3.0, 0.0]]), inconsistent, uniform(2))
+    assert only.unique
+
+
+@pytest.mark.parametrize("alpha", [None, 0.1])
+def test_ties_are_found_and_listed(alpha: float | None) -> None:
+    pair = PreferenceGraph(2, [(0, 1)])
+
+    def solved(margins: list[float]) -> Optimum:
+        objective = EnsembleMin(beta=1.0, reward_margins=[[margin] for margin in margins])
+        return optimum(objective, pair, uniform(2), alpha=alpha)
+
+    symmetric = solved([2.0, 5.0, -2.0])
+    assert symmetric.ties == ((0, 1, 2) if alpha is None else (0, 2))
+    assert not symmetric.unique
+    same = solved([2.0, 2.0])
+    assert same.ties == (0, 1)
+    assert same.unique
+    if alpha:
+        assert solved([2.0, 3.0]).ties == (0,)
+        assert solved([2.0, 3.0]).unique
+    else:
+        closest = solved([3.0, -1.0, 2.0])
+        assert closest.logratios[0] - closest.logratios[1] == pytest.approx(-1)
+
+
+@pytest.mark.parametrize("scale", [1e-300, 1e-155, 1e-150, 1e-100, 1e-12, 1e12, 1e100, 1e150, 1e155, 1e300])
+def test_extreme_parameters_are_solved_or_refused(scale: float) -> None:
+    """No overflow, no warning, no policy that is none: a certified optimum, or what `solve` documents."""
+    solved = 0
+    ring = PreferenceGraph(3, [(0, 1), (1, 2), (2, 0)], [1.0, 2.0, 3.0])
+    makers: tuple[Any, ...] = (
+        lambda: (DPO(beta=scale), {}),
+        lambda: (IPO(tau=scale), {}),
+        lambda: (Distillation(beta=scale, reward_margins=[1.0, 2.0, 0.5]), {}),
+        lambda: (Distillation(beta=1.0, reward_margins=[scale, 2.0, 0.5]), {}),
+        lambda: (EnsembleHull(beta=scale, reward_margins=[[1.0, 2.0, 0.5], [0.0, 1.0, 1.0]]), {}),
+        lambda: (EnsembleMin(beta=1.0, reward_margins=[[scale, 2.0, 0.5], [0.0, 1.0, 1.0]]), {}),
+        lambda: (DPO(beta=1.0), {"alpha": scale}),
+    )
+    for make in makers:
+        for alpha in (None, 0.1):
+            try:
+                objective, keywords = make()
+                found = optimum(objective, ring, uniform(3), **({"alpha": alpha} | keywords))
+            except (ValueError, NotConverged):
+                continue
+            assert found.probs.sum() == pytest.approx(1, abs=1e-9)
+            assert found.certificate.residuals["relative"] <= 1e-10
+            assert np.isfinite(found.value)
+            solved += 1
+    assert solved >= 1
+
+
+def test_extreme_parameters_say_what_is_wrong() -> None:
+    with pytest.raises(ValueError, match=r"beta must be from 1e-150 to 1e\+150, got 1e\+155"):
+        DPO(beta=1e155)
+    with pytest.raises(NotConverged, match=r"probabilities sum to 1 only to 5.0e-01"):
+        solve(IPO(tau=1e-150), PreferenceGraph(2, [(0, 1)]), uniform(2))
+    with pytest.raises(ValueError, match=r"tau must be from 1e-150 to 1e\+150, got 1e-300"):
+        IPO(tau=[1.0, 1e-300])
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (
+            {"objective": "dpo"},
+            "objective must be a DPO, IPO, .* or EnsembleHull, made with its parameters, got str: 'dpo'",
+        ),
+        ({"objective": DPO}, "made with its parameters, got type"),
+        (
+            {"graph": [(0, 1)]},
+            r"graph must be a PreferenceGraph, as PreferenceGraph\(n, edges\) is, got list: \[\(0, 1\)\]",
+        ),
+        ({"ref": "uniform"}, "ref must hold real numbers, got str: 'uniform'"),
+        ({"ref": ["0.5", "0.3", "0.2"]}, "ref must hold real numbers, got list"),
+        ({"ref": [0.5, 0.5, None]}, "ref must hold real numbers, .* got list"),
+        ({"ref": None}, "ref must hold real numbers, .* got NoneType"),
+    ],
+)
+def test_input_of_the_wrong_kind(change: dict[str, Any], message: str) -> None:
+    arguments: dict[str, Any] = {"objective": DPO(beta=1), "graph": CHAIN, "ref": uniform(3), "alpha": 0.1} | change
+    with pytest.raises(TypeError, match=message):
+        solve(**arguments)
+    if "objective" in change or "graph" in change:
+        with pytest.raises(TypeError, match=message.split(" or ")[0].split(", .*")[0].split(", made")[-1]):
+            projected_gradient(**arguments)
+
+
+@pytest.mark.parametrize(
+    ("call", "kind", "message"),
+    [
+        (
+            lambda: Distillation(beta=1, reward_margins=["a", "b"]),
+            TypeError,
+            "reward_margins must hold real numbers, got",
+        ),
+        (
+            lambda: Distillation(beta=1, reward_margins=[[1.0], [1.0, 2.0]]),
+            ValueError,
+            "reward_margins must be an array",
+        ),
+        (
+            lambda: solve(DPO(beta=1), CHAIN, uniform(3), alpha=[0.1]),  # type: ignore[arg-type]
+            ValueError,
+            r"alpha must be one number .* \(1,\)",
+        ),
+        (
+            lambda: solve(DPO(beta=1), CHAIN, uniform(3), tolerance=0),
+            ValueError,
+            "tolerance must be a finite number > 0",
+        ),
+        (
+            lambda: solve(DPO(beta=1), CHAIN, uniform(3), reduction=["mean"]),  # type: ignore[arg-type]
+            ValueError,
+            r"reduction must be \"mean\" or \"sum\", got \['mean'\]",
+        ),
+    ],
+)
+def test_parameters_of_the_wrong_kind(call: Any, kind: type[Exception], message: str) -> None:
+    with pytest.raises(kind, match=message):
+        call()
+
+
+def test_references_of_float32_are_normalised_and_others_are_refused_with_the_cure() -> None:
+    rng, refused = np.random.default_rng(0), 0
+    for _ in range(50):
+        exact = rng.dirichlet(np.ones(3))
+        narrow = exact.astype(np.float32)
+        found = optimum(DPO(beta=1.0), CHAIN, narrow, alpha=0.1)
+        assert found.probs.sum() == pytest.approx(1, abs=1e-12)
+        np.testing.assert_allclose(found.probs, optimum(DPO(beta=1.0), CHAIN, exact, alpha=0.1).probs, atol=1e-6)
+        if abs(narrow.astype(float).sum() - 1) > 1e-9:
+            refused += 1
+            with pytest.raises(ValueError, match=r"ref must sum to 1, .* if that is rounding, divide it by its sum"):
+                solve(DPO(beta=1.0), CHAIN, narrow.astype(float), alpha=0.1)
+    assert refused > 10
+    with pytest.raises(ValueError, match=r"ref must sum to 1, its 3 entries sum to 1\.001"):
+        solve(DPO(beta=1.0), CHAIN, np.array([0.5, 0.3, 0.201], dtype=np.float32))
+
+
 def test_beyond_double_precision_is_refused() -> None:
     with pytest.raises(NotConverged, match="above the tolerance 1e-30"):
         solve(DPO(beta=1.0), CHAIN, uniform(3), alpha=0.1, tolerance=1e-30)

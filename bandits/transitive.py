@@ -116,6 +116,8 @@ def table(compared: list[dict[str, Any]]) -> str:
         f"{min(row['total_variation'] for row in pdpo):.4f} to {max(row['total_variation'] for row in pdpo):.4f}."
     )
     where = "; ".join(f"beta {row['beta']:g}, alpha {row['alpha']:g}" for row in small) or "none of these settings"
+    ratios = [row["spread_closure"] / row["spread_chain"] for row in pdpo]
+    lines.append(f"Spread on the closure over that on the chain: p-DPO {min(ratios):.3f} to {max(ratios):.3f}.")
     lines.append(f"p-DPO changes by less than {_VISIBLE:g} in {len(small)} of {len(pdpo)} settings: {where}.")
     return "\n".join(lines)
 

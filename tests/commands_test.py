@@ -22,6 +22,7 @@ WORK = {
     "bandits.pessimism": ("bandits.pessimism", "compute"),
     "bandits.degeneration": ("bandits.degeneration", "compute"),
     "bandits.bench": ("bandits.bench", "batched"),
+    "bandits.certify": ("bandits.certify", "table"),
     "figures": ("figures.__main__", "redraw"),
 }
 """Where each command is, and the function there that works once the options have been read."""

@@ -289,6 +289,7 @@ def test_commands_in_the_text_exist_and_have_these_options(page: Path) -> None:
 
 RUN_BY = {
     "bandits.bench": "bandits/commands_test.py",
+    "bandits.certify": "bandits/certify_test.py",
     "bandits.degeneration": "bandits/commands_test.py",
     "bandits.pessimism": "bandits/commands_test.py",
     "bandits.transitive": "bandits/commands_test.py",

@@ -2,23 +2,30 @@
 
 from __future__ import annotations
 
+import contextlib
+import importlib
 import json
 import os
 import re
+import signal
 import sys
 import tempfile
-from collections.abc import Sequence
+import traceback
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from rich.console import Console
-from rich.table import Table
-
-from theory.claim import Claim, Row, all_claims, run
-from theory.shell import DONE, FAILED, argument_parser, as_command, output_file, whole_number
+from theory.claim import OPTIONAL, Claim, Row, all_claims, run
+from theory.shell import DONE, FAILED, argument_parser, as_command, cores, output_file, whole_number
 from theory.testing import EXAMPLES, load_profile
 
-FIELDS = ("id", "source", "assumptions", "symbolic", "enumerated", "examples", "verdict", "counterexample", "seconds")
+if TYPE_CHECKING:  # what takes long to import is imported where it is used: --help is quick
+    from rich.table import Table
+
+FIELDS = (
+    *("id", "source", "assumptions", "domain", "losses", "symbolic", "enumerated", "examples", "verdict"),
+    *("counterexample", "not_run", "seconds"),
+)
 START, END = "<!-- ledger: python -m theory --markdown theory/README.md -->", "<!-- end of ledger -->"
 
 
@@ -30,7 +37,7 @@ def main(arguments: Sequence[str]) -> int:
         "Runs every check of every statement and prints the ledger of what holds. A check that fails is a failure.",
         "",
         "--only thm2 --only thm2-hull --examples 1000",
-        "--thorough --json ledger.json",
+        "--thorough --json ledger.json --jobs 8",
     )
     parser.add_argument("--only", action="append", metavar="NAME", help="a statement's id; repeatable")
     parser.add_argument(
@@ -38,6 +45,13 @@ def main(arguments: Sequence[str]) -> int:
     )
     parser.add_argument(
         "--examples", type=whole_number, metavar="N", help="examples a property, instead of the profile's"
+    )
+    parser.add_argument(
+        "--jobs",
+        type=whole_number,
+        default=cores(),
+        metavar="N",
+        help="statements checked at a time, each in a process of its own; as many as there are cores, if not given",
     )
     parser.add_argument("--json", type=output_file, metavar="FILE", help="write the ledger as a JSON list")
     parser.add_argument(
@@ -57,22 +71,31 @@ def main(arguments: Sequence[str]) -> int:
             raise ValueError(f"--only {name}: no such statement; there are {', '.join(claims)}")
     claims = {name: claim for name, claim in claims.items() if not options.only or name in options.only}
 
-    rows: list[Row] = []
-    progress = Console(stderr=True)
-    for name, claim in claims.items():
-        with progress.status(f"{name} ({len(rows) + 1} of {len(claims)})"):
-            rows.append(run(claim, thorough=options.thorough))
-    Console(width=None if sys.stdout.isatty() else 200).print(table(rows))
-    for row in rows:
+    from rich.console import Console
+    from rich.live import Live
+
+    progress, rows = Console(stderr=True), dict[str, Row]()
+    with Live(console=progress, auto_refresh=False, transient=True) as line:  # refreshed by a thread, forks could hang
+
+        def checking(names: Sequence[str]) -> None:
+            line.update(f"{len(rows)} of {len(claims)} done; checking {', '.join(names)}", refresh=True)
+
+        for row in checked(claims, thorough=options.thorough, jobs=options.jobs, checking=checking):
+            rows[row.id] = row
+    ledger = [rows[name] for name in claims]  # in this order, in whichever they ended
+    Console(width=None if sys.stdout.isatty() else 200).print(table(ledger))
+    for row in ledger:
         for error in row.errors:
             progress.print(f"{row.id}: {error}", markup=False, style="red")
+        for reason in row.not_run:
+            progress.print(f"{row.id}: {reason}", markup=False)
     if options.json:
-        write(options.json, json.dumps([as_json(row) for row in rows], indent=1, ensure_ascii=False) + "\n")
+        write(options.json, json.dumps([as_json(row) for row in ledger], indent=1, ensure_ascii=False) + "\n")
     if options.markdown:
-        ledger = markdown(list(claims.values()), rows)
+        text = markdown(list(claims.values()), ledger)
         around = re.fullmatch(f"(.*{START}\n).*({END}.*)", _text(options.markdown), flags=re.DOTALL)
-        write(options.markdown, around[1] + ledger + around[2] if around else ledger)
-    return FAILED if any(row.errors for row in rows) else DONE
+        write(options.markdown, around[1] + text + around[2] if around else text)
+    return FAILED if any(row.errors for row in ledger) else DONE
 
 
 def paper_order(claim: Claim) -> tuple[bool, int, str]:
@@ -81,17 +104,100 @@ def paper_order(claim: Claim) -> tuple[bool, int, str]:
     return (False, 99, claim.id) if place is None else (place[1] == "N", int(place[2] or 0), claim.id)
 
 
+# ---------------------------------------------------------------- running the checks
+
+
+def checked(
+    claims: Mapping[str, Claim], *, thorough: bool, jobs: int, checking: Callable[[Sequence[str]], None]
+) -> Iterator[Row]:
+    """The row of each claim, as they end.
+
+    Args:
+        claims: by id.
+        thorough: as in `theory.claim.run`.
+        jobs: claims at a time; with more than one, each is run in a fork, which finds all imported and the profile
+            loaded. A system that cannot fork checks one after the other.
+        checking: told the ids at work whenever they change.
+
+    Raises:
+        ChildProcessError: a fork ended without an answer.
+    """
+    import multiprocessing
+    from multiprocessing.connection import wait
+
+    if min(jobs, len(claims)) == 1 or "fork" not in multiprocessing.get_all_start_methods():
+        for name, claim in claims.items():
+            checking([name])
+            yield run(claim, thorough=thorough)
+        return
+    for library in OPTIONAL:
+        with contextlib.suppress(ModuleNotFoundError):
+            importlib.import_module(library)  # once, and not in each fork
+    ended: Any
+    fork, waiting = multiprocessing.get_context("fork"), list(claims.values())
+    running: dict[Any, tuple[str, Any]] = {}  # the end of its pipe -> a claim's id and process
+    try:
+        while waiting or running:
+            while waiting and len(running) < jobs:
+                claim, (ours, theirs) = waiting.pop(0), fork.Pipe(duplex=False)
+                process = fork.Process(target=_answer, args=(claim, thorough, theirs), daemon=True)
+                process.start()
+                theirs.close()
+                running[ours] = claim.id, process
+            checking([name for name, _ in running.values()])
+            for ended in wait(list(running)):
+                name, process = running[ended]
+                try:
+                    answer = ended.recv()
+                except EOFError:
+                    process.join()
+                    raise ChildProcessError(f"{name}: its process ended with status {process.exitcode}") from None
+                if isinstance(answer, BaseException):
+                    raise answer
+                process.join()
+                del running[ended]
+                yield answer
+    finally:
+        for _, process in running.values():
+            process.terminate()
+            process.join()
+
+
+def _answer(claim: Claim, thorough: bool, theirs: Any) -> None:
+    """In a fork: sends the row, or what `run` raised."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent hears it too, and ends us
+    try:
+        theirs.send(run(claim, thorough=thorough))
+    except BaseException as error:
+        error.add_note(traceback.format_exc())  # its own traceback stays behind
+        theirs.send(error)
+
+
 # ---------------------------------------------------------------- the ledger in three forms
+
+
+def verdict_of(row: Row, bold: str) -> str:
+    """The cell of the verdict: with what breaks the printed form, and how many checks could not be run.
+
+    Args:
+        row: of the ledger.
+        bold: a template such as "**{}**", for checks that failed.
+    """
+    failed, unrun = (f"{len(found)} check{'s' * (len(found) > 1)}" for found in (row.errors, row.not_run))
+    cell: str = bold.format(f"{failed} failed") if row.errors else row.verdict or "undecided"
+    if row.counterexample:
+        cell += f": {row.counterexample}"
+    reasons = dict.fromkeys(reason.partition(": ")[2] for reason in row.not_run)
+    return f"{cell}; {unrun} {', '.join(reasons)}" if row.not_run else cell
 
 
 def table(rows: Sequence[Row]) -> Table:
     """For the terminal."""
+    from rich.table import Table
+
     columns = ("statement", "source", "assumptions", "symbolic", "enumerated", "examples", "verdict", "seconds")
     shown = Table(*columns, show_lines=True)
     for row in rows:
-        verdict = f"[bold red]{len(row.errors)} checks failed[/]" if row.verdict is None else row.verdict
-        if row.counterexample:
-            verdict += f": {row.counterexample}"
         shown.add_row(
             row.id,
             row.source.replace("[", r"\["),
@@ -99,14 +205,14 @@ def table(rows: Sequence[Row]) -> Table:
             "yes" if row.symbolic else "no",
             row.enumerated or "",
             f"{row.examples:,}",
-            verdict,
+            verdict_of(row, "[bold red]{}[/]"),
             f"{row.seconds:.1f}",
         )
     return shown
 
 
 def as_json(row: Row) -> dict[str, Any]:
-    """A row of the JSON list. `verdict` is null where a check failed."""
+    """A row of the JSON list. `verdict` is null where a check failed, or one that decides was not run."""
     return {field: getattr(row, field) for field in FIELDS}
 
 
@@ -117,20 +223,21 @@ def markdown(claims: Sequence[Claim], rows: Sequence[Row]) -> str:
         "|---|---|---|---|---|---|---|",
     ]
     for row in rows:
-        verdict = row.verdict or "**a check failed**"
         cells = [
             f"[{row.id}](#{row.id})",
             row.source,
             "yes" if row.symbolic else "no",
             row.enumerated or "",
             f"{row.examples:,}",
-            f"{verdict}: {row.counterexample}" if row.counterexample else verdict,
+            verdict_of(row, "**{}**"),
             f"{row.seconds:.1f}",
         ]
         lines.append("| " + " | ".join(cell.replace("|", r"\|") for cell in cells) + " |")
     for claim in claims:
         assumptions = "; ".join(f"*{name}*: {meaning}" for name, meaning in claim.assumptions.items())
-        lines += ["", f"#### {claim.id}", "", claim.statement, "", f"$${claim.formula}$$", "", f"Needs {assumptions}."]
+        proof = ", ".join(f"`{name}`" for name in claim.losses) or f"no loss: {claim.no_losses}"
+        lines += ["", f"#### {claim.id}", "", claim.statement, "", f"$${claim.formula}$$", ""]
+        lines += [f"Needs {assumptions}.", f"Domain: {claim.domain}. Proved of {proof}."]
     return "\n".join(lines) + "\n"
 
 

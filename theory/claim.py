@@ -6,19 +6,39 @@ module-level tuple `CLAIMS`. `run` executes all that a claim brings and *derives
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import importlib
+import inspect
 import pkgutil
 import time
+import unittest
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
 Verdict = Literal["holds", "holds as sharpened", "fails as printed"]
+OPTIONAL = frozenset({"torch"})
+"""Libraries that a check may need and an installation may lack."""
 
 
 class CheckFailed(AssertionError):
     """A check rejected a statement; also raised where a symbolic simplification stays inconclusive."""
+
+
+class NotRun(unittest.SkipTest):
+    """A check needs a library that is not installed: it neither passed nor failed, Hypothesis and pytest skip it."""
+
+
+@contextlib.contextmanager
+def not_run_without_library() -> Iterator[None]:
+    """Raises NotRun where an import fails because one of OPTIONAL is not installed."""
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        if error.name not in OPTIONAL:
+            raise
+        raise NotRun(f"not run: {error.name} is not installed") from error
 
 
 def require(condition: object, message: str) -> None:
@@ -44,6 +64,8 @@ class Claim:
     the gradient in log-probs or in logits."""
     losses: tuple[str, ...] = ()
     """Functions of `theory.losses` that the proof calls; a change of any of them is to be noticed by it."""
+    no_losses: str = ""
+    """Why the proof calls none, where `losses` is empty."""
     assumptions: Mapping[str, str]
     """Assumption name -> what it says. `counterexamples` has the same keys."""
     prove: Callable[[], object]
@@ -51,7 +73,10 @@ class Claim:
     counterexamples: Mapping[str, Callable[[], str]]
     """Assumption name -> builds an instance that violates only it, checks that the claim breaks, describes it."""
     controls: Mapping[str, Callable[[], object]]
-    """What is wrong -> runs the claim's own checks on that wrong variant; each must raise CheckFailed."""
+    """What is wrong -> runs the claim's own checks on that wrong variant; each must raise CheckFailed.
+
+    For each assumption a there is "without a": the check on an instance that violates only a.
+    """
     enumerate: Callable[[bool], str] | None = None
     """Checks every instance up to a size (larger when thorough); returns the size, e.g. "all graphs, n <= 4"."""
     properties: tuple[Callable[[], None], ...] = ()
@@ -69,27 +94,71 @@ class Row:
     id: str
     source: str
     assumptions: list[str]
+    domain: str
+    losses: list[str]
     symbolic: bool
     enumerated: str | None
     examples: int
     verdict: Verdict | None
-    """None where a check failed."""
+    """None where a check failed, or one that decides was not run."""
     counterexample: str | None
     """To the printed statement, where it fails."""
     seconds: float
     errors: list[str] = field(default_factory=list)
+    not_run: list[str] = field(default_factory=list)
+    """Checks that need what is not installed, with the reason."""
 
     def as_json(self) -> dict[str, Any]:
         """The row as plain JSON values."""
         return asdict(self)
 
 
+def proposition_modules() -> list[str]:
+    """The modules that state claims, in alphabetical order."""
+    package = importlib.import_module("theory.propositions")
+    names = sorted(module.name for module in pkgutil.iter_modules(package.__path__))
+    return [f"{package.__name__}.{name}" for name in names if not name.endswith("_test")]
+
+
 def all_claims() -> Iterator[Claim]:
     """Every claim of `theory.propositions`, module by module in alphabetical order."""
-    package = importlib.import_module("theory.propositions")
-    for module in pkgutil.iter_modules(package.__path__):
-        if not module.name.endswith("_test"):
-            yield from importlib.import_module(f"theory.propositions.{module.name}").CLAIMS
+    for name in proposition_modules():
+        yield from importlib.import_module(name).CLAIMS
+
+
+def loss_names() -> list[str]:
+    """The public functions of `theory.losses`, in the order of that file."""
+    losses = importlib.import_module("theory.losses")
+    public = {name: f for name, f in vars(losses).items() if inspect.isfunction(f) and not name.startswith("_")}
+    return [name for name, function in public.items() if function.__module__ == losses.__name__]
+
+
+def complete(claim: Claim) -> list[str]:
+    """What keeps a row from being complete, in words; empty where nothing does."""
+    problems = []
+    for name in ("source", "statement", "formula", "domain"):
+        text = getattr(claim, name)
+        if not text.strip():
+            problems.append(f"it has no {name}")
+        elif not text.isprintable():
+            problems.append(f"its {name} has a control character: a raw string?")
+    unknown = sorted(set(claim.losses) - set(loss_names()))
+    if unknown:
+        problems.append(f"theory.losses has no function {', '.join(unknown)}")
+    if not claim.losses and not claim.no_losses.strip():
+        problems.append("it names no losses, and `no_losses` does not say why")
+    if claim.losses and claim.no_losses:
+        problems.append(f"it names losses, but `no_losses` says why it has none: {claim.no_losses}")
+    if set(claim.counterexamples) != set(claim.assumptions):
+        have, need = sorted(claim.counterexamples), sorted(claim.assumptions)
+        problems.append(f"counterexamples {have} are not those of the assumptions {need}")
+    if not claim.controls:
+        problems.append("it has no wrong variant that its checks reject")
+    return problems + [
+        f"no control `without {assumption}`: its check on an instance that violates only that"
+        for assumption in claim.assumptions
+        if f"without {assumption}" not in claim.controls
+    ]
 
 
 def run(claim: Claim, *, thorough: bool) -> Row:
@@ -102,46 +171,58 @@ def run(claim: Claim, *, thorough: bool) -> Row:
         claim: what to check.
         thorough: enumerate to the larger size.
     """
-    start, errors, drawn = time.perf_counter(), [], 0
+    start, drawn = time.perf_counter(), 0
+    errors: list[str] = []
+    not_run: list[str] = []
 
     def attempt(what: str, check: Callable[[], Any]) -> Any:
         try:
-            return check()
+            with not_run_without_library():
+                return check()
+        except NotRun as reason:
+            not_run.append(f"{what}: {reason}")
         except Exception as error:  # reported in the row, and in the exit status
             errors.append(f"{what}: {type(error).__name__}: {error}")
-            return None
+        return None
 
     attempt("proof", claim.prove)
-    symbolic = not errors
+    symbolic = not errors and not not_run
     enumerate_all = claim.enumerate
     enumerated = attempt("enumeration", lambda: enumerate_all(thorough)) if enumerate_all else None
-    if set(claim.counterexamples) != set(claim.assumptions):
-        errors.append(f"counterexamples {set(claim.counterexamples)} are not those of {set(claim.assumptions)}")
     for name, counterexample in claim.counterexamples.items():
         attempt(f"counterexample without {name}", counterexample)
     for name, control in claim.controls.items():
-        try:
-            control()
-            errors.append(f"control {name}: the wrong variant was accepted")
-        except CheckFailed:
-            pass
-        except Exception as error:
-            errors.append(f"control {name}: {type(error).__name__}: {error}")
+        attempt(f"control {name}", functools.partial(expect_rejection, control))
     for prop in claim.properties:
         drawn += attempt(f"property {prop.__name__}", functools.partial(_draw, prop)) or 0
+    unsearched = len(not_run)
     broken = attempt("search for a counterexample to the printed form", claim.printed) if claim.printed else None
+    decided = symbolic and len(not_run) == unsearched
+    errors += complete(claim)
     return Row(
         id=claim.id,
         source=claim.source,
         assumptions=list(claim.assumptions),
+        domain=claim.domain,
+        losses=list(claim.losses),
         symbolic=symbolic,
         enumerated=enumerated,
         examples=drawn,
-        verdict=None if errors else verdict(claim, broken),
+        verdict=verdict(claim, broken) if decided and not errors else None,
         counterexample=broken,
         seconds=time.perf_counter() - start,
         errors=errors,
+        not_run=not_run,
     )
+
+
+def expect_rejection(control: Callable[[], object]) -> None:
+    """Runs a control; raises AssertionError unless it raises CheckFailed."""
+    try:
+        control()
+    except CheckFailed:
+        return
+    raise AssertionError("the wrong variant was accepted")
 
 
 def verdict(claim: Claim, counterexample: str | None) -> Verdict:
@@ -156,7 +237,8 @@ def _draw(prop: Any) -> int:
     @functools.wraps(inner)
     def counted(*args: Any, **kwargs: Any) -> None:
         nonlocal passed
-        inner(*args, **kwargs)
+        with not_run_without_library():  # here, so that Hypothesis tries no other example
+            inner(*args, **kwargs)
         passed += 1
 
     prop.hypothesis.inner_test = counted

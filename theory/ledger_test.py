@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
+import os
 import re
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -15,7 +18,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 import theory.__main__ as ledger
-from theory.claim import CheckFailed, Claim, all_claims, require, run, verdict
+from theory.claim import CheckFailed, Claim, all_claims, complete, loss_names, require, run, verdict
 from theory.testing import claim_tests, is_thorough
 
 README = Path(__file__).with_name("README.md")
@@ -38,6 +41,16 @@ def reject() -> None:
     raise CheckFailed("as it should")
 
 
+def without_torch() -> Any:
+    """As `import torch` ends where it is not installed."""
+    raise ModuleNotFoundError("No module named 'torch'", name="torch")
+
+
+@given(st.integers())
+def on_tensors(n: int) -> None:
+    without_torch()
+
+
 def claim(**changes: Any) -> Claim:
     """A claim that holds, with changes."""
     parts: dict[str, Any] = {
@@ -45,10 +58,12 @@ def claim(**changes: Any) -> Claim:
         "source": "[F] A.1 | a test",
         "statement": "Odd squares are 1 modulo 8.",
         "formula": r"(2k+1)^2\equiv 1",
+        "domain": "whole numbers",
+        "no_losses": "it is about numbers",
         "assumptions": {"odd": "n is odd"},
         "prove": lambda: require(True, "proof"),
         "counterexamples": {"odd": lambda: "4"},
-        "controls": {"modulo 7": reject},
+        "controls": {"modulo 7": reject, "without odd": reject},
         "properties": (squares,),
         "enumerate": lambda thorough: "n < 9" if not thorough else "n < 99",
     }
@@ -85,9 +100,12 @@ def test_row_of_a_claim_that_holds() -> None:
         ({"prove": lambda: 1 / 0}, "proof: ZeroDivisionError"),
         ({"enumerate": lambda thorough: reject()}, "enumeration: CheckFailed"),
         ({"counterexamples": {"odd": reject}}, "counterexample without odd: CheckFailed"),
-        ({"counterexamples": {}}, "counterexamples set() are not those of {'odd'}"),
-        ({"controls": {"modulo 7": lambda: None}}, "control modulo 7: the wrong variant was accepted"),
-        ({"controls": {"modulo 7": lambda: 1 / 0}}, "control modulo 7: ZeroDivisionError"),
+        ({"counterexamples": {}}, "counterexamples [] are not those of the assumptions ['odd']"),
+        (
+            {"controls": {"without odd": lambda: None}},
+            "control without odd: AssertionError: the wrong variant was accepted",
+        ),
+        ({"controls": {"without odd": lambda: 1 / 0}}, "control without odd: ZeroDivisionError"),
         ({"properties": (wrong,)}, "property wrong: AssertionError"),
         ({"printed": reject}, "search for a counterexample to the printed form: CheckFailed"),
     ],
@@ -100,14 +118,86 @@ def test_any_failing_check_takes_the_verdict_away(changes: dict[str, Any], error
 
 
 @pytest.mark.parametrize(
+    ("changes", "problems"),
+    [
+        ({}, []),
+        ({"formula": " "}, ["it has no formula"]),
+        ({"formula": "\text"}, ["its formula has a control character: a raw string?"]),
+        ({"domain": ""}, ["it has no domain"]),
+        ({"no_losses": ""}, ["it names no losses, and `no_losses` does not say why"]),
+        ({"losses": ("dpo",)}, ["it names losses, but `no_losses` says why it has none: it is about numbers"]),
+        ({"losses": ("dpo", "ipo"), "no_losses": ""}, []),
+        (
+            {"losses": ("dqo", "_ensemble", "shape_of"), "no_losses": ""},
+            ["theory.losses has no function _ensemble, dqo, shape_of"],
+        ),
+        (
+            {"assumptions": {"odd": "n is odd", "positive": "n > 0"}},
+            [
+                "counterexamples ['odd'] are not those of the assumptions ['odd', 'positive']",
+                "no control `without positive`: its check on an instance that violates only that",
+            ],
+        ),
+        (
+            {"assumptions": {}, "counterexamples": {}, "controls": {}},
+            ["it has no wrong variant that its checks reject"],
+        ),
+    ],
+)
+def test_what_a_row_must_have(changes: dict[str, Any], problems: list[str]) -> None:
+    assert complete(claim(**changes)) == problems
+    row = run(claim(**changes), thorough=False)
+    assert row.errors == problems
+    assert row.verdict == (None if problems else "holds")
+
+
+def test_the_losses_that_a_row_may_name() -> None:
+    names = loss_names()
+    assert names[0] == "logratio_margin"
+    assert {"dpo", "ipo", "hull_weights", "drdo_oracle"} <= set(names)
+    assert not {"shape_of", "_ensemble", "Any", "Scalar"} & set(names)
+
+
+@pytest.mark.parametrize(
+    ("changes", "not_run", "left"),
+    [
+        ({"properties": (squares, on_tensors)}, "property on_tensors", "holds"),
+        ({"controls": {"without odd": reject, "a": without_torch}}, "control a", "holds"),
+        ({"counterexamples": {"odd": without_torch}}, "counterexample without odd", "holds"),
+        ({"enumerate": lambda thorough: without_torch()}, "enumeration", "holds"),
+        ({"prove": without_torch}, "proof", None),
+        ({"printed": without_torch}, "search for a counterexample to the printed form", None),
+    ],
+)
+def test_without_torch_a_check_is_not_run_which_is_no_failure(
+    changes: dict[str, Any], not_run: str, left: str | None
+) -> None:
+    row = run(claim(**changes), thorough=False)
+    assert row.not_run == [f"{not_run}: not run: torch is not installed"]
+    assert row.errors == []
+    assert row.verdict == left
+    assert ledger.verdict_of(row, "{}") == f"{left or 'undecided'}; 1 check not run: torch is not installed"
+
+
+def test_another_missing_library_is_a_failure() -> None:
+    def check() -> None:
+        raise ModuleNotFoundError("No module named 'sympy'", name="sympy")
+
+    row = run(claim(prove=check), thorough=False)
+    assert row.errors == ["proof: ModuleNotFoundError: No module named 'sympy'"]
+    assert row.not_run == []
+
+
+@pytest.mark.parametrize(
     "changes",
     [
         {"statement": " "},
+        {"domain": ""},
         {"formula": "\text"},
         {"controls": {}},
         {"prove": reject},
         {"counterexamples": {"odd": reject}},
-        {"controls": {"modulo 7": lambda: None}},
+        {"controls": {"without odd": lambda: None}},
         {"properties": (wrong,)},
         {"printed": lambda: None},
         {"enumerate": lambda thorough: ""},
@@ -143,12 +233,15 @@ def test_require_takes_nothing_but_true(undecided: object) -> None:
 
 
 def test_files_and_exit_status(claims: list[Claim], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    claims.append(claim(id="broken", source="[N] eq 1", properties=(), controls={"modulo 7": lambda: None}))
+    wrong_variant = {"without odd": reject, "modulo 7": lambda: None}
+    claims.append(claim(id="broken", source="[N] eq 1", properties=(on_tensors,), controls=wrong_variant))
     files = tmp_path / "ledger.json", tmp_path / "ledger.md"
     assert ledger.main(["--json", str(files[0]), "--markdown", str(files[1])]) == 1
     output = capsys.readouterr()
-    assert "1 checks failed" in output.out
-    assert "broken: control modulo 7: the wrong variant was accepted" in " ".join(output.err.split())
+    told = " ".join(output.err.split())
+    assert "1 check failed; 1 check not run: torch is not installed" in " ".join(output.out.split())
+    assert "broken: control modulo 7: AssertionError: the wrong variant was accepted" in told
+    assert "broken: property on_tensors: not run: torch is not installed" in told
     assert sorted(tmp_path.iterdir()) == sorted(files), "nothing else is left behind"
 
     good, bad = json.loads(files[0].read_text())
@@ -158,20 +251,52 @@ def test_files_and_exit_status(claims: list[Claim], tmp_path: Path, capsys: pyte
         "id": "odd-squares",
         "source": "[F] A.1 | a test",
         "assumptions": ["odd"],
+        "domain": "whole numbers",
+        "losses": [],
         "symbolic": True,
         "enumerated": "n < 9",
         "examples": settings().max_examples,
         "verdict": "holds",
         "counterexample": None,
+        "not_run": [],
     }
     assert bad["verdict"] is None
+    assert bad["not_run"] == ["property on_tensors: not run: torch is not installed"]
     text = files[1].read_text()
     assert r"| [odd-squares](#odd-squares) | [F] A.1 \| a test | yes | n < 9 |" in text
-    assert "**a check failed**" in text
-    assert "$$(2k+1)^2\\equiv 1$$\n\nNeeds *odd*: n is odd." in text
+    assert "| **1 check failed**; 1 check not run: torch is not installed |" in text
+    end = "Needs *odd*: n is odd.\nDomain: whole numbers. Proved of no loss: it is about numbers.\n"
+    assert f"$$(2k+1)^2\\equiv 1$$\n\n{end}" in text
 
     del claims[1]
     assert ledger.main([]) == 0
+
+
+@pytest.mark.parametrize("jobs", ["1", "2", "3"])
+def test_rows_are_in_order_and_the_same_from_any_number_of_processes(
+    claims: list[Claim], jobs: str, tmp_path: Path
+) -> None:
+    def where(thorough: bool) -> str:
+        time.sleep(0.2)
+        return str(os.getpid())
+
+    file = tmp_path / "ledger.json"
+    claims[:] = [claim(id=name, source="ours", properties=(), enumerate=where) for name in "abcd"]
+    claims.append(claim(id="e", source="ours", properties=()))
+    assert ledger.main(["--jobs", jobs, "--json", str(file)]) == 0
+    *slow, last = json.loads(file.read_text())
+    assert [row["id"] for row in (*slow, last)] == list("abcde")
+    assert {row["verdict"] for row in (*slow, last)} == {"holds"}
+    assert last["enumerated"] == "n < 9", "the profile and what the option says reach the forks"
+    processes = {row["enumerated"] for row in slow}
+    assert processes == {str(os.getpid())} if jobs == "1" else str(os.getpid()) not in processes
+
+
+def test_a_fork_that_dies_is_a_failure_in_a_line(claims: list[Claim], capsys: pytest.CaptureFixture[str]) -> None:
+    claims.append(claim(id="killed", prove=lambda: os._exit(3)))
+    assert ledger.main(["--jobs", "2"]) == 1
+    assert "error: killed: its process ended with status 3" in capsys.readouterr().err
+    assert not multiprocessing.active_children()
 
 
 def test_only_and_thorough(claims: list[Claim], tmp_path: Path) -> None:

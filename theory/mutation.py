@@ -1,7 +1,8 @@
-"""Do the tests notice when a loss is wrong? `python -m theory.mutation` changes one place at a time and asks.
+"""Do tests, and proofs, notice when a loss is wrong? `python -m theory.mutation` changes one place at a time and asks.
 
 Every arithmetic operator, sign, number, comparison, check and choice in the functions of `theory/losses.py` is changed
-in turn; the tests must fail each time. A mutant that they accept is printed and makes the exit status 1.
+in turn; the tests must fail each time. With --proofs it is the proofs of the statements that must fail: one at least
+of those whose row names the function. A mutant that is accepted is printed and makes the exit status 1.
 """
 
 from __future__ import annotations
@@ -15,19 +16,23 @@ import importlib.util
 import os
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Callable, Collection, Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import theory
-from theory.shell import DONE, FAILED, argument_parser, as_command
+from theory.claim import NotRun, not_run_without_library, proposition_modules
+from theory.shell import DONE, FAILED, argument_parser, as_command, require_libraries
 
 ROOT = Path(__file__).parents[1]
 SOURCE = Path(__file__).with_name("losses.py")
 TESTS = ("theory/backend_test.py", "theory/losses_test.py")
 REFEREE = "test_value_and_gradient"
+DEFINITIONS = "loss-definitions"
+"""The row that ties each function to its source; asked last, so that the count says what the theorems notice."""
 IMPORTS = "theory/backend_test.py::test_no_torch_without_a_tensor_and_no_sympy_without_an_expression"
 
 OPPOSITE: dict[type[ast.AST], Any] = {
@@ -41,6 +46,8 @@ OPPOSITE: dict[type[ast.AST], Any] = {
     ast.Or: ast.And,
     ast.In: ast.NotIn,
 }
+CRASHED = 99
+"""Status of a fork whose task raised."""
 SWAPPED = {"member_weights": "hull_weights", "hull_weights": "member_weights"}
 CHECKS = {"same_shapes", "_check_ensemble"}
 
@@ -60,8 +67,12 @@ class Mutant:
         spec = importlib.util.spec_from_file_location("theory.losses", SOURCE)
         assert spec is not None
         module = importlib.util.module_from_spec(spec)
-        exec(compile(self.tree, str(SOURCE), "exec"), module.__dict__)
+        self.put_into(module)
         return module
+
+    def put_into(self, module: ModuleType) -> None:
+        """Its functions in the place of a module's own."""
+        exec(compile(self.tree, str(SOURCE), "exec"), module.__dict__)
 
 
 def variants(node: ast.AST) -> Iterator[ast.AST | None]:
@@ -164,7 +175,7 @@ def in_fork(task: Callable[[], int]) -> int:
     sys.stdout.flush()
     child = os.fork()
     if child == 0:
-        status = 99
+        status = CRASHED
         with contextlib.suppress(BaseException):
             gc.disable()
             null = os.open(os.devnull, os.O_WRONLY)
@@ -196,40 +207,184 @@ def run_tests(selected: str) -> int:
     return int(pytest.main([*arguments, *TESTS], plugins=[Profile()]))
 
 
+# ---------------------------------------------------------------- running the proofs
+
+
+@dataclass(frozen=True)
+class Proof:
+    """Of one row."""
+
+    module: str
+    id: str
+    losses: tuple[str, ...]
+    seconds: float
+    """That it takes on the losses as they are."""
+
+    def run(self) -> None:
+        """Runs it as its module has it now; raises where it fails."""
+        claims = {claim.id: claim for claim in importlib.import_module(self.module).CLAIMS}
+        with not_run_without_library():
+            claims[self.id].prove()
+
+
+def proofs_of(functions: Collection[str]) -> list[Proof]:
+    """Of the rows that name one of the functions: the quick ones first, the definitions last.
+
+    Raises RuntimeError where one fails on the losses as they are.
+    """
+    found = []
+    for module in proposition_modules():
+        for claim in importlib.import_module(module).CLAIMS:
+            if not set(claim.losses) & set(functions):
+                continue
+            start, proof = time.perf_counter(), Proof(module, claim.id, claim.losses, 0.0)
+            try:
+                proof.run()
+            except NotRun:
+                continue
+            except Exception as error:
+                raise RuntimeError(f"the proof of {claim.id} fails on the losses as they are: {error}") from error
+            found.append(replace(proof, seconds=time.perf_counter() - start))
+    return sorted(found, key=lambda proof: (proof.id == DEFINITIONS, proof.seconds))
+
+
+def users(source: str) -> dict[str, set[str]]:
+    """Function of a module -> the public ones that a change of it is a change of: itself, or those that call it."""
+    functions = {node.name: node for node in ast.parse(source).body if isinstance(node, ast.FunctionDef)}
+    names = {name: {n.id for n in ast.walk(node) if isinstance(n, ast.Name)} for name, node in functions.items()}
+
+    def public(name: str) -> set[str]:
+        if not name.startswith("_"):
+            return {name}
+        return set().union(*(public(caller) for caller, used in names.items() if name in used and caller != name))
+
+    return {name: public(name) for name in functions}
+
+
+def rejecting(change: Callable[[ModuleType], None], proofs: Sequence[Proof]) -> Proof | None:
+    """The first proof that fails once a change is made to `theory.losses`; None if all pass.
+
+    The modules of the statements are imported anew in a fork, since they may keep what they computed with a loss.
+    """
+
+    def run() -> int:
+        change(importlib.import_module("theory.losses"))
+        for name in proposition_modules():
+            sys.modules.pop(name, None)
+        for index, proof in enumerate(proofs):
+            try:
+                proof.run()
+            except Exception:
+                return index
+        return len(proofs)
+
+    status = in_fork(run)
+    if not 0 <= status <= len(proofs) < CRASHED:
+        raise RuntimeError(f"the proofs ended with status {status}: that is neither passed nor failed")
+    return proofs[status] if status < len(proofs) else None
+
+
+def uncalled(proofs: Sequence[Proof], functions: Collection[str]) -> Iterator[tuple[str, str]]:
+    """(row, function) where a row names a function that its proof does not call."""
+    for proof, function in ((p, name) for p in proofs for name in p.losses if name in functions):
+
+        def remove(losses: ModuleType, function: str = function) -> None:
+            def gone(*_: Any, **__: Any) -> None:
+                raise RuntimeError(f"{function} was called")
+
+            setattr(losses, function, gone)
+
+        if rejecting(remove, [proof]) is None:
+            yield proof.id, function
+
+
+# ---------------------------------------------------------------- the command
+
+
 @as_command
 def main(arguments: Sequence[str], show: Callable[[str], None] = print) -> int:
     """The command; returns its exit status."""
-    parser = argument_parser("theory.mutation", __doc__ or "", "", "--only ipo --only dpo")
+    parser = argument_parser("theory.mutation", __doc__ or "", "", "--only ipo --only dpo", "--proofs --only drdo")
     parser.add_argument("--only", action="append", metavar="NAME", help="a function of theory.losses; repeatable")
-    only = parser.parse_args(arguments).only
+    parser.add_argument("--proofs", action="store_true", help="ask the proofs; the tests only about what these accept")
+    options = parser.parse_args(arguments)
 
     found = list(mutants(SOURCE.read_text()))
     names = list(dict.fromkeys(mutant.function for mutant in found))
-    unknown = set(only or []) - set(names)
+    unknown = set(options.only or []) - set(names)
     if unknown:
         raise ValueError(f"--only {sorted(unknown)[0]}: theory.losses has no such function; it has {', '.join(names)}")
-    os.chdir(ROOT)
-    for library in ("torch", "cvxpy", "sympy", "mpmath", "hypothesis", "pytest", "_hypothesis_pytestplugin"):
-        importlib.import_module(library)  # once, here, and not in each fork
-    gc.freeze()
+    found = [mutant for mutant in found if not options.only or mutant.function in options.only]
+    if options.proofs:
+        return ask_proofs(found, show)
 
+    prepare_tests()
     start = time.perf_counter()
     if not accepted(None, "losses"):
         show("the tests fail on the losses as they are: nothing can be said about changes")
         return FAILED
     survivors = 0
     show(f"{'function':28}{'mutants':>8}{'rejected':>10}{'seconds':>9}")
-    for name in [name for name in names if not only or name in only]:
-        began, of_function = time.perf_counter(), [mutant for mutant in found if mutant.function == name]
+    for name, of_function in by_function(found):
+        began = time.perf_counter()
         alive = [mutant for mutant in of_function if accepted(mutant.module(), name)]
         survivors += len(alive)
         rejected = len(of_function) - len(alive)
         show(f"{name:28}{len(of_function):>8}{rejected:>10}{time.perf_counter() - began:>9.1f}")
         for mutant in alive:
             show(f"  accepted, line {mutant.line}: {mutant.change}")
-    total = sum(not only or mutant.function in only for mutant in found)
-    show(f"{total - survivors} of {total} mutants rejected in {time.perf_counter() - start:.0f} s")
+    show(f"{len(found) - survivors} of {len(found)} mutants rejected in {time.perf_counter() - start:.0f} s")
     return FAILED if survivors else DONE
+
+
+def ask_proofs(found: Sequence[Mutant], show: Callable[[str], None]) -> int:
+    """Prints who notices each mutant; the exit status, 1 if there is one that no proof does or a row names too much."""
+    start, public = time.perf_counter(), users(SOURCE.read_text())
+    functions = set().union(*(public[mutant.function] for mutant in found))
+    proofs = proofs_of(functions)
+    gc.freeze()
+    total: Counter[str] = Counter()
+    columns = ("theorems", "definitions", "tests only", "nothing")
+    show(f"{'function':28}{'mutants':>8}" + "".join(f"{column:>13}" for column in columns) + f"{'seconds':>9}")
+    for name, of_function in by_function(found):
+        began, noticed = time.perf_counter(), Counter[str]()
+        naming = [proof for proof in proofs if public[name] & set(proof.losses)]
+        alive = []
+        for mutant in of_function:
+            by = rejecting(mutant.put_into, naming)
+            if by is None:
+                prepare_tests()
+                alive.append((mutant, "nothing" if accepted(mutant.module(), name) else "tests only"))
+            noticed["definitions" if by and by.id == DEFINITIONS else "theorems" if by else alive[-1][1]] += 1
+        total += noticed
+        counts = "".join(f"{noticed[column]:>13}" for column in columns)
+        show(f"{name:28}{len(of_function):>8}{counts}{time.perf_counter() - began:>9.1f}")
+        for mutant, by_whom in alive:
+            show(f"  accepted by {len(naming)} proofs, noticed by {by_whom}, line {mutant.line}: {mutant.change}")
+    idle = list(uncalled(proofs, functions))
+    for row, function in idle:
+        show(f"{row} names {function}, but its proof does not call it")
+    survivors = total["tests only"] + total["nothing"]
+    show(
+        f"{len(found)} mutants in {time.perf_counter() - start:.0f} s: proofs notice {len(found) - survivors} "
+        f"({total['theorems']} a theorem), tests {total['tests only']} of the others, nothing {total['nothing']}"
+    )
+    return FAILED if survivors or idle else DONE
+
+
+def by_function(found: Sequence[Mutant]) -> Iterator[tuple[str, list[Mutant]]]:
+    """The mutants of each function, in the order of the file."""
+    for name in dict.fromkeys(mutant.function for mutant in found):
+        yield name, [mutant for mutant in found if mutant.function == name]
+
+
+def prepare_tests() -> None:
+    """Imports, once and not in each fork, what the tests of the losses import."""
+    require_libraries("torch", "pytest")
+    os.chdir(ROOT)
+    for library in ("torch", "cvxpy", "sympy", "mpmath", "hypothesis", "pytest", "_hypothesis_pytestplugin"):
+        importlib.import_module(library)
+    gc.freeze()
 
 
 if __name__ == "__main__":

@@ -8,8 +8,20 @@ import sys
 
 import pytest
 
-from theory import losses
-from theory.mutation import ROOT, SOURCE, Mutant, main, mutants
+from theory import losses, mutation
+from theory.mutation import (
+    DEFINITIONS,
+    ROOT,
+    SOURCE,
+    Mutant,
+    Proof,
+    main,
+    mutants,
+    proofs_of,
+    rejecting,
+    uncalled,
+    users,
+)
 
 
 @pytest.fixture(scope="module")
@@ -51,3 +63,78 @@ def test_unknown_function(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--only", "dqo"]) == 2
     said = capsys.readouterr().err
     assert said.startswith("error: --only dqo: theory.losses has no such function; it has logratio_margin, ")
+
+
+# ---------------------------------------------------------------- proofs
+
+LEAK = Proof("theory.propositions.dpo_leak", "cor1", ("dpo", "forward_kl"), 0)
+SPREAD = Proof("theory.propositions.ipo_spread", "prop7", ("ipo",), 0)
+
+
+def change(found: list[Mutant], function: str, what: str) -> Mutant:
+    return next(mutant for mutant in found if mutant.function == function and mutant.change == what)
+
+
+def test_whose_change_the_change_of_a_helper_is() -> None:
+    of = users(SOURCE.read_text())
+    assert of["dpo"] == {"dpo"}
+    assert of["_ensemble_residuals"] == {"ensemble_gram"}
+    assert of["_check_ensemble"] == {"ensemble_gram", "ensemble_min", "ensemble_hull"}
+    assert users("def f(): g()\ndef _h(): f()\ndef g(): pass") == {"f": {"f"}, "_h": set(), "g": {"g"}}
+
+
+def test_a_proof_rejects_what_it_is_about_and_nothing_else(found: list[Mutant]) -> None:
+    unscaled = change(found, "dpo", "beta * margin -> margin")
+    negated = change(found, "forward_kl", "-logratios -> logratios")
+    assert rejecting(unscaled.put_into, [LEAK]) == LEAK
+    assert rejecting(negated.put_into, [LEAK]) is None
+    assert rejecting(unscaled.put_into, [SPREAD, LEAK]) == LEAK
+    assert losses.dpo(0.0, beta=1.0) < 1, "nothing is left behind"
+
+
+def test_a_change_reaches_what_a_module_computed_as_it_was_imported(found: list[Mutant]) -> None:
+    """prop7 differentiates IPO once."""
+    wider = change(found, "ipo", "1 / (2 * tau) -> 1")
+    assert rejecting(wider.put_into, [SPREAD]) == SPREAD
+
+
+def test_a_row_that_names_a_function_which_its_proof_does_not_call() -> None:
+    assert list(uncalled([LEAK], ["dpo", "forward_kl", "ipo"])) == [("cor1", "forward_kl")]
+
+
+def test_the_definitions_are_asked_last(found: list[Mutant]) -> None:
+    proofs = proofs_of(["dpo"])
+    assert proofs[-1].id == DEFINITIONS
+    assert [proof.seconds for proof in proofs[:-1]] == sorted(proof.seconds for proof in proofs[:-1])
+    assert all("dpo" in proof.losses for proof in proofs)
+
+
+def test_every_mutant_of_two_functions_is_noticed_by_a_proof(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--proofs", "--only", "forward_kl", "--only", "dpo"]) == 0
+    shown = capsys.readouterr().out
+    assert "5 mutants in " in shown
+    assert "s: proofs notice 5 (" in shown
+
+
+@pytest.mark.parametrize("tests", ["tests only", "nothing"])
+def test_a_mutant_that_no_proof_notices(
+    tests: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(mutation, "proofs_of", lambda functions: [LEAK])
+    monkeypatch.setattr(mutation, "uncalled", lambda proofs, functions: [])
+    monkeypatch.setattr(mutation, "prepare_tests", lambda: None)
+    monkeypatch.setattr(mutation, "accepted", lambda module, function: tests == "nothing")
+    assert main(["--proofs", "--only", "forward_kl"]) == 1
+    line = next(mutant.line for mutant in mutants(SOURCE.read_text()) if mutant.function == "forward_kl")
+    shown = capsys.readouterr().out
+    assert f"accepted by 1 proofs, noticed by {tests}, line {line}: -logratios -> logratios" in shown
+    assert f"proofs notice 0 (0 a theorem), tests {int(tests == 'tests only')} of the others" in shown
+
+
+def test_a_row_that_names_too_much_is_a_failure(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    definitions = proofs_of(["forward_kl"])[-1]
+    monkeypatch.setattr(mutation, "proofs_of", lambda functions: [LEAK, definitions])
+    assert main(["--proofs", "--only", "forward_kl"]) == 1
+    assert "cor1 names forward_kl, but its proof does not call it" in capsys.readouterr().out

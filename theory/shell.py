@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import argparse
 import functools
+import importlib.util
 import os
+import re
 import signal
 import sys
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -61,6 +63,14 @@ def as_command(main: Callable[..., int]) -> Callable[..., int]:
             return status
         except BrokenPipeError:  # as `| head` ends: whoever read has had enough
             return closed_pipe()
+        except ModuleNotFoundError as error:
+            line = missing_library(error)
+            if line is None:
+                raise
+            if "--debug" in given:
+                traceback.print_exc()
+            print(f"error: {line}", file=sys.stderr)
+            return FAILED
         except tuple(STATUSES) as error:
             if "--debug" in given:
                 traceback.print_exc()
@@ -68,6 +78,68 @@ def as_command(main: Callable[..., int]) -> Callable[..., int]:
             return next(STATUSES[kind] for kind in type(error).__mro__ if kind in STATUSES)
 
     return guarded
+
+
+# ---------------------------------------------------------------- libraries of extras
+
+PROJECT = "reward-distillation"
+BROUGHT_BY = {
+    "cvxpy": "cvxpy-base",
+    "huggingface_hub": "transformers",
+    "markupsafe": "jinja2",
+    "pyarrow": "datasets",
+    "yaml": "transformers",
+}
+"""Import name -> the requirement of ours that brings it, where the two differ."""
+
+
+def require_libraries(*libraries: str) -> None:
+    """Raises ModuleNotFoundError for the first library that is not installed, importing none.
+
+    For a command that would import them late, after work that would be lost. `as_command` makes a line of the error.
+    """
+    for library in libraries:
+        if importlib.util.find_spec(library) is None:
+            raise ModuleNotFoundError(f"No module named {library!r}", name=library)
+
+
+def missing_library(error: ModuleNotFoundError) -> str | None:
+    """What to install so that an import succeeds, in a line; None where nothing that we ask for has the library."""
+    from importlib.metadata import PackageNotFoundError, requires
+
+    library = (error.name or "").partition(".")[0]
+    try:
+        extra = extra_of(library, requires(PROJECT) or [])
+    except PackageNotFoundError:
+        return None
+    if extra is None:
+        return None
+    wanted, target = (f"the extra `{extra}`", f".[{extra}]") if extra else ("this package", ".")
+    return f"{library} is not installed: it comes with {wanted}, pip install -e '{target}'"
+
+
+def extra_of(library: str, requirements: Iterable[str]) -> str | None:
+    """The first extra that has a library; "" where no extra is needed for it, None where nothing brings it.
+
+    Args:
+        library: by the name that it is imported by.
+        requirements: as in a package's metadata, such as 'torch>=2; extra == "lm"'.
+    """
+    distribution = BROUGHT_BY.get(library, library)
+    for requirement in requirements:
+        name = re.split(r"[^\w.-]", requirement, maxsplit=1)[0]
+        if name.replace("_", "-").lower() == distribution.replace("_", "-").lower():
+            extra = re.search(r"""\bextra == ["'](.+?)["']""", requirement)
+            return extra[1] if extra else ""
+    return None
+
+
+# ---------------------------------------------------------------- options, and how commands end
+
+
+def cores() -> int:
+    """How many cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def closed_pipe() -> int:
