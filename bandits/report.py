@@ -3,15 +3,10 @@
 from __future__ import annotations
 
 import argparse
-import datetime
-import json
-import platform
-import subprocess
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-_REPOSITORY = Path(__file__).parent.parent
+from theory import records
 
 
 def folder(name: str) -> Path:
@@ -24,34 +19,13 @@ def folder(name: str) -> Path:
 
 def provenance(config: dict[str, Any], *, seed: int | None) -> dict[str, Any]:
     """Where a result comes from. `seed` is None where nothing is drawn at random."""
-    return {
-        "config": config,
-        "seed": seed,
-        "versions": {"python": platform.python_version(), **{name: version(name) for name in ("numpy", "scipy")}},
-        "commit": _commit(),
-        "machine": f"{platform.system()} {platform.machine()}",
-        "date": datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d"),
-    }
-
-
-def _commit() -> str | None:
-    """The checked-out commit, marked where the code differs from it; None outside a git checkout."""
-    try:
-        command = ["git", "-C", str(_REPOSITORY)]
-        commit = subprocess.run([*command, "rev-parse", "HEAD"], capture_output=True, text=True, check=True).stdout
-        code = [*command, "status", "--porcelain", "--untracked-files=no", "--", "bandits", "theory"]
-        changed = subprocess.run(code, capture_output=True, text=True, check=True).stdout
-    except (OSError, subprocess.CalledProcessError):
-        return None
-    return commit.strip() + ("-modified" if changed else "")
+    return records.provenance(seed, ("numpy", "scipy"), config=config)
 
 
 def write_json(path: Path, document: Any) -> Path:
-    """Writes it under a temporary name first, then renames."""
-    from figures.paths import write_atomically
-
-    text = json.dumps(document, indent=1, allow_nan=False)
-    return write_atomically(path, lambda temporary: temporary.write_text(text + "\n", encoding="utf-8"))
+    """Whole or not at all; returns the path."""
+    records.write_json(path, document)
+    return path
 
 
 def write_figure(name: str, document: dict[str, Any], out: Path) -> list[Path]:

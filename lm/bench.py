@@ -20,9 +20,9 @@ from typing import Any
 
 from lm.base import progress
 from lm.base.command import argument_parser, as_command
-from lm.base.files import write_json
 from lm.base.store import provenance
 from lm.studies.bench_plan import CONFIGS, QUICK, VARIANTS, Shape
+from theory.records import write_json
 
 
 def _positive(text: str) -> int:

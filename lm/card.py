@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from lm.base.command import argument_parser, as_command
-from lm.base.files import write_text
 from lm.objectives import METHODS
+from theory.records import write_text
 
 # ---------------------------------------------------------------- the command
 

@@ -38,8 +38,8 @@ def main(arguments: Sequence[str]) -> None:
         parser.error("--max-prompt-length and --max-completion-length are in tokens: name a --tokenizer")
     from rich.console import Console
 
-    from lm.base.files import write_json
     from lm.studies.diagnosis import measure, read, show
+    from theory.records import write_json
 
     os.environ["TOKENIZERS_PARALLELISM"] = "true"  # nothing forks here
     with Console(stderr=True, quiet=progress.is_quiet()).status(f"reading {options.data}"):

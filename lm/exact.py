@@ -18,9 +18,9 @@ from pathlib import Path
 
 from lm.base import progress
 from lm.base.command import as_command, epilog, only_run_in
-from lm.base.files import write_json, write_text
 from lm.base.store import provenance
 from lm.config import ExactConfig
+from theory.records import write_json, write_text
 
 
 def parse(arguments: Sequence[str]) -> tuple[ExactConfig, str]:

@@ -119,9 +119,9 @@ def main(arguments: Sequence[str]) -> None:
     options, shown, judge = parse(arguments)
     from rich.console import Console
 
-    from lm.base.files import write_json
     from lm.base.store import provenance
     from lm.judging.matches import by_llm, by_oracle, comparisons_of, pair_up, rates
+    from theory.records import write_json
 
     out = options.out or options.sources[0] / "judge.json"
     column = "completion" if judge else "oracle_reward"

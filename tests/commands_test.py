@@ -17,6 +17,7 @@ from hypothesis import settings
 ROOT = Path(__file__).parents[1]
 WORK = {
     "theory": ("theory.__main__", "run"),
+    "theory.fates": ("theory.fates", "table"),
     "theory.mutation": ("theory.mutation", "mutants"),
     "bandits.transitive": ("bandits.transitive", "records"),
     "bandits.pessimism": ("bandits.pessimism", "compute"),

@@ -28,7 +28,8 @@ from transformers import TrainerCallback
 
 from lm.base import ranks
 from lm.base.command import only_run_in
-from lm.base.files import inside, write_json, write_text
+from lm.base.files import inside
+from theory.records import write_json, write_text
 from lm.base.store import SEAL, Refused, Store, damage, last_checkpoint, policy_folder, provenance, seal
 from lm.config import LogprobsConfig
 from lm.logprobs.completions import CompletionModel, collate

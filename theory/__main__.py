@@ -5,16 +5,15 @@ from __future__ import annotations
 import contextlib
 import importlib
 import json
-import os
 import re
 import signal
 import sys
-import tempfile
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from theory import records
 from theory.claim import OPTIONAL, Claim, Row, all_claims, run
 from theory.shell import DONE, FAILED, argument_parser, as_command, cores, output_file, whole_number
 from theory.testing import EXAMPLES, load_profile
@@ -90,18 +89,20 @@ def main(arguments: Sequence[str]) -> int:
         for reason in row.not_run:
             progress.print(f"{row.id}: {reason}", markup=False)
     if options.json:
-        write(options.json, json.dumps([as_json(row) for row in ledger], indent=1, ensure_ascii=False) + "\n")
+        records.write_text(
+            options.json, json.dumps([as_json(row) for row in ledger], indent=1, ensure_ascii=False) + "\n"
+        )
     if options.markdown:
         text = markdown(list(claims.values()), ledger)
         around = re.fullmatch(f"(.*{START}\n).*({END}.*)", _text(options.markdown), flags=re.DOTALL)
-        write(options.markdown, around[1] + text + around[2] if around else text)
+        records.write_text(options.markdown, around[1] + text + around[2] if around else text)
     return FAILED if any(row.errors for row in ledger) else DONE
 
 
 def paper_order(claim: Claim) -> tuple[bool, int, str]:
     """[F] by section of its appendix, each sharpening after its statement; then what neither paper has; then [N]."""
     place = re.search(r"\[([FN])\](?: A\.(\d+))?", claim.source)
-    return (False, 99, claim.id) if place is None else (place[1] == "N", int(place[2] or 0), claim.id)
+    return (False, 99, claim.id) if place is None else (place[1] == "N", int(place[2] or 98), claim.id)
 
 
 # ---------------------------------------------------------------- running the checks
@@ -218,12 +219,9 @@ def as_json(row: Row) -> dict[str, Any]:
 
 def markdown(claims: Sequence[Claim], rows: Sequence[Row]) -> str:
     """A table of verdicts, then each statement with its formula and assumptions."""
-    lines = [
-        "| statement | source | symbolic | enumerated | examples | verdict | seconds |",
-        "|---|---|---|---|---|---|---|",
-    ]
-    for row in rows:
-        cells = [
+    header = ("statement", "source", "symbolic", "enumerated", "examples", "verdict", "seconds")
+    cells = (
+        (
             f"[{row.id}](#{row.id})",
             row.source,
             "yes" if row.symbolic else "no",
@@ -231,8 +229,10 @@ def markdown(claims: Sequence[Claim], rows: Sequence[Row]) -> str:
             f"{row.examples:,}",
             verdict_of(row, "**{}**"),
             f"{row.seconds:.1f}",
-        ]
-        lines.append("| " + " | ".join(cell.replace("|", r"\|") for cell in cells) + " |")
+        )
+        for row in rows
+    )
+    lines = [records.table(header, cells, numbers=False, padded=False)]
     for claim in claims:
         assumptions = "; ".join(f"*{name}*: {meaning}" for name, meaning in claim.assumptions.items())
         proof = ", ".join(f"`{name}`" for name in claim.losses) or f"no loss: {claim.no_losses}"
@@ -242,21 +242,6 @@ def markdown(claims: Sequence[Claim], rows: Sequence[Row]) -> str:
 
 
 # ---------------------------------------------------------------- files
-
-
-def write(path: Path, text: str) -> None:
-    """Writes a file whole or not at all."""
-    with tempfile.NamedTemporaryFile(
-        "w", encoding="utf-8", dir=path.parent, prefix=f".{path.name}.", delete=False
-    ) as f:
-        try:
-            f.write(text)
-            f.flush()
-            os.chmod(f.name, 0o644)  # temporary files are private
-            os.replace(f.name, path)
-        except BaseException:
-            os.unlink(f.name)
-            raise
 
 
 def _text(path: Path) -> str:

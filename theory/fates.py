@@ -9,8 +9,9 @@ import re
 import sys
 from collections.abc import Sequence
 
-from theory.__main__ import write
 from theory.propositions.loss_fates import EVIDENCE, FATES, Cell, Evidence, subjects, table
+from theory.records import table as markdown_table
+from theory.records import write_text
 from theory.shell import DONE, argument_parser, as_command, output_file
 
 START, END = "<!-- fates: python -m theory.fates --markdown docs/losses.md -->", "<!-- end of fates -->"
@@ -32,18 +33,19 @@ def main(arguments: Sequence[str]) -> int:
         return DONE
     before = file.read_text(encoding="utf-8") if file.exists() else ""
     around = re.fullmatch(f"(.*{START}\n).*({END}.*)", before, flags=re.DOTALL)
-    write(file, around[1] + shown + around[2] if around else shown)
+    write_text(file, around[1] + shown + around[2] if around else shown)
     return DONE
 
 
 def markdown(cells: Sequence[Cell]) -> str:
     """The table, each cell a link to what shows it; then a paragraph for each proof and counterexample."""
     sources = {subject.name: subject.source for subject in subjects()}
-    lines = ["| loss | " + " | ".join(FATES.values()) + " |", "|---" * (len(FATES) + 1) + "|"]
+    rows = []
     for loss, source in sources.items():
-        row = [cell for cell in cells if cell.loss == loss]
-        shown = [f"[{cell.answer}](#{cell.evidence.name})" + f" {cell.found}".rstrip() for cell in row]
-        lines.append(f"| **{loss}**, {source} | " + " | ".join(text.replace("|", "\\|") for text in shown) + " |")
+        of_loss = [cell for cell in cells if cell.loss == loss]
+        shown = [f"[{cell.answer}](#{cell.evidence.name})" + f" {cell.found}".rstrip() for cell in of_loss]
+        rows.append([f"**{loss}**, {source}", *shown])
+    lines = [markdown_table(["loss", *FATES.values()], rows, numbers=False, padded=False)]
     for fate, question in FATES.items():
         lines += ["", f"### {question[0].upper()}{question[1:]}"]
         for shown_by in EVIDENCE:

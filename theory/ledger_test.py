@@ -18,6 +18,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 import theory.__main__ as ledger
+from theory import records
 from theory.claim import CheckFailed, Claim, all_claims, complete, loss_names, require, run, verdict
 from theory.testing import claim_tests, is_thorough
 
@@ -355,7 +356,7 @@ def test_a_failed_write_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.
 
     monkeypatch.setattr("os.replace", full)
     with pytest.raises(OSError, match="disk full"):
-        ledger.write(file, "new")
+        records.write_text(file, "new")
     assert [path.read_text() for path in tmp_path.iterdir()] == ["old"]
 
 

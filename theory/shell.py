@@ -10,7 +10,8 @@ import re
 import signal
 import sys
 import traceback
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,6 @@ STATUSES: dict[type[BaseException], int] = {
     NotADirectoryError: MISTAKEN,
     OSError: FAILED,
     ArithmeticError: FAILED,
-    KeyboardInterrupt: INTERRUPTED,
 }
 """What an error says by the first of its classes that is here; any other is a fault of ours and keeps its traceback."""
 
@@ -48,34 +48,49 @@ def argument_parser(command: str, description: str, *examples: str) -> argparse.
     return parser
 
 
-def as_command(main: Callable[..., int]) -> Callable[..., int]:
-    """Makes a command of a function of its arguments, by default sys.argv's, that returns its exit status.
+def as_command(
+    main: Callable[..., int | None],
+    *,
+    statuses: Mapping[type[BaseException], int] = STATUSES,
+    say: Callable[[str], None] = lambda text: print(text, file=sys.stderr),
+    around: Callable[[Sequence[str]], AbstractContextManager[None]] = lambda _: nullcontext(),
+) -> Callable[..., int]:
+    """Makes a command of a function of its arguments, by default sys.argv's, that returns its exit status, or None.
 
-    An error of STATUSES becomes one line and a status; --debug shows where it came from.
+    An error becomes one message and a status; --debug shows where it came from. A traceback without --debug is a fault
+    of this program.
+
+    Args:
+        main: the function.
+        statuses: exit status of an error, by the first of its classes that is here.
+        say: how a message is said.
+        around: entered with the arguments while the function runs.
     """
 
     @functools.wraps(main)
     def guarded(arguments: Sequence[str] | None = None, **more: Any) -> int:
         given = list(sys.argv[1:] if arguments is None else arguments)
+
+        def ended(text: str, status: int) -> int:
+            say(f"{traceback.format_exc() if '--debug' in given else ''}{text}")
+            return status
+
         try:
-            status = main(given, **more)
+            with around(given):
+                status = main(given, **more) or DONE
             sys.stdout.flush()
             return status
         except BrokenPipeError:  # as `| head` ends: whoever read has had enough
             return closed_pipe()
+        except KeyboardInterrupt:
+            return ended("interrupted", INTERRUPTED)
         except ModuleNotFoundError as error:
-            line = missing_library(error)
-            if line is None:
+            if (line := missing_library(error)) is None:
                 raise
-            if "--debug" in given:
-                traceback.print_exc()
-            print(f"error: {line}", file=sys.stderr)
-            return FAILED
-        except tuple(STATUSES) as error:
-            if "--debug" in given:
-                traceback.print_exc()
-            print("interrupted" if isinstance(error, KeyboardInterrupt) else f"error: {error}", file=sys.stderr)
-            return next(STATUSES[kind] for kind in type(error).__mro__ if kind in STATUSES)
+            return ended(f"error: {line}", FAILED)
+        except tuple(statuses) as error:
+            kind = next(kind for kind in type(error).__mro__ if kind in statuses)
+            return ended(f"error: {error}", statuses[kind])
 
     return guarded
 

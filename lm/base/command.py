@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import contextlib
 import fcntl
-import functools
 import io
 import logging
 import os
@@ -21,16 +20,20 @@ from typing import Any, TypeVar
 
 from lm.base import progress, ranks
 from lm.base.store import CorruptArtifact, MissingArtifact
-from theory.shell import DONE, FAILED, INTERRUPTED, MISTAKEN, closed_pipe
+from theory import shell
+from theory.shell import DONE, FAILED, INTERRUPTED, MISTAKEN
 
 T = TypeVar("T")
 
 TERMINATED = 128 + signal.SIGTERM
 """An exit status beside those of `theory.shell`."""
-MISTAKES = (ValueError, TypeError, FileNotFoundError, IsADirectoryError, NotADirectoryError, MissingArtifact)
-"""In options, or in the files and the data that they name."""
-FAILURES = (FloatingPointError, CorruptArtifact, OSError)
-"""What may go wrong with options that are right."""
+ENDS: dict[type[BaseException], int] = {
+    **dict.fromkeys((ValueError, TypeError, FileNotFoundError, IsADirectoryError, NotADirectoryError), MISTAKEN),
+    MissingArtifact: MISTAKEN,
+    **dict.fromkeys((FloatingPointError, CorruptArtifact, OSError), FAILED),
+}
+"""Exit statuses: a mistake in options, or in the files and data that they name; what may go wrong with right ones."""
+_TOLD: tuple[type[BaseException], ...] = (*ENDS, ImportError, BrokenPipeError)
 STATUSES = (
     f"exit status: {DONE} done; {FAILED} failed; {MISTAKEN} a mistake in the options, or in what they name; "
     f"{INTERRUPTED} interrupted; {TERMINATED} terminated. The same command goes on from what is finished."
@@ -86,44 +89,25 @@ def add_common(parser: argparse.ArgumentParser) -> None:
 
 
 def as_command(main: Callable[..., int | None]) -> Callable[..., int]:
-    """Makes a command of a function of its arguments, by default sys.argv's, that returns its exit status, or None.
+    """`theory.shell.as_command` of a command that may be run by several ranks, which --quiet keeps from bars and
+    information, and which SIGTERM ends as an interrupt does."""
+    return shell.as_command(main, statuses=ENDS, say=ranks.last_words, around=_working)
 
-    An error becomes one message and a status of STATUSES; --debug shows where it came from, --quiet leaves out bars and
-    information. A traceback without --debug is a fault of this program.
-    """
 
-    @functools.wraps(main)
-    def guarded(arguments: Sequence[str] | None = None, **more: Any) -> int:
-        given = list(sys.argv[1:] if arguments is None else arguments)
-
-        def say(text: str) -> None:
-            ranks.last_words(f"{traceback.format_exc() if '--debug' in given else ''}{text}")
-
-        progress.be_quiet("--quiet" in given)
-        quieten()
-        try:
-            with _terminable():
-                status = main(given, **more) or DONE
-            sys.stdout.flush()
-            return status
-        except BrokenPipeError:  # as `| head` ends: whoever read has had enough
-            return closed_pipe()
-        except MISTAKES as error:
-            say(f"error: {error}")
-            return MISTAKEN
-        except FAILURES as error:
-            say(f"error: {error}")
-            return FAILED
-        except KeyboardInterrupt:
-            say("interrupted")
-            return INTERRUPTED
-        except Exception:
-            if ranks.launched() == 1:
-                raise
-            ranks.last_words(traceback.format_exc())
-            return FAILED
-
-    return guarded
+@contextlib.contextmanager
+def _working(given: Sequence[str]) -> Iterator[None]:
+    progress.be_quiet("--quiet" in given)
+    quieten()
+    try:
+        with _terminable():
+            yield
+    except _TOLD:
+        raise
+    except Exception:
+        if ranks.launched() == 1:
+            raise
+        ranks.last_words(traceback.format_exc())  # once, and not by each rank
+        raise SystemExit(FAILED) from None
 
 
 @contextlib.contextmanager

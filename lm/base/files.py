@@ -1,4 +1,4 @@
-"""Files: atomic writes, JSON lines with errors that name the line, checksums."""
+"""Files: JSON lines with errors that name the line, checksums, links; `theory.records` writes them whole."""
 
 from __future__ import annotations
 
@@ -8,42 +8,12 @@ import hashlib
 import json
 import os
 import shutil
-import tempfile
 import zlib
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-
-@contextlib.contextmanager
-def replacing(path: Path) -> Iterator[Path]:
-    """A temporary file beside the target that takes its place where the block ends well: it is whole or absent."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    os.close(handle)
-    temporary = Path(name)
-    try:
-        yield temporary
-        with temporary.open("rb") as written:
-            os.fsync(written.fileno())
-        temporary.chmod(0o644)
-        os.replace(temporary, path)
-    except BaseException as error:
-        temporary.unlink(missing_ok=True)
-        if isinstance(error, OSError) and error.errno is not None and error.filename is None:
-            error.filename = str(path)  # a write that fails does not say where
-        raise
-
-
-def write_text(path: Path, text: str) -> None:
-    """The file is whole or absent."""
-    with replacing(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
-
-
-def write_json(path: Path, value: Any) -> None:
-    """JSON with sorted nothing, indented; NaN and infinity are refused, as JSON has neither."""
-    write_text(path, json.dumps(value, indent=2, allow_nan=False) + "\n")
+from theory.records import replacing
 
 
 def write_jsonl(path: Path, rows: Iterable[Any]) -> None:

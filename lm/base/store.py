@@ -10,22 +10,20 @@ from __future__ import annotations
 
 import errno
 import hashlib
-import importlib.metadata
 import json
 import os
-import platform
 import re
 import shutil
-import subprocess
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, fields, is_dataclass
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from lm.base import progress, ranks
-from lm.base.files import inside, sha256_of, write_json
+from lm.base.files import inside, sha256_of
+from theory import records
+from theory.records import write_json
 
 PACKAGES = ("torch", "transformers", "accelerate", "datasets", "tokenizers", "safetensors", "numpy", "scipy")
 FORMAT = 2
@@ -68,47 +66,7 @@ class Planned:
 
 def provenance(seed: int) -> dict[str, Any]:
     """Versions, commit, machine, ranks, date, seed and command of this process."""
-    return {
-        "versions": {
-            "python": platform.python_version(),
-            **{package: importlib.metadata.version(package) for package in PACKAGES},
-        },
-        "commit": _commit(),
-        "machine": {
-            "platform": platform.platform(),
-            "processor": _processor(),
-            "cores": os.cpu_count(),
-        },
-        "ranks": ranks.count(),
-        "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        "seed": seed,
-        "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
-    }
-
-
-def _commit() -> str | None:
-    """This checkout's commit, marked where files differ from it; None outside a checkout."""
-    folder = Path(__file__).parent
-    try:
-        answer = subprocess.run(
-            ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"],
-            cwd=folder,
-            capture_output=True,
-            text=True,
-            check=True,
-        )
-    except (OSError, subprocess.CalledProcessError):
-        return None
-    return answer.stdout.strip()
-
-
-def _processor() -> str:
-    info = Path("/proc/cpuinfo")
-    if info.exists():
-        for line in info.read_text().splitlines():
-            if line.startswith("model name"):
-                return line.split(":", 1)[1].strip()
-    return platform.processor()
+    return records.provenance(seed, PACKAGES, ranks=ranks.count())
 
 
 class Store:

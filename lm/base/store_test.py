@@ -9,8 +9,9 @@ from typing import Any
 
 import pytest
 
-from lm.base.files import read_jsonl, sha256_of, write_json, write_jsonl, write_text
+from lm.base.files import read_jsonl, sha256_of, write_jsonl
 from lm.base.store import Artifact, CorruptArtifact, MissingArtifact, Store
+from theory.records import write_json, write_text
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,8 @@ import datasets
 import pyarrow  # type: ignore[import-untyped]
 import pyarrow.parquet  # type: ignore[import-untyped]
 
-from lm.base.files import read_jsonl, replacing, write_jsonl
+from lm.base.files import read_jsonl, write_jsonl
+from theory.records import replacing
 
 Row = dict[str, Any]
 SUFFIXES = (".jsonl", ".jsonl.gz", ".parquet")

@@ -200,6 +200,8 @@ class RewardDistillationTrainer(DPOTrainer):  # type: ignore[misc]
 
     def _global_gram(self, batches: list[Any], count: Any) -> Tensor:
         model = self.model_wrapped
+        scale = self.method.implicit_scale
+        assert scale is not None, "members are compared with the implicit reward"
         was_training = model.training
         model.eval()
         grams = []
@@ -207,7 +209,7 @@ class RewardDistillationTrainer(DPOTrainer):  # type: ignore[misc]
             for batch in batches:
                 pairs = self._pairs(model, self._prepare_inputs(batch))
                 margin, members = pairs.logratio_margin, pairs.known("member_margins")
-                gram = losses.ensemble_gram(margin, members, beta=self.method.implicit_scale)
+                gram = losses.ensemble_gram(margin, members, beta=scale)
                 grams.append(gram * len(margin))
         model.train(was_training)
         mean: Tensor = self.accelerator.reduce(torch.stack(grams).sum(0), "sum") / count

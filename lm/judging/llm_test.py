@@ -27,7 +27,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from transformers import GenerationConfig
 
-from lm.base.files import read_jsonl, write_json, write_jsonl
+from lm.base.files import read_jsonl, write_jsonl
 from lm.judge import main
 from lm.judging.llm import LLMJudge, Log, Pair, outcome, question, verdict_of
 from lm.judging.statistics import win_rates
@@ -35,6 +35,7 @@ from lm.models.loading import load_tokenizer
 from lm.objectives import DPO, EnsembleDPO
 from tests.recorded import recorded
 from tests.tiny import causal_lm
+from theory.records import write_json
 
 SECRET = "sk-do-not-show-0123456789"
 PROMPTS = 6

@@ -41,7 +41,6 @@ from transformers import AutoConfig
 
 from lm.base import progress, ranks
 from lm.base.command import only_run_in
-from lm.base.files import write_json
 from lm.config import Scoring
 from lm.data import rewards
 from lm.data.rows import Row, check_suffix, read_rows, write_rows
@@ -51,6 +50,7 @@ from lm.judging.reward_models import Origin, Placed, RewardModel, _kept, origin,
 from lm.models.loading import check_reward_model
 from lm.models.opening import device_named
 from lm.objectives import MAIN
+from theory.records import write_json
 
 SHARD = 2048
 """Pairs that are scored between two savings."""

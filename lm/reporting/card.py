@@ -13,15 +13,15 @@ from typing import Any, NamedTuple
 from huggingface_hub import ModelCardData
 
 from figures.record import MethodResult, PolicyResult, Results, read
-from lm.base import markdown
 from lm.base.store import MissingArtifact, policy_folder, verify
 from lm.objectives import MAIN, Method
 from lm.reporting.settings import method_of
+from theory import records
 
 Record = dict[str, Any]
 HUB_NAME = re.compile(r"[\w-][\w.-]*/[\w.-]+")
 DIGEST = re.compile(r"[0-9a-f]{64}")
-table = partial(markdown.table, numbers=False, padded=False)
+table = partial(records.table, numbers=False, padded=False)
 PAPERS = {"F": ("Fisch et al. 2024", "2405.19316"), "N": ("Nath et al. 2024", "2410.08458")}
 
 

@@ -18,7 +18,6 @@ import huggingface_hub
 import pytest
 import yaml
 
-from lm.base.files import write_json
 from lm.base.store import CorruptArtifact, MissingArtifact
 from lm.card import main
 from lm.config import BiasConfig, Config, DataConfig, EvaluationConfig, SamplingConfig, TrainingConfig, WorldConfig
@@ -35,6 +34,7 @@ from lm.stages.labels import labelled_pairs
 from lm.stages.policies import policies
 from lm.stages.rewards import reward
 from lm.stages.run import Run
+from theory.records import write_json
 
 METHODS = ["dpo", "d-dpo", "e-dpo", "drdo"]
 """DRDO distils an oracle of its own."""

@@ -15,12 +15,13 @@ from markupsafe import Markup
 from figures import methods as overview
 from figures.record import PolicyResult, Results, read
 from figures.style import style
-from lm.base.files import inside, write_text
+from lm.base.files import inside
 from lm.base.store import MissingArtifact
 from lm.config import SFT
 from lm.judging.matches import read_samples
 from lm.reporting.curves import curves, losses_of, svg
 from lm.reporting.formulas import objective
+from theory.records import write_text
 
 PROMPTS = 5
 """Test prompts whose samples are shown."""

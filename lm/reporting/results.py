@@ -14,7 +14,7 @@ from rich.table import Table
 
 from figures.record import MethodResult, PolicyResult, Results, of
 from lm.base import progress, ranks
-from lm.base.files import read_jsonl, write_json
+from lm.base.files import read_jsonl
 from lm.base.store import Artifact, provenance
 from lm.config import SFT
 from lm.judging.statistics import SIGNS, bootstrap_interval, wald, win_rates
@@ -26,6 +26,7 @@ from lm.stages.rewards import asked, reward_accuracy
 from lm.stages.run import Run
 from lm.stages.subsets import bias
 from lm.stages.trainings import sft
+from theory.records import write_json
 
 
 def results(run: Run) -> Results:

@@ -14,9 +14,9 @@ from typing import Any, Concatenate, ParamSpec, TypeVar, cast
 
 from lm.base import ranks
 from lm.base.command import as_command, only_run_in, said_once
-from lm.base.files import write_text
 from lm.base.store import Store
 from lm.config import Config
+from theory.records import write_text
 
 P = ParamSpec("P")
 T = TypeVar("T")

@@ -8,7 +8,6 @@ from typing import Any
 
 from datasets import Dataset
 
-from lm.base.files import write_json
 from lm.base.store import Artifact
 from lm.data import confidence
 from lm.data.lengths import biased_subset, largest_feasible, length_report
@@ -17,6 +16,7 @@ from lm.stages.data import data, opened, where
 from lm.stages.labels import labelled_pairs, labels
 from lm.stages.run import Run, once
 from lm.stages.trainings import length_classes
+from theory.records import write_json
 
 
 @once

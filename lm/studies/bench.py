@@ -26,8 +26,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lm.base.files import write_text
-from lm.base.markdown import table
 from lm.logprobs.kernels import onednn_available, onednn_gains
 from lm.studies.bench_plan import (
     CURVES,
@@ -45,6 +43,7 @@ from lm.studies.bench_plan import (
     useful_flops,
     work_of,
 )
+from theory.records import table, write_text
 
 BEGIN_MARK, END_MARK = "<!-- lm.bench: begin -->", "<!-- lm.bench: end -->"
 

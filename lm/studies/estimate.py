@@ -14,8 +14,8 @@ from dataclasses import dataclass
 from math import ceil
 from typing import NamedTuple
 
-from lm.base.markdown import table
 from lm.config import Config, TrainingConfig
+from theory.records import table
 
 
 class Data(NamedTuple):

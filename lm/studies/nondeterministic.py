@@ -24,7 +24,7 @@ from rich.table import Table
 
 from lm import objectives
 from lm.base import progress, ranks
-from lm.base.files import read_jsonl, write_json, write_jsonl
+from lm.base.files import read_jsonl, write_jsonl
 from lm.base.store import Artifact, provenance
 from lm.config import SFT, Pairs
 from lm.data import world
@@ -42,6 +42,7 @@ from lm.stages.run import Run
 from lm.stages.scores import PAIRS, scores
 from lm.stages.subsets import bias
 from theory import losses
+from theory.records import write_json
 
 SPLITS: tuple[Pairs, ...] = get_args(Pairs)
 IN, OUT = "in_domain", "out_of_domain"

@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from lm.base.markdown import table
+from theory.records import table
 
 YARDSTICK = ("-c", "import numpy, yaml")
 COMMANDS = ("lm", "lm.train", "lm.report", "lm.card", "lm.judge", "lm.score", "lm.diagnose", "lm.exact", "lm.bench")

@@ -24,12 +24,12 @@ from torch.utils.data import DataLoader
 from transformers import Trainer
 
 from lm.base import ranks
-from lm.base.files import write_json
 from lm.base.store import seal
 from lm.models.lora import is_adapted
 from lm.objectives import JointOracle
 from lm.training.batches import Batch, CompletionArguments, cut
 from theory import losses
+from theory.records import write_json
 
 Logged = dict[str, Tensor]
 """Of each unit of a micro-batch, [N]; log lines have the means over the units of all steps since the last."""

@@ -15,10 +15,10 @@ from typing import Any
 
 from lm.base import ranks
 from lm.base.command import Help, epilog
-from lm.base.files import write_json
 from lm.base.store import provenance
 from lm.config import SFT
 from lm.stages.run import Run, command
+from theory.records import write_json
 
 Record = dict[str, Any]
 

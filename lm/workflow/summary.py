@@ -16,12 +16,12 @@ import yaml
 from scipy import stats
 
 from lm.base.command import argument_parser, as_command
-from lm.base.files import write_text
 from lm.base.options import without_retired
 from lm.base.store import provenance
 from lm.config import SFT, Config
 from lm.judging.statistics import wald, win_rates
 from lm.objectives import MAIN, METHODS, looks, option_of
+from theory.records import write_text
 
 Record = dict[str, Any]
 Differences = dict[str, list[np.ndarray]]

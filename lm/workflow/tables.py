@@ -17,10 +17,10 @@ from typing import Any
 
 import numpy as np
 
-from lm.base import markdown
 from lm.base.command import argument_parser, as_command
-from lm.base.files import write_text
 from lm.objectives import MAIN
+from theory import records
+from theory.records import write_text
 
 Grid = dict[str, Any]
 """What `lm.workflow.summary` writes."""
@@ -29,7 +29,7 @@ GRID = Path(__file__).parents[2] / "figures" / "results" / "grid.json"
 CONTROL = GRID.with_name("grid_oracle.json")
 """The same, of the cells that distil the oracle's own rewards."""
 BLOCK = re.compile(r"(<!-- table: (\S+) -->\n).*?(<!-- end -->)", re.DOTALL)
-table = partial(markdown.table, padded=False)
+table = partial(records.table, padded=False)
 DISTILLING = ("d-dpo", "dp-dpo", "e-dpo", "hull-dpo", "drdo")
 
 
