@@ -1,0 +1,1 @@
+"""Exact optima of preference objectives on bandits, with certificates."""

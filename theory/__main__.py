@@ -99,10 +99,12 @@ def main(arguments: Sequence[str]) -> int:
     return FAILED if any(row.errors for row in ledger) else DONE
 
 
-def paper_order(claim: Claim) -> tuple[bool, int, str]:
-    """[F] by section of its appendix, each sharpening after its statement; then what neither paper has; then [N]."""
+def paper_order(claim: Claim) -> tuple[bool, int, bool, str]:
+    """[F] by section of its appendix, in each first what is printed there, then ours; then what neither paper has; then
+    [N]."""
     place = re.search(r"\[([FN])\](?: A\.(\d+))?", claim.source)
-    return (False, 99, claim.id) if place is None else (place[1] == "N", int(place[2] or 98), claim.id)
+    section = (False, 99) if place is None else (place[1] == "N", int(place[2] or 98))
+    return (*section, claim.source.startswith("ours"), claim.id)
 
 
 # ---------------------------------------------------------------- running the checks

@@ -296,7 +296,7 @@ def enumerate_oracles(thorough: bool) -> str:
     for a, b, alpha in product(range(1, largest + 1), range(1, largest + 1), (0.01, 0.5)):
 
         def total(x: Floats, a: int = a, b: int = b, alpha: float = alpha) -> float:
-            logps = -np.logaddexp.reduce([np.zeros(2), [-x[1], x[1]]])
+            logps = -np.logaddexp.reduce(np.array([[0.0, 0.0], [-x[1], x[1]]]))
             return float(
                 a * losses.drdo_oracle(x[0], logps[0], alpha=alpha)
                 + b * losses.drdo_oracle(-x[0], logps[1], alpha=alpha)
