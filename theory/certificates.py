@@ -6,8 +6,9 @@ so a solver's answer can be judged without trusting the solver. Leading axes are
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -141,6 +142,22 @@ def farkas(graph: PreferenceGraph, multipliers: Floats) -> Certificate:
             "normalisation": abs(float(multipliers.sum()) - 1),
         }
     )
+
+
+def reaches(features: Sequence[Sequence[Any]], directions: Sequence[Sequence[Any]]) -> bool:
+    """Whether a policy with logits `features @ theta` can move along some directions, exactly.
+
+    Log-probabilities are logits up to the normalisation, so a constant is always added to what the features span.
+    With one free parameter a response (features the identity) every direction is reached.
+
+    Args:
+        features: [n, p], exact numbers.
+        directions: [n, k], likewise, a column a direction of the log-probabilities.
+    """
+    import sympy as sp  # costs most of a second, which the numeric certificates need not pay
+
+    spanned = sp.Matrix.hstack(sp.Matrix(features), sp.ones(len(features), 1))
+    return bool(sp.Matrix.hstack(spanned, sp.Matrix(directions)).rank() == spanned.rank())
 
 
 def _largest(values: Floats) -> float:

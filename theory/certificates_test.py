@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.special import expit, logsumexp
 
-from theory.certificates import Certificate, farkas, policy_kkt, saddle_point, simplex_kkt, stationarity
+from theory.certificates import Certificate, farkas, policy_kkt, reaches, saddle_point, simplex_kkt, stationarity
 from theory.preferences import PreferenceGraph
 from theory.strategies import log_policies, positive, preference_graphs, simplex, vectors
 
@@ -114,6 +114,14 @@ def test_farkas_tells_its_residuals_apart() -> None:
     assert farkas(triangle, np.array([1.0, 0.0, 0.0])).residuals["balance"] == 1
     with pytest.raises(ValueError, match=r"multipliers must have shape \(3,\), one an edge, got \(2,\)"):
         farkas(triangle, np.ones(2))
+
+
+def test_what_features_reach() -> None:
+    free, opposed = [[1, 0], [0, 1]], [[1], [-1], [-1], [1]]
+    assert reaches(free, [[3], [5]])
+    assert reaches(opposed, [[3], [1], [1], [3]])  # (1, -1, -1, 1) and a constant
+    assert not reaches(opposed, [[1], [-1], [1], [-1]])
+    assert not reaches(opposed, [[3, 1], [1, 0], [1, 0], [3, 0]])
 
 
 def test_shapes() -> None:

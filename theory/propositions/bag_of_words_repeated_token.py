@@ -5,7 +5,7 @@ Model and notation as in `theory.propositions.bag_of_words_winner`: theta^t = s(
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from fractions import Fraction
 from itertools import product
 from math import prod
@@ -19,12 +19,16 @@ from hypothesis import strategies as st
 from theory import losses
 from theory.claim import Claim, require
 from theory.propositions.bag_of_words_winner import (
+    BOTH_WAYS,
+    PAIRS,
+    UNEQUAL,
     Counts,
     bound_slope,
     check_ray,
     check_unbounded,
     count_pairs,
     count_vectors,
+    descend,
     difference,
     gradient_step,
     log_likelihood,
@@ -60,11 +64,25 @@ def check_mass_limit(limit: Callable[[sp.Symbol, sp.Symbol], sp.Expr]) -> None:
     require(sp.simplify(share.diff(S) - rise) == 0 and rise.is_positive, "the share does not rise")
 
 
+def check_gap_after(
+    pairs: Sequence[tuple[Counts, Counts]], start: Sequence[int], update: Callable[[sp.Expr], sp.Expr] | None = None
+) -> None:
+    """After a step log pi(y_w) - log pi(yhat) is s k: with equal lengths the normaliser cancels. Arguments as of
+    `theory.propositions.bag_of_words_winner.descend`."""
+    chosen, d = pairs[0][0], difference(*pairs[0])
+    theta, place = descend(pairs, start, update)
+    gap = sum(c * t for c, t in zip(chosen, theta, strict=True)) - sum(chosen) * theta[d.index(max(d))]
+    require(sp.simplify(gap - place * bound_slope(chosen, d)) == 0, f"the gap is {gap} at s = {place}")
+
+
 def prove() -> None:
     check_ray(lambda c_w, c_l: c_w - c_l)
     check_unbounded()
     check_gap(lambda s, d, top: s * (d - top))
     check_mass_limit(lambda at_top, others: sp.Integer(1))
+    for pair in PAIRS:
+        check_gap_after([pair], [0] * len(pair[0]))
+    check_strings(2, 2, lambda d: d.index(max(d)))
 
 
 def string_probability(string: tuple[int, ...], d: Counts, x: Fraction) -> Fraction:
@@ -195,6 +213,8 @@ CLAIMS = (
             "strings over argmax D rises to 1."
         ),
         formula=r"\log\tfrac{\pi_t(y_w)}{\pi_t(\hat y)}=s(t)\,(c_w\cdot D-n\max D)\le 0",
+        domain="strings over a finite vocabulary; bag-of-words policy; gradient descent on theta, its logits",
+        losses=("logratio_margin", "bradley_terry", "dpo"),
         assumptions={
             "equal lengths": "|y_w| = |y_l|",
             "zero start": "theta^0 = 0",
@@ -209,6 +229,10 @@ CLAIMS = (
             "gradient descent": _other_optimiser,
         },
         controls={
+            "without equal lengths": lambda: check_gap_after([UNEQUAL], [0, 0, 0]),
+            "without zero start": lambda: check_gap_after([((1, 1), (0, 2))], [0, 1]),
+            "without one pair": lambda: check_gap_after(BOTH_WAYS, [0, 0]),
+            "without gradient descent": lambda: check_gap_after(PAIRS[:1], [0, 0, 0], sp.sign),
             "gap without the maximum": lambda: check_gap(lambda s, d, top: s * d),
             "sign of the gap": lambda: check_gap(lambda s, d, top: s * (top - d)),
             "mass shared with other tokens": lambda: check_mass_limit(

@@ -9,7 +9,7 @@ the bound of the claim. D = c(y_w) - c(y_l), M = max D, and s >= 0 is the place 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from fractions import Fraction
 from itertools import combinations_with_replacement, product
 from typing import Any
@@ -69,7 +69,8 @@ def check_ray(direction: Callable[[sp.Symbol, sp.Symbol], sp.Expr]) -> None:
     chosen, rejected = c_w * theta + rest_w - n * normaliser, c_l * theta + rest_l - n * normaliser
     margin = losses.logratio_margin(chosen, rejected, ref_w, ref_l)
     step = -STEP * sp.diff(losses.dpo(margin, beta=BETA), theta)
-    rate = STEP * BETA / (1 + sp.exp(BETA * sp.expand(margin)))  # d s = eta beta sigma(-beta Delta)
+    log_odds = sp.expand((chosen - ref_w) - (rejected - ref_l))
+    rate = STEP * BETA / (1 + sp.exp(BETA * log_odds))  # d s = eta beta sigma(-beta Delta)
     require(sp.simplify(step - rate * direction(c_w, c_l)) == 0, "the step is not along the claimed direction")
     require(rate.is_positive, "s does not increase")
 
@@ -118,11 +119,57 @@ def check_winner_path() -> None:
     require(sp.limit(rest, S, sp.oo) == sp.log(at_top), "the tail does not tend to log |argmax D|")
 
 
+def descend(
+    pairs: Sequence[tuple[Counts, Counts]], start: Sequence[int], update: Callable[[sp.Expr], sp.Expr] | None = None
+) -> tuple[list[sp.Expr], sp.Expr]:
+    """theta after one step of size 1 down the loss of some pairs at beta = 1, and its s; exactly, on the ray of the
+    first pair's D or CheckFailed.
+
+    Args:
+        pairs: (counts of the winner, of the loser); the claims are about one.
+        start: theta, [V].
+        update: slope of a coordinate -> its step, in the place of plain gradient descent.
+    """
+    d, theta = difference(*pairs[0]), [sp.Integer(x) for x in start]
+    slopes = [gradient_step(chosen, rejected, theta, sp.S.One) for chosen, rejected in pairs]
+    step = [sp.simplify(sum(parts)) for parts in zip(*slopes, strict=True)]
+    step = step if update is None else [update(x) for x in step]
+    place = sp.simplify(sum(x * y for x, y in zip(step, d, strict=True)) / sum(y * y for y in d))
+    require(place.is_positive, f"s grows by {place}")
+    require(all(sp.simplify(x - place * y) == 0 for x, y in zip(step, d, strict=True)), f"a step along {step}, not {d}")
+    return [x + y for x, y in zip(theta, step, strict=True)], place
+
+
+def check_bound_after(
+    pairs: Sequence[tuple[Counts, Counts]], start: Sequence[int], update: Callable[[sp.Expr], sp.Expr] | None = None
+) -> None:
+    """After a step the bound at y_w has moved by s k, k <= 0. Arguments as of `descend`."""
+    chosen, (theta, place) = pairs[0][0], descend(pairs, start, update)
+    before, after = (
+        sum(c * t for c, t in zip(chosen, at, strict=True)) - sum(chosen) * sp.Max(*at) for at in (start, theta)
+    )
+    k = bound_slope(chosen, difference(*pairs[0]))
+    require(sp.simplify(after - before - place * k) == 0, f"the bound moves by {after - before}, not by s k")
+    require(k <= 0, "the bound rises")
+
+
+PAIRS: tuple[tuple[Counts, Counts], ...] = (
+    ((2, 1, 0), (0, 0, 3)),
+    ((1, 1, 0, 0), (0, 0, 1, 1)),
+    ((1, 1), (0, 2)),
+)
+"""aab > ccc, ab > cd, ab > bb."""
+UNEQUAL: tuple[Counts, Counts] = ((1, 1, 0), (0, 2, 1))
+BOTH_WAYS: tuple[tuple[Counts, Counts], ...] = (((1, 1), (2, 0)), ((2, 0), (1, 1)))
+
+
 def prove() -> None:
     check_ray(lambda c_w, c_l: c_w - c_l)
     check_unbounded()
     check_bound_slope(lambda c, gap: -c * gap)
     check_winner_path()
+    for pair in PAIRS:
+        check_bound_after([pair], [0] * len(pair[0]))
 
 
 def some_token_below_top(chosen: Counts, d: Counts) -> bool:
@@ -267,6 +314,8 @@ CLAIMS = (
             "-infinity under that same condition, else to -n log |argmax D|."
         ),
         formula=r"\theta^t=s(t)D,\quad \log\hat\pi_t(y_w)=s(t)k,\quad k=\sum_j c_w[j]\,(D_j-\max D)\le 0",
+        domain="strings over a finite vocabulary; bag-of-words policy; gradient descent on theta, its logits",
+        losses=("logratio_margin", "bradley_terry", "dpo"),
         assumptions={
             "equal lengths": "|y_w| = |y_l|",
             "zero start": "theta^0 = 0",
@@ -281,6 +330,10 @@ CLAIMS = (
             "gradient descent": _other_optimiser,
         },
         controls={
+            "without equal lengths": lambda: check_bound_after([UNEQUAL], [0, 0, 0]),
+            "without zero start": lambda: check_bound_after([((1, 0), (0, 1))], [0, 1]),
+            "without one pair": lambda: check_bound_after(BOTH_WAYS, [0, 0]),
+            "without gradient descent": lambda: check_bound_after(PAIRS[:1], [0, 0, 0], sp.sign),
             "direction c_w alone": lambda: check_ray(lambda c_w, c_l: c_w),
             "ascent": lambda: check_ray(lambda c_w, c_l: c_l - c_w),
             "sign of k": lambda: check_bound_slope(lambda c, gap: c * gap),

@@ -7,7 +7,7 @@ circulation of residuals the sampler makes cheapest.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from itertools import combinations, product
 from typing import Any
 
@@ -65,21 +65,24 @@ def check_fit(rewards: list[sp.Expr], preferences: Preferences, weights: Weights
     require(all(s == 0 for s in slopes(rewards, preferences, weights)), f"{rewards} is not the fit under {weights}")
 
 
-def check_dependence(second_fit: list[sp.Expr]) -> None:
-    """The 3-cycle with p = 3/4: uniform sampling fits equal rewards, sampling 15 : 5 : 3 another vector."""
-    preferences = cycle(sp.Rational(3, 4))
-    check_fit([sp.Integer(0)] * 3, preferences, three_weights(1, 1, 1))
-    check_fit(second_fit, preferences, three_weights(15, 5, 3))
-    require(len({sp.simplify(x - second_fit[0]) for x in second_fit}) > 1, "both samplers give the same fit")
+def check_dependence(preferences: Preferences, fits: Sequence[tuple[Weights, list[sp.Expr]]]) -> None:
+    """Each sampler has the fit that stands beside it, and they are not all the same up to a constant."""
+    for weights, rewards in fits:
+        check_fit(rewards, preferences, weights)
+    found = {tuple(sp.simplify(x - rewards[0]) for x in rewards) for _, rewards in fits}
+    require(len(found) > 1, "all samplers give the same fit")
 
 
-def check_only_bradley_terry(arms: int, residual: Callable[[sp.Expr, sp.Expr], sp.Expr]) -> None:
+def check_only_bradley_terry(pairs: Sequence[tuple[int, int]], residual: Callable[[sp.Expr, sp.Expr], sp.Expr]) -> None:
     """dL/dr_i is linear in the weights, with coefficient -(P_ij - sigma(r_i - r_j)) at w_ij.
 
     So a fit that stays for every sampler has P_ij = sigma(r_i - r_j) on all pairs: Bradley-Terry; and the converse.
+
+    Args:
+        pairs: that may be sampled.
+        residual: (P, margin) -> what a fit for every sampler makes 0.
     """
-    pairs = list(combinations(range(arms), 2))
-    r = sp.symbols(f"r0:{arms}", real=True)
+    r = sp.symbols(f"r0:{1 + max(map(max, pairs))}", real=True)
     p = {pair: sp.Symbol(f"P{pair[0]}{pair[1]}", positive=True) for pair in pairs}
     w = {pair: sp.Symbol(f"w{pair[0]}{pair[1]}", positive=True) for pair in pairs}
     loss = expected_loss(r, p, w)
@@ -104,11 +107,16 @@ def bradley_terry_residual(p: sp.Expr, margin: sp.Expr) -> sp.Expr:
     return p - 1 / (1 + sp.exp(-margin))
 
 
+EQUAL, FIRST_BETTER = [sp.Integer(0)] * 3, [sp.log(2), sp.Integer(0), sp.Integer(0)]
+UNIFORM, SKEWED = three_weights(1, 1, 1), three_weights(15, 5, 3)
+ONE_PAIR, TREE, TRIANGLE = [(0, 1)], [(0, 1), (1, 2), (1, 3)], [(0, 1), (1, 2), (0, 2)]
+
+
 def prove() -> None:
     check_unique()
-    check_dependence([sp.log(2), sp.Integer(0), sp.Integer(0)])
-    for arms in (2, 3):
-        check_only_bradley_terry(arms, bradley_terry_residual)
+    check_dependence(cycle(sp.Rational(3, 4)), [(UNIFORM, EQUAL), (SKEWED, FIRST_BETTER)])
+    for pairs in (ONE_PAIR, TREE, TRIANGLE):
+        check_only_bradley_terry(pairs, bradley_terry_residual)
 
 
 def enumerate_cycles(thorough: bool) -> str:
@@ -179,6 +187,8 @@ CLAIMS = (
             "the fit is the same for every sampler iff the preferences are Bradley-Terry."
         ),
         formula=r"\partial_{r_i}L=-\sum_j w_{ij}\,(P_{ij}-\sigma(r_i-r_j))",
+        domain="finitely many responses, one reward a response; minimisers, no flow",
+        losses=("bradley_terry",),
         assumptions={
             "not Bradley-Terry": "no rewards r have P_ij = sigma(r_i - r_j) on all pairs",
             "comparisons form a cycle": "the sampled pairs are not a tree",
@@ -189,13 +199,25 @@ CLAIMS = (
             "comparisons form a cycle": _no_cycle_of_comparisons,
         },
         controls={
-            "equal rewards under the second sampler": lambda: check_dependence([sp.Integer(0)] * 3),
-            "the best arm reversed": lambda: check_dependence([sp.Integer(0), sp.log(2), sp.log(2)]),
+            "without not Bradley-Terry": lambda: check_dependence(
+                {(0, 1): sp.Rational(2, 3), (1, 2): sp.Rational(2, 3), (0, 2): sp.Rational(4, 5)},
+                [(sampler, [sp.log(4), sp.log(2), sp.Integer(0)]) for sampler in (UNIFORM, SKEWED)],
+            ),
+            "without comparisons form a cycle": lambda: check_dependence(
+                {(0, 1): sp.Rational(3, 4), (1, 2): sp.Rational(3, 4)},
+                [({(0, 1): 1, (1, 2): w}, [sp.log(9), sp.log(3), sp.Integer(0)]) for w in (1, 5)],
+            ),
+            "equal rewards under the second sampler": lambda: check_dependence(
+                cycle(sp.Rational(3, 4)), [(UNIFORM, EQUAL), (SKEWED, EQUAL)]
+            ),
+            "the best arm reversed": lambda: check_dependence(
+                cycle(sp.Rational(3, 4)), [(UNIFORM, EQUAL), (SKEWED, [sp.Integer(0), sp.log(2), sp.log(2)])]
+            ),
             "residual without the sigmoid": lambda: check_only_bradley_terry(
-                2, lambda p, margin: p - sp.Rational(1, 2) - margin / 4
+                ONE_PAIR, lambda p, margin: p - sp.Rational(1, 2) - margin / 4
             ),
             "residual of the other sign": lambda: check_only_bradley_terry(
-                2, lambda p, margin: -bradley_terry_residual(p, margin)
+                ONE_PAIR, lambda p, margin: -bradley_terry_residual(p, margin)
             ),
         },
         enumerate=enumerate_cycles,

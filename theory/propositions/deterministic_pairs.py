@@ -6,7 +6,7 @@ one way looks deterministic, whatever its true probability (Lemma 1c). Acyclic l
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cache
 from itertools import product
 from typing import Any
@@ -17,8 +17,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from theory import losses
+from theory.certificates import reaches
 from theory.claim import Claim, require
 from theory.preferences import PreferenceGraph
+from theory.propositions.dpo_divergence import OPPOSED
 from theory.strategies import positive, preference_graphs
 
 BETA = sp.Symbol("beta", positive=True)
@@ -46,53 +48,107 @@ def check_diverges(pairwise: Pairwise) -> None:
     require(sp.limit(loss, MARGIN, sp.oo) == 0, "the infimum is not 0")
 
 
-def check_loser_vanishes() -> None:
-    """log pi(y_l) = log pi(y_w) - Delta + log(ref_l / ref_w) <= log(ref_l / ref_w) - Delta -> -infinity."""
+def check_loser_vanishes(margin: Callable[..., Any]) -> None:
+    """log pi(y_l) = log pi(y_w) + log(ref_l / ref_w) - Delta <= log(ref_l / ref_w) - Delta -> -infinity.
+
+    Args:
+        margin: as `losses.logratio_margin`.
+    """
     chosen, rejected, ref_w, ref_l = sp.symbols("l_w l_l ref_w ref_l", real=True)
-    solved = sp.solve(sp.Eq(losses.logratio_margin(chosen, rejected, ref_w, ref_l), MARGIN), rejected)
-    require(len(solved) == 1, "the margin does not fix log pi(y_l)")
-    bound = solved[0].subs(chosen, 0)  # log pi(y_w) <= 0
-    require(sp.diff(solved[0], chosen) == 1 and sp.limit(bound, MARGIN, sp.oo) == -sp.oo, "pi(y_l) does not vanish")
+    largest = chosen + ref_l - ref_w - MARGIN
+    require(sp.expand(margin(chosen, largest, ref_w, ref_l) - MARGIN) == 0, "another log pi(y_l)")
+    require(sp.expand(sp.diff(margin(chosen, rejected, ref_w, ref_l), rejected)) == -1, "another slope in log pi(y_l)")
+    bound = largest.subs(chosen, 0)  # log pi(y_w) <= 0
+    require(sp.limit(bound, MARGIN, sp.oo) == -sp.oo, "pi(y_l) does not vanish")
 
 
-@cache
-def _vanishes(gap: int) -> bool:
-    """Whether the loss of an edge tends to 0 along margin = s * gap, s -> infinity."""
-    return bool(sp.limit(dpo(SCALE * gap).subs(BETA, 1), SCALE, sp.oo) == 0)
+def check_free(features: Sequence[Sequence[int]]) -> None:
+    """A policy with logits features @ theta can lift the winner (0) over the loser (1) of a pair."""
+    require(reaches(features, [[1], [-1]]), "the policy cannot move the ratio")
 
 
-def check_data(edges: list[tuple[int, int]], n: int, ranking: Callable[[PreferenceGraph], Any] | None = None) -> None:
+def vanishes(gap: int, alpha: Any = 0) -> bool:
+    """Whether the loss of an edge tends to 0 along margin = s * gap, s -> infinity, u_l = -s * gap.
+
+    Args:
+        gap: between winner and loser.
+        alpha: weight of a KL penalty on the loser.
+    """
+    along = losses.pessimistic(losses.dpo(SCALE * gap, beta=1), losses.forward_kl(-SCALE * gap), alpha=alpha)
+    return bool(sp.limit(along, SCALE, sp.oo) == 0)
+
+
+def check_all_diverge(
+    graph: PreferenceGraph, *, alpha: Any = 0, features: Sequence[Sequence[int]] | None = None
+) -> None:
+    """Along s * ranks the loss of every edge tends to 0, and the policy can move that way.
+
+    Args:
+        graph: the labels.
+        alpha: weight of a KL penalty.
+        features: [n, p], of the policy; one free parameter a response where not given.
+    """
+    for gap in {int(gap) for gap in graph.margins(graph.ranks)}:
+        require(vanishes(gap, alpha), f"{graph.edges.tolist()}: the loss stays positive at a gap of s * {gap}")
+    if features is not None:
+        require(reaches(features, graph.ranks[:, None].tolist()), "the policy cannot move along the ranks")
+
+
+def check_data(
+    edges: list[tuple[int, int]],
+    n: int,
+    ranking: Callable[[PreferenceGraph], Any] | None = None,
+    separates: Callable[[int], bool] = vanishes,
+) -> None:
     """Acyclic: along s * ranks every term of the loss tends to 0. A cycle: the margins on it add up to 0, so one of
-    them is <= 0 and the loss stays at log 2 or more."""
+    them is <= 0 and the loss stays at log 2 or more.
+
+    Args:
+        edges: the labels.
+        n: number of responses.
+        ranking: in the place of the graph's ranks.
+        separates: `vanishes`, or a table of it.
+    """
     graph = PreferenceGraph(n, edges)
     values = graph.ranks if ranking is None else ranking(graph)
     gaps = [int(gap) for gap in graph.margins(values)]
-    separated = all(_vanishes(gap) for gap in gaps)
+    separated = all(separates(gap) for gap in gaps)
     require(separated == (graph.cycle() is None), f"wrong direction {values} for {edges}")
     # Independent: some assignment of ranks puts each winner above its loser iff the labels are acyclic.
     exists = any(all(r[w] > r[el] for w, el in edges) for r in product(range(n), repeat=n))
     require(exists == separated, f"ranks exist is {exists}, divergence is {separated} for {edges}")
 
 
-def prove_pair() -> None:
-    check_diverges(dpo)
-    check_loser_vanishes()
-    require(dpo(sp.Integer(0)) == sp.log(2), "a margin <= 0 costs less than log 2")
+def prove_pair(pairwise: Pairwise = dpo, margin: Callable[..., Any] | None = None) -> None:
+    check_diverges(pairwise)
+    check_loser_vanishes(losses.logratio_margin if margin is None else margin)
+    require(pairwise(sp.Integer(0)) == sp.log(2), "a margin <= 0 costs less than log 2")
+
+
+ACYCLIC = (
+    PreferenceGraph(4, [(0, 1), (1, 2), (0, 2), (3, 1)]),
+    PreferenceGraph(5, [(4, 0), (2, 0), (0, 3)]),
+    PreferenceGraph(4, [(0, 1), (2, 3)]),
+)
+CYCLE = PreferenceGraph(3, [(0, 1), (1, 2), (2, 0)])
+BOTH_WAYS = PreferenceGraph(3, [(0, 1), (1, 0), (1, 2)])
 
 
 def prove_data() -> None:
     """Each term is positive and tends to 0 only as its margin diverges; so does their sum, if all can at once."""
     prove_pair()
-    check_data([(0, 1), (1, 2), (0, 2), (3, 1)], 4)
-    check_data([(0, 1), (1, 2), (2, 0)], 3)
+    for graph in ACYCLIC:
+        check_all_diverge(graph)
+    for graph in (*ACYCLIC, CYCLE, BOTH_WAYS):
+        check_data(graph.edges.tolist(), graph.n)
 
 
 def enumerate_data(thorough: bool) -> str:
-    largest, count = (4 if thorough else 3), 0
+    largest, count, table = (4 if thorough else 3), 0, cache(vanishes)
     for n in range(2, largest + 1):
         pairs = [(i, j) for i, j in product(range(n), repeat=2) if i != j]
         for mask in range(1, 2 ** len(pairs)):
-            check_data([pair for at, pair in enumerate(pairs) if mask >> at & 1], n)
+            check_data([pair for at, pair in enumerate(pairs) if mask >> at & 1], n, separates=table)
             count += 1
     return f"{count} label sets: every digraph, n <= {largest}"
 
@@ -185,6 +241,8 @@ CLAIMS = (
             "pi(y_w)/pi(y_l) -> infinity and pi(y_l) -> 0; the infimum 0 is not attained."
         ),
         formula=r"P=1:\quad\Delta\to\infty,\quad\pi(y_l)\to 0",
+        domain="one pair among finitely many responses, tabular; minimising sequences, no flow",
+        losses=("logratio_margin", "bradley_terry", "dpo"),
         assumptions={
             "deterministic": "P(y_w > y_l) = 1",
             "no KL term": "alpha = 0",
@@ -197,9 +255,16 @@ CLAIMS = (
             "free parameters": _shared_parameters,
         },
         controls={
-            "a tie": lambda: check_diverges(lambda d: (dpo(d) + dpo(-d)) / 2),
-            "reversed label": lambda: check_diverges(lambda d: dpo(-d)),
-            "IPO": lambda: check_diverges(lambda d: losses.ipo(d, tau=BETA)),
+            "without deterministic": lambda: prove_pair(lambda d: (3 * dpo(d) + dpo(-d)) / 4),
+            "without no KL term": lambda: prove_pair(
+                lambda d: losses.pessimistic(dpo(d), losses.forward_kl(-d), alpha=BETA / 2)
+            ),
+            "without free parameters": lambda: check_free([[1], [1]]),
+            "a tie": lambda: prove_pair(lambda d: (dpo(d) + dpo(-d)) / 2),
+            "reversed label": lambda: prove_pair(lambda d: dpo(-d)),
+            "IPO": lambda: prove_pair(lambda d: losses.ipo(d, tau=BETA)),
+            "sign of the reference": lambda: prove_pair(margin=lambda w, x, p, q: losses.logratio_margin(w, x, -p, -q)),
+            "no reference": lambda: prove_pair(margin=lambda w, x, p, q: w - x),
         },
         properties=(loss_falls_in_the_margin, torch_gradient_never_vanishes),
     ),
@@ -211,6 +276,8 @@ CLAIMS = (
             "sequence of DPO has all ratios -> infinity, whatever the true probabilities. Sharp: acyclic is needed."
         ),
         formula=r"\text{labels acyclic}\iff\Delta_i\to\infty\ \text{for every pair }i",
+        domain="finitely many responses and labels, tabular; minimising sequences, no flow",
+        losses=("logratio_margin", "bradley_terry", "dpo"),
         assumptions={
             "acyclic": "no preference cycle in the labels; in particular no pair labelled both ways",
             "free parameters": "one free parameter a response",
@@ -219,6 +286,10 @@ CLAIMS = (
         prove=prove_data,
         counterexamples={"acyclic": _cyclic, "free parameters": _opposed_parameters, "no KL term": _with_kl},
         controls={
+            "without acyclic": lambda: check_all_diverge(CYCLE),
+            "without acyclic, one pair labelled both ways": lambda: check_all_diverge(BOTH_WAYS),
+            "without free parameters": lambda: check_all_diverge(ACYCLIC[2], features=OPPOSED),
+            "without no KL term": lambda: check_all_diverge(ACYCLIC[0], alpha=sp.Rational(1, 2)),
             "ranks reversed": lambda: check_data([(0, 1), (1, 2)], 3, lambda graph: -graph.ranks),
             "all ranks equal": lambda: check_data([(0, 1)], 2, lambda graph: 0 * graph.ranks),
             "winners alone lifted": lambda: check_data(

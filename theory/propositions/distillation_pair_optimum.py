@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from itertools import product
 from typing import Any
 
@@ -32,22 +32,31 @@ def interior_optimum(chosen: Any, ref_chosen: Any, ref_rejected: Any, reward_mar
     return chosen + ref_rejected - ref_chosen - reward_margin / beta
 
 
-def _loss() -> sp.Expr:
-    return pair_loss(CHOSEN, REJECTED, REF_CHOSEN, REF_REJECTED, REWARD_W - REWARD_L, BETA)
+DELTA = REWARD_W - REWARD_L
+
+
+def _loss(delta: Any = DELTA) -> sp.Expr:
+    return pair_loss(CHOSEN, REJECTED, REF_CHOSEN, REF_REJECTED, delta, BETA)
 
 
 # ---------------------------------------------------------------- checks
 
 
-def check_optimum(formula: Formula) -> None:
+def check_optimum(formula: Formula, *, delta: Any = DELTA, free: Sequence[sp.Symbol] = (REJECTED,)) -> None:
     """L = beta^2 (log pi(y_l) - formula)^2: one optimum, value 0, and a loss that falls monotonically towards it.
 
     So a bound on log pi(y_l) below the formula is where the minimum over the bounded range lies: the clip.
+
+    Args:
+        formula: of log pi(y_l).
+        delta: reward margin r_w - r_l.
+        free: log-probabilities that are not held; the optimum is to be one in all of them.
     """
-    point = formula(CHOSEN, REF_CHOSEN, REF_REJECTED, REWARD_W - REWARD_L, BETA)
-    require(
-        sp.expand(_loss() - BETA**2 * (REJECTED - point) ** 2) == 0, "the loss is not the square around the formula"
-    )
+    point = formula(CHOSEN, REF_CHOSEN, REF_REJECTED, delta, BETA)
+    square = BETA**2 * (REJECTED - point) ** 2
+    require(sp.expand(_loss(delta) - square) == 0, "the loss is not the square around the formula")
+    curvature = sp.expand(sp.hessian(_loss(delta), free).det())
+    require(curvature.is_positive, f"more than one optimum: the Hessian's determinant is {curvature}")
 
 
 def check_clipped(candidate: Callable[[sp.Expr, sp.Expr], sp.Expr], largest: int) -> int:
@@ -83,6 +92,7 @@ def check_probability_curvature(numerator: Callable[[sp.Expr], sp.Expr]) -> None
 
 def prove() -> None:
     check_optimum(interior_optimum)
+    check_clipped(min, 3)
     check_probability_curvature(lambda log_ratio: 2 * BETA**2 * (1 - log_ratio))
 
 
@@ -174,10 +184,14 @@ CLAIMS = (
             r"\log\pi(y_l)=\min\bigl\{\log\pi(y_w)+\log\tfrac{\pi_{\rm ref}(y_l)}{\pi_{\rm ref}(y_w)}"
             r"+\tfrac{r_l-r_w}\beta,\ \log(1-\pi(y_w))\bigr\}"
         ),
+        domain="one pair among finitely many responses, pi(y_w) held; minimisers, no flow",
+        losses=("logratio_margin", "distillation"),
         assumptions={"winner fixed": "pi(y_w) is held fixed", "finite rewards": "r_w - r_l is finite"},
         prove=prove,
         counterexamples={"winner fixed": _free_winner, "finite rewards": _infinite_reward},
         controls={
+            "without winner fixed": lambda: check_optimum(interior_optimum, free=(REJECTED, CHOSEN)),
+            "without finite rewards": lambda: check_optimum(interior_optimum, delta=sp.oo),
             "sign of the reward margin": lambda: check_optimum(
                 lambda w, rw, rl, d, b: interior_optimum(w, rw, rl, -d, b)
             ),

@@ -7,7 +7,7 @@ and exactly that.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -23,7 +23,8 @@ from theory.strategies import log_policies, positive, preference_graphs, vectors
 
 BETA = sp.Symbol("beta", positive=True)
 LOG_Z = sp.Symbol("logZ", real=True)
-MARGIN, DELTA, SHIFT = sp.symbols("Delta delta c", real=True)
+NORMALISER = sp.Symbol("Z", positive=True)
+MARGIN, DELTA, NOISE = sp.symbols("Delta delta epsilon", real=True)
 LOGP, REF, REWARD = (sp.symbols(f"{name}_i {name}_j", real=True) for name in ("l", "ref", "r"))
 
 Formula = Callable[[Any, Any, Any], Any]
@@ -39,17 +40,37 @@ def tilted(ref_logp: Any, reward: Any, beta: Any) -> Any:
 # ---------------------------------------------------------------- checks
 
 
-def check_zero_loss(formula: Formula) -> None:
-    """The formula's policy has distillation loss 0 on every pair, whatever its normalisation."""
-    logps = [formula(ref, reward, BETA) - LOG_Z for ref, reward in zip(REF, REWARD, strict=True)]
-    margin = losses.logratio_margin(*logps, *REF)
-    require(sp.expand(losses.distillation(margin, REWARD[0] - REWARD[1], beta=BETA)) == 0, "the loss is not 0")
+def check_zero_loss(
+    graph: PreferenceGraph, formula: Formula, refs: Sequence[Any] | None = None, rewards: Sequence[Any] | None = None
+) -> None:
+    """The formula's policy has distillation loss 0 on every pair, whatever its normalisation.
+
+    Args:
+        graph: the compared pairs.
+        formula: under test.
+        refs: log pi_ref, [n]; symbols where not given.
+        rewards: [n]; likewise.
+    """
+    refs = sp.symbols(f"ref0:{graph.n}", real=True) if refs is None else refs
+    rewards = sp.symbols(f"r0:{graph.n}", real=True) if rewards is None else rewards
+    logps = [formula(ref, reward, BETA) - LOG_Z for ref, reward in zip(refs, rewards, strict=True)]
+    for i, j in graph.edges.tolist():
+        margin = losses.logratio_margin(logps[i], logps[j], refs[i], refs[j])
+        loss = losses.distillation(margin, rewards[i] - rewards[j], beta=BETA)
+        require(sp.expand(loss) == 0, f"the loss is not 0 on the pair ({i}, {j})")
 
 
-def check_margin_determined() -> None:
-    """loss = beta^2 (Delta - delta / beta)^2: 0 at one margin, > 0 elsewhere."""
+def check_margin_determined(distillation: Callable[[Any, Any], Any]) -> None:
+    """For a reward margin delta + epsilon, epsilon of mean 0 and variance v whatever the pair's policy, the expected
+    loss is beta^2 (Delta - delta / beta)^2 + v: least at one margin, that of the mean reward.
+
+    Args:
+        distillation: (log-ratio margin, reward margin) -> loss at beta = BETA.
+    """
+    loss = sp.Poly(distillation(MARGIN, DELTA + NOISE), NOISE)
     square = BETA**2 * (MARGIN - DELTA / BETA) ** 2
-    require(sp.expand(losses.distillation(MARGIN, DELTA, beta=BETA) - square) == 0, "not that square")
+    require(loss.degree() == 2 and loss.coeff_monomial(NOISE**2) == 1, "the noise adds something else than v")
+    require(sp.expand(loss.coeff_monomial(1) - square) == 0, "not that square")  # epsilon itself has mean 0
 
 
 def check_along_paths(margin: Callable[[Any, Any], Any]) -> None:
@@ -65,12 +86,23 @@ def check_along_paths(margin: Callable[[Any, Any], Any]) -> None:
     require(sp.expand(total - ends) == 0, "the ends' margin is not determined")
 
 
-def check_one_normalisation() -> None:
-    """Margins fix log pi up to a constant c, and probabilities adding up to one fix c: e^c Z = 1 has one solution."""
-    z, c = sp.Symbol("Z", positive=True), sp.Symbol("c", real=True)
+def check_one_normalisation(z: Any) -> None:
+    """Margins fix log pi up to a constant c, and probabilities adding up to one fix c: e^c Z = 1 has one solution.
+
+    Args:
+        z: Z, the sum of pi_ref exp(r / beta).
+    """
+    c = sp.Symbol("c", real=True)
+    require(z.is_finite is not False, f"the normaliser is {z}")
     total = sp.exp(c) * z
     require(sp.diff(total, c).is_positive, "the total mass does not rise with c")
     require(sp.simplify(total.subs(c, -sp.log(z)) - 1) == 0, "-log Z does not normalise")
+
+
+def geometric_normaliser(growth: Any) -> Any:
+    """Z for countably many responses k = 1, 2, ..., pi_ref(k) = 2^-k and exp(r(k) / beta) = growth^k."""
+    k = sp.Symbol("k", integer=True, positive=True)
+    return sp.summation((growth / 2) ** k, (k, 1, sp.oo))
 
 
 def check_rlhf(formula: Formula) -> None:
@@ -88,12 +120,26 @@ def check_rlhf(formula: Formula) -> None:
     require(sp.diff(gibbs, u, 2).is_positive, "not strictly convex")
 
 
+def free_dimensions(graph: PreferenceGraph) -> int:
+    """Exactly: the dimension of the policies with zero loss, n - rank(incidence) - 1, one being taken by the
+    normalisation. Weights do not matter as long as they are positive."""
+    return int(graph.n - sp.Matrix(graph.incidence.toarray().astype(int)).rank() - 1)
+
+
+def check_alone(graph: PreferenceGraph) -> None:
+    """The pairs determine all margins."""
+    free = free_dimensions(graph)
+    require(free == 0, f"{graph.edges.tolist()} on {graph.n}: {free} free dimensions")
+
+
 def check_identified(graph: PreferenceGraph, connected: Connected) -> None:
-    """Exactly: the policies with zero loss form a family of dimension n - rank(incidence) - 1, one being taken by the
-    normalisation; so there is one alone iff the rank is n - 1. Weights do not matter as long as they are positive."""
-    rank = sp.Matrix(graph.incidence.toarray().astype(int)).rank()
-    alone = rank == graph.n - 1
-    require(alone == connected(graph), f"{graph.edges.tolist()} on {graph.n}: {graph.n - rank - 1} free dimensions")
+    """There is one minimiser alone iff the pairs are called connected; the free dimensions are the components but one,
+    counted by merging labels."""
+    free, labels = free_dimensions(graph), list(range(graph.n))
+    for i, j in graph.edges.tolist():
+        labels = [labels[j] if label == labels[i] else label for label in labels]
+    require(free == len(set(labels)) - 1, f"{graph.edges.tolist()} on {graph.n}: {free} free dimensions")
+    require((free == 0) == connected(graph), f"{graph.edges.tolist()} on {graph.n}: {free} free dimensions")
 
 
 def check_split_is_free() -> None:
@@ -110,15 +156,56 @@ def is_connected(graph: PreferenceGraph) -> bool:
     return graph.is_connected
 
 
-def prove() -> None:
-    check_zero_loss(tilted)
-    check_margin_determined()
-    check_one_normalisation()
-    check_rlhf(tilted)
+def distillation(margin: Any, reward_margin: Any) -> Any:
+    """The loss at beta = BETA."""
+    return losses.distillation(margin, reward_margin, beta=BETA)
+
+
+def complete(n: int) -> PreferenceGraph:
+    """Every pair of n responses."""
+    return PreferenceGraph(n, list(itertools.combinations(range(n), 2)))
+
+
+COMPLETE = (complete(2), complete(3), complete(5))
+ONE_PAIR_OF_THREE = PreferenceGraph(3, [(0, 1)])
+CONNECTED = (
+    PreferenceGraph.chain(4),
+    PreferenceGraph(4, [(1, 0), (1, 2), (3, 1)]),
+    PreferenceGraph(3, [(0, 1), (1, 2), (2, 0)]),
+)
+APART = (ONE_PAIR_OF_THREE, PreferenceGraph(4, [(0, 1), (2, 3)]), PreferenceGraph(6, [(0, 1), (1, 2), (4, 3)]))
+
+
+def prove_on(
+    graphs: Iterable[PreferenceGraph],
+    *,
+    formula: Formula = tilted,
+    refs: Sequence[Any] | None = None,
+    rewards: Sequence[Any] | None = None,
+    normaliser: Any = NORMALISER,
+) -> None:
+    """The formula has the least loss on every pair; the pairs fix its margins, and the normalisation the rest.
+
+    Args:
+        graphs: the compared pairs, of one problem each.
+        formula: of the minimiser.
+        refs: log pi_ref, [n]; symbols where not given.
+        rewards: [n]; likewise.
+        normaliser: Z.
+    """
+    check_margin_determined(distillation)
+    check_one_normalisation(normaliser)
+    check_rlhf(formula)
+    for graph in graphs:
+        check_zero_loss(graph, formula, refs, rewards)
+        check_alone(graph)
 
 
 def prove_connected() -> None:
-    prove()
+    prove_on(CONNECTED)
+    for graph in APART:
+        check_zero_loss(graph, tilted)
+        check_identified(graph, is_connected)
     check_along_paths(lambda a, b: losses.logratio_margin(a, b, sp.S.Zero, sp.S.Zero))
     check_split_is_free()
 
@@ -172,11 +259,10 @@ def _infinite_reward() -> str:
     return "r(1) = -infinity: the optimal margin of 0 over 1 is infinite, no policy that can generate 1 attains it"
 
 
-def _random_reward() -> str:
-    expected = (losses.distillation(MARGIN, sp.Integer(0), beta=BETA) + losses.distillation(MARGIN, 2, beta=BETA)) / 2
-    require(sp.solve(sp.diff(expected, MARGIN), MARGIN) == [1 / BETA], "another minimiser")
-    require(sp.simplify(expected.subs(MARGIN, 1 / BETA)) == 1, "another minimum")
-    return "r(0) - r(1) is 0 or 2 with equal chance: the minimum is 1, at margin 1 / beta, which is optimal for neither"
+def _infinite_normaliser() -> str:
+    require(geometric_normaliser(sp.E) == sp.oo, "the normaliser is finite")
+    require(geometric_normaliser(sp.Rational(3, 2)) == 3, "another normaliser")
+    return "responses k = 1, 2, ..., pi_ref(k) = 2^-k, r(k) = k, beta = 1: sum of (e/2)^k, no policy has those margins"
 
 
 def _unsupported_response() -> str:
@@ -272,12 +358,29 @@ def _on_all_graphs(connected: Connected) -> None:
         check_identified(graph, connected)
 
 
-FORMULA_CONTROLS: dict[str, Callable[[], object]] = {
-    "sign of the reward": lambda: check_zero_loss(lambda ref, r, b: ref - r / b),
-    "beta for 1/beta": lambda: check_zero_loss(lambda ref, r, b: ref + r * b),
-    "reference missing": lambda: check_zero_loss(lambda ref, r, b: r / b),
+HALF = -sp.log(2)
+INSTANCE_CONTROLS: dict[str, Callable[[], object]] = {
+    "without finite reward": lambda: prove_on([complete(2)], rewards=[sp.S.Zero, -sp.oo]),
+    "without reference support": lambda: prove_on([complete(3)], refs=[HALF, HALF, -sp.oo]),
+    "without finite normaliser": lambda: prove_on([complete(3)], normaliser=geometric_normaliser(sp.E)),
+    "sign of the reward": lambda: prove_on(COMPLETE, formula=lambda ref, r, b: ref - r / b),
+    "beta for 1/beta": lambda: prove_on(COMPLETE, formula=lambda ref, r, b: ref + r * b),
+    "reference missing": lambda: check_zero_loss(complete(3), lambda ref, r, b: r / b),
     "RLHF without the reference": lambda: check_rlhf(lambda ref, r, b: r / b),
+    "noise that the policy sees": lambda: check_margin_determined(lambda m, d: distillation(m * (1 + NOISE), d)),
 }
+ASSUMPTIONS = {
+    "finite reward": "r is finite; where it is random, so are its mean and variance",
+    "finite normaliser": "sum of pi_ref exp(r / beta) < infinity, as it is on finitely many responses",
+    "reference support": "pi_ref(y) > 0 for every response",
+}
+COUNTEREXAMPLES: dict[str, Callable[[], str]] = {
+    "finite reward": _infinite_reward,
+    "finite normaliser": _infinite_normaliser,
+    "reference support": _unsupported_response,
+}
+DOMAIN = "finitely many responses, or countably many with a finite normaliser; tabular; minimisers, no flow"
+LOSSES = ("logratio_margin", "distillation", "forward_kl")
 
 CLAIMS = (
     Claim(
@@ -285,24 +388,17 @@ CLAIMS = (
         source="[F] A.3, Theorem 1",
         statement=(
             "With every pair of responses compared, the minimiser of the distillation loss is pi_ref exp(r / beta), "
-            "normalised, and nothing else: the optimum of KL-regularised reward maximisation."
+            "normalised, and nothing else: the optimum of KL-regularised reward maximisation. A random reward counts "
+            "by its mean given prompt and response."
         ),
         formula=r"\arg\min_\pi\mathbb E(\delta-\beta\Delta)^2=\{\pi_{\rm ref}e^{r/\beta}/Z\}"
         r"=\arg\max_\pi\mathbb E_\pi[r]-\beta\,\mathrm{KL}(\pi\Vert\pi_{\rm ref})",
-        assumptions={
-            "finite reward": "r is finite",
-            "deterministic reward": "r is a function of prompt and response",
-            "reference support": "pi_ref(y) > 0 for every response",
-            "pair support": "every pair of responses is compared with positive probability",
-        },
-        prove=prove,
-        counterexamples={
-            "finite reward": _infinite_reward,
-            "deterministic reward": _random_reward,
-            "reference support": _unsupported_response,
-            "pair support": _two_pairs,
-        },
-        controls=FORMULA_CONTROLS,
+        domain=DOMAIN,
+        losses=LOSSES,
+        assumptions={**ASSUMPTIONS, "pair support": "every pair of responses is compared with positive probability"},
+        prove=lambda: prove_on(COMPLETE),
+        counterexamples={**COUNTEREXAMPLES, "pair support": _two_pairs},
+        controls={**INSTANCE_CONTROLS, "without pair support": lambda: prove_on([ONE_PAIR_OF_THREE])},
         enumerate=enumerate_programs,
         properties=(loss_grows_with_distance, both_objectives_are_stationary),
     ),
@@ -314,21 +410,14 @@ CLAIMS = (
             "several components the split of the mass between them is undetermined, and all else is determined."
         ),
         formula=r"\dim\{\pi:\ell=0\}=\#\text{components}-1",
-        assumptions={
-            "finite reward": "r is finite",
-            "deterministic reward": "r is a function of prompt and response",
-            "reference support": "pi_ref(y) > 0 for every response",
-            "connected": "the comparison graph is connected",
-        },
+        domain=DOMAIN,
+        losses=LOSSES,
+        assumptions={**ASSUMPTIONS, "connected": "the comparison graph is connected"},
         prove=prove_connected,
-        counterexamples={
-            "finite reward": _infinite_reward,
-            "deterministic reward": _random_reward,
-            "reference support": _unsupported_response,
-            "connected": _one_pair_of_three,
-        },
+        counterexamples={**COUNTEREXAMPLES, "connected": _one_pair_of_three},
         controls={
-            **FORMULA_CONTROLS,
+            **INSTANCE_CONTROLS,
+            "without connected": lambda: prove_on([APART[1]]),
             "sum for difference": lambda: check_along_paths(lambda a, b: a + b),
             "every response in some pair": lambda: _on_all_graphs(
                 lambda graph: len(set(graph.edges.reshape(-1).tolist())) == graph.n

@@ -8,7 +8,7 @@ along minimising sequences iff its ends lie in different strongly connected comp
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -18,23 +18,31 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from theory import losses
-from theory.certificates import farkas, stationarity
+from theory.certificates import farkas, reaches, stationarity
 from theory.claim import Claim, require
 from theory.preferences import Floats, PreferenceGraph
 from theory.propositions.mass_transfer import dpo, optimum, slope_and_curvature
 from theory.strategies import disjoint_pairs, positive, preference_graphs, vectors
 
 BETA, LEVEL = sp.symbols("beta epsilon", positive=True)
-MARGIN, SHIFT = sp.symbols("Delta c", real=True)
+MARGIN = sp.Symbol("Delta", real=True)
 
 Loss = Callable[[Any], Any]
 """Log-ratio margin -> unreduced loss at beta = BETA."""
+Margin = Callable[[Any, Any, Any, Any], Any]
+"""log pi(y_w), log pi(y_l), log pi_ref(y_w), log pi_ref(y_l) -> log-ratio margin."""
+Features = Sequence[Sequence[int]]
+"""[n, p]: the policy's logits are features @ theta."""
 Crossing = Callable[[PreferenceGraph], npt.NDArray[np.bool_]]
 """Graph -> [m], whether an edge's margin diverges."""
 
 
 def _dpo(margin: Any) -> Any:
     return losses.dpo(margin, beta=BETA)
+
+
+def _margin(winner: Any, loser: Any, ref_winner: Any, ref_loser: Any) -> Any:
+    return losses.logratio_margin(winner, loser, ref_winner, ref_loser)
 
 
 def margin_at_least(level: Any, beta: Any) -> Any:
@@ -60,12 +68,32 @@ def check_infimum_at_infinity(loss: Loss) -> None:
     require(sp.limit(bound, LEVEL, 0, "+") == sp.oo, "a small loss does not force a large margin")
 
 
-def check_margins_are_free() -> None:
-    """Normalising a policy shifts all log-ratios alike, which no margin sees; so any log-ratios will do."""
-    policy_w, policy_l, ref_w, ref_l = sp.symbols("l_w l_l ref_w ref_l", real=True)
-    moved = losses.logratio_margin(policy_w + SHIFT, policy_l + SHIFT, ref_w, ref_l)
-    require(sp.expand(moved - losses.logratio_margin(policy_w, policy_l, ref_w, ref_l)) == 0, "the shift is seen")
-    require(losses.logratio_margin(MARGIN, sp.S.Zero, sp.S.Zero, sp.S.Zero) == MARGIN, "a margin is not attained")
+def check_margin(margin: Margin) -> None:
+    """A margin is the log of the pair's odds under pi over those under pi_ref: normalising pi is not seen, so that any
+    log-ratios will do."""
+    winner, loser, ref_winner, ref_loser = sp.symbols("p_w p_l q_w q_l", positive=True)
+    odds = (winner / loser) / (ref_winner / ref_loser)
+    found = sp.exp(margin(*(sp.log(p) for p in (winner, loser, ref_winner, ref_loser))))
+    require(sp.simplify(found - odds) == 0, f"the margin is log({sp.simplify(found)})")
+
+
+def check_all_rise(graph: PreferenceGraph, features: Features | None = None) -> None:
+    """Exactly, in integers: lifting winners and lowering losers raises every margin, and the policy can do that.
+
+    Args:
+        graph: the pairs.
+        features: of the policy; one free parameter a response where not given.
+    """
+    net_wins = np.rint(graph.incidence.T @ np.ones(len(graph))).astype(int)
+    rises = graph.margins(net_wins)
+    require(bool((rises > 0).all()), f"{graph.edges.tolist()}: the margins rise by {rises.tolist()}")
+    if features is not None:
+        require(reaches(features, net_wins[:, None].tolist()), "the policy cannot lift all winners over the losers")
+
+
+def check_unbounded_below(loss: Loss) -> None:
+    """The loss tends to infinity at a margin of -infinity, so that a level of it bounds the margin below."""
+    require(sp.limit(loss(MARGIN), MARGIN, -sp.oo) == sp.oo, "the loss stays finite however negative the margin")
 
 
 def check_cycles_cancel(difference: Callable[[Any, Any], Any]) -> None:
@@ -80,14 +108,29 @@ def check_cycles_cancel(difference: Callable[[Any, Any], Any]) -> None:
     require(around.subs(u(k + 1), u(1)) == 0, "margins do not cancel round a cycle")
 
 
-def check_alternatives(graph: PreferenceGraph, crossing: Crossing) -> None:
+def check_alternatives(
+    graph: PreferenceGraph,
+    crossing: Crossing,
+    *,
+    weights: Sequence[float] | None = None,
+    features: Features | None = None,
+) -> None:
     """Exactly, in integers: an edge called divergent rises along a direction in which no margin falls; any other edge
     lies on a cycle, which bounds it. By Farkas' lemma every edge has one of the two certificates and none has both.
+
+    Args:
+        graph: the preferences.
+        crossing: which edges are called divergent.
+        weights: in place of the graph's own, >= 0; an edge without weight is in no sum, and bounds nothing.
+        features: of the policy; one free parameter a response where not given.
     """
     rises = graph.margins(graph.ranks)
     require(bool((rises >= 0).all()), f"{graph.edges.tolist()}: a margin falls along the ranks")
+    if features is not None:
+        require(reaches(features, graph.ranks[:, None].tolist()), "the policy cannot move along the ranks")
     beats = np.zeros((graph.n, graph.n), dtype=bool)  # Warshall: by some chain of preferences
-    beats[graph.winners, graph.losers] = True
+    counted = np.asarray(graph.weights if weights is None else weights) > 0
+    beats[graph.winners[counted], graph.losers[counted]] = True
     for via in range(graph.n):
         beats |= beats[:, via, None] & beats[via]
     for (winner, loser), rise, divergent in zip(graph.edges.tolist(), rises, crossing(graph), strict=True):
@@ -103,20 +146,47 @@ def across_components(graph: PreferenceGraph) -> npt.NDArray[np.bool_]:
     return graph.crossing
 
 
-def prove_pairs() -> None:
-    check_infimum_at_infinity(_dpo)
-    check_margins_are_free()
+ONE_PAIR = PreferenceGraph(2, [(0, 1)])
+TWO_CYCLE = PreferenceGraph(2, [(0, 1), (1, 0)], [2.0, 1.0])
+THREE_CYCLE = PreferenceGraph(3, [(0, 1), (1, 2), (2, 0)])
+TWO_PAIRS = PreferenceGraph(4, [(0, 1), (2, 3)])
+DISJOINT = (ONE_PAIR, TWO_PAIRS, PreferenceGraph(7, [(4, 1), (0, 5), (6, 2)], [1.0, 0.5, 3.0]))
+OPPOSED = [[1], [-1], [-1], [1]]
+"""Features of one parameter t that gives the pairs 0 > 1 and 2 > 3 the margins 2t and -2t."""
 
 
-def prove_components() -> None:
+def prove_pairs_on(
+    graphs: Iterable[PreferenceGraph],
+    *,
+    loss: Loss = _dpo,
+    margin: Margin = _margin,
+    features: Features | None = None,
+) -> None:
+    """Each weighted term is positive, so a total near 0 makes each small, and only a large margin does that
+    (`check_infimum_at_infinity`). All become small at once along a direction that raises every margin.
+
+    Args:
+        graphs: the pairs, of one dataset each.
+        loss: of a pair.
+        margin: from log-probabilities.
+        features: of the policy; one free parameter a response where not given.
+    """
+    check_infimum_at_infinity(loss)
+    check_margin(margin)
+    for graph in graphs:
+        check_all_rise(graph, features)
+
+
+def prove_components_on(graphs: Iterable[PreferenceGraph], *, margin: Margin = _margin) -> None:
     """On u + t ranks the crossing terms tend to 0 and the others stay: so the infimum is the sum over components of
     their own minima, and a minimising sequence sends every crossing term to 0. Within a component, the loss bounds
-    every margin below, and cycles bound it above: the minimum is attained, at one set of margins by convexity.
+    every margin below, and cycles bound it above: the minimum is attained, at one set of margins by strict convexity.
     """
     check_infimum_at_infinity(_dpo)
-    check_margins_are_free()
-    check_cycles_cancel(lambda a, b: losses.logratio_margin(a, b, sp.S.Zero, sp.S.Zero))
-    for graph in digraphs(3):
+    check_unbounded_below(_dpo)
+    check_margin(margin)
+    check_cycles_cancel(lambda a, b: margin(a, b, sp.S.Zero, sp.S.Zero))
+    for graph in graphs:
         check_alternatives(graph, across_components)
 
 
@@ -215,10 +285,28 @@ def _zero_weight() -> str:
     return "0 > 1 with weight 1, 1 > 0 with weight 0: one strong component, yet the margin diverges"
 
 
-def _another_loss() -> str:
+def _ipo() -> str:
     tau = sp.Symbol("tau", positive=True)
     require(losses.ipo(1 / (2 * tau), tau=tau) == 0, "IPO does not attain 0")
     return "IPO on the single pair 0 > 1: different strong components, yet the optimum 1 / (2 tau) is finite"
+
+
+def sigmoid_loss(margin: Any) -> Any:
+    """sigma(-beta Delta): strictly decreasing with infimum 0, and not convex."""
+    return 1 - sp.exp(-_dpo(margin))
+
+
+def _not_convex() -> str:
+    """2 sigma(-z) + sigma(z) = 1 + sigma(-z) falls for ever, inside one strong component."""
+    total = 2 * sigmoid_loss(MARGIN) + sigmoid_loss(-MARGIN)
+    require(sp.simplify(total - 1 - sigmoid_loss(MARGIN)) == 0, "another total")
+    require(sp.factor(sp.simplify(sp.diff(sigmoid_loss(MARGIN), MARGIN))).is_negative, "the loss does not fall")
+    require(sp.limit(sigmoid_loss(MARGIN), MARGIN, sp.oo) == 0, "the infimum of the loss is not 0")
+    at = [float(total.subs({BETA: 1, MARGIN: z})) for z in (-50, 0, 5, 50)]
+    return (
+        "sigma(-z), 0 > 1 with weight 2 and 1 > 0 with weight 1: one strong component, yet the total is "
+        f"{', '.join(f'{value:.4g}' for value in at)} at z = -50, 0, 5, 50 and the margin diverges"
+    )
 
 
 # ---------------------------------------------------------------- properties
@@ -298,25 +386,34 @@ CLAIMS = (
         source="[F] A.1, Proposition 1",
         statement=(
             "On disjoint pairs with one free parameter a response, the DPO loss has infimum 0, not attained, and every "
-            "minimising sequence sends every margin to infinity, whatever beta."
+            "minimising sequence sends every margin to infinity, that is the winner's odds against the loser relative "
+            "to those of the reference, whatever beta."
         ),
-        formula=r"\textstyle\sum_i w_i\,\ell_{\rm DPO}(\Delta_i)\to 0\iff\Delta_i\to\infty\ \text{for all } i",
+        formula=r"\textstyle\sum_i w_i\,\ell_{\rm DPO}(\Delta_i)\to 0\iff\Delta_i\to\infty\ \text{for all } i,\quad"
+        r"e^{\Delta_i}=\tfrac{\pi(y_w^i)/\pi(y_l^i)}{\pi_{\rm ref}(y_w^i)/\pi_{\rm ref}(y_l^i)}",
+        domain="finitely many responses, tabular; minimising sequences of any kind, no flow",
+        losses=("logratio_margin", "bradley_terry", "dpo"),
         assumptions={
             "disjoint pairs": "no response is in two pairs",
             "one direction": "no pair is observed both ways",
             "free parameters": "one free parameter a response",
         },
-        prove=prove_pairs,
+        prove=lambda: prove_pairs_on(DISJOINT),
         counterexamples={
             "disjoint pairs": _three_cycle,
             "one direction": _both_directions,
             "free parameters": _tied_parameters,
         },
         controls={
-            "sign of the margin": lambda: check_infimum_at_infinity(lambda z: _dpo(-z)),
-            "IPO": lambda: check_infimum_at_infinity(lambda z: losses.ipo(z, tau=BETA)),
-            "beta doubled": lambda: check_infimum_at_infinity(lambda z: losses.dpo(z, beta=2 * BETA)),
-            "a constant added": lambda: check_infimum_at_infinity(lambda z: _dpo(z) + 1),
+            "without disjoint pairs": lambda: prove_pairs_on([THREE_CYCLE]),
+            "without one direction": lambda: prove_pairs_on([TWO_CYCLE]),
+            "without free parameters": lambda: prove_pairs_on([TWO_PAIRS], features=OPPOSED),
+            "sign of the margin": lambda: prove_pairs_on(DISJOINT, loss=lambda z: _dpo(-z)),
+            "IPO": lambda: prove_pairs_on(DISJOINT, loss=lambda z: losses.ipo(z, tau=BETA)),
+            "beta doubled": lambda: prove_pairs_on(DISJOINT, loss=lambda z: losses.dpo(z, beta=2 * BETA)),
+            "a constant added": lambda: prove_pairs_on(DISJOINT, loss=lambda z: _dpo(z) + 1),
+            "sign of the reference": lambda: prove_pairs_on(DISJOINT, margin=lambda w, x, p, q: _margin(w, x, -p, -q)),
+            "no reference": lambda: prove_pairs_on(DISJOINT, margin=lambda w, x, p, q: w - x),
         },
         properties=(
             small_loss_forces_every_margin_up,
@@ -329,21 +426,31 @@ CLAIMS = (
         statement=(
             "On any weighted preference graph an edge's DPO margin diverges along minimising sequences iff its ends "
             "lie in different strongly connected components; inside one, it tends to a finite optimum. So the loss "
-            "attains its minimum iff every edge lies on a preference cycle."
+            "attains its minimum iff every edge lies on a preference cycle. What DPO's loss brings to this is that it "
+            "is strictly convex and strictly decreasing, with infimum 0."
         ),
         formula=r"\Delta_{wl}\to\infty\iff \mathrm{scc}(w)\neq\mathrm{scc}(l)",
+        domain="finitely many responses, tabular; minimising sequences of any kind, no flow",
+        losses=("logratio_margin", "bradley_terry", "dpo"),
         assumptions={
             "positive weights": "every edge has positive weight",
             "free parameters": "one free parameter a response",
-            "logistic loss": "the loss of a pair is strictly decreasing in its margin, with infimum 0",
+            "decreasing loss": "the loss of a pair falls strictly with its margin, to an infimum of 0",
+            "convex loss": "the loss of a pair is strictly convex in its margin; so it is unbounded at -infinity",
         },
-        prove=prove_components,
+        prove=lambda: prove_components_on(digraphs(3)),
         counterexamples={
             "positive weights": _zero_weight,
             "free parameters": _tied_parameters,
-            "logistic loss": _another_loss,
+            "decreasing loss": _ipo,
+            "convex loss": _not_convex,
         },
         controls={
+            "without positive weights": lambda: check_alternatives(TWO_CYCLE, across_components, weights=[1.0, 0.0]),
+            "without free parameters": lambda: check_alternatives(TWO_PAIRS, across_components, features=OPPOSED),
+            "without decreasing loss": lambda: check_infimum_at_infinity(lambda z: losses.ipo(z, tau=BETA)),
+            "without convex loss": lambda: check_unbounded_below(sigmoid_loss),
+            "sign of the reference": lambda: prove_components_on([], margin=lambda w, x, p, q: _margin(w, x, -p, -q)),
             "weak components": lambda: _on_all_digraphs(_by_weak_components),
             "cycles of length two only": lambda: _on_all_digraphs(_unless_observed_both_ways),
             "always divergent": lambda: _on_all_digraphs(lambda graph: np.ones(len(graph), dtype=bool)),

@@ -9,7 +9,7 @@ than the losers do not qualify, and winners that vanish more slowly do; so the l
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import numpy as np
@@ -18,9 +18,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from theory import losses
+from theory.certificates import reaches
 from theory.claim import Claim, require
 from theory.preferences import Floats, PreferenceGraph
-from theory.propositions.dpo_divergence import margin_at_least
+from theory.propositions.dpo_divergence import OPPOSED, Features, margin_at_least
 from theory.strategies import disjoint_pairs, log_policies, positive, simplex
 
 BETA, LEVEL, T = sp.symbols("beta epsilon t", positive=True)
@@ -43,19 +44,21 @@ def _margin(winner: Any, loser: Any) -> Any:
 # ---------------------------------------------------------------- checks
 
 
-def check_level(bound: Callable[[Any, Any], Any], loss: PairLoss) -> None:
+def check_level(bound: Callable[[Any, Any], Any], loss: PairLoss, ref_w: Any = REF_W) -> None:
     """A pair loss of at most eps bounds log pi(y_l) above, by something that falls to -infinity with eps.
 
     Args:
         bound: (log pi(y_w), eps) -> the largest log pi(y_l).
         loss: of the margin.
+        ref_w: log pi_ref(y_w), which may depend on eps.
     """
     value = loss(_margin(WINNER, LOSER))
     slope = sp.factor(sp.simplify(sp.diff(value, LOSER).subs(LOSER, WINNER + REF_L - REF_W - MARGIN)))
     require(slope.is_positive, "the loss does not rise with pi(y_l)")
     require(sp.simplify(value.subs(LOSER, bound(WINNER, LEVEL)) - LEVEL) == 0, "the bound does not attain the level")
     # log pi(y_w) <= 0, so this holds whatever the winner's probability is.
-    require(sp.limit(bound(sp.S.Zero, LEVEL), LEVEL, 0, "+") == -sp.oo, "the loser's probability need not vanish")
+    largest = bound(sp.S.Zero, LEVEL).subs(REF_W, ref_w)
+    require(sp.limit(largest, LEVEL, 0, "+") == -sp.oo, "the loser's probability need not vanish")
 
 
 def largest_loser(winner: Any, level: Any) -> Any:
@@ -69,13 +72,46 @@ def check_continued_loss(loss: PairLoss) -> None:
     require(sp.limit(loss(MARGIN), MARGIN, -sp.oo) == sp.oo, "no mass on the winner does not give infinite loss")
 
 
-def check_path(winner: Path, loser: Path, loss: PairLoss) -> None:
-    """Along a path both probabilities tend to 0, so all mass goes to the unseen, and yet the loss tends to 0."""
-    for name, probability in (("winner", winner), ("loser", loser)):
-        require(sp.limit(probability(T), T, 0, "+") == 0, f"the {name} keeps mass")
-    log_winner, log_loser = (sp.expand_log(sp.log(path(T))) for path in (winner, loser))
-    require(sp.limit(_margin(log_winner, log_loser), T, 0, "+") == sp.oo, "the margin does not diverge")
+def check_attained(graph: PreferenceGraph, loss: PairLoss) -> None:
+    """The continued loss of a policy is 0 iff its support holds every winner and no loser; some support does."""
+    require(sp.simplify(sp.exp(loss(MARGIN)) - 1).is_positive, "the loss is not positive at every finite margin")
+    ends = {(True, False): sp.limit(loss(MARGIN), MARGIN, sp.oo), (False, True): sp.limit(loss(MARGIN), MARGIN, -sp.oo)}
+    winners, losers = set(graph.winners.tolist()), set(graph.losers.tolist())
+    found = False
+    for bits in range(1, 2**graph.n):
+        support = {y for y in range(graph.n) if bits >> y & 1}
+        zero = all(ends.get((w in support, lo in support)) == 0 for w, lo in graph.edges.tolist())
+        minimal = winners <= support and not losers & support
+        require(zero == minimal, f"{graph.edges.tolist()}: loss 0 is {zero} on the support {support}")
+        found |= minimal
+    require(found, f"{graph.edges.tolist()}: no policy attains the infimum")
+
+
+def check_path(
+    graph: PreferenceGraph, winner: Path, loser: Path, loss: PairLoss, features: Features | None = None
+) -> None:
+    """Along a path every response of the pairs vanishes, so all mass goes to the unseen, and yet the loss tends to 0.
+
+    Args:
+        graph: the pairs, and responses that none of them mentions.
+        winner: probability of each winner that is no loser.
+        loser: of each loser.
+        loss: of the margin.
+        features: of the policy; one free parameter a response where not given.
+    """
+    losers, seen = set(graph.losers.tolist()), set(graph.edges.reshape(-1).tolist())
+    require(len(seen) < graph.n, "no response is left that could take the mass")
+    refs = sp.symbols(f"ref0:{graph.n}", real=True)
+    logs = {y: sp.expand_log(sp.log((loser if y in losers else winner)(T))) for y in seen}
+    for y, log in logs.items():
+        require(sp.limit(log, T, 0, "+") == -sp.oo, f"response {y} keeps mass")
+    for w, lo in graph.edges.tolist():
+        margin = losses.logratio_margin(logs[w], logs[lo], refs[w], refs[lo])
+        require(sp.limit(margin, T, 0, "+") == sp.oo, f"the margin of ({w}, {lo}) does not diverge")
     require(sp.limit(loss(MARGIN), MARGIN, sp.oo) == 0, "the loss does not vanish with a diverging margin")
+    if features is not None:
+        rates = [[sp.limit(logs[y] / sp.log(T), T, 0, "+") if y in seen else 0] for y in range(graph.n)]
+        require(reaches(features, rates), "the policy cannot follow that path")
 
 
 def check_limit_point() -> None:
@@ -85,14 +121,34 @@ def check_limit_point() -> None:
     winner = rest * share + T
     require(sp.simplify(winner - T).is_nonnegative, "the winner falls below t")
     require(sp.limit(1 - pairs * (T + T**2), T, 0, "+") == 1, "the path does not end at pi")
-    check_path(lambda t: t, lambda t: t**2, _dpo)  # the worst case, the winner at t exactly
 
 
-def prove() -> None:
-    check_level(largest_loser, _dpo)
-    check_continued_loss(_dpo)
-    check_path(lambda t: t, lambda t: t**2, _dpo)
+ONE_PAIR = PreferenceGraph(3, [(0, 1)])
+CHAIN = PreferenceGraph(4, [(0, 1), (1, 2)])
+TWO_CYCLE = PreferenceGraph(3, [(0, 1), (1, 0)])
+TWO_PAIRS = PreferenceGraph(5, [(0, 1), (2, 3)])
+DISJOINT = (ONE_PAIR, TWO_PAIRS, PreferenceGraph(8, [(4, 1), (0, 5), (6, 2)], [1.0, 0.5, 3.0]))
+
+
+def linear(t: Any) -> Any:
+    """The winners' probability on the path of the claim."""
+    return t
+
+
+def square(t: Any) -> Any:
+    """The losers'."""
+    return t**2
+
+
+def prove_on(graphs: Iterable[PreferenceGraph], loss: PairLoss = _dpo) -> None:
+    """That the path makes the loss vanish is also what makes every policy without losers a limit: on the way to it the
+    winners have at least what they have on this path, and the losers no more (`check_limit_point`)."""
+    check_level(largest_loser, loss)
+    check_continued_loss(loss)
     check_limit_point()
+    for graph in graphs:
+        check_attained(graph, loss)
+        check_path(graph, linear, square, loss)
 
 
 def enumerate_policies(thorough: bool) -> str:
@@ -128,6 +184,23 @@ def _tied_parameters() -> str:
     require(sp.simplify(sp.diff(total, MARGIN).subs(MARGIN, 0)) == 0, "0 is not stationary")
     require(sp.simplify(sp.diff(total, MARGIN, 2)).is_positive, "not convex")
     return "0 > 1, 2 > 3 with margins t, -t of one parameter: the only minimiser is the reference, losers at 1/4 each"
+
+
+def _chain() -> str:
+    """What the statement asks of response 1 is that it have some probability, and none."""
+    winners, losers = ({edge[i] for edge in CHAIN.edges.tolist()} for i in (0, 1))
+    require(winners & losers == {1}, "no response is both")
+    ends = sp.limit(_dpo(MARGIN), MARGIN, sp.oo), sp.limit(_dpo(MARGIN), MARGIN, -sp.oo)
+    require(ends == (0, sp.oo), "another loss without mass")
+    return "0 > 1 > 2: response 1 would need probability 0 as a loser and more as a winner, so no policy has loss 0"
+
+
+def _nothing_unseen() -> str:
+    loser = sp.Symbol("p_l", positive=True)
+    margin = _margin(sp.log(1 - loser), sp.log(loser))
+    require(sp.limit(margin, loser, 0, "+") == sp.oo, "the margin stays finite")
+    require(sp.limit(1 - loser, loser, 0) == 1, "the winner vanishes")
+    return "2 responses, 0 > 1: the loss -> 0 only where pi(y_w) = 1 - pi(y_l) -> 1, the winner cannot vanish"
 
 
 def _reference_without_the_winner() -> str:
@@ -212,24 +285,35 @@ CLAIMS = (
             r"\ell_{\rm DPO}(\pi)=0\iff\pi(\{y_l^i\})=0,\ \pi(y_w^i)>0;\qquad "
             r"\pi_t(y_w)=t,\ \pi_t(y_l)=t^2:\ \ell_{\rm DPO}\to0,\ \pi_t(\text{unseen})\to1"
         ),
+        domain="finitely many responses, tabular; policies and limits of policies, no flow",
+        losses=("logratio_margin", "bradley_terry", "dpo"),
         assumptions={
+            "disjoint pairs": "no response is in two pairs",
             "one direction": "no pair is observed both ways",
             "free parameters": "one free parameter a response",
+            "unseen responses": "some response is in no pair, for the path on which every winner vanishes",
             "full support": "0 < pi_ref(y) < 1 for every response",
             "winners positive": "in the limit pi(y_w) > 0; being positive along the way is not enough",
         },
-        prove=prove,
+        prove=lambda: prove_on(DISJOINT),
         counterexamples={
+            "disjoint pairs": _chain,
             "one direction": _both_directions,
             "free parameters": _tied_parameters,
+            "unseen responses": _nothing_unseen,
             "full support": _reference_without_the_winner,
             "winners positive": _vanishing_winner,
         },
         controls={
-            "winner faster than loser": lambda: check_path(lambda t: t**2, lambda t: t, _dpo),
-            "equal rates": lambda: check_path(lambda t: t, lambda t: t, _dpo),
-            "winner kept": lambda: check_path(lambda t: (1 + t) / 2, lambda t: t, _dpo),
-            "IPO": lambda: check_path(lambda t: t, lambda t: t**2, lambda z: losses.ipo(z, tau=BETA)),
+            "without disjoint pairs": lambda: prove_on([CHAIN]),
+            "without one direction": lambda: prove_on([TWO_CYCLE]),
+            "without free parameters": lambda: check_path(TWO_PAIRS, linear, square, _dpo, [*OPPOSED, [0]]),
+            "without unseen responses": lambda: prove_on([PreferenceGraph(2, [(0, 1)])]),
+            "without full support": lambda: check_level(largest_loser, _dpo, 2 * sp.log(LEVEL) / BETA),
+            "without winners positive": lambda: check_path(ONE_PAIR, square, linear, _dpo),
+            "equal rates": lambda: check_path(ONE_PAIR, linear, linear, _dpo),
+            "winner kept": lambda: check_path(ONE_PAIR, lambda t: (1 + t) / 2, linear, _dpo),
+            "IPO": lambda: check_path(ONE_PAIR, linear, square, lambda z: losses.ipo(z, tau=BETA)),
             "reference ratio upside down": lambda: check_level(
                 lambda w, level: w + REF_W - REF_L - margin_at_least(level, BETA), _dpo
             ),

@@ -7,7 +7,7 @@ with the other sign of the second part.) w = pi(y_w), x = pi(y_l), m = the mass 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -16,12 +16,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from theory import losses
-from theory.claim import Claim, require
+from theory.claim import CheckFailed, Claim, require
 from theory.strategies import log_policies
 
 ALPHA, GAMMA = sp.symbols("alpha gamma", positive=True)
 WINNER, LOSER, REST = sp.symbols("w x m", positive=True)
 K = sp.Symbol("k", positive=True)
+DELTA, ESTIMATE, LOG_W, LOG_X = sp.symbols("delta deltahat l_w l_x", real=True)
 
 Term = Callable[[sp.Expr, sp.Expr, sp.Expr, sp.Expr], sp.Expr]
 """(pi(y_w), pi(y_l), alpha, gamma) -> preference term."""
@@ -63,12 +64,53 @@ def check_bounded_below(term: Term) -> None:
     require(sp.simplify(ratio.subs(REST, 0)) == 1, "not 0 where the pair holds all mass")
 
 
-def check_infimum(term: Term, path: Path, gamma: sp.Expr) -> None:
-    """Along the path, on which pi(y_w) -> 0, the term tends to 0, its infimum."""
+def check_infimum(term: Term, paths: Sequence[tuple[Path, int]]) -> None:
+    """The term is never negative (`check_bounded_below`), and along each path, on which pi(y_w) -> 0, it tends to 0:
+    that is its infimum.
+
+    Args:
+        term: under test.
+        paths: and the gamma to go along each with.
+    """
+    check_bounded_below(term)
+    for (winner, loser), gamma in paths:
+        require(sp.limit(winner, K, sp.oo) == 0, "the winner keeps mass")
+        value = term(winner, loser, sp.Integer(1), sp.Integer(gamma))
+        limit = sp.limit(sp.simplify(sp.expand_log(value, force=True)), K, sp.oo)
+        require(limit == 0, f"the term tends to {limit} for gamma = {gamma}")
+
+
+def check_reward_term(loss: Callable[..., sp.Expr]) -> None:
+    """The loss is (delta - deltahat)^2 plus the preference term, into which no reward enters. So a head of its own that
+    gives deltahat = delta leaves the preference term, whatever the policy does.
+
+    Args:
+        loss: as `losses.drdo`.
+    """
+    logps = LOG_W, LOG_X
+    left = loss(DELTA, ESTIMATE, *logps, alpha=ALPHA, gamma=GAMMA)
+    term = preference_term(sp.exp(LOG_W), sp.exp(LOG_X), ALPHA, GAMMA)
+    require(sp.expand(left - (DELTA - ESTIMATE) ** 2 - term) == 0, "the reward term is another")
+    defaults = loss(DELTA, ESTIMATE, *logps, alpha=0.1, gamma=2)
+    require(loss(DELTA, ESTIMATE, *logps) == defaults, "other defaults than alpha = 0.1, gamma = 2")
+
+
+def check_whole_loss(path: Path, estimate: Callable[[sp.Expr, sp.Expr], sp.Expr]) -> None:
+    """Along the path the whole loss tends to 0, delta = 1, [N]'s alpha and gamma.
+
+    Args:
+        path: of the policy.
+        estimate: (pi(y_w), pi(y_l)) -> deltahat.
+    """
     winner, loser = path
-    require(sp.limit(winner, K, sp.oo) == 0, "the winner keeps mass")
-    limit = sp.limit(sp.simplify(sp.expand_log(term(winner, loser, sp.Integer(1), gamma), force=True)), K, sp.oo)
-    require(limit == 0, f"the term tends to {limit}")
+    loss = losses.drdo(sp.S.One, estimate(winner, loser), sp.log(winner), sp.log(loser), alpha=sp.Rational(1, 10))
+    limit = sp.limit(sp.simplify(sp.expand_log(loss, force=True)), K, sp.oo)
+    require(limit == 0, f"the loss tends to {limit}")
+
+
+def head_that_fits(winner: sp.Expr, loser: sp.Expr) -> sp.Expr:
+    """A reward head of its own has the oracle's margin, whatever the policy."""
+    return sp.S.One
 
 
 def check_loser_slope(slope: Callable[[sp.Expr, sp.Expr, sp.Expr, sp.Expr], sp.Expr]) -> None:
@@ -88,22 +130,67 @@ def loser_slope(weight: sp.Expr, p: sp.Expr, g: sp.Expr, x: sp.Expr) -> sp.Expr:
     return -ALPHA * weight * (x / (1 - x) + GAMMA * p * g)
 
 
+Velocity = Callable[[float, float, float, float], float]
+"""(pi(y_w), pi(y_l), dT/dlog pi(y_w), dT/dlog pi(y_l)) -> d log pi(y_l) / dt under descent on T."""
+
+
+def with_winner_held(w: float, x: float, in_winner: float, in_loser: float) -> float:
+    """Mass moves between y_l and the rest only, down the slope in log pi(y_l)."""
+    return -in_loser
+
+
+def in_logits(w: float, x: float, in_winner: float, in_loser: float) -> float:
+    """Gradient flow on the logits z of winner, loser and one response that stands for the rest.
+
+    With slopes g in log pi, dz = -(g - pi sum(g)), and d log pi = dz - sum_y pi(y) dz(y).
+    """
+    policy, slope = np.array([w, x, 1 - w - x]), np.array([in_winner, in_loser, 0.0])
+    dz = -(slope - policy * slope.sum())
+    return float(dz[1] - policy @ dz)
+
+
+def policies(largest: int) -> Iterator[tuple[sp.Rational, sp.Rational]]:
+    """(pi(y_w), pi(y_l)) with denominators n <= `largest`, and mass elsewhere."""
+    for n in range(3, largest + 1):
+        for i in range(1, n - 1):
+            for j in range(1, n - i):
+                yield sp.Rational(i, n), sp.Rational(j, n)
+
+
+def check_feeding(velocity: Velocity, largest: int) -> tuple[int, int]:
+    """pi(y_l) rises at every policy whose odds of y_l exceed gamma p_w |g|, and falls where they are below; gamma 2.
+
+    Returns:
+        Number of policies, and of those where it rises.
+    """
+    term = preference_term(WINNER, LOSER, sp.S.One, sp.Integer(2))
+    slopes = [sp.lambdify((WINNER, LOSER), y * sp.diff(term, y), "math") for y in (WINNER, LOSER)]
+    count = raised = 0
+    for w, x in policies(largest):
+        excess = float(x / (1 - x) - 2 * w / (w + x) * sp.log((1 - x) / w))
+        moves = velocity(float(w), float(x), *(float(slope(float(w), float(x))) for slope in slopes))
+        require(abs(excess) > 1e-9 and (moves > 0) == (excess > 0), f"pi(y_w) = {w}, pi(y_l) = {x}: rate {moves:.3g}")
+        count, raised = count + 1, raised + (moves > 0)
+    return count, raised
+
+
 def prove() -> None:
-    check_bounded_below(preference_term)
+    check_reward_term(losses.drdo)
     # Exactly 0, for every gamma, while the loser takes all mass.
     winner, loser = LOSER_TAKES_ALL
     at = sp.simplify(sp.expand_log(preference_term(winner, loser, ALPHA, GAMMA), force=True))
     require(at == 0, f"the term is {at} while y_l takes all mass")
-    check_infimum(preference_term, LOSER_TAKES_ALL, sp.Integer(2))
-    for gamma in (1, 2, 3):
-        check_infimum(preference_term, UNSEEN_TAKES_ALL, sp.Integer(gamma))
+    check_infimum(preference_term, [(LOSER_TAKES_ALL, 2), *((UNSEEN_TAKES_ALL, gamma) for gamma in (1, 2, 3))])
+    for path in (LOSER_TAKES_ALL, UNSEEN_TAKES_ALL):
+        check_whole_loss(path, head_that_fits)
     check_loser_slope(loser_slope)
+    check_feeding(with_winner_held, 4)
 
 
 def enumerate_policies(thorough: bool) -> str:
     """Every policy over winner, loser and the rest with denominator n: the term is 0 iff the rest has no mass, else
     positive. Counts where descent moves mass from the rest to the loser (gamma = 2)."""
-    largest, count, raised, inside = (12 if thorough else 6), 0, 0, 0
+    largest, count = (12 if thorough else 6), 0
     for n in range(2, largest + 1):
         for i in range(1, n):
             for j in range(1, n - i + 1):
@@ -112,9 +199,7 @@ def enumerate_policies(thorough: bool) -> str:
                 require((value == 0) == (i + j == n), f"term {value} at pi(y_w) = {w}, pi(y_l) = {x}")
                 require(value == 0 or value.is_positive, f"term {value} < 0")
                 count += 1
-                if i + j < n:
-                    inside += 1
-                    raised += bool(x / (1 - x) > 2 * w / (w + x) * sp.log((1 - x) / w))
+    inside, raised = check_feeding(with_winner_held, largest)
     require(raised > 0, "descent never raises the loser")
     return f"{count} policies, denominators <= {largest}; of {inside} with mass elsewhere, {raised} feed the loser"
 
@@ -136,6 +221,20 @@ def _gamma_zero() -> str:
     term = preference_term(winner, loser, sp.Integer(1), sp.Integer(0))
     require(sp.limit(sp.expand_log(term, force=True), K, sp.oo) == sp.oo, "the term stays bounded")
     return "gamma = 0: with pi(y_w) = 1/k, pi(y_l) = 1/k^2 the term -> infinity; the leak to unseen responses is closed"
+
+
+def _flow_in_logits() -> str:
+    """The first policy, by denominator, at which y_l is to be fed and the flow on logits starves it."""
+    term = preference_term(WINNER, LOSER, sp.S.One, sp.Integer(2))
+    for w, x in policies(8):
+        slopes = [float((y * sp.diff(term, y)).subs({WINNER: w, LOSER: x})) for y in (WINNER, LOSER)]
+        held, moved = (rate(float(w), float(x), *slopes) for rate in (with_winner_held, in_logits))
+        if held > 1e-6 and moved < -1e-6:
+            return (
+                f"gradient flow on logits, gamma = 2, pi = ({w}, {x}, {1 - w - x}): y_l's odds exceed gamma p_w |g|, "
+                f"yet d log pi(y_l) / dt = {moved:.3f} alpha, because y_w takes mass"
+            )
+    raise CheckFailed("the flow on logits feeds the loser too")
 
 
 # ---------------------------------------------------------------- properties
@@ -174,26 +273,50 @@ CLAIMS = (
         source="ours, on [N] eq 6",
         statement=(
             "DRDO's preference term is alpha W log(1 + m/pi(y_w)) >= 0, m the mass outside the pair, and 0 for every "
-            "split of the pair when m = 0. So y_l taking all mass attains the minimum; for gamma > 0 all mass leaving "
-            "the pair approaches it too. Descent feeds y_l from the rest wherever pi(y_l)'s odds exceed gamma p_w |g|."
+            "split of the pair when m = 0. So, with a reward head that fits, y_l taking all mass attains DRDO's "
+            "minimum; for gamma > 0 all mass leaving the pair approaches it too. With pi(y_w) held, descent feeds y_l "
+            "from the rest exactly where pi(y_l)'s odds exceed gamma p_w |g|; gradient flow on logits need not."
         ),
         formula=(
             r"(\pi(y_w),\pi(y_l))=(\tfrac1k,1-\tfrac1k):\ T=0;\qquad"
             r"(\pi(y_w),\pi(y_l))=(\tfrac1k,\tfrac1{k^2}):\ T\to 0"
         ),
+        domain=(
+            "one pair and any finite rest, tabular; minima over policies, and the slope in log pi(y_l) with pi(y_w) "
+            "held, which is not the flow in logits"
+        ),
+        losses=("focal_weight", "drdo"),
         assumptions={
             "separate reward head": "reward estimates do not depend on the policy's log-probabilities",
             "gamma > 0": "the focal exponent is positive, for the leak to unseen responses",
+            "winner held": "pi(y_w) is held fixed while mass moves between y_l and the rest",
         },
         prove=prove,
-        counterexamples={"separate reward head": _implicit_reward, "gamma > 0": _gamma_zero},
+        counterexamples={
+            "separate reward head": _implicit_reward,
+            "gamma > 0": _gamma_zero,
+            "winner held": _flow_in_logits,
+        },
         controls={
-            "unlikelihood in its place": lambda: check_bounded_below(unlikelihood_term),
-            "unlikelihood and the loser's mass": lambda: check_infimum(
-                unlikelihood_term, LOSER_TAKES_ALL, sp.Integer(2)
+            "without separate reward head": lambda: check_whole_loss(
+                LOSER_TAKES_ALL, lambda w, x: sp.log(w) - sp.log(x)
             ),
-            "log-ratio and the loser's mass": lambda: check_infimum(log_ratio_term, LOSER_TAKES_ALL, sp.Integer(2)),
-            "a loser that stays": lambda: check_infimum(preference_term, (1 / K, sp.Rational(1, 2)), sp.Integer(2)),
+            "without gamma > 0": lambda: check_infimum(preference_term, [(UNSEEN_TAKES_ALL, 0)]),
+            "without winner held": lambda: check_feeding(in_logits, 6),
+            "a reward term of the other sign": lambda: check_reward_term(
+                lambda d, e, *logps, **weights: losses.drdo(d, e, *logps, **weights) - 2 * (d - e) ** 2
+            ),
+            "a reward term without the square": lambda: check_reward_term(
+                lambda d, e, *logps, **weights: losses.drdo(d, e, *logps, **weights) - (d - e) ** 2 + sp.Abs(d - e)
+            ),
+            "the negated term": lambda: check_infimum(
+                lambda *arguments: -preference_term(*arguments), [(LOSER_TAKES_ALL, 2)]
+            ),
+            "unlikelihood in its place": lambda: check_bounded_below(unlikelihood_term),
+            "unlikelihood and the loser's mass": lambda: check_infimum(unlikelihood_term, [(LOSER_TAKES_ALL, 2)]),
+            "log-ratio and the loser's mass": lambda: check_infimum(log_ratio_term, [(LOSER_TAKES_ALL, 2)]),
+            "log-ratio and the unseen": lambda: check_infimum(log_ratio_term, [(UNSEEN_TAKES_ALL, 2)]),
+            "a loser that stays": lambda: check_infimum(preference_term, [((1 / K, sp.Rational(1, 2)), 2)]),
             "slope without the odds": lambda: check_loser_slope(lambda w, p, g, x: -ALPHA * GAMMA * w * p * g),
             "sign of the odds": lambda: check_loser_slope(
                 lambda w, p, g, x: -ALPHA * w * (GAMMA * p * g - x / (1 - x))

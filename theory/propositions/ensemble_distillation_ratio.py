@@ -17,6 +17,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from theory import losses
+from theory.certificates import reaches
 from theory.claim import Claim, require
 from theory.strategies import positive, reals
 
@@ -87,9 +88,44 @@ def check_zeros(formula: Minimisers, members: int, values: range) -> int:
     return count
 
 
+def check_members(
+    deltas: Sequence[Any],
+    *,
+    formula: Minimisers = minimisers,
+    alpha: Any = 0,
+    features: Sequence[Sequence[int]] = ((1, 0), (0, 1)),
+) -> None:
+    """For beta = 2 the objective is stationary at the formula's margins, which are finite and within the policy's
+    reach; two responses, uniform reference.
+
+    Args:
+        deltas: the members' reward margins, exact.
+        formula: under test.
+        alpha: weight of the penalty KL(pi_ref || pi).
+        features: [2, p], of the policy: logits features @ theta.
+    """
+    beta = sp.Integer(2)
+    logps = [-sp.log(1 + sp.exp(-MARGIN)), -sp.log(1 + sp.exp(MARGIN))]
+    kl = sum(losses.forward_kl(logp + sp.log(2)) for logp in logps) / 2
+    objective = losses.pessimistic(pair_loss(MARGIN, deltas, beta), kl, alpha=alpha)
+    require(reaches(features, [[1], [-1]]), "the policy cannot move the ratio")
+    for at in formula(deltas, beta):
+        require(sp.exp(at).is_finite, f"the ratio exp({at}) is infinite")
+        slope = sp.simplify(sp.diff(objective, MARGIN).subs(MARGIN, at))
+        require(slope == 0, f"the objective has slope {slope} at Delta = {at}")
+
+
 def prove() -> None:
+    """A square for one member, the nearer square for two; for any number the least of squares is 0 exactly where one
+    of them is, which is run on ensembles of three and four."""
     check_single_reward(lambda delta, beta: delta / beta)
     check_ensemble(minimisers)
+    for deltas in ([0], [2, 3], [-1, 0, 4], [5, -2, 1, 1]):
+        exact = [sp.Integer(delta) for delta in deltas]
+        check_members(exact)
+        for at in minimisers(exact, 2):
+            require(pair_loss(at, exact, 2) == 0, f"the loss is not 0 at Delta = {at}, rewards {deltas}")
+    check_zeros(minimisers, 3, range(2))
 
 
 def enumerate_rewards(thorough: bool) -> str:
@@ -116,6 +152,18 @@ def _shared_parameters() -> str:
     margin = losses.logratio_margin(theta, theta, sp.Integer(0), sp.Integer(0))
     require(pair_loss(margin + 0 * MARGIN, [sp.Integer(1)], 1) == 1, "the loss reaches 0")
     return "y_w and y_l with equal features, delta = 1: the ratio is 1, not exp(1/beta)"
+
+
+def _with_kl() -> str:
+    """2 (Delta - 2) + alpha tanh(Delta / 2) / 2 vanishes below 2, and towards 3 the objective is larger."""
+    alpha, deltas = sp.Rational(1, 10), [sp.Integer(2), sp.Integer(3)]
+    kl = sum(losses.forward_kl(sp.log(2) - sp.log(1 + sp.exp(s * MARGIN))) for s in (1, -1)) / 2
+    objective = losses.pessimistic(pair_loss(MARGIN, deltas, 1), kl, alpha=alpha)
+    slope = sp.diff(objective, MARGIN)
+    require(bool(slope.subs(MARGIN, 2) > 0 and slope.subs(MARGIN, 3) > 0), "a member's margin is stationary")
+    best = sp.nsolve(slope, MARGIN, sp.Rational(39, 20))
+    require(bool(abs(best - 2) > 1e-2 and objective.subs(MARGIN, best) < objective.subs(MARGIN, 2)), "no better margin")
+    return f"alpha = 1/10, beta = 1, members 2 and 3: the optimum is Delta = {float(best):.3f}, neither member's"
 
 
 def diverging_ratio_fails() -> str | None:
@@ -160,18 +208,31 @@ CLAIMS = (
         id="drdo-lemma2",
         source="[N], Lemma 2",
         statement=(
-            "e-DPO on one pair with finite reward estimates: the optimal ratio, relative to the reference's, is "
-            "exp(delta_i / beta) for some member i, finite; on a tie (delta = 0) it is 1. (Printed: the ratio -> "
-            "infinity on non-deterministic pairs, which needs unbounded reward estimates.)"
+            "e-DPO's ensemble loss on one pair with finite reward estimates, without a KL term: the optimal ratio, "
+            "relative to the reference's, is exp(delta_i / beta) for some member i, finite; on a tie (delta = 0) it is "
+            "1. (Printed: the ratio -> infinity on non-deterministic pairs, which needs unbounded reward estimates.)"
         ),
         formula=r"\arg\min_\Delta\min_i(\delta_i-\beta\Delta)^2=\{\delta_i/\beta\}",
+        domain="one pair, finitely many members, tabular; minimisers, no flow",
+        losses=("distillation", "ensemble_gram", "member_weights", "ensemble_min"),
         assumptions={
             "finite rewards": "every reward estimate is finite",
             "free parameters": "the policy can move the ratio of the two responses",
+            "no KL term": "alpha = 0",
         },
         prove=prove,
-        counterexamples={"finite rewards": _unbounded_rewards, "free parameters": _shared_parameters},
+        counterexamples={
+            "finite rewards": _unbounded_rewards,
+            "free parameters": _shared_parameters,
+            "no KL term": _with_kl,
+        },
         controls={
+            "without finite rewards": lambda: check_members([sp.oo]),
+            "without free parameters": lambda: check_members([sp.Integer(1)], features=((1,), (1,))),
+            "without no KL term": lambda: check_members([sp.Integer(2), sp.Integer(3)], alpha=sp.Rational(1, 10)),
+            "the mean of three members": lambda: check_members(
+                [sp.Integer(0), sp.Integer(1), sp.Integer(5)], formula=lambda deltas, beta: {sp.Integer(1)}
+            ),
             "no optimum, as printed": lambda: check_zeros(lambda deltas, beta: set(), 1, range(2)),
             "factor 1/beta missing": lambda: check_single_reward(lambda delta, beta: delta),
             "sign of delta": lambda: check_single_reward(lambda delta, beta: -delta / beta),

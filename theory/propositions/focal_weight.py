@@ -8,7 +8,6 @@ than the -alpha W of a detached weight, and steeper the less likely the winner i
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import cache
 from typing import Any
 
 import mpmath
@@ -29,6 +28,11 @@ Formula = Callable[[sp.Expr, sp.Expr], sp.Expr]
 """(p, gamma) -> weight."""
 Ends = tuple[sp.Expr, sp.Expr, sp.Expr]
 """At p -> 0, p = 1/2 and p -> 1."""
+K, KEPT = sp.symbols("k c", positive=True)
+Path = tuple[sp.Expr, sp.Expr]
+"""(log pi(y_w), log pi(y_l)) as functions of k -> infinity."""
+TOWARDS_WRONG: Path = (-sp.log(K), -sp.log(2))
+TOWARDS_RIGHT: Path = (-sp.log(2), -sp.log(K))
 
 
 def weight(gamma: Any = GAMMA) -> sp.Expr:
@@ -50,10 +54,9 @@ def in_log(expression: sp.Expr, probability: sp.Symbol) -> sp.Expr:
 # ---------------------------------------------------------------- checks
 
 
-@cache
-def _limits() -> tuple[Ends, Ends]:
+def _limits(gamma: Any = GAMMA) -> tuple[Ends, Ends]:
     """W and dW / d(log pi(y_w) - log pi(y_l))."""
-    return _at_ends(weight()), _at_ends(in_log(weight(), WINNER))
+    return _at_ends(weight(gamma)), _at_ends(in_log(weight(gamma), WINNER))
 
 
 def _at_ends(expression: sp.Expr) -> Ends:
@@ -76,9 +79,9 @@ def check_weight(formula: Formula) -> None:
     require(sp.simplify(steepest.subs(p, 1 / (1 + GAMMA))) == 0, "steepest elsewhere")
 
 
-def check_ends(values: Ends, slopes: Ends) -> None:
+def check_ends(values: Ends, slopes: Ends, gamma: Any = GAMMA) -> None:
     """Value and slope of W at p -> 0, p = 1/2, p -> 1."""
-    for found, claimed in zip(_limits(), (values, slopes), strict=True):
+    for found, claimed in zip(_limits(gamma), (values, slopes), strict=True):
         for at, a, b in zip(("p -> 0", "p = 1/2", "p -> 1"), found, claimed, strict=True):
             require(sp.simplify(a - b) == 0, f"{a} at {at}, not {b}")
 
@@ -101,18 +104,36 @@ def slope_in_loser(w: Any, p: Any, g: Any) -> Any:
     return -ALPHA * w * (GAMMA * p * g + LOSER / (1 - LOSER))
 
 
-def check_gradient_ends(wrong: Any, undecided: Any, right: Any) -> None:
-    """dT/dlog pi(y_w): p -> 0 (pi(y_w) -> 0), p = 1/2 (equal), p -> 1 (pi(y_l) -> 0 with pi(y_w) fixed)."""
+def check_gradient_middle(undecided: Any) -> None:
+    """dT/dlog pi(y_w) at p = 1/2."""
     slope = in_log(preference_term(), WINNER)
     require(sp.simplify(slope.subs(WINNER, LOSER) - undecided) == 0, "another slope at p = 1/2")
-    # W is continuous with the limits of check_ends, so what is left are the limits of p g and, at p -> 1, of g.
-    g = sp.log(WINNER) - sp.log(1 - LOSER)
-    p_g, ends = sp.limit(P * g, WINNER, 0, "+"), _limits()[0]
-    require(p_g == 0, "p g does not vanish as pi(y_w) -> 0")
-    require(sp.simplify(slope_in_winner(ends[0], 1, p_g) - wrong) == 0, "another slope at p -> 0")
-    at_one = sp.limit(g, LOSER, 0, "+")
-    require(at_one.is_finite is not False and at_one == sp.log(WINNER), "g has another limit")
-    require(sp.simplify(slope_in_winner(ends[2], 1, at_one) - right) == 0, "another slope at p -> 1")
+
+
+def check_bounds() -> None:
+    """log pi(y_w) <= g <= 0. So with pi(y_l) >= c, p |g| <= pi(y_w) |log pi(y_w)| / c -> 0 with p, and with
+    pi(y_w) >= c, |g| <= |log c| while W -> 0 as p -> 1: in either case the limit of the slope is that of -alpha W."""
+    rest = sp.Symbol("m", nonnegative=True)
+    g = (sp.log(WINNER) - sp.log(1 - LOSER)).subs(LOSER, 1 - WINNER - rest)
+    require((1 - sp.exp(g)).simplify().is_nonnegative, "g may be positive")
+    require(sp.limit(-WINNER * sp.log(WINNER) / KEPT, WINNER, 0, "+") == 0, "p g need not vanish with p")
+    require(sp.factor(P.subs(LOSER, KEPT + rest) - WINNER / KEPT).is_nonpositive, "p exceeds pi(y_w) / c")
+
+
+def check_gradient_along(path: Path, limit: Any, gamma: int = 2) -> None:
+    """dT/dlog pi(y_w) along a path of policies tends to the limit.
+
+    Args:
+        path: of the pair's log-probabilities.
+        limit: claimed.
+        gamma: focal exponent.
+    """
+    chosen, rejected = path
+    p = 1 / (1 + sp.exp(rejected - chosen))
+    w = losses.focal_weight(chosen, rejected, gamma=gamma)
+    slope = slope_in_winner(w, p, chosen - sp.log(1 - sp.exp(rejected))).subs(GAMMA, gamma)
+    found = sp.limit(sp.expand(sp.simplify(slope)), K, sp.oo)
+    require(sp.simplify(found - limit) == 0, f"the slope tends to {found}, not to {limit}")
 
 
 HALF = sp.Rational(1, 2)
@@ -123,7 +144,11 @@ def prove() -> None:
     check_weight(lambda p, gamma: (1 - p) ** gamma)
     check_ends((1, HALF**GAMMA, 0), (0, -GAMMA * HALF ** (GAMMA + 1), 0))
     check_gradient(slope_in_winner, slope_in_loser)
-    check_gradient_ends(-ALPHA, SLOPE_UNDECIDED, 0)
+    check_gradient_middle(SLOPE_UNDECIDED)
+    check_bounds()
+    for gamma in (1, 2, 3):
+        check_gradient_along(TOWARDS_WRONG, -ALPHA, gamma)
+        check_gradient_along(TOWARDS_RIGHT, 0, gamma)
 
 
 def enumerate_values(thorough: bool) -> str:
@@ -158,6 +183,17 @@ def _winner_vanishes() -> str:
     gap = sp.N(along.subs(k, 5) - leading.subs(k, 5), 30)
     require(bool(abs(gap) < sp.Float("1e-20")), "not the slope along that path")
     return "pi(y_w) = e^(-k^3), pi(y_l) = pi(y_w)/k, gamma = 2: p -> 1, but the slope in log pi(y_w) -> -infinity"
+
+
+LOSER_FASTER: Path = (-K - sp.log(K), -K)
+"""pi(y_l) = e^-k, pi(y_w) = pi(y_l) / k: p -> 0 with both."""
+WINNER_FASTER: Path = (sp.log(K) - K**4, -(K**4))
+"""pi(y_l) = e^(-k^4), pi(y_w) = k pi(y_l): p -> 1 while both vanish."""
+
+
+def _loser_vanishes() -> str:
+    check_gradient_along(LOSER_FASTER, -3 * ALPHA)
+    return "pi(y_l) = e^-k, pi(y_w) = pi(y_l)/k, gamma = 2: p -> 0, but the slope in log pi(y_w) -> -3 alpha"
 
 
 # ---------------------------------------------------------------- properties
@@ -207,18 +243,25 @@ CLAIMS = (
         source="[N] eq 6",
         statement=(
             "The focal weight (1 - p_w)^gamma is 1, 2^-gamma, 0 and its slope 0, -gamma 2^-(gamma+1), 0 at p_w -> 0, "
-            "1/2, 1; steepest at p_w = 1/(1 + gamma). The preference term's slope in log pi(y_w) is -alpha, "
-            "-alpha 2^-gamma (1 - gamma g/2), 0 there; the last needs pi(y_w) bounded away from 0."
+            "1/2, 1; steepest at p_w = 1/(1 + gamma). The preference term's slope in log pi(y_w) is "
+            "-alpha 2^-gamma (1 - gamma g/2) at 1/2; it tends to -alpha as p_w -> 0 with pi(y_l) kept away from 0, and "
+            "to 0 as p_w -> 1 with pi(y_w) kept away from 0; along other paths these limits are others."
         ),
         formula=r"\tfrac{\partial T}{\partial\log\pi(y_w)}=-\alpha(1-p)^\gamma(1-\gamma p\,g),\quad "
         r"g=\log\tfrac{\pi(y_w)}{1-\pi(y_l)}",
+        domain="one pair, tabular; partial derivatives in log-probs, the other one held; no flow",
+        losses=("focal_weight", "drdo"),
         assumptions={
             "gamma > 0": "the focal exponent is positive",
-            "winner fixed": "pi(y_w) stays away from 0 as p_w -> 1",
+            "loser kept": "pi(y_l) stays away from 0 as p_w -> 0",
+            "winner kept": "pi(y_w) stays away from 0 as p_w -> 1",
         },
         prove=prove,
-        counterexamples={"gamma > 0": _gamma_zero, "winner fixed": _winner_vanishes},
+        counterexamples={"gamma > 0": _gamma_zero, "loser kept": _loser_vanishes, "winner kept": _winner_vanishes},
         controls={
+            "without gamma > 0": lambda: check_ends((1, 1, 0), (0, 0, 0), gamma=0),
+            "without loser kept": lambda: check_gradient_along(LOSER_FASTER, -ALPHA),
+            "without winner kept": lambda: check_gradient_along(WINNER_FASTER, 0),
             "p in place of 1 - p": lambda: check_weight(lambda p, gamma: p**gamma),
             "exponent off by one": lambda: check_weight(lambda p, gamma: (1 - p) ** (gamma + 1)),
             "value at 1/2": lambda: check_ends((1, HALF, 0), (0, -GAMMA * HALF ** (GAMMA + 1), 0)),
@@ -227,7 +270,8 @@ CLAIMS = (
             "sign of the loser's odds": lambda: check_gradient(
                 slope_in_winner, lambda w, p, g: -ALPHA * w * (GAMMA * p * g - LOSER / (1 - LOSER))
             ),
-            "full slope at p -> 1": lambda: check_gradient_ends(-ALPHA, SLOPE_UNDECIDED, -ALPHA),
+            "full slope at p -> 1": lambda: check_gradient_along(TOWARDS_RIGHT, -ALPHA),
+            "slope at 1/2 without g": lambda: check_gradient_middle(-ALPHA * HALF**GAMMA),
         },
         enumerate=enumerate_values,
         properties=(weight_agrees_with_mpmath, torch_gradient_agrees_with_mpmath, weight_falls_in_the_margin),

@@ -7,7 +7,7 @@ the chain and its closure they come out.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from itertools import pairwise, product
 
 import numpy as np
@@ -27,10 +27,9 @@ MARGIN = sp.Symbol("Delta", real=True)
 Rationals = list[sp.Rational]
 
 
-edge_slope: Callable[..., sp.Expr] = sp.lambdify(
-    (MARGIN, TAU), sp.diff(losses.ipo(MARGIN, tau=TAU), MARGIN), modules=[{}]
-)
-"""d ipo / d Delta at (Delta, tau), from the loss itself."""
+def edge_slope(margin: sp.Expr, tau: sp.Expr) -> sp.Expr:
+    """d ipo / d Delta at (Delta, tau), from the loss itself."""
+    return sp.diff(losses.ipo(MARGIN, tau=TAU), MARGIN).subs({MARGIN: margin, TAU: tau})
 
 
 def solve_exactly(graph: PreferenceGraph, tau: sp.Rational) -> Rationals:
@@ -46,10 +45,20 @@ def solve_exactly(graph: PreferenceGraph, tau: sp.Rational) -> Rationals:
 
 
 def total_slopes(graph: PreferenceGraph, values: Sequence[sp.Expr], tau: sp.Expr) -> list[sp.Expr]:
-    """dL/du_y at every response of sum over the edges of weight * ipo."""
+    """dL/du_y at every response of sum over the edges of weight * ipo, for any reference.
+
+    Args:
+        graph: the edges.
+        values: log-ratios, [n].
+        tau: of the loss.
+    """
     slopes: list[sp.Expr] = [sp.Integer(0)] * graph.n
+    refs = sp.symbols(f"ref0:{graph.n}", real=True)
+    logps = [value + ref for value, ref in zip(values, refs, strict=True)]
+    slope_at = sp.lambdify((MARGIN, TAU), edge_slope(MARGIN, TAU), modules=[{}])  # many edges, one formula
     for (winner, loser), weight in zip(graph.edges.tolist(), graph.weights.tolist(), strict=True):
-        slope = sp.Rational(weight) * edge_slope(values[winner] - values[loser], tau)
+        margin = losses.logratio_margin(logps[winner], logps[loser], refs[winner], refs[loser])
+        slope = sp.Rational(weight) * slope_at(margin, tau)
         slopes[winner] += slope
         slopes[loser] -= slope
     return slopes
@@ -58,8 +67,12 @@ def total_slopes(graph: PreferenceGraph, values: Sequence[sp.Expr], tau: sp.Expr
 # ---------------------------------------------------------------- checks
 
 
-def check_edge(slope_formula: Callable[[sp.Expr, sp.Expr], sp.Expr]) -> None:
-    """An edge contributes 2 (Delta - 1/(2 tau)) at its winner, minus that at its loser, and curvature 2 > 0 in Delta.
+WEIGHT = sp.Symbol("w", positive=True)
+
+
+def check_edge(slope_formula: Callable[[sp.Expr, sp.Expr], sp.Expr], weight: sp.Expr = WEIGHT) -> None:
+    """An edge of weight one contributes 2 (Delta - 1/(2 tau)) at its winner, minus that at its loser, and any edge a
+    curvature 2 w > 0 in Delta.
 
     Added up: 2 B' W (B u - 1/(2 tau)) = 2 (L u - B' w / (2 tau)), a convex function whose Hessian 2 L vanishes only
     along vectors that are constant on components.
@@ -69,7 +82,9 @@ def check_edge(slope_formula: Callable[[sp.Expr, sp.Expr], sp.Expr]) -> None:
     margin = (u_w - ref_w) - (u_l - ref_l)
     require(sp.expand(sp.diff(loss, u_w) - slope_formula(margin, TAU)) == 0, "another slope at the winner")
     require(sp.expand(sp.diff(loss, u_l) + slope_formula(margin, TAU)) == 0, "another slope at the loser")
-    require(sp.diff(losses.ipo(MARGIN, tau=TAU), MARGIN, 2) == 2, "another curvature")
+    curvature = sp.diff(weight * losses.ipo(MARGIN, tau=TAU), MARGIN, 2)
+    require(curvature == 2 * weight, "another curvature")
+    require(curvature.is_positive, "a stationary point need not be a minimum")
 
 
 def check_chain(gap: sp.Expr) -> None:
@@ -103,8 +118,37 @@ def check_spreads(chain_gap: Callable[[sp.Symbol], sp.Expr], closure_gap: Callab
     require(sp.factor(narrowing.subs(n, beyond + 2)).is_positive, "the closure is not narrower for n > 2")
 
 
+def check_spreads_of(
+    chain: PreferenceGraph, closure: PreferenceGraph, ref: Sequence[sp.Rational] | None = None
+) -> None:
+    """The spreads of log pi on two given graphs over the same arms, solved exactly; the closure's is the narrower.
+
+    Args:
+        chain: compared pairs of the one.
+        closure: of the other.
+        ref: pi_ref, [n]; uniform where not given.
+    """
+    n, tau = chain.n, sp.Rational(1, 3)
+    ends = sp.S.One if ref is None else ref[0] / ref[-1]
+    spreads = []
+    for graph, gap in ((chain, 1 / (2 * tau)), (closure, 1 / (n * tau))):
+        check_graph(solve_exactly, graph)
+        u = solve_exactly(graph, tau)
+        spreads.append(u[0] - u[-1] + sp.log(ends))
+        require(spreads[-1] == (n - 1) * gap, f"{graph.edges.tolist()}: the spread is {spreads[-1]}")
+    require(bool(spreads[1] < spreads[0]), f"{n} arms: the spreads are {spreads}")
+
+
+def closures(n: int) -> tuple[PreferenceGraph, PreferenceGraph]:
+    """The chain of n arms and its transitive closure."""
+    chain = PreferenceGraph.chain(n)
+    return chain, chain.transitive_closure()
+
+
 def prove_chain() -> None:
     check_spreads(lambda n: 1 / (2 * TAU), lambda n: 1 / (n * TAU))
+    for n in (3, 5):
+        check_spreads_of(*closures(n))
 
 
 def enumerate_chains(thorough: bool) -> str:
@@ -121,19 +165,39 @@ def enumerate_chains(thorough: bool) -> str:
 def check_graph(solution: Callable[[PreferenceGraph, sp.Rational], Rationals], graph: PreferenceGraph) -> None:
     """The solution zeroes the derivative of the IPO loss itself, in exact arithmetic."""
     tau = sp.Rational(1, 3)
-    slopes = total_slopes(graph, solution(graph, tau), tau)
+    slopes = [sp.expand(slope) for slope in total_slopes(graph, solution(graph, tau), tau)]
     require(all(s == 0 for s in slopes), f"not stationary on edges {graph.edges.tolist()}: {slopes}")
 
 
-def prove_graph() -> None:
+def check_unique(graph: PreferenceGraph, components: int) -> None:
+    """Exactly: two solutions differ by a constant on each of so many components."""
+    rank = sp.Matrix([[sp.Rational(x) for x in row] for row in graph.laplacian().toarray().tolist()]).rank()
+    require(graph.n - rank == components, f"{graph.edges.tolist()}: {graph.n - rank} free constants")
+
+
+CONNECTED = (
+    PreferenceGraph(3, [(0, 1), (1, 2), (2, 0), (0, 2)], [1, 2, 3, 1]),
+    PreferenceGraph(4, [(0, 1), (2, 1), (3, 1)], [1, 0.5, 4]),
+)
+APART = PreferenceGraph(4, [(0, 1), (2, 3)])
+
+
+def prove_graphs(graphs: Iterable[PreferenceGraph]) -> None:
+    """Existence: B' w lies in the range of L = B' W B, whose kernel, B x = 0, is orthogonal to it; and solved exactly.
+
+    Args:
+        graphs: connected ones.
+    """
     check_edge(lambda margin, tau: 2 * (margin - 1 / (2 * tau)))
-    # x' L x = sum of weight (x_w - x_l)^2: an edge whose ends differ adds something positive.
-    weight, difference = sp.Symbol("w", positive=True), sp.Symbol("d", real=True, nonzero=True)
-    require((weight * difference**2).is_positive, "the Laplacian has a kernel beyond constants on components")
-    # The system is solvable: B' w lies in the range of L = B' W B, since its kernel (B x = 0) is orthogonal to B' w.
-    x_w, x_l = sp.symbols("x_w x_l", real=True)
-    require((weight * (x_w - x_l)).subs(x_w, x_l) == 0, "B' w has a part in the kernel")
-    check_graph(solve_exactly, PreferenceGraph(3, [(0, 1), (1, 2), (2, 0), (0, 2)], [1, 2, 3, 1]))
+    for graph in graphs:
+        check_graph(solve_exactly, graph)
+        check_unique(graph, 1)
+
+
+def prove_graph() -> None:
+    prove_graphs(CONNECTED)
+    check_graph(solve_exactly, APART)
+    check_unique(APART, 2)
 
 
 def enumerate_graphs(thorough: bool) -> str:
@@ -202,7 +266,7 @@ def _disconnected() -> str:
     graph = PreferenceGraph(4, [(0, 1), (2, 3)])
     u = solve_exactly(graph, sp.Integer(1))
     moved = [u[0] + 5, u[1] + 5, u[2], u[3]]
-    require(all(s == 0 for s in total_slopes(graph, moved, sp.Integer(1))), "the moved point is not optimal")
+    require(all(sp.expand(s) == 0 for s in total_slopes(graph, moved, sp.Integer(1))), "the moved point is not optimal")
     return "edges 1 > 2 and 3 > 4: adding 5 to u_1 and u_2 keeps every slope 0, so two policies are optimal"
 
 
@@ -262,6 +326,8 @@ CLAIMS = (
             "from the normal equations; equal gaps, which the printed proof assumes, come out."
         ),
         formula=r"\psi_1-\psi_n=\tfrac{n-1}{2\tau}\ \text{(chain)},\qquad\tfrac{n-1}{n\tau}\ \text{(closure)}",
+        domain="finitely many responses, tabular; minimisers, no flow",
+        losses=("logratio_margin", "ipo"),
         assumptions={
             "indifferent reference": "pi_ref is uniform over the arms",
             "equal weights": "every pair of the closure counts the same",
@@ -274,6 +340,14 @@ CLAIMS = (
             "more than two arms": _two_arms,
         },
         controls={
+            "without indifferent reference": lambda: check_spreads_of(
+                *closures(3), ref=[sp.Rational(4, 7), sp.Rational(2, 7), sp.Rational(1, 7)]
+            ),
+            "without equal weights": lambda: check_spreads_of(
+                PreferenceGraph.chain(3), PreferenceGraph(3, [(0, 1), (1, 2), (0, 2)], [1, 1, 2])
+            ),
+            "without more than two arms": lambda: check_spreads_of(*closures(2)),
+            "the chain for its closure": lambda: check_spreads_of(*closures(4)[:1] * 2),
             "chain gap 1/tau": lambda: check_spreads(lambda n: 1 / TAU, lambda n: 1 / (n * TAU)),
             "closure gap of the chain": lambda: check_spreads(lambda n: 1 / (2 * TAU), lambda n: 1 / (2 * TAU)),
             "closure gap 1/((n - 1) tau)": lambda: check_spreads(
@@ -293,10 +367,16 @@ CLAIMS = (
             "so that a connected graph has exactly one optimal policy."
         ),
         formula=r"L\,u=\tfrac1{2\tau}B^\top w,\qquad L=B^\top\mathrm{diag}(w)\,B",
+        domain="finitely many responses, tabular; minimisers, no flow",
+        losses=("logratio_margin", "ipo"),
         assumptions={"positive weights": "every edge has weight > 0", "connected": "one component, for uniqueness"},
         prove=prove_graph,
         counterexamples={"positive weights": _negative_weight, "connected": _disconnected},
         controls={
+            "without positive weights": lambda: check_edge(
+                lambda margin, tau: 2 * (margin - 1 / (2 * tau)), weight=sp.Integer(-1)
+            ),
+            "without connected": lambda: prove_graphs([APART]),
             "target 1/tau": lambda: check_graph(
                 lambda g, tau: solve_exactly(g, tau / 2), PreferenceGraph(3, [(0, 1), (1, 2)])
             ),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from functools import cache
 from typing import Any
 
@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from theory import losses
-from theory.certificates import policy_kkt
+from theory.certificates import policy_kkt, reaches
 from theory.claim import Claim, require
 from theory.preferences import Floats, PreferenceGraph
 from theory.strategies import log_policies, positive, preference_graphs, vectors
@@ -111,36 +111,51 @@ def optimum(
 # ---------------------------------------------------------------- checks
 
 
-def check_transfer(loss: PairLoss, formula: Transfer, kl: Callable[[Any, Any], Any]) -> None:
-    """Lagrange's condition on a path with a cycle (0 > 1 > 2, 2 > 1) and an unseen response 3, all symbols free.
+def check_transfer(
+    graph: PreferenceGraph,
+    loss: PairLoss,
+    formula: Transfer,
+    kl: Callable[[Any, Any], Any],
+    *,
+    features: Sequence[Sequence[int]] | None = None,
+    supervised: Any = 0,
+) -> None:
+    """Lagrange's condition, all symbols free: weights, reward margins, policy and reference.
 
     d/dlog pi_y [L + alpha KL] = mu pi_y for every y; mu from the sum over y (probabilities add up to one), and then
     pi_y from the condition itself must be what the formula says.
 
     Args:
+        graph: the pairs, and responses that no pair mentions.
         loss: of a pair.
         formula: under test.
-        kl: (pi_ref [4], log-ratios [4]) -> the exact penalty.
+        kl: (pi_ref [n], log-ratios [n]) -> the exact penalty.
+        features: [n, p], of the policy; one free parameter a response where not given.
+        supervised: weight of -log pi(0) in the loss.
     """
-    u = np.array(sp.symbols("u0:4", real=True), dtype=object)
-    ref = np.array(sp.symbols("p0:4", positive=True), dtype=object)
-    weights = sp.symbols("a0:3", positive=True)
-    targets = sp.symbols("delta0:3", real=True)
-    pairs = [
-        weight * loss(losses.logratio_margin(u[w], u[lo], sp.S.Zero, sp.S.Zero), target, BETA)
-        for (w, lo), weight, target in zip([(0, 1), (1, 2), (2, 1)], weights, targets, strict=True)
-    ]
-    data_term, penalty = sum(pairs), kl(ref, u)
+    n, m = graph.n, len(graph)
+    u, ref_logps = sp.symbols(f"u0:{n}", real=True), sp.symbols(f"ref0:{n}", real=True)
+    ref = np.array(sp.symbols(f"p0:{n}", positive=True), dtype=object)
+    weights, targets = sp.symbols(f"a0:{m}", positive=True), sp.symbols(f"delta0:{m}", real=True)
+    logps = [x + reference for x, reference in zip(u, ref_logps, strict=True)]
+    data_term = -supervised * u[0]
+    for (w, lo), weight, target in zip(graph.edges.tolist(), weights, targets, strict=True):
+        margin = sp.expand(losses.logratio_margin(logps[w], logps[lo], ref_logps[w], ref_logps[lo]))
+        data_term += weight * loss(margin, target, BETA)
     slopes = [sp.diff(data_term, x) for x in u]
-    total = losses.pessimistic(data_term, penalty, alpha=ALPHA)
+    total = losses.pessimistic(data_term, kl(ref, u), alpha=ALPHA)
     gradient = [sp.diff(total, x) for x in u]
     # sum_y pi_ref(y) = 1 is all that is known of pi_ref.
-    multiplier = sp.simplify(sp.simplify(sum(gradient)).subs(ref[3], 1 - ref[0] - ref[1] - ref[2]))
+    multiplier = sp.simplify(sp.simplify(sum(gradient)).subs(ref[-1], 1 - sum(ref[:-1])))
     require(sp.simplify(multiplier + ALPHA) == 0, f"the multiplier is {multiplier}, not -alpha")
     for slope, total_slope, share in zip(slopes, gradient, ref, strict=True):
         difference = sp.simplify(total_slope / multiplier - formula(share, slope, ALPHA))
         require(difference == 0, f"the condition and the formula differ by {difference}")
-    require(sp.expand(formula(ref[3], slopes[3], ALPHA) - ref[3]) == 0, "the unseen response's probability moves")
+    for y in set(range(n)) - set(graph.edges.reshape(-1).tolist()):
+        require(sp.expand(formula(ref[y], slopes[y], ALPHA) - ref[y]) == 0, f"the unseen response {y} moves")
+    if features is not None:
+        every = np.eye(n, dtype=int).tolist()
+        require(reaches(features, every), "the policy is stationary where the condition does not hold")
 
 
 def forward_kl(ref: Any, logratios: Any) -> Any:
@@ -161,10 +176,10 @@ def check_one_pair(step: Callable[[sp.Expr], sp.Expr]) -> None:
     Args:
         step: margin -> s.
     """
-    w, lo = sp.symbols("u_w u_l", real=True)
-    value = dpo(losses.logratio_margin(w, lo, sp.S.Zero, sp.S.Zero), None, BETA)
+    w, lo, ref_w, ref_l = sp.symbols("l_w l_l ref_w ref_l", real=True)
+    value = dpo(losses.logratio_margin(w, lo, ref_w, ref_l), None, BETA)
     for slope, sign in ((sp.diff(value, w), -1), (sp.diff(value, lo), 1)):
-        require(sp.simplify(slope - sign * step(w - lo)) == 0, "the mass moved is another")
+        require(sp.simplify(slope - sign * step((w - ref_w) - (lo - ref_l))) == 0, "the mass moved is another")
 
 
 def dpo_step(margin: Any) -> Any:
@@ -172,11 +187,24 @@ def dpo_step(margin: Any) -> Any:
     return BETA / (1 + sp.exp(BETA * margin))
 
 
-def prove() -> None:
+ONE_PAIR = PreferenceGraph(3, [(0, 1)])
+CYCLE = PreferenceGraph(5, [(0, 1), (1, 3), (3, 1)])
+STAR = PreferenceGraph(4, [(0, 1), (0, 2), (3, 0)])
+
+
+def any_loss(margin: Any, target: Any, beta: Any) -> Any:
+    """A function of the margin of which nothing is known."""
+    return sp.Function("f")(margin)
+
+
+def prove_on(graphs: Iterable[PreferenceGraph]) -> None:
+    """The condition for a loss of which nothing is known, on every graph; that it is sufficient, and the mass that
+    p-DPO moves, from the losses themselves."""
+    for graph in graphs:
+        check_transfer(graph, any_loss, transfer, forward_kl)
     for loss in MARGIN_LOSSES:
-        check_transfer(loss, transfer, forward_kl)
         check_convexity(loss)
-    check_transfer(lambda margin, target, beta: sp.Function("f")(margin), transfer, forward_kl)
+    check_transfer(ONE_PAIR, dpo, transfer, forward_kl)
     check_one_pair(dpo_step)
 
 
@@ -341,25 +369,33 @@ CLAIMS = (
             "one p-DPO pair moves the mass beta sigma(-beta Delta) / alpha from loser to winner."
         ),
         formula=(r"\pi(y)=\pi_{\rm ref}(y)-\tfrac1\alpha\,\partial L/\partial u_y,\qquad u=\log(\pi/\pi_{\rm ref})"),
+        domain="finitely many responses, tabular; minimisers where the loss is convex, stationary points else; no flow",
+        losses=("logratio_margin", "bradley_terry", "dpo", "forward_kl", "pessimistic"),
         assumptions={
             "margins only": "the loss depends on the policy through log-ratio margins only",
             "forward KL": "the penalty is KL(pi_ref || pi)",
             "tabular": "one free parameter a response",
         },
-        prove=prove,
+        prove=lambda: prove_on((ONE_PAIR, CYCLE, STAR)),
         counterexamples={
             "margins only": _not_margins_only,
             "forward KL": _reverse_kl,
             "tabular": _shared_parameters,
         },
         controls={
-            "sign of the slope": lambda: check_transfer(dpo, lambda p, s, a: p + s / a, forward_kl),
-            "alpha for 1/alpha": lambda: check_transfer(dpo, lambda p, s, a: p - s * a, forward_kl),
-            "reverse KL": lambda: check_transfer(
+            "without margins only": lambda: check_transfer(
+                ONE_PAIR, dpo, transfer, forward_kl, supervised=sp.Symbol("c", positive=True)
+            ),
+            "without forward KL": lambda: check_transfer(
+                ONE_PAIR,
                 dpo,
                 transfer,
                 lambda p, u: -sum(q * sp.exp(x) * losses.forward_kl(x) for q, x in zip(p, u, strict=True)),
             ),
+            "without tabular": lambda: check_transfer(ONE_PAIR, dpo, transfer, forward_kl, features=[[1], [0], [1]]),
+            "sign of the slope": lambda: check_transfer(ONE_PAIR, dpo, lambda p, s, a: p + s / a, forward_kl),
+            "alpha for 1/alpha": lambda: check_transfer(ONE_PAIR, dpo, lambda p, s, a: p - s * a, forward_kl),
+            "half the KL": lambda: check_transfer(ONE_PAIR, dpo, transfer, lambda p, u: forward_kl(p, u) / 2),
             "beta missing in the step": lambda: check_one_pair(lambda z: dpo_step(z) / BETA),
             "sigma(+beta Delta)": lambda: check_one_pair(lambda z: dpo_step(-z)),
             "concave loss": lambda: check_convexity(lambda m, d, b: -dpo(m, d, b)),

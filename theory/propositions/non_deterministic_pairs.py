@@ -22,6 +22,7 @@ MARGIN = sp.Symbol("d", real=True)
 ODDS = sp.Symbol("o", positive=True)
 """P(y_w > y_l) / P(y_l > y_w): positive, so P = o / (1 + o) lies strictly between 0 and 1."""
 P = ODDS / (1 + ODDS)
+HALF = sp.Rational(1, 2)
 
 Pairwise = Callable[[Any], Any]
 
@@ -53,19 +54,34 @@ def check_minimiser(pairwise: Pairwise, margin: Callable[[sp.Expr], sp.Expr], be
     require((beta * (1 - P)).simplify().is_positive and (-beta * P).is_negative, "bounded on one side")
 
 
-def check_tie(margin: Callable[[sp.Expr], sp.Expr]) -> None:
-    """At odds 1, the margin is 0."""
+def check_tie(margin: Callable[[sp.Expr], sp.Expr], labels: sp.Expr = HALF) -> None:
+    """The fit is `margin` for every odds; where a share `labels` of the labels says y > y', it is 0.
+
+    Args:
+        margin: odds -> the minimiser.
+        labels: share of the labels that say y > y'.
+    """
     check_minimiser(losses.bradley_terry, margin, sp.Integer(1))
-    require(margin(sp.Integer(1)) == 0, "a tie does not give margin 0")
+    slope = sp.diff(expected_loss(losses.bradley_terry, MARGIN, labels), MARGIN)
+    require(sp.simplify(slope.subs(MARGIN, 0)) == 0, f"margin 0 is no minimum where the labels' share is {labels}")
 
 
-def check_policy_ratio(ratio: Callable[[sp.Expr], sp.Expr]) -> None:
-    """The optimal pi(y_w) / pi(y_l) on a tie, as a function of the reference's ratio."""
+def check_policy_ratio(
+    ratio: Callable[[sp.Expr], sp.Expr], labels: sp.Expr = HALF, reference: sp.Expr = REF_RATIO
+) -> None:
+    """The optimal pi(y_w) / pi(y_l), as a function of the reference's ratio.
+
+    Args:
+        ratio: under test.
+        labels: share of the labels that say y_w > y_l.
+        reference: pi_ref(y_w) / pi_ref(y_l).
+    """
     check_minimiser(dpo, lambda odds: sp.log(odds) / BETA, BETA)
-    best = ratio(REF_RATIO)
+    best = ratio(reference)
     require(best.is_positive, f"the ratio {best} has an infinite loss")
-    margin = losses.logratio_margin(sp.log(best), sp.Integer(0), sp.log(REF_RATIO), sp.Integer(0))
-    slope = sp.diff(expected_loss(dpo, MARGIN, sp.Rational(1, 2)), MARGIN).subs(MARGIN, margin)
+    logp, ref_logp = sp.symbols("l_l ref_l", real=True)
+    margin = losses.logratio_margin(logp + sp.log(best), logp, ref_logp + sp.log(reference), ref_logp)
+    slope = sp.diff(expected_loss(dpo, MARGIN, labels), MARGIN).subs(MARGIN, sp.expand(margin))
     require(sp.simplify(slope) == 0, f"not stationary at ratio {best}")
 
 
@@ -75,6 +91,7 @@ def prove_margin() -> None:
 
 def prove_ratio() -> None:
     check_policy_ratio(lambda reference: reference)
+    check_policy_ratio(lambda reference: sp.Integer(1), reference=sp.Integer(1))
 
 
 def enumerate_labels(thorough: bool) -> str:
@@ -168,10 +185,14 @@ CLAIMS = (
             "In general it is the log-odds of P."
         ),
         formula=r"\arg\min_d\ P\,\ell(d)+(1-P)\,\ell(-d)=\log\tfrac P{1-P},\quad=0\iff P=\tfrac12",
+        domain="one pair; minimisers of the mean loss, no flow",
+        losses=("bradley_terry",),
         assumptions={"tie": "P(y > y') = 1/2", "balanced labels": "both orders are seen equally often"},
         prove=prove_margin,
         counterexamples={"tie": _not_a_tie, "balanced labels": _one_label},
         controls={
+            "without tie": lambda: check_tie(sp.log, labels=sp.Rational(3, 4)),
+            "without balanced labels": lambda: check_tie(sp.log, labels=sp.S.One),
             "sign": lambda: check_tie(lambda odds: -sp.log(odds)),
             "probability in place of log-odds": lambda: check_tie(lambda odds: odds / (1 + odds) - sp.Rational(1, 2)),
             "half the log-odds": lambda: check_tie(lambda odds: sp.log(odds) / 2),
@@ -187,6 +208,8 @@ CLAIMS = (
             "tends to the reference's, that is to 1 where the reference is indifferent. (Printed: the ratio -> 0.)"
         ),
         formula=r"P=\tfrac12:\quad\tfrac{\pi(y_w)}{\pi(y_l)}\to\tfrac{\pi_{\rm ref}(y_w)}{\pi_{\rm ref}(y_l)}",
+        domain="one pair among finitely many responses, tabular; minimising sequences, no flow",
+        losses=("logratio_margin", "bradley_terry", "dpo"),
         assumptions={
             "tie": "P(y_w > y_l) = 1/2",
             "balanced labels": "both orders are seen equally often",
@@ -199,6 +222,11 @@ CLAIMS = (
             "indifferent reference": _biased_reference,
         },
         controls={
+            "without tie": lambda: check_policy_ratio(lambda reference: reference, labels=sp.Rational(3, 4)),
+            "without balanced labels": lambda: check_policy_ratio(lambda reference: reference, labels=sp.S.One),
+            "without indifferent reference": lambda: check_policy_ratio(
+                lambda reference: sp.Integer(1), reference=sp.Integer(3)
+            ),
             "ratio 0, as printed": lambda: check_policy_ratio(lambda reference: sp.Integer(0)),
             "ratio 1 for every reference": lambda: check_policy_ratio(lambda reference: sp.Integer(1)),
             "inverse reference ratio": lambda: check_policy_ratio(lambda reference: 1 / reference),

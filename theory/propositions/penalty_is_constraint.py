@@ -6,7 +6,8 @@ most lambda. Either way lambda is the value that the minimiser attains, not one 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from itertools import combinations
 from typing import Any
 
 import numpy as np
@@ -52,76 +53,186 @@ def check_path(objective: Penalised) -> None:
     require(sp.expand(STEP * (kl - other_kl) - at - at_larger) == 0, "the KL need not fall with alpha")
 
 
-def check_union(choose: Callable[[Any], Any]) -> None:
-    """The ensemble loss is the smallest member's mean: it is at most lambda iff some member's is.
+def check_choice(choose: Callable[[Any], Any], members: int) -> None:
+    """All weight goes to the member of the smallest mean loss, whatever the off-diagonal entries are.
 
     Args:
-        choose: Gram matrix [2, 2] -> weights of the members.
+        choose: Gram matrix [K, K] -> weights of the members.
+        members: K.
     """
-    margins = np.array(sp.symbols("Delta0:3", real=True), dtype=object)
-    members = np.array(sp.symbols("delta0:6", real=True), dtype=object).reshape(2, 3)
-    gram = losses.ensemble_gram(margins, members, beta=BETA)
-    for i in range(2):
-        mean = sum(losses.distillation(margins, members[i], beta=BETA)) / 3
-        require(sp.expand(gram[i, i] - mean) == 0, "the Gram matrix does not hold the members' losses")
-    smaller, cross = sp.symbols("a c", real=True)
-    for i in range(2):
-        values = [smaller + STEP, smaller + STEP]
-        values[i] = smaller
-        weights = choose(np.array([[values[0], cross], [cross, values[1]]], dtype=object))
-        require(weights[i] == 1 and weights[1 - i] == 0, "another member is chosen")
+    smallest, steps = sp.Symbol("a", real=True), sp.symbols(f"d0:{members}", positive=True)
+    for best in range(members):
+        gram = np.empty((members, members), dtype=object)
+        for i, step in enumerate(steps):
+            gram[i, i] = smallest if i == best else smallest + step
+        for i, j in combinations(range(members), 2):
+            gram[i, j] = gram[j, i] = sp.Symbol(f"c{i}{j}", real=True)
+        weights = choose(gram)
+        for i in range(members):
+            require(weights[i] == int(i == best), f"of {members} members the weights are {weights}, the best is {best}")
 
 
-def prove_ensemble() -> None:
-    check_exchange(pessimistic)
-    check_path(pessimistic)
-    check_union(losses.member_weights)
+def check_union(graph: PreferenceGraph, members: Any, choose: Callable[[Any], Any] | None = None) -> None:
+    """The ensemble's mean loss is the smallest of the members' own: it is at most lambda iff some member's is. Exactly,
+    at the reference, at each member's own policy and half-way between the first and each.
+
+    Args:
+        graph: the pairs.
+        members: integer rewards, [K, n].
+        choose: Gram matrix -> weights of the members, in the place of `ensemble_min`'s.
+    """
+    beta, count = sp.Integer(2), sp.Integer(len(graph))
+    rewards = np.array([[sp.Integer(r) for r in member] for member in members], dtype=object)
+    targets = graph.margins(rewards)
+    for u in (0 * rewards[0], *rewards / beta, *(rewards + rewards[:1]) / (2 * beta)):
+        margins = graph.margins(u)
+        means = [sum(losses.distillation(margins, target, beta=beta)) / count for target in targets]
+        gram = losses.ensemble_gram(margins, targets, beta=beta)
+        require(list(gram.diagonal()) == means, "the Gram matrix does not hold the members' losses")
+        if choose is None:
+            found = sum(losses.ensemble_min(margins, targets, beta=beta)) / count
+        else:
+            found = sum(losses.distillation(margins, choose(gram) @ targets, beta=beta)) / count
+        require(found == min(means), f"the ensemble's loss is {found}, the members' are {means}")
 
 
-def prove_dpo() -> None:
-    """As for the ensemble; and the loss and the KL are convex in the log-ratios, so the minimiser is one."""
-    check_exchange(pessimistic)
-    check_path(pessimistic)
-    require(sp.factor(sp.simplify(sp.diff(dpo(MARGIN, None, BETA), MARGIN, 2))).is_positive, "DPO is not convex")
+def check_two_arms(loss: Callable[[Any], Any], level: Any, *, policy: Any, ref: Any, alpha: Any) -> None:
+    """Two responses, exactly: the objective is stationary where the winner has probability `policy`, the loss is
+    `level` there, and the KL grows with the distance from pi_ref, so that everything closer fits worse.
+
+    Args:
+        loss: log-ratio margin -> loss of the one pair.
+        level: lambda.
+        policy: pi(y_w), between `ref` and 1.
+        ref: pi_ref(y_w).
+        alpha: of the penalty.
+    """
+    p = sp.Symbol("p", positive=True)
+    value = loss(losses.logratio_margin(sp.log(p), sp.log(1 - p), sp.log(ref), sp.log(1 - ref)))
+    kl = ref * losses.forward_kl(sp.log(p / ref)) + (1 - ref) * losses.forward_kl(sp.log((1 - p) / (1 - ref)))
+    require(sp.simplify(sp.diff(kl, p) - (p - ref) / (p * (1 - p))) == 0, "the KL does not grow with the distance")
+    slope = sp.diff(pessimistic(value, kl, alpha), p).subs(p, policy)
+    require(sp.simplify(sp.expand_log(slope, force=True)) == 0, f"the objective has slope {slope} at {policy}")
+    require(sp.simplify(sp.exp(value.subs(p, policy) - level)) == 1, f"the loss at {policy} is not {level}")
+    require(sp.diff(value, p).subs(p, policy).is_negative, "a closer policy does not fit worse")
+
+
+GRAPHS = (PreferenceGraph(2, [(0, 1)]), PreferenceGraph(4, [(0, 1), (1, 2), (2, 0)]), PreferenceGraph.chain(3))
+MEMBERS = ([[1, 0, 2, 0], [0, 3, 0, 1]], [[0, 0, 0, 0], [2, 1, 0, 0], [-3, 1, 1, 0], [1, 2, 5, 0]])
+THIRD = sp.Rational(1, 3)
+
+
+def prove_exchange(objective: Penalised) -> None:
+    check_exchange(objective)
+    check_path(objective)
+
+
+def prove_ensemble_on(graphs: Iterable[PreferenceGraph], choose: Callable[[Any], Any] | None = None) -> None:
+    """The exchange holds for any loss; the set {loss <= lambda} is the union of the members' own.
+
+    Args:
+        graphs: the pairs, of one problem each.
+        choose: Gram matrix -> weights of the members, in the place of the ensemble's.
+    """
+    prove_exchange(pessimistic)
+    for count in range(1, 5):
+        check_choice(losses.member_weights if choose is None else choose, count)
+    for graph in graphs:
+        for members in MEMBERS:
+            check_union(graph, [member[: graph.n] for member in members], choose)
+    # pi_ref 1/3 and pi 3/5 have odds that differ by the factor 3; alpha (3/5 - 1/3) is the slope 2 (delta - log 3).
+    near = sp.log(3) + sp.Rational(1, 4)
+    members = np.array([[sp.Integer(-4)], [near], [near + 2]], dtype=object)
+    check_two_arms(
+        lambda margin: losses.ensemble_min(np.array([margin], dtype=object), members, beta=sp.Integer(1))[0],
+        sp.Rational(1, 16), policy=sp.Rational(3, 5), ref=THIRD, alpha=sp.Rational(15, 8),
+    )  # fmt: skip
+
+
+def prove_dpo_on(loss: Callable[[Any, Any, Any], Any] = dpo) -> None:
+    """As for the ensemble; and the loss and the KL are convex in the log-ratios, so the minimiser is one.
+
+    Args:
+        loss: (log-ratio margin, reward margin, beta) -> loss of a pair.
+    """
+    prove_exchange(pessimistic)
+    require(sp.factor(sp.simplify(sp.diff(loss(MARGIN, None, BETA), MARGIN, 2))).is_positive, "DPO is not convex")
+    for beta, policy, ref, alpha in (  # odds that differ by the factors 3, 3 and 2
+        (1, sp.Rational(3, 4), sp.Rational(1, 2), 1),
+        (1, sp.Rational(3, 5), THIRD, sp.Rational(15, 16)),
+        (2, sp.Rational(2, 3), sp.Rational(1, 2), sp.Rational(12, 5)),
+    ):
+        factor = policy * (1 - ref) / ((1 - policy) * ref)
+        check_two_arms(
+            lambda margin, beta=beta: loss(margin, None, beta),
+            sp.log(1 + factor**-beta), policy=policy, ref=ref, alpha=sp.sympify(alpha),
+        )  # fmt: skip
+
+
+# ---------------------------------------------------------------- by a conic solver
+
+
+def _fits(graph: PreferenceGraph, loss: PairLoss, targets: Floats, margins: Any, beta: float) -> list[Any]:
+    """The mean loss of each member, in CVXPY."""
+    import cvxpy as cp
+
+    if loss is dpo:
+        return [graph.weights @ cp.logistic(-beta * margins)]
+    return [graph.weights @ cp.square(target - beta * margins) for target in targets]
+
+
+def check_closest(
+    graph: PreferenceGraph,
+    loss: PairLoss,
+    targets: Floats,
+    ref: Floats,
+    beta: float,
+    logratios: Floats,
+    level: float | None = None,
+) -> None:
+    """The policy is the closest to pi_ref of those whose loss is at most the level, says Clarabel.
+
+    Args:
+        graph: the pairs.
+        loss: dpo or distillation.
+        targets: reward margins of the members, [K, m]; one row for DPO.
+        ref: pi_ref, [n].
+        beta: of the loss.
+        logratios: log(pi / pi_ref) of the policy under test, [n].
+        level: lambda; what the policy attains where not given.
+    """
+    import cvxpy as cp
+
+    u = cp.Variable(graph.n)
+    if level is None:
+        level = min(graph.weights @ loss(graph.margins(logratios), target, beta) for target in targets)
+    kl, closest = -ref @ u, []
+    for fit in _fits(graph, loss, targets, graph.incidence @ u, beta):
+        problem = cp.Problem(cp.Minimize(kl), [cp.log_sum_exp(u + np.log(ref)) <= 0, fit <= level + 1e-9])
+        problem.solve(solver=cp.CLARABEL)
+        if problem.status == cp.OPTIMAL:  # a member that no policy fits as well is infeasible
+            closest.append((float(kl.value), u.value))
+    require(bool(closest), "no policy fits as well")
+    kl_closest, policy = min(closest, key=lambda row: row[0])
+    distance = float(-ref @ logratios)
+    require(abs(distance - kl_closest) < 1e-4 * (1 + distance), f"KL {distance:.5f}, of the closest {kl_closest:.5f}")
+    require(bool(np.abs(ref * (np.exp(logratios) - np.exp(policy))).max() < 1e-2), "the policies differ")
 
 
 def _check_against_clarabel(
     graph: PreferenceGraph, loss: PairLoss, targets: Floats, ref: Floats, beta: float, alpha: float
 ) -> None:
-    """Two programs a member, penalised and constrained, by a conic solver: the same KL, the same policy.
-
-    Args:
-        graph: the pairs; weights add up to one.
-        loss: dpo or distillation.
-        targets: reward margins of the members, [K, m]; one row for DPO.
-        ref: pi_ref, [n].
-        beta: of the loss.
-        alpha: weight of the penalty.
-    """
+    """Two programs a member, penalised and constrained: the same KL, the same policy. Arguments as in `check_closest`,
+    the graph's weights adding up to one; alpha is the weight of the penalty."""
     import cvxpy as cp
 
     u = cp.Variable(graph.n)
-    margins, kl, normalised = graph.incidence @ u, -ref @ u, [cp.log_sum_exp(u + np.log(ref)) <= 0]
-    if loss is dpo:
-        fits = [graph.weights @ cp.logistic(-beta * margins)]
-    else:
-        fits = [graph.weights @ cp.square(target - beta * margins) for target in targets]
     penalised = []
-    for fit in fits:
-        value = cp.Problem(cp.Minimize(fit + alpha * kl), normalised).solve(solver=cp.CLARABEL)
-        penalised.append((value, float(fit.value), float(kl.value), u.value))
-    _, level, best_kl, best = min(penalised, key=lambda row: row[0])
-    closest = []
-    for fit in fits:
-        problem = cp.Problem(cp.Minimize(kl), [*normalised, fit <= level])
-        problem.solve(solver=cp.CLARABEL)
-        if problem.status == cp.OPTIMAL:  # a member that no policy fits as well is infeasible
-            closest.append((float(kl.value), u.value))
-    kl_constrained, policy = min(closest, key=lambda row: row[0])
-    require(
-        abs(best_kl - kl_constrained) < 1e-4 * (1 + best_kl), f"KL {best_kl} penalised, {kl_constrained} constrained"
-    )
-    require(bool(np.abs(ref * (np.exp(best) - np.exp(policy))).max() < 1e-2), "the policies differ")
+    for fit in _fits(graph, loss, targets, graph.incidence @ u, beta):
+        problem = cp.Problem(cp.Minimize(fit - alpha * ref @ u), [cp.log_sum_exp(u + np.log(ref)) <= 0])
+        penalised.append((problem.solve(solver=cp.CLARABEL), float(fit.value), u.value))
+    _, level, best = min(penalised, key=lambda row: row[0])
+    check_closest(graph, loss, targets, ref, beta, best, level)
 
 
 def _programs(loss: PairLoss, members: int, thorough: bool) -> str:
@@ -289,15 +400,45 @@ def nothing_closer_has_as_low_a_dpo_loss(problem: Problem, data: st.DataObject) 
     assert fit(larger) >= fit(best) - 1e-11
 
 
+def _another_minimiser(loss: PairLoss, edges: list[tuple[int, int]]) -> None:
+    """alpha = 0: (1/4, 1/4, 1/2) fits pairs that are content with equal odds as well as the uniform reference does."""
+    ref = np.full(3, 1 / 3)
+    logratios = np.log(np.array([0.25, 0.25, 0.5]) / ref)
+    check_closest(PreferenceGraph(3, edges), loss, np.zeros((1, len(edges))), ref, 1.0, logratios)
+
+
+def _on_two_arms(loss: PairLoss, targets: list[float], minimised: float, level: float | None = None) -> None:
+    """One pair, uniform reference, beta 1, alpha 1/10: the penalised minimiser for one of the reward margins.
+
+    Args:
+        loss: of the pair.
+        targets: the members' reward margins, [K].
+        minimised: the one whose minimiser is tested.
+        level: lambda; what that policy attains where not given.
+    """
+    graph, ref = PreferenceGraph(2, [(0, 1)]), np.full(2, 0.5)
+    best = optimum(graph, loss, targets=np.array([minimised]), beta=1.0, ref_logps=np.log(ref), alpha=0.1)
+    check_closest(graph, loss, np.array(targets)[:, None], ref, 1.0, best, level)
+
+
+def _smallest_row_sum(gram: Any) -> Any:
+    return losses.member_weights(np.array(np.diag(gram.sum(axis=1)), dtype=object))
+
+
+def _first_two(gram: Any) -> Any:
+    rest = [sp.Integer(0)] * (len(gram) - 2)
+    return np.array([*losses.member_weights(gram[:2, :2]), *rest], dtype=object)
+
+
 def _negated(loss: Any, kl: Any, alpha: Any) -> Any:
     return 2 * loss - pessimistic(loss, kl, alpha)
 
 
 CONTROLS: dict[str, Callable[[], object]] = {
-    "KL rewarded": lambda: check_exchange(_negated),
+    "KL rewarded": lambda: prove_exchange(_negated),
     "KL rewarded, along alpha": lambda: check_path(_negated),
-    "alpha squared": lambda: check_exchange(lambda loss, kl, alpha: pessimistic(loss, kl, alpha**2)),
-    "penalty left out": lambda: check_exchange(lambda loss, kl, alpha: loss),
+    "alpha squared": lambda: prove_exchange(lambda loss, kl, alpha: pessimistic(loss, kl, alpha**2)),
+    "penalty left out": lambda: prove_exchange(lambda loss, kl, alpha: loss),
 }
 
 CLAIMS = (
@@ -313,12 +454,22 @@ CLAIMS = (
             r"\pi^*\in\arg\min_\pi\{\mathrm{KL}(\pi_{\rm ref}\Vert\pi):\exists i\ L_i(\pi)\le\lambda\},\quad"
             r"\lambda=\min_iL_i(\pi^*)"
         ),
+        domain="any set of policies; finitely many responses and members where solved; minimisers, no flow",
+        losses=(
+            "logratio_margin",
+            "distillation",
+            "forward_kl",
+            "pessimistic",
+            "ensemble_gram",
+            "member_weights",
+            "ensemble_min",
+        ),
         assumptions={
             "positive alpha": "alpha > 0",
             "global minimiser": "pi is a global minimiser; the ensemble loss has local ones",
             "attained level": "lambda is the loss that the minimiser attains",
         },
-        prove=prove_ensemble,
+        prove=lambda: prove_ensemble_on(GRAPHS),
         counterexamples={
             "positive alpha": _without_penalty_ensemble,
             "global minimiser": _local_minimum,
@@ -326,8 +477,15 @@ CLAIMS = (
         },
         controls={
             **CONTROLS,
-            "the worst member": lambda: check_union(lambda gram: losses.member_weights(-gram)),
-            "all members alike": lambda: check_union(lambda gram: np.array([sp.Rational(1, 2)] * 2, dtype=object)),
+            "without positive alpha": lambda: _another_minimiser(distillation, [(0, 1)]),
+            "without global minimiser": lambda: _on_two_arms(distillation, [1.0, -3.0], -3.0),
+            "without attained level": lambda: _on_two_arms(distillation, [1.0], 1.0, level=1.0),
+            "the worst member": lambda: prove_ensemble_on(GRAPHS, lambda gram: losses.member_weights(-gram)),
+            "all members alike": lambda: check_choice(lambda gram: np.full(2, sp.Rational(1, 2)), 2),
+            "the smallest row sum": lambda: check_choice(_smallest_row_sum, 3),
+            "the smallest row sum, on pairs": lambda: check_union(GRAPHS[1], MEMBERS[1], _smallest_row_sum),
+            "the first two members only": lambda: check_choice(_first_two, 3),
+            "the first two members only, on pairs": lambda: check_union(GRAPHS[1], MEMBERS[1], _first_two),
         },
         enumerate=lambda thorough: _programs(distillation, 2, thorough),
         properties=(nothing_closer_fits_some_member_as_well, ensemble_optimum_is_stationary_under_torch),
@@ -343,13 +501,21 @@ CLAIMS = (
             r"\pi^*=\arg\min_\pi\{\mathrm{KL}(\pi_{\rm ref}\Vert\pi):L_{\rm DPO}(\pi)\le\lambda\},\quad"
             r"\lambda=L_{\rm DPO}(\pi^*)"
         ),
+        domain="any set of policies; finitely many responses where solved; minimisers, no flow",
+        losses=("logratio_margin", "bradley_terry", "dpo", "forward_kl", "pessimistic"),
         assumptions={
             "positive alpha": "alpha > 0",
             "attained level": "lambda is the loss that the minimiser attains",
         },
-        prove=prove_dpo,
+        prove=prove_dpo_on,
         counterexamples={"positive alpha": _without_penalty_dpo, "attained level": _another_level_dpo},
-        controls=CONTROLS,
+        controls={
+            **CONTROLS,
+            "without positive alpha": lambda: _another_minimiser(dpo, [(0, 1), (1, 0)]),
+            "without attained level": lambda: _on_two_arms(dpo, [0.0], 0.0, level=float(np.log(2))),
+            "the label reversed": lambda: prove_dpo_on(lambda margin, target, beta: dpo(-margin, target, beta)),
+            "beta doubled": lambda: prove_dpo_on(lambda margin, target, beta: dpo(margin, target, 2 * beta)),
+        },
         enumerate=lambda thorough: _programs(dpo, 1, thorough),
         properties=(nothing_closer_has_as_low_a_dpo_loss,),
     ),

@@ -8,7 +8,7 @@ moving from pi_ref at all. That is why there is an `ensemble_hull`.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -21,7 +21,7 @@ from scipy.special import logsumexp
 from theory import losses
 from theory.certificates import saddle_point
 from theory.claim import Claim, require
-from theory.preferences import Floats
+from theory.preferences import Floats, PreferenceGraph
 from theory.strategies import log_policies, matrices, positive
 
 BETA = sp.Symbol("beta", positive=True)
@@ -143,15 +143,124 @@ def variance(square: Any, mean: Any) -> Any:
     return square - mean**2
 
 
+Members = Sequence[Sequence[Any]]
+"""[K, n], exact numbers or symbols: a row a member's reward."""
+
+
+def check_one_maximiser(beta: Any) -> None:
+    """V is strictly concave in the policy: response by response its second derivative is -beta / p."""
+    p, ref, reward = sp.symbols("p q r", positive=True)
+    curvature = sp.simplify(sp.diff(game_value([p], [sp.log(p / ref)], [ref], [reward], beta), p, 2))
+    require(curvature.is_negative, f"the maximum need not be attained once: second derivative {curvature}")
+
+
+def check_max_min(ref: Sequence[Any], members: Members, weights: Sequence[Any], beta: Any = sp.S.One) -> None:
+    """(pi_r, r) with r = sum_i w_i r_i is a saddle point, exactly: at pi_r no member gives less than r does, and to r
+    pi_r is the best answer. Then the max-min over the members is V(pi_r, r) = beta KL(pi_ref || pi_r).
+
+    Args:
+        ref: pi_ref, [n].
+        members: [K, n].
+        weights: w, [K], on the simplex.
+        beta: > 0.
+    """
+    check_one_maximiser(beta)
+    mixture = _mixture(members, weights)
+    policy, logratios = _tilted(ref, mixture, beta)
+    value = game_value(policy, logratios, ref, mixture, beta)
+    _zero(value - beta * forward_kl(ref, logratios), "V(pi_r, r) is another divergence")
+    for i, member in enumerate(members):
+        more = sp.factor(sp.simplify(game_value(policy, logratios, ref, member, beta) - value).rewrite(sp.exp))
+        require(more.is_nonnegative, f"member {i} gives {more} more than the mixture: the adversary would choose it")
+
+
+def check_losses(
+    members: Members,
+    weights: Sequence[Any],
+    graph: PreferenceGraph | None = None,
+    choose: Callable[[Any], Any] | None = None,
+) -> None:
+    """At pi_r, r = sum_i w_i r_i: ensemble_hull is 0, and ensemble_min is the squared distance to the nearest member's
+    margins, 0 iff r is a member up to a constant.
+
+    Args:
+        members: [K, n], rational.
+        weights: [K], on the simplex.
+        graph: the pairs; all where not given.
+        choose: Gram matrix -> weights, in the place of the hull's.
+    """
+    beta, everything = sp.Integer(2), list(itertools.combinations(range(len(members[0])), 2))
+    pairs = everything if graph is None else graph.edges.tolist()
+    margins = np.array([[r[i] - r[j] for i, j in pairs] for r in members], dtype=object)
+    target = np.array(weights, dtype=object) @ margins
+    if choose is None:
+        hull = losses.ensemble_hull(target / beta, margins, beta=beta)
+    else:
+        mixed = choose(losses.ensemble_gram(target / beta, margins, beta=beta)) @ margins
+        hull = losses.distillation(target / beta, mixed, beta=beta)
+    require(all(sp.simplify(x) == 0 for x in hull), f"ensemble_hull is {hull.tolist()} at the mixture's policy")
+    nearest = min(sum((target - row) ** 2) / sp.Integer(len(pairs)) for row in margins)
+    found = sum(losses.ensemble_min(target / beta, margins, beta=beta)) / sp.Integer(len(pairs))
+    require(sp.simplify(found - nearest) == 0, f"ensemble_min is {found} at the mixture's policy, not {nearest}")
+    shifted = any(len({x - y for x, y in zip(_mixture(members, weights), r, strict=True)}) == 1 for r in members)
+    require((nearest == 0) == shifted, f"ensemble_min is {nearest}, a member up to a constant is {shifted}")
+
+
+def _mixture(members: Members, weights: Sequence[Any]) -> list[Any]:
+    return [sum(w * r for w, r in zip(weights, arm, strict=True)) for arm in zip(*members, strict=True)]
+
+
+def _exact(*values: Any) -> list[Any]:
+    return [sp.Rational(*value) if isinstance(value, tuple) else sp.Integer(value) for value in values]
+
+
+GAMES: dict[str, tuple[list[Any], Members, list[Any]]] = {
+    "two opposed rewards: the reference itself": (
+        _exact((1, 2), (1, 2)),
+        [_exact(0, 1), _exact(1, 0)],
+        _exact((1, 2), (1, 2)),
+    ),
+    "inside the segment, off the reference": (
+        _exact((1, 4), (1, 4), (1, 2)),
+        [_exact(1, 0, 3), _exact(0, 1, 3)],
+        _exact((1, 2), (1, 2)),
+    ),
+    "three members, all needed": (
+        _exact((1, 6), (1, 6), (1, 6), (1, 2)),
+        [_exact(1, 0, 0, -1), _exact(0, 1, 0, -1), _exact(0, 0, 1, -1)],
+        _exact((1, 3), (1, 3), (1, 3)),
+    ),
+    "a member is the closest of the hull": (
+        _exact((1, 3), (2, 3)),
+        [_exact(1, 0), _exact(2, 0), _exact(3, 1)],
+        _exact(1, 0, 0),
+    ),
+}
+"""pi_ref, members, weights of the mixture whose policy is the closest to pi_ref; beta 1."""
+OPPOSED = GAMES["two opposed rewards: the reference itself"]
+ALONE = GAMES["a member is the closest of the hull"]
+
+
 def prove_single() -> None:
     check_identity(forward_kl)
     check_saddle(envelope_slope)
+    check_max_min(*ALONE)
+    check_max_min(OPPOSED[0], [_exact(2, 5)], _exact(1))  # a single reward, whichever
 
 
 def prove_hull() -> None:
-    prove_single()
+    """By compactness the closest point of the hull exists; at it the slope towards every member is >= 0
+    (`check_slope`), which is what makes it a saddle point (`check_saddle`)."""
+    check_identity(forward_kl)
+    check_saddle(envelope_slope)
     check_slope(envelope_slope)
     check_any_number_of_arms(variance)
+    for ref, members, weights in GAMES.values():
+        check_max_min(ref, members, weights)
+        check_losses(members, weights)
+    check_losses([_exact(0, 1), _exact(1, 2)], _exact((1, 2), (1, 2)))  # members that differ by a constant
+    check_losses([_exact(0, 0, 1), _exact(3, 0, 1), _exact(0, 2, 4)], _exact((1, 2), (1, 4), (1, 4)))
+    check_losses([_exact(0, 4, 1), _exact(3, 0, 1)], _exact((1, 4), (3, 4)), PreferenceGraph.chain(3))
 
 
 # ---------------------------------------------------------------- two members, in floating point
@@ -368,11 +477,19 @@ def _reverse_kl(ref: Any, logratios: Any) -> Any:
     return sum(q * sp.exp(u) * losses.forward_kl(-u) for q, u in zip(ref, logratios, strict=True))
 
 
+def _half_open() -> None:
+    """No member of {t (1, -1): 0 < t <= 1} is the closest: t / 2 always gives less at the policy of t."""
+    t = 2 * sp.log(1 + sp.Symbol("x", positive=True))
+    check_max_min(OPPOSED[0], [[t, -t], [t / 2, -t / 2]], _exact(1, 0))
+
+
 IDENTITY_CONTROLS: dict[str, Callable[[], object]] = {
     "reverse KL": lambda: check_identity(_reverse_kl),
     "half the KL": lambda: check_identity(lambda q, u: forward_kl(q, u) / 2),
     "sign of the KL": lambda: check_identity(lambda q, u: -forward_kl(q, u)),
     "slope without the baseline": lambda: check_saddle(lambda p, q, d: sum(x * y for x, y in zip(p, d, strict=True))),
+    "without positive beta": lambda: check_max_min(*ALONE, beta=sp.S.Zero),
+    "another member than the closest": lambda: check_max_min(*ALONE[:2], _exact(0, 1, 0)),
 }
 
 CLAIMS = (
@@ -388,13 +505,18 @@ CLAIMS = (
             r"\max_\pi\mathbb E_\pi[r]-\mathbb E_{\pi_{\rm ref}}[r]-\beta\,\mathrm{KL}(\pi\Vert\pi_{\rm ref})"
             r"=\beta\,\mathrm{KL}(\pi_{\rm ref}\Vert\pi_r)"
         ),
+        domain="finitely many responses and rewards, tabular; max-min policies, no flow",
+        losses=("forward_kl",),
         assumptions={
             "closest over the hull": "one reward, or a member whose policy is the closest over the convex hull",
             "positive beta": "beta > 0",
         },
         prove=prove_single,
         counterexamples={"closest over the hull": _finite_set, "positive beta": _no_regularisation},
-        controls=IDENTITY_CONTROLS,
+        controls={
+            **IDENTITY_CONTROLS,
+            "without closest over the hull": lambda: check_max_min(*OPPOSED[:2], _exact(1, 0)),
+        },
         enumerate=enumerate_pairs,
         properties=(envelope_under_torch,),
         printed=lambda: smallest_counterexample(ties=True),
@@ -405,11 +527,22 @@ CLAIMS = (
         statement=(
             "Over a convex compact set of rewards, the max-min policy is pi_r for the r in the set whose policy is "
             "closest to pi_ref in forward KL, and the max-min value is beta times that KL: (pi_r, r) is a saddle "
-            "point. At it ensemble_hull is 0, and ensemble_min is not unless r is a member."
+            "point. At it ensemble_hull is 0 on any pairs, and ensemble_min on connected ones only if r is a member up "
+            "to a constant."
         ),
         formula=(
             r"\max_\pi\min_{r\in\mathrm{conv}\,S}V(\pi,r)=\beta\min_{r\in\mathrm{conv}\,S}"
             r"\mathrm{KL}(\pi_{\rm ref}\Vert\pi_r)"
+        ),
+        domain="finitely many responses, tabular; max-min policies, no flow; the losses: finitely many members' hull",
+        losses=(
+            "forward_kl",
+            "distillation",
+            "ensemble_gram",
+            "member_weights",
+            "hull_weights",
+            "ensemble_min",
+            "ensemble_hull",
         ),
         assumptions={
             "convex": "the set of rewards is convex",
@@ -420,6 +553,15 @@ CLAIMS = (
         counterexamples={"convex": _finite_set, "compact": _open_set, "positive beta": _no_regularisation},
         controls={
             **IDENTITY_CONTROLS,
+            "without convex": lambda: check_max_min(*OPPOSED[:2], _exact(1, 0)),
+            "without compact": _half_open,
+            "hull loss with equal weights": lambda: check_losses(
+                *ALONE[1:], choose=lambda gram: np.array(_exact((1, 3), (1, 3), (1, 3)), dtype=object)
+            ),
+            "ensemble_min on pairs that do not connect": lambda: check_losses(
+                [_exact(0, 1, 0), _exact(1, 2, 5)], _exact((1, 2), (1, 2)), PreferenceGraph(3, [(0, 1)])
+            ),
+            "hull loss with a member's weights": lambda: check_losses(*OPPOSED[1:], choose=losses.member_weights),
             "slope of E_pi alone": lambda: check_slope(lambda p, q, d: sum(x * y for x, y in zip(p, d, strict=True))),
             "sign of the slope": lambda: check_slope(lambda p, q, d: -envelope_slope(p, q, d)),
             "curvature without the mean": lambda: check_any_number_of_arms(lambda square, mean: square),

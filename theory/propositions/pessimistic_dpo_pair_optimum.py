@@ -6,7 +6,7 @@ convex in log pi(y_l), and that is enough for the result.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from fractions import Fraction
 from functools import cache
 from itertools import product
@@ -23,6 +23,8 @@ from theory.claim import Claim, require
 BETA, ALPHA, SHARE, TAU = sp.symbols("beta alpha c tau", positive=True)
 CHOSEN, REJECTED, REF_CHOSEN, REF_REJECTED = sp.symbols("l_w l_l ref_w ref_l", real=True)
 EXCESS = sp.Symbol("q", nonnegative=True)
+ODDS = sp.Symbol("o", positive=True)
+"""beta / a - 1 for a KL weight a < beta."""
 
 Formula = Callable[[Any, Any, Any, Any, Any], Any]
 """(log pi(y_w), log pi_ref(y_w), log pi_ref(y_l), beta, a) -> log pi(y_l)."""
@@ -46,7 +48,6 @@ def interior_optimum(chosen: Any, ref_chosen: Any, ref_rejected: Any, beta: Any,
     return chosen + ref_rejected - ref_chosen - log(beta / a - 1) / beta
 
 
-@cache
 def _loss() -> sp.Expr:
     return pair_loss(CHOSEN, REJECTED, REF_CHOSEN, REF_REJECTED, beta=BETA, alpha=ALPHA, share=SHARE)
 
@@ -59,21 +60,45 @@ def _slope(variable: sp.Symbol, a: sp.Expr) -> sp.Expr:
 # ---------------------------------------------------------------- checks
 
 
-def check_stationary(formula: Formula, kl_weight: Callable[[sp.Expr, sp.Expr], sp.Expr] = lambda c, al: c * al) -> None:
-    """dL/d log pi(y_l) vanishes at the formula, for every alpha, share and reference with 0 < a < beta."""
+def check_stationary(
+    formula: Formula,
+    kl_weight: Callable[[sp.Expr, sp.Expr], sp.Expr] = lambda c, al: c * al,
+    free: Sequence[sp.Symbol] = (REJECTED,),
+) -> None:
+    """The loss is stationary at the formula, for every alpha, share and reference with 0 < a < beta.
+
+    Args:
+        formula: of log pi(y_l).
+        kl_weight: (share, alpha) -> a.
+        free: log-probabilities that are not held.
+    """
     a = kl_weight(SHARE, ALPHA)
     point = formula(CHOSEN, REF_CHOSEN, REF_REJECTED, BETA, a)
-    slope = sp.diff(_loss(), REJECTED).subs(REJECTED, point)
-    require(sp.simplify(sp.expand(slope)) == 0, "the loss is not stationary at the formula")
+    for variable in free:
+        slope = sp.simplify(sp.expand(sp.diff(_loss(), variable).subs(REJECTED, point)))
+        require(slope == 0, f"the loss has slope {slope} in {variable} at the formula")
 
 
-def check_convex_in_log_probability() -> None:
-    """d2L/d(log pi(y_l))^2 = beta^2 E / (1 + E)^2 > 0 with E = exp(beta Delta)."""
-    margin = losses.logratio_margin(CHOSEN, REJECTED, REF_CHOSEN, REF_REJECTED)
-    e = sp.exp(BETA * margin)
+def check_interior(a: sp.Expr) -> None:
+    """With the KL weight a, the slope in log pi(y_l) goes from negative to positive: there is an interior optimum."""
+    slope = _slope(REJECTED, a).subs({CHOSEN: 0, REF_CHOSEN: 0, REF_REJECTED: 0})
+    ends = [sp.factor(sp.limit(slope, REJECTED, end)) for end in (-sp.oo, sp.oo)]
+    require(ends[0].is_negative, f"the slope starts at {ends[0]}")
+    require(ends[1].is_positive, f"the slope ends at {ends[1]}")
+
+
+def check_convex_in_log_probability(free: Sequence[sp.Symbol] = (REJECTED,)) -> None:
+    """d2L/d(log pi(y_l))^2 = beta^2 E / (1 + E)^2 > 0 with E = exp(beta Delta).
+
+    Args:
+        free: log-probabilities that are not held; the loss is to be strictly convex in all of them.
+    """
+    e = sp.exp(BETA * ((CHOSEN - REF_CHOSEN) - (REJECTED - REF_REJECTED)))
     curvature = BETA**2 * e / (1 + e) ** 2
     require(sp.simplify(sp.diff(_loss(), REJECTED, 2) - curvature) == 0, "unexpected curvature")
     require(curvature.is_positive, "the curvature is not positive")
+    determinant = sp.simplify(sp.hessian(_loss(), free).det())
+    require(sp.simplify(determinant / curvature).is_positive, f"the Hessian's determinant is {determinant}")
 
 
 def check_clipped(candidate: Callable[[Fraction, Fraction, Fraction, int, Fraction], Fraction], largest: int) -> int:
@@ -171,6 +196,7 @@ def _margin_at_optimum() -> sp.Expr:
 
 def prove() -> None:
     check_stationary(interior_optimum)
+    check_interior(BETA / (1 + ODDS))
     check_convex_in_log_probability()
     check_below_optimum_is_downhill()
     check_heavy_weight_binds(BETA + EXCESS)
@@ -361,6 +387,8 @@ CLAIMS = (
             r"\log\pi(y_l)=\min\bigl\{\log\pi(y_w)+\log\tfrac{\pi_{\rm ref}(y_l)}{\pi_{\rm ref}(y_w)}"
             r"-\tfrac1\beta\log(\tfrac\beta a-1),\ \log(1-\pi(y_w))\bigr\}"
         ),
+        domain="one pair among finitely many responses, pi(y_w) held; minimisers, no flow",
+        losses=("logratio_margin", "bradley_terry", "dpo", "ipo", "forward_kl", "pessimistic"),
         assumptions={
             "winner fixed": "pi(y_w) is held fixed",
             "a < beta": "the KL weight on log pi(y_l) is below beta",
@@ -369,6 +397,9 @@ CLAIMS = (
         prove=prove,
         counterexamples={"winner fixed": _free_winner, "a < beta": _weight_too_large, "a > 0": _no_penalty},
         controls={
+            "without winner fixed": lambda: check_stationary(interior_optimum, free=(REJECTED, CHOSEN)),
+            "without a < beta": lambda: check_interior(BETA + EXCESS),
+            "without a > 0": lambda: check_interior(sp.S.Zero),
             "sign of the reference ratio": lambda: check_stationary(
                 lambda w, rw, rl, b, a: interior_optimum(w, rl, rw, b, a)
             ),
@@ -391,10 +422,13 @@ CLAIMS = (
             "proof has it, it is convex over all p > 0 only if a >= beta, that is, never where the proposition applies."
         ),
         formula=r"p^2\,\tfrac{d^2L}{dp^2}=a-\beta s+\beta^2 s(1-s),\quad s=\sigma(-\beta\Delta)",
+        domain="one pair among finitely many responses, pi(y_w) held; a function of one probability, no flow",
+        losses=("logratio_margin", "bradley_terry", "dpo", "forward_kl", "pessimistic"),
         assumptions={"winner fixed": "pi(y_w) is held fixed"},
         prove=prove_convexity,
         counterexamples={"winner fixed": _both_free},
         controls={
+            "without winner fixed": lambda: check_convex_in_log_probability((REJECTED, CHOSEN)),
             "curvature without the chain rule's -beta s": lambda: check_curvature(NUMERATOR + BETA * S),
             "sign of the beta^2 term": lambda: check_curvature(NUMERATOR - 2 * BETA**2 * S * (1 - S)),
             "convex for beta >= 1": lambda: check_convex_for(NUMERATOR, sp.Integer(2), sp.Rational(1, 2)),
