@@ -37,6 +37,10 @@ class NumpyBackend:
         """e^z, elementwise."""
         return np.exp(z)
 
+    def relu(self, z: Array) -> Array:
+        """max(0, z), elementwise."""
+        return np.maximum(z, 0)
+
     def log1mexp(self, z: Array) -> Array:
         """log(1 - e^z) for z <= 0, elementwise; -inf at 0."""
         near_zero = z > -math.log(2)
@@ -82,6 +86,10 @@ class TorchBackend:
     def exp(self, z: Array) -> Array:
         """e^z, elementwise."""
         return self._torch.exp(z)
+
+    def relu(self, z: Array) -> Array:
+        """max(0, z), elementwise; slope 0 at the kink."""
+        return self._torch.relu(z)
 
     def log1mexp(self, z: Array) -> Array:
         """log(1 - e^z) for z <= 0. Each branch sees a harmless stand-in where the other applies, so that no
@@ -134,6 +142,10 @@ class SympyBackend:
     def exp(self, z: Array) -> Array:
         """e^z."""
         return self._map(self._sympy.exp, z)
+
+    def relu(self, z: Array) -> Array:
+        """max(0, z) as a Piecewise; slope 0 at the kink, as torch has it."""
+        return self._map(lambda x: self._sympy.Piecewise((x, x > 0), (0, True)), z)
 
     def log1mexp(self, z: Array) -> Array:
         """log(1 - e^z)."""

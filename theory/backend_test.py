@@ -84,6 +84,15 @@ PAIRS: dict[str, Callable[[Any, Any], Any]] = {
     "logratio_margin": lambda a, b: losses.logratio_margin(a, a, a, b),
     "normalised_logratio_margin": lambda a, b: losses.normalised_logratio_margin(a, a, a, b),
     "drdo": lambda a, b: losses.drdo(a, b, a, a),
+    "soft_label": lambda a, b: losses.soft_label(a, b, beta=1.0),
+    "rdpo": lambda a, b: losses.rdpo(a, a, b, beta=1.0, alpha=1.0),
+    "sft_term": losses.sft_term,
+    "dpo_nll, log-probs": lambda a, b: losses.dpo_nll(a, b, b, beta=1.0, alpha=1.0),
+    "dpo_nll, lengths": lambda a, b: losses.dpo_nll(a, a, b, beta=1.0, alpha=1.0),
+    "dpop": lambda a, b: losses.dpop(a, b, beta=1.0, lam=1.0),
+    "simpo": lambda a, b: losses.simpo(a, a, a, b, beta=1.0, gamma=1.0),
+    "sppo_hard": lambda a, b: losses.sppo_hard(a, b, beta=1.0),
+    "nca": lambda a, b: losses.nca(a, b, beta=1.0),
 }
 
 
@@ -141,6 +150,22 @@ HYPERPARAMETERS: dict[str, tuple[Callable[[Any, Any], Any], bool]] = {
     "alpha of drdo": (lambda z, value: losses.drdo(z, z, -abs(z), -abs(z), alpha=value), False),
     "gamma of drdo": (lambda z, value: losses.drdo(z, z, -abs(z), -abs(z), gamma=value), False),
     "alpha of drdo_oracle": (lambda z, value: losses.drdo_oracle(z, z, alpha=value), False),
+    "beta of hinge": (lambda z, value: losses.hinge(z, beta=value), True),
+    "beta of cdpo": (lambda z, value: losses.cdpo(z, beta=value, label_smoothing=0.1), True),
+    "label_smoothing of cdpo": (lambda z, value: losses.cdpo(z, beta=1, label_smoothing=value), False),
+    "beta of robust_dpo": (lambda z, value: losses.robust_dpo(z, beta=value, label_smoothing=0.1), True),
+    "label_smoothing of robust_dpo": (lambda z, value: losses.robust_dpo(z, beta=1, label_smoothing=value), False),
+    "beta of soft_label": (lambda z, value: losses.soft_label(z, z, beta=value), True),
+    "beta of rdpo": (lambda z, value: losses.rdpo(z, z, z, beta=value, alpha=1), True),
+    "alpha of rdpo": (lambda z, value: losses.rdpo(z, z, z, beta=1, alpha=value), False),
+    "beta of dpo_nll": (lambda z, value: losses.dpo_nll(z, z, z, beta=value, alpha=1), True),
+    "alpha of dpo_nll": (lambda z, value: losses.dpo_nll(z, z, z, beta=1, alpha=value), False),
+    "beta of dpop": (lambda z, value: losses.dpop(z, z, beta=value, lam=1), True),
+    "lam of dpop": (lambda z, value: losses.dpop(z, z, beta=1, lam=value), False),
+    "beta of simpo": (lambda z, value: losses.simpo(z, z, z, z, beta=value, gamma=1), True),
+    "gamma of simpo": (lambda z, value: losses.simpo(z, z, z, z, beta=1, gamma=value), False),
+    "beta of sppo_hard": (lambda z, value: losses.sppo_hard(z, z, beta=value), True),
+    "beta of nca": (lambda z, value: losses.nca(z, z, beta=value), True),
 }
 
 
@@ -209,6 +234,16 @@ def test_a_mixing_weight_is_at_most_one() -> None:
                 losses.drdo_oracle(z, z, alpha=value)
     losses.drdo_oracle(x, x, alpha=sp.Symbol("a"))
     losses.drdo_oracle(one, -one, alpha=1)
+
+
+@pytest.mark.parametrize("noisy", [losses.cdpo, losses.robust_dpo])
+def test_fewer_than_half_of_the_labels_are_flipped(noisy: Callable[..., Any]) -> None:
+    for value in (0.5, 1, Fraction(1, 2)):
+        for z in arrays():
+            with pytest.raises(ValueError, match=f"^label_smoothing must be below 1/2, got {value}$"):
+                noisy(z, beta=1, label_smoothing=value)
+    noisy(x, beta=1, label_smoothing=sp.Symbol("e"))
+    noisy(one, beta=1, label_smoothing=0.4999)
 
 
 @pytest.mark.parametrize("value", [Fraction(1, 4), np.float64(0.25), np.float32(0.25), 0.25])

@@ -9,7 +9,8 @@ Every function raises TypeError where arguments come from different libraries, V
 hyper-parameter is out of range; the message names the argument and its value.
 
 Sources: [F] Fisch et al. 2024 (arXiv 2405.19316), [N] Nath et al. 2024 (arXiv 2410.08458), [A] Azar et al. 2024
-(arXiv 2310.12036).
+(arXiv 2310.12036); those of the other pairwise losses stand with them. Where TRL 1.16 has a loss, its name there is
+given, and `theory/losses_trl_test.py` compares the values.
 """
 
 from __future__ import annotations
@@ -104,6 +105,187 @@ def distillation(logratio_margin: Array, reward_margin: Array, *, beta: Scalar) 
     beta = hyperparameter(b, "beta", beta, positive=True)
     same_shapes(logratio_margin=margin, reward_margin=target)
     return (target - beta * margin) ** 2
+
+
+# ---------------------------------------------------------------- pairwise losses of the margin, by other authors
+
+
+def hinge(logratio_margin: Array, *, beta: Scalar) -> Array:
+    """max(0, 1 - beta Delta); SLiC, Zhao et al. 2023 (arXiv 2305.10425). TRL: "hinge". [...] -> [...].
+
+    At the kink the slope is 0.
+    """
+    b, margin = backend_of(logratio_margin=logratio_margin)
+    beta = hyperparameter(b, "beta", beta, positive=True)
+    return b.relu(1 - beta * margin)
+
+
+def cdpo(logratio_margin: Array, *, beta: Scalar, label_smoothing: Scalar) -> Array:
+    """(1 - e) softplus(-beta Delta) + e softplus(beta Delta): conservative DPO, Mitchell 2023 (note on noisy labels).
+
+    Args:
+        logratio_margin: Delta, [...].
+        beta: implicit-reward scale, > 0.
+        label_smoothing: e, how often a label is taken to be flipped, 0 <= e < 1/2; 0 is DPO.
+
+    Returns:
+        [...], nats. TRL: "sigmoid" of the CPO trainer, or "aot" on one pair, with label_smoothing.
+    """
+    b, margin = backend_of(logratio_margin=logratio_margin)
+    flipped = _flip_rate(b, label_smoothing)
+    return (1 - flipped) * dpo(margin, beta=beta) + flipped * dpo(-margin, beta=beta)
+
+
+def robust_dpo(logratio_margin: Array, *, beta: Scalar, label_smoothing: Scalar) -> Array:
+    """((1 - e) softplus(-beta Delta) - e softplus(beta Delta)) / (1 - 2 e); Chowdhury et al. 2024 (arXiv 2403.00409).
+
+    Its mean under labels that are flipped with probability e is that of DPO under the true ones. Not bounded below.
+    Arguments as in `cdpo`. TRL: "robust". [...] -> [...], nats.
+    """
+    b, margin = backend_of(logratio_margin=logratio_margin)
+    beta = hyperparameter(b, "beta", beta, positive=True)
+    flipped = _flip_rate(b, label_smoothing)
+    # softplus(x) = x + softplus(-x) leaves one softplus: the difference of two would lose digits as e nears 1/2.
+    return dpo(margin, beta=beta) - flipped / (1 - 2 * flipped) * (beta * margin)
+
+
+def soft_label(logratio_margin: Array, reward_margin: Array, *, beta: Scalar) -> Array:
+    """p softplus(-beta Delta) + (1 - p) softplus(beta Delta), p = sigma(delta): the label is the reward's.
+
+    RPO, Adler et al. 2024 (arXiv 2406.11704), less p's entropy, which no policy changes; its eta is a factor on delta.
+    Both [...] -> [...], nats.
+    """
+    b, margin, target = backend_of(logratio_margin=logratio_margin, reward_margin=reward_margin)
+    beta = hyperparameter(b, "beta", beta, positive=True)
+    same_shapes(logratio_margin=margin, reward_margin=target)
+    return b.exp(b.logsigmoid(target)) * dpo(margin, beta=beta) + b.exp(b.logsigmoid(-target)) * dpo(-margin, beta=beta)
+
+
+def rdpo(
+    logratio_margin: Array, chosen_lengths: Array, rejected_lengths: Array, *, beta: Scalar, alpha: Scalar
+) -> Array:
+    """softplus(-(beta Delta + alpha (|y_w| - |y_l|))): length-regularised DPO, Park et al. 2024 (arXiv 2403.19159).
+
+    DPO for the reward r - alpha |y|. All [...] -> [...], nats; lengths in tokens; alpha >= 0 in nats a token.
+    """
+    named = {
+        "logratio_margin": logratio_margin,
+        "chosen_lengths": chosen_lengths,
+        "rejected_lengths": rejected_lengths,
+    }
+    b, margin, chosen_tokens, rejected_tokens = backend_of(**named)
+    beta = hyperparameter(b, "beta", beta, positive=True)
+    alpha = hyperparameter(b, "alpha", alpha, positive=False)
+    same_shapes(**named)
+    return bradley_terry(beta * margin + alpha * (chosen_tokens - rejected_tokens))
+
+
+def _flip_rate(b: Any, label_smoothing: Scalar) -> Scalar:
+    flipped = hyperparameter(b, "label_smoothing", label_smoothing, positive=False)
+    if (2 * flipped >= 1) == True:  # noqa: E712  (a symbolic comparison may be neither true nor false)
+        raise ValueError(f"label_smoothing must be below 1/2, got {label_smoothing}")
+    return flipped
+
+
+# ---------------------------------------------------------------- pairwise losses that see more than the margin
+
+
+def sft_term(policy_chosen_logps: Array, chosen_lengths: Array) -> Array:
+    """-log pi(y_w) / |y_w|, nats a token; the NLL term of Pang et al. 2024 (arXiv 2404.19733). Both [...] -> [...].
+
+    TRL's "sft" averages over the tokens of a batch instead, which is the same on one pair, or at equal lengths.
+    """
+    _, chosen, tokens = backend_of(policy_chosen_logps=policy_chosen_logps, chosen_lengths=chosen_lengths)
+    same_shapes(policy_chosen_logps=chosen, chosen_lengths=tokens)
+    return -chosen / tokens
+
+
+def dpo_nll(
+    logratio_margin: Array, policy_chosen_logps: Array, chosen_lengths: Array, *, beta: Scalar, alpha: Scalar
+) -> Array:
+    """softplus(-beta Delta) - alpha log pi(y_w) / |y_w|; Pang et al. 2024 (arXiv 2404.19733), who weigh the DPO term.
+
+    Args:
+        logratio_margin: Delta, [...].
+        policy_chosen_logps: log pi(y_w), summed, in nats, <= 0, [...].
+        chosen_lengths: |y_w| in tokens, at least 1, [...].
+        beta: implicit-reward scale, > 0.
+        alpha: weight of the NLL, >= 0.
+
+    Returns:
+        [...], nats. TRL: loss_type ["sigmoid", "sft"], loss_weights [1, alpha]; see `sft_term`.
+    """
+    named = {
+        "logratio_margin": logratio_margin,
+        "policy_chosen_logps": policy_chosen_logps,
+        "chosen_lengths": chosen_lengths,
+    }
+    b, margin, chosen, tokens = backend_of(**named)
+    alpha = hyperparameter(b, "alpha", alpha, positive=False)
+    same_shapes(**named)
+    return dpo(margin, beta=beta) + alpha * sft_term(chosen, tokens)
+
+
+def dpop(chosen_logratios: Array, rejected_logratios: Array, *, beta: Scalar, lam: Scalar) -> Array:
+    """softplus(-beta (u_w - u_l - lam max(0, -u_w))): DPO-Positive, Pal et al. 2024 (arXiv 2402.13228) eq 3.
+
+    Both [...], u = log pi - log pi_ref, summed, nats; lam >= 0 weighs a winner below its reference (50 there). At
+    u_w = 0 the slope is that of DPO. [...] -> [...], nats.
+    """
+    b, chosen, rejected = backend_of(chosen_logratios=chosen_logratios, rejected_logratios=rejected_logratios)
+    lam = hyperparameter(b, "lam", lam, positive=False)
+    same_shapes(chosen_logratios=chosen, rejected_logratios=rejected)
+    return dpo(chosen - rejected - lam * b.relu(-chosen), beta=beta)
+
+
+def simpo(
+    policy_chosen_logps: Array,
+    policy_rejected_logps: Array,
+    chosen_lengths: Array,
+    rejected_lengths: Array,
+    *,
+    beta: Scalar,
+    gamma: Scalar,
+) -> Array:
+    """softplus(-(beta (log pi(y_w) / |y_w| - log pi(y_l) / |y_l|) - gamma)); Meng et al. 2024 (arXiv 2405.14734) eq 6.
+
+    Args:
+        policy_chosen_logps: log pi(y_w), summed, in nats, [...]. No reference model enters.
+        policy_rejected_logps: log pi(y_l), likewise.
+        chosen_lengths: |y_w| in tokens, at least 1, [...].
+        rejected_lengths: |y_l|, likewise.
+        beta: scale of the per-token margin, > 0 (2 to 10 there).
+        gamma: target of the scaled margin, >= 0.
+
+    Returns:
+        [...], nats. TRL: "simpo" of the CPO trainer, beta and simpo_gamma.
+    """
+    margin = normalised_logratio_margin(policy_chosen_logps, policy_rejected_logps, chosen_lengths, rejected_lengths)
+    b, margin = backend_of(margin=margin)
+    beta = hyperparameter(b, "beta", beta, positive=True)
+    gamma = hyperparameter(b, "gamma", gamma, positive=False)
+    return bradley_terry(beta * margin - gamma)
+
+
+def sppo_hard(chosen_logratios: Array, rejected_logratios: Array, *, beta: Scalar) -> Array:
+    """(u_w - 1 / (2 beta))^2 + (u_l + 1 / (2 beta))^2; Wu et al. 2024 (arXiv 2405.00675) eq 4.7 at P = 1 and 0.
+
+    Both [...], u = log pi - log pi_ref, summed, nats. TRL: "sppo_hard". [...] -> [...], nats squared.
+    """
+    b, chosen, rejected = backend_of(chosen_logratios=chosen_logratios, rejected_logratios=rejected_logratios)
+    beta = hyperparameter(b, "beta", beta, positive=True)
+    same_shapes(chosen_logratios=chosen, rejected_logratios=rejected)
+    return ipo(chosen, tau=beta) + ipo(-rejected, tau=beta)
+
+
+def nca(chosen_logratios: Array, rejected_logratios: Array, *, beta: Scalar) -> Array:
+    """softplus(-beta u_w) + (softplus(beta u_w) + softplus(beta u_l)) / 2; Chen et al. 2024 (arXiv 2402.05369).
+
+    Both [...], u = log pi - log pi_ref, summed, nats. TRL: "nca_pair". [...] -> [...], nats.
+    """
+    _, chosen, rejected = backend_of(chosen_logratios=chosen_logratios, rejected_logratios=rejected_logratios)
+    same_shapes(chosen_logratios=chosen, rejected_logratios=rejected)
+    return dpo(chosen, beta=beta) + (dpo(-chosen, beta=beta) + dpo(-rejected, beta=beta)) / 2
 
 
 # ---------------------------------------------------------------- pessimism
