@@ -357,7 +357,13 @@ def test_the_words_of_blocks_and_of_text(tmp_path: Path) -> None:
 
 
 def test_what_is_done_by_hand_is_what_the_makefile_does() -> None:
-    recipes = (ROOT / "Makefile").read_text().replace("$(PIP)", "pip install -c constraints.txt").replace("$(BIN)/", "").replace("$(PYTHON)", "python3")
+    recipes = (
+        (ROOT / "Makefile")
+        .read_text()
+        .replace("$(PIP)", "pip install -c constraints.txt")
+        .replace("$(BIN)/", "")
+        .replace("$(PYTHON)", "python3")
+    )
     recipes = recipes.replace("$(VENV)", ".venv").replace("--quiet --disable-pip-version-check ", "")
     by_hand = "".join(code for page in PAGES for title, code in blocks(page, "sh") if title == BY_HAND)
     found = list(commands(by_hand.replace(" && ", "\n")))

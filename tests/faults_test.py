@@ -29,7 +29,6 @@ from transformers import TrainerCallback
 from lm.base import ranks
 from lm.base.command import only_run_in
 from lm.base.files import inside
-from theory.records import write_json, write_text
 from lm.base.store import SEAL, Refused, Store, damage, last_checkpoint, policy_folder, provenance, seal
 from lm.config import LogprobsConfig
 from lm.logprobs.completions import CompletionModel, collate
@@ -44,6 +43,7 @@ from lm.training.policy import PolicyTrainer
 from tests.kill import differences
 from tests.ranks_test import torchrun
 from tests.tiny import VOCABULARY, causal_lm, completion, pairs, reward_model, training
+from theory.records import write_json, write_text
 
 ROOT = Path(__file__).parents[1]
 
