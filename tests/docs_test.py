@@ -170,10 +170,17 @@ def follow(code: str) -> None:
 
 
 WALKS = [page for page in PAGES if any(not title for title, _ in blocks(page, "sh"))]
+LONG_WALKS = {"docs/choosing.md", "docs/many-gpus.md", "docs/own-data.md", "docs/reward-models.md"}
 
 
 @pytest.mark.usefixtures("reader")
-@pytest.mark.parametrize("page", WALKS, ids=page_id)
+@pytest.mark.parametrize(
+    "page",
+    [
+        pytest.param(page, id=page_id(page), marks=[pytest.mark.thorough] * (page_id(page) in LONG_WALKS))
+        for page in WALKS
+    ],
+)
 def test_the_commands_of_a_page_run_in_its_order(page: Path) -> None:
     code = "".join(code for title, code in blocks(page, "sh") if not title)
     for long, short in SHORTER.items():

@@ -379,6 +379,7 @@ sys.exit(command("lm.test", lambda p: p.store.get("policy", "dpo", {}, make), ar
 """
 
 
+@pytest.mark.thorough
 def test_a_rank_without_memory_ends_all_and_is_told_once(tmp_path: Path) -> None:
     (tmp_path / "command.py").write_text(RANK_WITHOUT_MEMORY)
     done = torchrun(str(tmp_path / "command.py"), str(tmp_path / "run"))
