@@ -1,4 +1,4 @@
-"""One optimiser step of every method on the mini-batch that `tests/invariance_test.py` takes on one process and on two."""
+"""One optimiser step of every method, which `tests/invariance_test.py` takes on one process and on two."""
 
 from __future__ import annotations
 

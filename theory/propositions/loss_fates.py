@@ -843,7 +843,7 @@ def the_top_of_a_chain_never_sinks(subject: Subject) -> str:
 @evidence("closure", "yes", "counterexample")
 def a_target_draws_it_in(subject: Subject) -> str:
     """Run: a chain with the optimum's margin of 0 over 2 beyond what the loss of 0>2 asks for. (Where the target is a
-    reward's, three margins that no reward has; with those of one reward the margin is never beyond.)"""
+    reward's, three margins that no reward has.)"""
     chain = subject.example or CHAIN
     before, after = (fitted(subject, example) for example in (chain, chain.closed))
     margins = [float(u[0] - u[2]) for u in (before, after)]
