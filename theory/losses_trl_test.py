@@ -19,10 +19,13 @@ import pytest
 
 from theory import losses
 
-pytestmark = pytest.mark.skipif(
-    importlib.util.find_spec("torch") is None or importlib.util.find_spec("trl") is None,
-    reason="compares with TRL, which is not installed: pip install 'reward-distillation[trl]'",
-)
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(
+        importlib.util.find_spec("torch") is None or importlib.util.find_spec("trl") is None,
+        reason="compares with TRL, which is not installed: pip install 'reward-distillation[trl]'",
+    ),
+]
 
 N, LONGEST = 6, 5
 LENGTHS = ([1, 2, 3, 4, 5, 2], [5, 2, 1, 3, 4, 4])

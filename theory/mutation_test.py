@@ -102,6 +102,7 @@ def test_a_row_that_names_a_function_which_its_proof_does_not_call() -> None:
     assert list(uncalled([LEAK], ["dpo", "forward_kl", "ipo"])) == [("cor1", "forward_kl")]
 
 
+@pytest.mark.thorough
 def test_the_definitions_are_asked_last(found: list[Mutant]) -> None:
     proofs = proofs_of(["dpo"])
     assert proofs[-1].id == DEFINITIONS
@@ -109,6 +110,7 @@ def test_the_definitions_are_asked_last(found: list[Mutant]) -> None:
     assert all("dpo" in proof.losses for proof in proofs)
 
 
+@pytest.mark.thorough
 def test_every_mutant_of_two_functions_is_noticed_by_a_proof(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--proofs", "--only", "forward_kl", "--only", "dpo"]) == 0
     shown = capsys.readouterr().out
@@ -131,6 +133,7 @@ def test_a_mutant_that_no_proof_notices(
     assert f"proofs notice 0 (0 a theorem), tests {int(tests == 'tests only')} of the others" in shown
 
 
+@pytest.mark.thorough
 def test_a_row_that_names_too_much_is_a_failure(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -101,6 +101,7 @@ def of_split(run: Run, split: Any) -> Run:
 # ---------------------------------------------------------------- the study
 
 
+@pytest.mark.thorough
 def test_every_split_trains_on_its_own_pairs(done: Done) -> None:
     run, report = done
     trained = {split: set(subset(of_split(run, split), "rho")["id"]) for split in SPLITS}

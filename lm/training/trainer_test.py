@@ -405,6 +405,7 @@ RESUMED: dict[str, tuple[Method, dict[str, Any]]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", RESUMED)
 def test_a_resumed_run_is_bit_identical_to_an_uninterrupted_one(case: str, tmp_path: Path) -> None:
     """Ten pairs, four at a time, so that the checkpoint lies inside an epoch and a last mini-batch is ragged."""
@@ -448,6 +449,7 @@ def probes_of(run: Run) -> dict[int, dict[str, float]]:
     return {int(entry["step"]): entry for entry in run.history if "eval_chosen_logps" in entry}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", METHODS)
 def test_the_probe_tells_what_plain_forwards_do_and_changes_nothing(name: str, tmp_path: Path) -> None:
     method, data, held_out = METHODS[name](), pairs(8), pairs(5, seed=9)
@@ -494,6 +496,7 @@ def _listed(own: Any) -> list[list[int]]:
     return own if isinstance(own[0], list) else [own]
 
 
+@pytest.mark.slow
 def test_a_probe_does_not_depend_on_how_it_is_cut_and_is_made_once_where_a_run_resumes(tmp_path: Path) -> None:
     method, data = EnsembleDPO(), pairs(8)
     whole = probed(method, tmp_path / "whole", data)
@@ -508,6 +511,7 @@ def test_a_probe_does_not_depend_on_how_it_is_cut_and_is_made_once_where_a_run_r
     assert probes_of(resumed)[3] == {**probes_of(whole)[3]}
 
 
+@pytest.mark.slow
 def test_snapshots_are_evenly_spaced_and_leave_the_last_step_to_the_caller(tmp_path: Path) -> None:
     for count, steps in {1: [], 2: [3], 3: [2, 4], 7: [1, 2, 3, 4, 5, 6]}.items():
         seen: list[int] = []
