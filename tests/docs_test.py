@@ -307,7 +307,7 @@ RUN_BY = {
     "lm.estimate": "lm/studies/estimate_test.py",
     "lm.exact": "lm/studies/exact_test.py",
     "lm.judge": "lm/judging/llm_test.py",
-    "lm.nondeterministic": "lm/base/options_test.py",
+    "lm.nondeterministic": "lm/studies/nondeterministic_test.py",
     "lm.push": "lm/reporting/card_test.py",
     "lm.report": "lm/reporting/page_test.py",
     "lm.workflow.job": "lm/workflow/workflow_test.py",

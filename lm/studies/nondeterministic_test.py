@@ -30,6 +30,7 @@ from lm.logprobs.completions import CompletionModel
 from lm.logprobs.scoring import score_pairs
 from lm.models.loading import SCRATCH
 from lm.models.opening import open_policy
+from lm.nondeterministic import work
 from lm.objectives import DRDO, JointOracle
 from lm.stages.data import opened, tokenizer
 from lm.stages.labels import labelled_pairs
@@ -101,7 +102,24 @@ def of_split(run: Run, split: Any) -> Run:
 # ---------------------------------------------------------------- the study
 
 
-@pytest.mark.thorough
+def test_the_command_writes_the_results_and_draws_them(
+    done: Done, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Of the study as it was made; the figures are drawn from the values by modules that have tests of their own."""
+    drawn: dict[str, Any] = {}
+    monkeypatch.setattr("lm.studies.nondeterministic.study", lambda run: done[1])
+    monkeypatch.setattr(
+        "figures.registry.redraw", lambda name, folder, values: drawn.update({name: values}) or [folder / f"{name}.png"]
+    )
+    work(Run(replace(done[0].config, output_dir=str(tmp_path))))
+    written = json.loads((tmp_path / "nondeterministic.json").read_text())
+    assert written == json.loads(json.dumps(done[1]), parse_float=lambda text: float(f"{float(text):.6g}"))
+    assert drawn == dict.fromkeys(("n_figure_2", "n_figure_3", "n_figure_4", "n_figure_5"), written)
+    shown = capsys.readouterr()
+    assert all(name in shown.out for name in (*SPLITS, "drdo"))
+    assert f"written: {tmp_path / 'nondeterministic.json'}, {tmp_path / 'n_figure_2.png'}" in shown.err
+
+
 def test_every_split_trains_on_its_own_pairs(done: Done) -> None:
     run, report = done
     trained = {split: set(subset(of_split(run, split), "rho")["id"]) for split in SPLITS}
