@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 import os
 import sys
 from collections.abc import Sequence
@@ -20,7 +21,11 @@ from lm.config import KINDS, DataConfig
 def main(arguments: Sequence[str]) -> None:
     """The command."""
     parser = argument_parser(
-        "lm.diagnose", __doc__, "pairs.jsonl.gz", "pairs.jsonl.gz --json report.json --tokenizer gpt2"
+        "lm.diagnose",
+        __doc__,
+        "pairs.jsonl.gz",
+        "pairs.jsonl.gz --json report.json --tokenizer gpt2",
+        "pairs.jsonl.gz --reward-error 0.3 1.5 --model runs/own/sft/NAME",
     )
     parser.add_argument("data", metavar="DATA", help="hub name (owner/name), .jsonl, .jsonl.gz, .parquet, or a folder")
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write the report as JSON")
@@ -32,22 +37,49 @@ def main(arguments: Sequence[str]) -> None:
         parser.add_argument(
             f"--max-{what}-length", type=_positive, metavar="N", help=f"limit in tokens, default {default}"
         )
+    parser.add_argument(
+        "--reward-error",
+        nargs=2,
+        type=float,
+        metavar=("BIAS", "VARIANCE"),
+        help="of a reward model's margins, in log-odds and log-odds squared: where does it teach better than labels?",
+    )
+    parser.add_argument(
+        "--model",
+        metavar="MODEL",
+        help="the causal LM that is to be pi_ref, hub name or folder: which winners fall at the first step?",
+    )
+    parser.add_argument(
+        "--model-pairs", type=_positive, metavar="N", help="pairs to measure it on, drawn from the set; default 500"
+    )
     options = parser.parse_args(arguments)
     limits = {name: getattr(options, name) for name in ("max_prompt_length", "max_completion_length")}
-    if options.tokenizer is None and any(limits.values()):
-        parser.error("--max-prompt-length and --max-completion-length are in tokens: name a --tokenizer")
+    if options.tokenizer is None and options.model is None and any(limits.values()):
+        parser.error("--max-prompt-length and --max-completion-length are in tokens: name a --tokenizer or a --model")
+    if options.model is None and options.model_pairs:
+        parser.error("--model-pairs are of a --model: name it")
+    if options.reward_error:
+        bias, variance = options.reward_error
+        if not (math.isfinite(bias) and math.isfinite(variance) and variance >= 0):
+            parser.error(
+                f"--reward-error needs a finite bias and a finite variance >= 0, got {bias:g} and {variance:g}"
+            )
     from rich.console import Console
 
-    from lm.studies.diagnosis import measure, read, show
+    from lm.studies.diagnosis import MODEL_PAIRS, measure, read, renderer_of, show
     from theory.records import write_json
 
     os.environ["TOKENIZERS_PARALLELISM"] = "true"  # nothing forks here
     with Console(stderr=True, quiet=progress.is_quiet()).status(f"reading {options.data}"):
-        comparisons = read(options.data, kind=options.kind, subset=options.subset)
+        render = renderer_of(options.model, options.tokenizer)
+        comparisons = read(options.data, kind=options.kind, subset=options.subset, render=render)
         report = measure(
             comparisons,
             options.data,
             tokenizer=options.tokenizer,
+            reward_error=options.reward_error,
+            model=options.model,
+            model_pairs=options.model_pairs or MODEL_PAIRS,
             **{name: value or getattr(DataConfig, name) for name, value in limits.items()},
         )
     if options.json:
@@ -57,7 +89,7 @@ def main(arguments: Sequence[str]) -> None:
 
 def _positive(text: str) -> int:
     if not text.isdigit() or int(text) == 0:
-        raise argparse.ArgumentTypeError(f"a number of tokens above 0 is needed, got {text!r}")
+        raise argparse.ArgumentTypeError(f"a whole number above 0 is needed, got {text!r}")
     return int(text)
 
 

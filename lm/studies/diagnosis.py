@@ -19,9 +19,10 @@ from lm.config import DataConfig
 from lm.data import rewards
 from lm.data.rewards import Source
 from lm.data.rows import BATCH, Row, read_rows, shown
-from lm.data.schemas import Drop, hh_pair, plain_chat, preference_pair, tldr_pair
-from lm.models.loading import load_tokenizer
+from lm.data.schemas import Drop, Renderer, chat_renderer, hh_pair, plain_chat, preference_pair, tldr_pair
+from theory import budget
 from theory.preferences import PreferenceGraph
+from theory.resistance import effective_resistance, infinite_probability
 
 Ints = npt.NDArray[np.intp]
 Floats = npt.NDArray[np.float64]
@@ -29,6 +30,11 @@ Floats = npt.NDArray[np.float64]
 RATIOS = (1.0, 1.1, 1.25, 1.5, 2.0)
 """How many times the other's length makes a completion the longer one; for 1, longer at all."""
 QUANTILES = (0.1, 0.5, 0.9)
+
+MOST_LABELS = 5
+"""Labels a pair from which on the counts are told together."""
+MODEL_PAIRS = 500
+"""Pairs on which a model is measured, by default."""
 
 SOURCES = (*rewards.OF_ONE, *rewards.OF_MEMBERS, rewards.ORACLE)
 """Columns that give reward margins: those of `lm.data.rewards`, and what a run's judge gave."""
@@ -101,6 +107,78 @@ class Ensemble:
 
 
 @dataclass(frozen=True, kw_only=True)
+class LabelCount:
+    """The comparisons of pairs that have this many labels, whichever way round."""
+
+    labels: int
+    or_more: bool
+    share: float
+    """Of the comparisons."""
+    no_finite_dpo_optimum: float
+    """Share of them, in this set."""
+    all_agree_at_least: float
+    """How likely the labels of such a pair all agree, so that on a pair of its own DPO has no finite optimum: the least
+    that this can be, at even odds. Mean over the comparisons."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RewardError:
+    """A reward model's error of margins, against that of the labels."""
+
+    bias: float
+    """Log-odds."""
+    variance: float
+    """Log-odds squared."""
+    better: float
+    """Share of the comparisons on which bias^2 + variance is below the least error of the labels: there it teaches the
+    margin better, whatever the labels' odds are."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Labels:
+    """How well the labels determine margins (`theory.resistance`); labels of a pair add up, also opposite ones."""
+
+    resistance_quantiles: tuple[float, ...]
+    """Effective resistance of the comparisons at QUANTILES, log-odds squared: the error (asymptotic variance) of a
+    margin under tabular DPO, or a Bradley-Terry fit. At even odds of each label, which is the least that it can be."""
+    by_count: list[LabelCount]
+    reward_error: RewardError | None
+    """None where none was given."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class FirstToFall:
+    """What a first step of DPO on a pair alone does at a model (`theory.first_to_fall`), as far as its head goes."""
+
+    model: str
+    pairs: int
+    """Drawn from the comparisons, and within the limits."""
+    too_long: int
+    """Drawn, and over a limit."""
+    winner_falls: float
+    """Share."""
+    interval: tuple[float, float]
+    """95% Wilson interval of it."""
+    loser_rises: float
+    """Share."""
+    tied: bool
+    """Whether the head is tied to the input embeddings."""
+    capped: bool
+    """Whether logits are squashed after the head, so that nothing is exact."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Budget:
+    """What a KL weight alpha allows (`theory.budget`): an optimum's KL(pi || pi_ref) + KL(pi_ref || pi) is at most
+    constant / alpha nats."""
+
+    method: str
+    columns: str | None
+    """The rewards that it distils; None where it has none."""
+    constant: float
+
+
+@dataclass(frozen=True, kw_only=True)
 class Advice:
     """What follows, and the statements of the ledger (theory/README.md) that say so."""
 
@@ -139,6 +217,10 @@ class Report:
     """Comparisons on a cycle of three or more completions, none of them contradicted."""
     unconnected_prompts: int
     """Prompts whose completions fall into groups that are never compared."""
+    labels: Labels
+    first_to_fall: FirstToFall | None
+    """None where no model is named."""
+    budgets: list[Budget]
     length_unit: str
     longer_preferred: float | None
     """Share that prefers the longer completion, of those with unequal lengths."""
@@ -167,7 +249,7 @@ class Comparisons:
     left_out: Counter[str]
 
 
-def read(path: str, *, kind: str = "auto", subset: str | None = None) -> Comparisons:
+def read(path: str, *, kind: str = "auto", subset: str | None = None, render: Renderer = plain_chat) -> Comparisons:
     """Reads a hub dataset, a file or a folder.
 
     Args:
@@ -175,6 +257,7 @@ def read(path: str, *, kind: str = "auto", subset: str | None = None) -> Compari
         kind: "tldr", "hh" and "preferences" as in `lm.config.DataConfig`; "auto" goes by the columns of the
             first row.
         subset: as of `lm.data.rows.read_rows`.
+        render: how messages become text.
 
     Raises:
         ValueError: unknown columns, a malformed row, or no row that is a comparison.
@@ -183,7 +266,7 @@ def read(path: str, *, kind: str = "auto", subset: str | None = None) -> Compari
     kept: list[Row] = []
     values: dict[Source, list[Any]] = {}
     left_out = Counter[str]()
-    convert: Callable[[Row, str], Row | Drop] | None = None
+    convert: Callable[[Row, str, Renderer], Row | Drop] | None = None
     rows = 0
     for where, row in read_rows(path, subset):
         if convert is None:
@@ -191,7 +274,7 @@ def read(path: str, *, kind: str = "auto", subset: str | None = None) -> Compari
             convert = CONVERTERS[kind]
             values = {source: [] for source in _reward_sources(row, where)}
         rows += 1
-        pair = convert(row, where)
+        pair = convert(row, where, render)
         if isinstance(pair, Drop):
             left_out[pair.reason] += 1
             continue
@@ -203,6 +286,17 @@ def read(path: str, *, kind: str = "auto", subset: str | None = None) -> Compari
     prompts, chosen, rejected = ([pair[name] for pair in kept] for name in ("prompt", "chosen", "rejected"))
     margins = {source: _stack(column, source, path) for source, column in values.items()}
     return Comparisons(kind, rows, prompts, chosen, rejected, _different(margins), left_out)
+
+
+def renderer_of(model: str | None, tokenizer: str | None) -> Renderer:
+    """How messages become text: as for training where a model is named, else plainly."""
+    if model is None:
+        return plain_chat
+    from lm.models.loading import load_tokenizer
+    from lm.studies.first_moves import check
+
+    check(model)
+    return chat_renderer(load_tokenizer(tokenizer or model, (), trust_remote_code=False), model)
 
 
 def _kind_of(row: Row, where: str) -> str:
@@ -217,10 +311,10 @@ def _kind_of(row: Row, where: str) -> str:
     )
 
 
-CONVERTERS: dict[str, Callable[[Row, str], Row | Drop]] = {
-    "preferences": lambda row, where: preference_pair(row, where, plain_chat),
-    "hh": hh_pair,
-    "tldr": lambda row, where: tldr_pair(row, where, DataConfig.prompt_template),
+CONVERTERS: dict[str, Callable[[Row, str, Renderer], Row | Drop]] = {
+    "preferences": preference_pair,
+    "hh": lambda row, where, _: hh_pair(row, where),
+    "tldr": lambda row, where, _: tldr_pair(row, where, DataConfig.prompt_template),
 }
 
 
@@ -317,9 +411,29 @@ def number(values: Iterable[Any]) -> tuple[Ints, int]:
 
 
 def measure(
-    data: Comparisons, name: str, *, tokenizer: str | None = None, max_prompt_length: int, max_completion_length: int
+    data: Comparisons,
+    name: str,
+    *,
+    tokenizer: str | None = None,
+    max_prompt_length: int,
+    max_completion_length: int,
+    reward_error: tuple[float, float] | None = None,
+    model: str | None = None,
+    model_pairs: int = MODEL_PAIRS,
 ) -> Report:
-    """The report on a set that has been read; lengths in tokens where a tokenizer is named, else in characters."""
+    """The report on a set that has been read.
+
+    Args:
+        data: the set.
+        name: what the report calls it.
+        tokenizer: lengths are in its tokens, in characters where none is named; the model's own where there is one.
+        max_prompt_length: tokens.
+        max_completion_length: tokens, end-of-text included.
+        reward_error: bias and variance of a reward model's margins, log-odds and log-odds squared.
+        model: causal LM, hub name or folder, that is to be pi_ref; it is loaded.
+        model_pairs: on how many pairs at most it is measured.
+    """
+    tokenizer = tokenizer or model
     prompt, prompts = number(data.prompts)
     both = np.concatenate([prompt, prompt]).tolist()
     response, responses = number(zip(both, [*data.chosen, *data.rejected], strict=True))
@@ -330,7 +444,7 @@ def measure(
     code, opposite = chosen * responses + rejected, rejected * responses + chosen
     contradicted = np.isin(code, opposite)
     one_way = PreferenceGraph(responses, graph.edges[~contradicted])
-    distinct = np.unique(np.minimum(code, opposite))
+    distinct, which, times = np.unique(np.minimum(code, opposite), return_inverse=True, return_counts=True)
     compared = np.bincount(np.concatenate(np.divmod(distinct, responses)), minlength=responses)
     isolated = (compared[chosen] == 1) & (compared[rejected] == 1) & ~contradicted
     prompt_of = np.empty(responses, dtype=np.intp)
@@ -363,6 +477,16 @@ def measure(
         contradicted=int(contradicted.sum()),
         on_longer_cycles=int((~one_way.crossing).sum()),
         unconnected_prompts=int((np.bincount(prompt_of[first_of_group]) > 1).sum()),
+        labels=_labels(
+            PreferenceGraph(responses, np.stack(np.divmod(distinct, responses), axis=1), times),
+            which,
+            graph.crossing,
+            reward_error,
+        ),
+        first_to_fall=None
+        if model is None
+        else _first_to_fall(data, model, tokenizer or model, max_prompt_length, max_completion_length, model_pairs),
+        budgets=_budgets(data.margins),
         length_unit=unit,
         longer_preferred=bias[0].longer_preferred,
         length_bias=bias,
@@ -377,6 +501,76 @@ def measure(
     )
     report.advice.extend(advise(report))
     return report
+
+
+def _labels(pairs: PreferenceGraph, which: Ints, crossing: Any, reward_error: tuple[float, float] | None) -> Labels:
+    """Of pairs weighted by their labels; `which` of them is each comparison's, [N], as is `crossing`."""
+    resistances = effective_resistance(pairs)[which]
+    counts = pairs.weights[which]
+    agree = infinite_probability(0.5, counts)
+    groups = []
+    for labels in range(1, MOST_LABELS + 1):
+        rows = counts >= labels if labels == MOST_LABELS else counts == labels
+        if rows.any():
+            groups.append(
+                LabelCount(
+                    labels=labels,
+                    or_more=labels == MOST_LABELS,
+                    share=float(rows.mean()),
+                    no_finite_dpo_optimum=float(crossing[rows].mean()),
+                    all_agree_at_least=float(agree[rows].mean()),
+                )
+            )
+    error = None
+    if reward_error is not None:
+        bias, variance = reward_error
+        better = float((bias**2 + variance < resistances).mean())
+        error = RewardError(bias=bias, variance=variance, better=better)
+    quantiles = tuple(np.quantile(resistances, QUANTILES).tolist())
+    return Labels(resistance_quantiles=quantiles, by_count=groups, reward_error=error)
+
+
+def _first_to_fall(
+    data: Comparisons, model: str, tokenizer: str, max_prompt: int, max_completion: int, most: int
+) -> FirstToFall:
+    from lm.models.loading import load_tokenizer
+    from lm.studies import first_moves
+
+    found = first_moves.measure(
+        model,
+        load_tokenizer(tokenizer, (), trust_remote_code=False),
+        (data.prompts, data.chosen, data.rejected),
+        max_prompt_length=max_prompt,
+        max_completion_length=max_completion,
+        most=most,
+    )
+    falls = found.moves.winner_falls
+    bounds = binomtest(int(falls.sum()), len(falls)).proportion_ci(method="wilson")
+    return FirstToFall(
+        model=model,
+        pairs=len(falls),
+        too_long=found.too_long,
+        winner_falls=float(falls.mean()),
+        interval=(float(bounds.low), float(bounds.high)),
+        loser_rises=float(found.moves.loser_rises.mean()),
+        tied=found.tied,
+        capped=found.capped,
+    )
+
+
+def _budgets(margins: dict[Source, Floats]) -> list[Budget]:
+    """p-DPO's, and of the rewards that a set brings those of their distillation; the oracle's are not for training."""
+    found = [Budget(method="p-dpo", columns=None, constant=budget.DPO)]
+    for source, every in margins.items():
+        if source == rewards.ORACLE:
+            continue
+        known = every[np.isfinite(every).reshape(len(every), -1).all(axis=1)]
+        if not 1e-150 < abs(known).max(initial=0) < 1e150:  # none, or no floats when squared
+            continue
+        constant = max(map(budget.distillation_constant, known.reshape(len(known), -1).T))
+        method = "dp-dpo" if every.ndim == 1 else "e-dpo and hull-dpo"
+        found.append(Budget(method=method, columns=rewards.named(source), constant=constant))
+    return found
 
 
 def _length_bias(ratio: float, chosen: Ints, rejected: Ints) -> LengthBias:
@@ -394,6 +588,8 @@ def _length_bias(ratio: float, chosen: Ints, rejected: Ints) -> LengthBias:
 
 def _tokens(data: Comparisons, name: str, max_prompt: int, max_completion: int) -> tuple[list[Ints], Tokens]:
     """Lengths of chosen and rejected, [N] each, and the report."""
+    from lm.models.loading import load_tokenizer  # torch comes with it
+
     tokenizer = load_tokenizer(name, [*data.prompts, *data.chosen, *data.rejected], trust_remote_code=False)
 
     def counts(texts: list[str], special: bool) -> list[int]:
@@ -506,6 +702,44 @@ def advise(report: Report) -> list[Advice]:
             "with rewards, distillation leaves the split of probability between the groups open.",
             "thm1-connected",
         )
+    typical = report.labels.resistance_quantiles[QUANTILES.index(0.5)]
+    error = report.labels.reward_error
+    add(
+        f"The labels leave a reward margin a variance of at least {typical:.3g} (median; log-odds squared). "
+        + (
+            "A reward model whose squared bias and variance of margins are together below that teaches the margin "
+            "better than DPO's labels do; with its calibration on held-out labels, --reward-error tells the share."
+            if error is None
+            else f"A reward model with margins of bias {error.bias:g} and variance {error.variance:g} is the better "
+            f"teacher on {error.better:.1%} of the comparisons, or more where labels are more certain than even odds."
+        ),
+        "labels-or-reward",
+    )
+    first = report.first_to_fall
+    if first is not None:
+        add(
+            f"A first step of DPO on its own pair lowers the winner in {first.winner_falls:.1%} of {first.pairs:,} "
+            f"pairs ({first.interval[0]:.1%} to {first.interval[1]:.1%}) and raises the loser in "
+            f"{first.loser_rises:.1%}. "
+            + (
+                "The model caps its logits, so this is a diagnostic of the head's gradient only. "
+                if first.capped
+                else "Exact if the output head alone is trained, by one small step of plain gradient descent; a "
+                "diagnostic of the head's gradient where more is trained"
+                + (" (this head is tied to the input embeddings). " if first.tied else ". ")
+            )
+            + "Neither beta nor a forward-KL term changes which falls first.",
+            "first-to-fall",
+        )
+    add(
+        "To keep KL(pi || pi_ref) + KL(pi_ref || pi) of the optimum below B nats take alpha of at least "
+        + ", ".join(
+            f"{one.constant:.3g} / B ({one.method}{'' if one.columns is None else f' with {one.columns}'})"
+            for one in report.budgets
+        )
+        + ". A large network is not bound by it: start there and watch its KL.",
+        "alpha-budget",
+    )
     bias = report.length_bias[0]
     if (
         bias.interval is not None
@@ -579,7 +813,30 @@ def show(report: Report, console: Console) -> None:
         ("on longer cycles", f"{report.on_longer_cycles:,}"),
         ("prompts with groups never compared", f"{report.unconnected_prompts:,}"),
         None,
+        (
+            "variance of a margin by its labels, at least; 10%, 50%, 90%",
+            ", ".join(f"{q:.3g}" for q in report.labels.resistance_quantiles),
+        ),
     ]
+    for group in report.labels.by_count:
+        name = f"{group.labels}{' or more' * group.or_more} label{'s' * (group.labels > 1)}"
+        rows += [
+            (f"  pairs with {name}", share(group.share)),
+            ("    no finite DPO optimum", share(group.no_finite_dpo_optimum)),
+            ("    chance of it for a pair of its own, at least", share(group.all_agree_at_least)),
+        ]
+    if report.labels.reward_error:
+        error = report.labels.reward_error
+        rows.append((f"reward of bias {error.bias:g}, variance {error.variance:g} is better", share(error.better)))
+    if report.first_to_fall:
+        first = report.first_to_fall
+        rows += [
+            None,
+            (f"first step of the head, of {first.pairs:,} pairs: winner falls", share(first.winner_falls)),
+            ("  loser rises", share(first.loser_rises)),
+            ("  pairs over a limit, left out", f"{first.too_long:,}"),
+        ]
+    rows.append(None)
     for bias in report.length_bias:
         how = "" if bias.ratio == 1 else f" by {bias.ratio:g}x"
         rows.append(

@@ -28,7 +28,10 @@ from lm.config import DataConfig
 from lm.data import rewards
 from lm.data.lengths import length_class
 from lm.diagnose import main
-from lm.studies.diagnosis import RATIOS, Report, advise, measure, read
+from lm.studies.diagnosis import QUANTILES, RATIOS, FirstToFall, Report, advise, measure, read
+from lm.studies.first_moves_test import trained_moves
+from tests import tiny
+from theory import budget
 from theory.claim import all_claims
 
 Rows = list[dict[str, Any]]
@@ -109,6 +112,166 @@ def test_a_cycle_with_a_tail(tmp_path: Path) -> None:
     report = report_on(rows, tmp_path)
     assert report.no_finite_dpo_optimum == 0.25
     assert (report.on_longer_cycles, report.responses, report.comparisons) == (3, 4, 4)
+
+
+# ---------------------------------------------------------------- labels or reward
+
+
+def resistances_by_pseudoinverse(rows: Rows, *, count: bool = True) -> list[float]:
+    """Of every row, at even odds, prompt by prompt; `count` False takes a pair's labels for one."""
+    found = []
+    for prompt in {r["prompt"] for r in rows}:
+        pairs = [tuple(sorted((r["chosen"], r["rejected"]))) for r in rows if r["prompt"] == prompt]
+        texts = sorted({text for pair in pairs for text in pair})
+        laplacian = np.zeros((len(texts), len(texts)))
+        ends = [[texts.index(text) for text in pair] for pair in pairs]
+        for i, j in ends if count else {tuple(pair) for pair in ends}:
+            laplacian[[i, j], [i, j]] += 1 / 4
+            laplacian[[i, j], [j, i]] -= 1 / 4
+        inverse = np.linalg.pinv(laplacian)
+        found += [inverse[i, i] + inverse[j, j] - 2 * inverse[i, j] for i, j in ends]
+    return found
+
+
+def test_labels_are_resistors_of_their_prompts_comparisons(tmp_path: Path) -> None:
+    differ = 0
+    for seed in range(60):
+        rows = drawn(seed)
+        report = report_on(rows, tmp_path, reward_error=(-1.0, 0.93))
+        expected = resistances_by_pseudoinverse(rows)
+        assert report.labels.resistance_quantiles == pytest.approx(np.quantile(expected, QUANTILES), rel=1e-9)
+        assert report.labels.reward_error is not None
+        assert report.labels.reward_error.better == pytest.approx(np.mean([r > 1.93 for r in expected]))
+        once = np.quantile(resistances_by_pseudoinverse(rows, count=False), QUANTILES)
+        differ += not np.allclose(once, np.quantile(expected, QUANTILES))
+    assert differ > 20, "labels of a pair add up"
+
+
+def test_comparisons_by_the_labels_of_their_pair(tmp_path: Path) -> None:
+    rows = [row("once", "a", "b"), *[row("agree", "a", "b")] * 3]
+    rows += [row("split", *pair) for pair in ("ab", "ba", "ab", "ab", "ab", "ab", "ab", "ab")]
+    labels = report_on(rows, tmp_path).labels
+    told = {(g.labels, g.or_more): (g.share, g.no_finite_dpo_optimum, g.all_agree_at_least) for g in labels.by_count}
+    assert told == {(1, False): (1 / 12, 1, 1), (3, False): (3 / 12, 1, 1 / 4), (5, True): (8 / 12, 0, 2**-7)}
+    assert labels.resistance_quantiles[0] == pytest.approx(4 / 8), "4 / k of a pair of its own"
+    assert labels.reward_error is None
+
+
+def test_budgets_of_the_losses_that_the_set_allows(tmp_path: Path) -> None:
+    margins = [2.0, -1.0, None, 1.0]
+    rows = [
+        row(
+            f"p{i}",
+            "a",
+            "b",
+            margin=m,
+            member_margins=[m, None if i == 0 else 3.0],
+            oracle_chosen_reward=9.0,
+            oracle_rejected_reward=0.0,
+        )
+        for i, m in enumerate(margins)
+    ]
+    plain, one, members = report_on(rows, tmp_path).budgets
+    assert (plain.method, plain.columns, plain.constant) == ("p-dpo", None, budget.DPO)
+    assert (one.method, one.columns, one.constant) == ("dp-dpo", "margin", pytest.approx((4 + 1 + 1) / 3 / 2))
+    assert (members.columns, members.constant) == ("member_margins", pytest.approx(9 / 2)), "the largest member's"
+    advice = next(a.text for a in report_on(rows, tmp_path).advice if a.statements == ("alpha-budget",))
+    assert "0.278 / B (p-dpo), 1 / B (dp-dpo with margin), 4.5 / B" in advice
+    large = [row("p", "a", "b", margin=1e200), row("q", "a", "b", margin=-1e200)]
+    assert len(report_on(large, tmp_path).budgets) == 1
+    assert len(report_on([row("p", "a", "b", margin=0.0)], tmp_path).budgets) == 1
+
+
+# ---------------------------------------------------------------- first to fall
+
+
+@pytest.fixture(scope="module")
+def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A random model with a tokenizer of one-letter words, as a run leaves pi_ref."""
+    folder = tmp_path_factory.mktemp("model")
+    letters = {chr(ord("A") + i): i + 2 for i in range(tiny.VOCABULARY - 2)}
+    words = Tokenizer(WordLevel({"<unknown>": 0, "<end>": tiny.END, **letters}, unk_token="<unknown>"))
+    words.pre_tokenizer = WhitespaceSplit()
+    PreTrainedTokenizerFast(tokenizer_object=words, eos_token="<end>", unk_token="<unknown>").save_pretrained(folder)
+    tiny.causal_lm(max_position_embeddings=1024).save_pretrained(folder)
+    return folder
+
+
+def similar_rows() -> Rows:
+    """The loser, or the winner, repeats what the other says: one that repeats drags the other along."""
+    rng = random.Random(3)
+    rows = []
+    for i in range(30):
+        words = " ".join(rng.choices("BCDEFGH", k=3))
+        sides = (words, " ".join([words] * 3))
+        rows.append(row(" ".join(rng.choices("BCDEFGH", k=4)), *(sides if i % 3 else sides[::-1])))
+    return rows
+
+
+def test_the_first_to_fall_are_those_of_a_step_of_the_head(tmp_path: Path, tiny_model: Path) -> None:
+    rows = [*similar_rows(), row("B " * 513, "B", "C"), row("B", "C " * 129, "C")]
+    report = report_on(rows, tmp_path, model=str(tiny_model))
+    first = report.first_to_fall
+    assert first is not None
+    assert (first.pairs, first.too_long, first.tied, first.capped) == (30, 2, False, False)
+    assert report.tokens is not None, "lengths are in the model's tokens"
+
+    def ids(text: str) -> list[int]:
+        return [ord(word) - ord("A") + 2 for word in text.split()]
+
+    pairs = [(ids(r["prompt"]), [*ids(r["chosen"]), tiny.END], [*ids(r["rejected"]), tiny.END]) for r in rows[:30]]
+    moved = trained_moves(tiny.causal_lm(max_position_embeddings=1024), pairs)
+    assert first.winner_falls == pytest.approx((moved[:, 0] < 0).mean())
+    assert first.loser_rises == pytest.approx((moved[:, 1] > 0).mean())
+    assert 0.2 < first.winner_falls < 0.9
+    assert first.interval[0] < first.winner_falls < first.interval[1]
+    exchanged = [row(r["prompt"], r["rejected"], r["chosen"]) for r in rows[:30]]  # control
+    other = report_on(exchanged, tmp_path, model=str(tiny_model)).first_to_fall
+    assert other is not None
+    assert (other.winner_falls, other.loser_rises) == (first.loser_rises, first.winner_falls)
+    assert other.winner_falls != first.winner_falls
+
+
+def test_the_command_measures_a_model_and_says_what_it_is_exact_for(
+    tmp_path: Path, tiny_model: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_jsonl(tmp_path / "pairs.jsonl", similar_rows())
+    options = ["--model", str(tiny_model), "--model-pairs", "20", "--max-prompt-length", "9"]
+    assert main([str(tmp_path / "pairs.jsonl"), *options, "--json", str(tmp_path / "report.json")]) == 0
+    written = json.loads((tmp_path / "report.json").read_text())["first_to_fall"]
+    assert (written["pairs"], written["model"]) == (20, str(tiny_model))
+    out = " ".join(capsys.readouterr().out.split())
+    assert "first step of the head, of 20 pairs: winner falls" in out
+    assert "Exact if the output head alone is trained, by one small step of plain gradient descent" in out
+    assert "[first-to-fall]" in out
+    assert main([str(tmp_path / "pairs.jsonl"), *options[:4], "--max-completion-length", "1"]) == 2
+    assert "none of 20 pairs is within 512 tokens of prompt and 1 of completion" in capsys.readouterr().err
+
+
+def test_a_tied_or_capped_head_is_told(everything: Report) -> None:
+    first = FirstToFall(
+        model="m", pairs=9, too_long=0, winner_falls=0.5, interval=(0.2, 0.8), loser_rises=0.4, tied=True, capped=False
+    )
+
+    def text(of: FirstToFall) -> str:
+        (one,) = [a.text for a in advise(replace(everything, first_to_fall=of)) if a.statements == ("first-to-fall",)]
+        return one
+
+    assert "tied to the input embeddings" in text(first)
+    assert "tied" not in text(replace(first, tied=False))
+    assert "Exact" not in text(replace(first, capped=True))
+
+
+def test_without_a_model_there_is_no_torch(tmp_path: Path, tiny_model: Path) -> None:
+    write_jsonl(tmp_path / "pairs.jsonl", similar_rows())
+    code = (
+        "import sys; from lm.diagnose import main; status = main(sys.argv[1:]); print('torch' in sys.modules, status)"
+    )
+    root = Path(lm.__main__.__file__).parents[1]
+    for options, loaded in ((["--reward-error", "0.3", "1"], False), (["--model", str(tiny_model)], True)):
+        command = [sys.executable, "-c", code, str(tmp_path / "pairs.jsonl"), *options]
+        done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=root)
+        assert done.stdout.splitlines()[-1] == f"{loaded} 0"
 
 
 # ---------------------------------------------------------------- rows, lengths, tokens
@@ -349,7 +512,8 @@ def test_advice_cites_statements_of_the_ledger(everything: Report) -> None:
     cited = {name for advice in everything.advice for name in advice.statements}
     assert cited <= ledger
     assert {"prop1", "prop1-scc", "cor1", "thm1", "thm1-connected", "thm2", "thm2-hull", "prop6"} <= cited
-    assert len(everything.advice) == 12
+    assert {"labels-or-reward", "alpha-budget"} <= cited
+    assert len(everything.advice) == 14
 
 
 @pytest.mark.parametrize(
@@ -457,7 +621,12 @@ def test_mistakes_in_data_are_one_message_and_status_2(
         (["{pairs}", "--kind", "tldr"], "column 'info' is missing"),
         (["{pairs}", "--kind", "odd"], "invalid choice: 'odd'"),
         (["{pairs}", "--max-prompt-length", "8"], "name a --tokenizer"),
-        (["{pairs}", "--tokenizer", "x", "--max-prompt-length", "0"], "a number of tokens above 0 is needed, got '0'"),
+        (["{pairs}", "--model-pairs", "8"], "--model-pairs are of a --model: name it"),
+        (["{pairs}", "--model", "scratch:tiny"], "a trained model is needed, the one that is to be pi_ref"),
+        (["{pairs}", "--model", "/nowhere"], "model '/nowhere': there is no such folder"),
+        (["{pairs}", "--reward-error", "1", "-1"], "a finite variance >= 0, got 1 and -1"),
+        (["{pairs}", "--reward-error", "nan", "1"], "needs a finite bias"),
+        (["{pairs}", "--tokenizer", "x", "--max-prompt-length", "0"], "a whole number above 0 is needed, got '0'"),
     ],
 )
 def test_mistakes_in_options_are_one_message_and_status_2(

@@ -64,8 +64,14 @@ EXACT, SAMPLED, FAR = 1e-3, 1e-2, 0.4
 """Acceptance: the largest total variation with an exact and with a sampled KL term, and the least that pi_ref has."""
 CERTIFIED = ("d-dpo", "ipo", "p-dpo", "dp-dpo", "hull-dpo")
 """The methods whose optimum is unique, and so has to be reached."""
+GUARANTEED = ("p-dpo", "dp-dpo")
+"""The methods of which `bandits.certify` has a guarantee prompt by prompt, and a bound of J."""
+STRAY = 1e-2
+"""Acceptance: by how much a trained network's residual may loosen its guarantee, reward units a nat, and its bound of
+J, nats."""
 _MASS_ERROR = 1e-5  # of 85 float32 probabilities' sum
 _WEIGHT_ERROR = 1e-6
+_ROUNDING = 1e-9  # of what holds at every policy
 
 
 # ---------------------------------------------------------------- the language
@@ -265,29 +271,32 @@ def optimum(method: Method, world: World, ref: Floats, graphs: Graphs, weights: 
 
 
 def _optima(method: Method, world: World, ref: Floats, graphs: Graphs, weights: Floats | None = None) -> list[Any]:
-    from bandits import objectives
     from bandits.solve import Optimum, solve
 
     found = []
     for x, graph in enumerate(graphs):
-        objective: objectives.Objective
-        if isinstance(method, EnsembleDPO):
-            assert weights is not None
-            margins = graph.margins(weights @ world.member_rewards[:, x])
-            objective = objectives.Distillation(beta=method.beta, reward_margins=margins)
-        elif isinstance(method, DistilledDPO):
-            objective = objectives.Distillation(beta=method.beta, reward_margins=graph.margins(world.rewards[x]))
-        elif isinstance(method, IPO):
-            objective = objectives.IPO(tau=method.tau)
-        elif isinstance(method, DPO):
-            objective = objectives.DPO(beta=method.beta)
-        else:
-            raise ValueError(f"{type(method).__name__} has no optimum in closed form or as a convex problem")
-        solution = solve(objective, graph, ref[x], alpha=kl_weight(method))
+        solution = solve(_objective(method, world, x, graph, weights), graph, ref[x], alpha=kl_weight(method))
         if not isinstance(solution, Optimum) or not solution.unique:
             raise ValueError(f"{type(method).__name__} has no unique optimum on the pairs of prompt {x}: {solution}")
         found.append(solution)
     return found
+
+
+def _objective(method: Method, world: World, x: int, graph: PreferenceGraph, weights: Floats | None = None) -> Any:
+    """The method on the pairs of prompt x, as `bandits` has it; an ensemble's members are mixed by `weights` [K]."""
+    from bandits import objectives
+
+    if isinstance(method, EnsembleDPO):
+        assert weights is not None
+        margins = graph.margins(weights @ world.member_rewards[:, x])
+        return objectives.Distillation(beta=method.beta, reward_margins=margins)
+    if isinstance(method, DistilledDPO):
+        return objectives.Distillation(beta=method.beta, reward_margins=graph.margins(world.rewards[x]))
+    if isinstance(method, IPO):
+        return objectives.IPO(tau=method.tau)
+    if isinstance(method, DPO):
+        return objectives.DPO(beta=method.beta)
+    raise ValueError(f"{type(method).__name__} has no optimum in closed form or as a convex problem")
 
 
 def ensemble_optimum(method: Method, world: World, ref: Floats, graphs: Graphs) -> tuple[Floats, Floats]:
@@ -387,6 +396,70 @@ def comparison(logps: Floats, ref: Floats, best: Floats) -> dict[str, Any]:
     return {**overall, "by_prompt": {name: values.tolist() for name, values in rows.items()}}
 
 
+def guarantees(method: Method, world: World, ref: Floats, graphs: Graphs, logps: Floats) -> dict[str, list[float]]:
+    """What pessimism promises at a policy, a number a prompt; `logps` [P, n], trained or an optimum's.
+
+    The rows `pessimism-certificate` and `alpha-budget` of the ledger, with what a policy that is no optimum adds (g is
+    its objective's gradient in the logits, u its log-ratios). Rewards are the world's true ones:
+
+    - `divergence`: J, with `forward_kl` and `reverse_kl`, nats; `bound`: what J is at most at an optimum;
+      `bound_stray`: g.u / alpha, by how much more (or less) it may be here.
+    - `level`: lambda, the data's loss of the implicit reward; `true_loss`: of the true reward.
+    - `promised`: beta J less the price of a true reward that fits worse than lambda, reward units; `guaranteed`: the
+      same with the residual's share, which `advantage`, E_pi[r] - E_ref[r], is never below.
+    - `residual`: by how much the promise can fail a reward at most, reward units for each nat of range of r / beta - u.
+    """
+    from bandits.certify import certify
+
+    alpha = kl_weight(method)
+    assert alpha is not None, f"{type(method).__name__} has no KL term"
+    rows = []
+    for x, (graph, own) in enumerate(zip(graphs, np.log(distributions(logps)), strict=True)):
+        found = certify(_objective(method, world, x, graph), graph, ref[x], alpha=alpha, log_probs=own)
+        rewards = world.rewards[x]
+        price = found.beta / alpha * (found.loss(rewards) - found.level)
+        rows.append(
+            {
+                "divergence": found.divergence,
+                "forward_kl": found.forward_kl,
+                "reverse_kl": found.reverse_kl,
+                "bound": found.divergence_bound,
+                "bound_stray": float(found.gradient @ found.logratios) / alpha,
+                "level": found.level,
+                "true_loss": found.loss(rewards),
+                "promised": found.advantage - price,
+                "guaranteed": found.for_reward(rewards),
+                "advantage": found.true_advantage(rewards),
+                "residual": found.residual,
+            }
+        )
+    return {name: [row[name] for row in rows] for name in rows[0]}
+
+
+def _broken(what: str, entry: dict[str, list[float]]) -> list[str]:
+    """The guarantees that do not hold as they should, in words."""
+    found = []
+    for x, (stray, residual, promised, held, j, bound, real) in enumerate(
+        zip(
+            *(entry[name] for name in ("bound_stray", "residual", "promised", "guaranteed", "divergence", "bound")),
+            entry["advantage"],
+            strict=True,
+        )
+    ):
+        where = f"{what}, prompt {x}"
+        if not real >= held - _ROUNDING:
+            found.append(f"{where}: advantage {real:.6g} under the true reward, below the guaranteed {held:.6g}")
+        if not j <= bound + stray + _ROUNDING:
+            found.append(f"{where}: J is {j:.6g} nats, above the bound {bound:.6g} and its residual {stray:.2g}")
+        if not residual <= STRAY:
+            found.append(
+                f"{where}: residual {residual:.2g} of the promise {promised:.4g}, at most {STRAY:g} is allowed"
+            )
+        if not abs(stray) <= STRAY:
+            found.append(f"{where}: residual {stray:.2g} nats of the bound of J, at most {STRAY:g} is allowed")
+    return found
+
+
 def failures(report: dict[str, Any]) -> list[str]:
     """What of the acceptance is not met, in words; empty when all of it is."""
     found = []
@@ -403,6 +476,9 @@ def failures(report: dict[str, Any]) -> list[str]:
                 found.append(
                     f"{what}: pi_ref is only {entry['tv_ref']:.2g} from the optimum, {FAR:g} is needed to show anything"
                 )
+    for name in GUARANTEED:
+        for which, entry in report[name].get("guarantees", {}).items():
+            found += _broken(f"{name}, guarantee, {which}", entry)
     return found
 
 
@@ -613,6 +689,10 @@ def experiment(config: ExactConfig, scratch: Path) -> dict[str, Any]:
             **_against(best, ref, trained[name]),
             "unseen": _unseen(ref, trained[name], unseen),
             "sampled": _against(best, ref, trained[f"{name} sampled"], points=False),
+            "guarantees": {
+                which: guarantees(method, world, ref, partial, logps)
+                for which, logps in (("optimum", best), ("trained", trained[name].logps))
+            },
         }
     report |= _ensembles(config, world, ref, sparse, trained)
     report["dpo"] = _divergence(world, ref, disjoint, unseen, trained["dpo"])
@@ -817,7 +897,7 @@ def table(report: dict[str, Any]) -> Table:
 
 
 def remarks(report: dict[str, Any]) -> list[str]:
-    """What the methods without a unique optimum did, a line each."""
+    """What the methods without a unique optimum did, and what pessimism guarantees, a line each."""
     split, unlisted, dpo = report["d-dpo"]["two_components"], report["d-dpo"]["unlisted"], report["dpo"]
     drdo, hull, least = report["drdo"], report["hull-dpo"], report["e-dpo"]
     kl, sampled, by_token = (report["estimators"][name] for name in ("exact", "sampled", "token_level"))
@@ -841,4 +921,18 @@ def remarks(report: dict[str, Any]) -> list[str]:
         f"{sampled['variance'][0]:.2f} a draw), {by_token['drawn'][0]:.4f} by tokens ({by_token['variance'][0]:.2f})",
         f"drdo: reward margins to {drdo['reward_margin_error_rms']:.1e} (root mean square), total variation from "
         f"pi_ref up to {max(drdo['tv_from_ref']):.3f}",
+        *(_promise(name, report[name]["guarantees"]) for name in GUARANTEED if "guarantees" in report[name]),
     ]
+
+
+def _promise(name: str, found: dict[str, Any]) -> str:
+    def means(what: str) -> tuple[float, float]:
+        """Over prompts: of the trained network, of the optimum."""
+        return float(np.mean(found["trained"][what])), float(np.mean(found["optimum"][what]))
+
+    real, held, j = means("advantage"), means("guaranteed"), means("divergence")
+    return (
+        f"{name}, mean over prompts, trained (optimum): true advantage {real[0]:.4f} ({real[1]:.4f}), guaranteed "
+        f"{held[0]:.4f} ({held[1]:.4f}) with a residual of at most {max(found['trained']['residual']):.1e} a nat; J "
+        f"{j[0]:.4f} ({j[1]:.4f}) nats, at most {means('bound')[1]:.4f} by alpha"
+    )

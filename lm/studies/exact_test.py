@@ -238,12 +238,21 @@ def test_a_swapped_label_or_a_component_cut_off_is_seen(
     assert distance(train(method, inside, from_reference=False), exact.optimum(method, world, ref, graphs)) > EXACT
 
 
+STRONG = Pessimism(alpha_start=0.4, alpha_end=0.4)
+"""More curvature than the preset has, for fewer steps."""
+PESSIMISTIC = PessimisticDPO(beta=0.7, kl=STRONG)
+
+
+@pytest.fixture(scope="module")
+def pessimistic(world: World, trained_reference: tuple[Path, Floats], train: Trainer) -> Trained:
+    """PESSIMISTIC on `connected(world, 8)`, with the exact KL."""
+    return train(PESSIMISTIC, connected(world, 8), samples=trained_reference[1])
+
+
 def test_pessimism_keeps_what_no_pair_mentions(
-    world: World, trained_reference: tuple[Path, Floats], train: Trainer
+    world: World, trained_reference: tuple[Path, Floats], train: Trainer, pessimistic: Trained
 ) -> None:
-    strong = Pessimism(alpha_start=0.4, alpha_end=0.4)  # more curvature than the preset has, for fewer steps
-    ref, method, graphs = trained_reference[1], PessimisticDPO(beta=0.7, kl=strong), connected(world, 8)
-    run = train(method, graphs, samples=ref)
+    ref, method, graphs, run = trained_reference[1], PESSIMISTIC, connected(world, 8), pessimistic
     assert distance(run, exact.optimum(method, world, ref, graphs)) <= EXACT
     assert np.abs(np.exp(run.logps) - ref)[:, 8:].max() <= EXACT
     drifting = train(DPO(beta=method.beta), graphs, steps=60)
@@ -256,6 +265,88 @@ def test_samples_are_of_pi_ref(trained_reference: tuple[Path, Floats]) -> None:
     errors = (shares - ref) / np.sqrt(ref * (1 - ref) / small().reference_samples)
     assert np.abs(errors).max() < 5
     assert (np.abs((shares - ref[::-1]) / np.sqrt(ref * (1 - ref) / 2000)).max(1) > 5).all()
+
+
+# ---------------------------------------------------------------- guarantees
+
+
+def test_a_trained_network_has_the_guarantee_of_its_optimum_but_for_its_residual(
+    world: World, trained_reference: tuple[Path, Floats], pessimistic: Trained
+) -> None:
+    ref, graphs = trained_reference[1], connected(world, 8)
+    best = exact.optimum(PESSIMISTIC, world, ref, graphs)
+    solved, trained = (exact.guarantees(PESSIMISTIC, world, ref, graphs, p) for p in (best, pessimistic.logps))
+    assert exact.failures(with_guarantees({"optimum": solved, "trained": trained})) == []
+    assert max(solved["residual"]) < 1e-8 < min(trained["residual"])
+    np.testing.assert_allclose(trained["promised"], solved["promised"], atol=exact.STRAY)
+    np.testing.assert_allclose(trained["divergence"], solved["divergence"], atol=exact.STRAY)
+    assert min(solved["divergence"]) > 10 * exact.STRAY, "there is something to be promised"
+
+    probs = exact.distributions(pessimistic.logps)  # by hand, not by `bandits`
+    np.testing.assert_allclose(trained["advantage"], ((probs - ref) * world.rewards).sum(1), rtol=1e-9)
+    j = ((probs - ref) * np.log(probs / ref)).sum(1)
+    np.testing.assert_allclose(trained["divergence"], j, rtol=1e-9)
+    assert (j <= 0.27846454276 / STRONG.alpha_end + np.array(trained["bound_stray"])).all()
+
+
+def test_distilled_rewards_fit_themselves_so_their_promise_is_more_than_beta_j(
+    world: World, trained_reference: tuple[Path, Floats]
+) -> None:
+    ref, graphs, method = trained_reference[1], connected(world), small().method("dp-dpo")
+    found = exact.guarantees(method, world, ref, graphs, exact.optimum(method, world, ref, graphs))
+    assert found["true_loss"] == pytest.approx([0, 0], abs=1e-12)
+    alpha, beta = exact.kl_weight(method), exact.scale(method)
+    assert alpha is not None
+    more = [beta * j + beta / alpha * level for j, level in zip(found["divergence"], found["level"], strict=True)]
+    assert found["promised"] == pytest.approx(more, rel=1e-9)
+    squares = [np.mean(g.margins(r) ** 2) for g, r in zip(graphs, world.rewards, strict=True)]
+    assert found["bound"] == pytest.approx([s / 2 / alpha for s in squares], rel=1e-12)
+    assert all(real >= least for real, least in zip(found["advantage"], found["guaranteed"], strict=True))
+
+
+def test_a_policy_that_is_no_optimum_is_seen(world: World, trained_reference: tuple[Path, Floats]) -> None:
+    ref, graphs = trained_reference[1], connected(world, 8)
+    other = exact.optimum(replace(PESSIMISTIC, beta=1.0), world, ref, graphs)
+    near = exact.guarantees(PESSIMISTIC, world, ref, graphs, other)
+    assert min(near["residual"]) > exact.STRAY
+    said = exact.failures(with_guarantees({"trained": near}))
+    assert said[0].startswith("p-dpo, guarantee, trained, prompt 0: residual")
+    # One that prefers what is worse: what its J would promise is false, what its residual leaves of that is true.
+    found = exact.guarantees(PESSIMISTIC, world, ref, graphs, normalised(np.log(ref) - 0.3 * world.rewards))
+    for real, promised, least in zip(found["advantage"], found["promised"], found["guaranteed"], strict=True):
+        assert least <= real < 0 < promised
+    spread = exact.guarantees(PESSIMISTIC, world, ref, graphs, normalised(10 * np.log(ref)))
+    for j, bound, stray in zip(*(spread[name] for name in ("divergence", "bound", "bound_stray")), strict=True):
+        assert bound < j <= bound + stray, "the budget is one of optima"
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"advantage": [0.9]}, "advantage 0.9 under the true reward, below the guaranteed 1"),
+        ({"divergence": [0.71]}, "J is 0.71 nats, above the bound 0.7 and its residual 0.001"),
+        ({"residual": [0.02]}, "residual 0.02 of the promise 1.001"),
+        ({"residual": [float("nan")]}, "residual nan of the promise"),
+        ({"bound_stray": [0.02]}, "residual 0.02 nats of the bound of J"),
+    ],
+)
+def test_each_broken_guarantee_is_told(change: dict[str, list[float]], said: str) -> None:
+    good = {"advantage": [1.0], "guaranteed": [1.0], "promised": [1.001], "residual": [1e-3]}
+    good |= {"divergence": [0.7], "bound": [0.7], "bound_stray": [1e-3]}
+    assert exact.failures(with_guarantees({"trained": good})) == []
+    (line,) = exact.failures(with_guarantees({"trained": {**good, **change}}))
+    assert line.startswith(f"p-dpo, guarantee, trained, prompt 0: {said}")
+
+
+def normalised(logits: Floats) -> Floats:
+    return np.asarray(logits - np.log(np.exp(logits).sum(1, keepdims=True)))
+
+
+def with_guarantees(found: dict[str, Any]) -> dict[str, Any]:
+    """A report that is well otherwise."""
+    report: dict[str, Any] = {name: {"tv": 1e-4, "tv_ref": 0.5} for name in exact.CERTIFIED}
+    report["p-dpo"]["guarantees"] = found
+    return report
 
 
 # ---------------------------------------------------------------- acceptance and options
@@ -322,6 +413,12 @@ def test_the_command_writes_its_results_and_says_what_they_miss(
     report = json.loads((tmp_path / "exact.json").read_text())
     assert set(METHODS) <= set(report)
     assert {"tv", "tv_ref", "forward_kl"} <= set(report["d-dpo"])
+    for name in exact.GUARANTEED:
+        optimum, trained = (report[name]["guarantees"][which] for which in ("optimum", "trained"))
+        assert all(len(values) == 2 for values in (*optimum.values(), *trained.values())), "a number a prompt"
+        assert f"missed: {name}, guarantee, trained, prompt 0: residual" in said.err
+        assert f"missed: {name}, guarantee, optimum" not in said.err
+        assert f"{name}, mean over prompts, trained (optimum): true advantage" in said.out
     assert (tmp_path / "exact.png").stat().st_size > 0
     assert "tokens: 2" in (tmp_path / "config.yaml").read_text()
 
