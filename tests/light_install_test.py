@@ -137,7 +137,9 @@ def test_every_library_that_a_package_imports_is_required(package: str, extras: 
         if path.stem.endswith("_test") or path.name == "conftest.py":
             continue
         tree = ast.parse(path.read_text())
-        later = {id(n) for f in ast.walk(tree) if isinstance(f, ast.FunctionDef) for n in ast.walk(f)}
+        not_yet = [f for f in ast.walk(tree) if isinstance(f, ast.FunctionDef)]
+        not_yet += [i for i in ast.walk(tree) if isinstance(i, ast.If) and ast.unparse(i.test) == "TYPE_CHECKING"]
+        later = {id(n) for f in not_yet for n in ast.walk(f)}
         for node in ast.walk(tree):
             names = [a.name for a in node.names] if isinstance(node, ast.Import) else []
             names += [node.module or ""] if isinstance(node, ast.ImportFrom) and not node.level else []

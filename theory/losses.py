@@ -143,10 +143,10 @@ def robust_dpo(logratio_margin: Array, *, beta: Scalar, label_smoothing: Scalar)
     Arguments as in `cdpo`. TRL: "robust". [...] -> [...], nats.
     """
     b, margin = backend_of(logratio_margin=logratio_margin)
-    beta = hyperparameter(b, "beta", beta, positive=True)
+    scaled = hyperparameter(b, "beta", beta, positive=True) * margin
     flipped = _flip_rate(b, label_smoothing)
     # softplus(x) = x + softplus(-x) leaves one softplus: the difference of two would lose digits as e nears 1/2.
-    return dpo(margin, beta=beta) - flipped / (1 - 2 * flipped) * (beta * margin)
+    return bradley_terry(scaled) - flipped / (1 - 2 * flipped) * scaled
 
 
 def soft_label(logratio_margin: Array, reward_margin: Array, *, beta: Scalar) -> Array:
@@ -156,9 +156,9 @@ def soft_label(logratio_margin: Array, reward_margin: Array, *, beta: Scalar) ->
     Both [...] -> [...], nats.
     """
     b, margin, target = backend_of(logratio_margin=logratio_margin, reward_margin=reward_margin)
-    beta = hyperparameter(b, "beta", beta, positive=True)
+    scaled = hyperparameter(b, "beta", beta, positive=True) * margin
     same_shapes(logratio_margin=margin, reward_margin=target)
-    return b.exp(b.logsigmoid(target)) * dpo(margin, beta=beta) + b.exp(b.logsigmoid(-target)) * dpo(-margin, beta=beta)
+    return b.exp(b.logsigmoid(target)) * bradley_terry(scaled) + b.exp(b.logsigmoid(-target)) * bradley_terry(-scaled)
 
 
 def rdpo(
