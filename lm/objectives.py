@@ -11,6 +11,8 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple
 
+import numpy as np
+
 from theory import losses
 
 if not TYPE_CHECKING:  # options are explained without torch; jsonargparse runs what a plain TYPE_CHECKING block imports
@@ -60,6 +62,16 @@ class PairBatch:
         )
         return margin
 
+    @property
+    def chosen_logratios(self) -> Tensor:
+        """[N], u_w."""
+        return self.policy_chosen_logps - self.ref_chosen_logps
+
+    @property
+    def rejected_logratios(self) -> Tensor:
+        """[N], u_l."""
+        return self.policy_rejected_logps - self.ref_rejected_logps
+
     def known(self, name: str) -> Tensor:
         """The named optional tensor; ValueError where it is missing (nothing is ever filled in)."""
         value = getattr(self, name)
@@ -100,10 +112,7 @@ class Pessimism:
         if self.samples == "reference":
             kl = losses.forward_kl(pairs.known("sample_logratios"))
         else:
-            kl = (
-                losses.forward_kl(pairs.policy_chosen_logps - pairs.ref_chosen_logps)
-                + losses.forward_kl(pairs.policy_rejected_logps - pairs.ref_rejected_logps)
-            ) / 2
+            kl = (losses.forward_kl(pairs.chosen_logratios) + losses.forward_kl(pairs.rejected_logratios)) / 2
         penalised: Tensor = losses.pessimistic(loss, kl, alpha=self.alpha(pairs.progress))
         return penalised
 
@@ -291,10 +300,7 @@ class IPO(Method):
         margin = pairs.logratio_margin
         if self.length_normalised:
             margin = losses.normalised_logratio_margin(
-                pairs.policy_chosen_logps - pairs.ref_chosen_logps,
-                pairs.policy_rejected_logps - pairs.ref_rejected_logps,
-                pairs.chosen_lengths,
-                pairs.rejected_lengths,
+                pairs.chosen_logratios, pairs.rejected_logratios, pairs.chosen_lengths, pairs.rejected_lengths
             )
         loss: Tensor = losses.ipo(margin, tau=self.tau)
         return loss
@@ -309,7 +315,7 @@ class IPO(Method):
         if not self.length_normalised:
             yield from super().legend()
             return
-        yield "π, π_ref: probabilities of a completion; |y|: its tokens. Log-ratios are per token: not the paper's."
+        yield "u_y = log π(y) − log π_ref(y), nats; |y|: tokens of y. Log-ratios are per token: not the paper's."
         yield "w: the preferred completion; l: the other."
 
 
@@ -501,6 +507,42 @@ class DRDO(Method):
             yield "δ̂: difference of the policy's own reward estimates, by a linear head."
 
 
+# ---------------------------------------------------------------- methods of other authors
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Checked(Method):
+    """A method whose options have the ranges that its loss checks: it is asked when they are given."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if any(hasattr(getattr(self, option.name), "free_symbols") for option in fields(self)):
+            return  # SymPy's letters, of which the loss is written
+        try:
+            self(_PAIR)
+        except (TypeError, ValueError) as error:
+            raise type(error)(f"{type(self).__name__}.{error}") from None
+
+
+_ONE: Any = np.ones(1)
+_PAIR = PairBatch(
+    policy_chosen_logps=-_ONE,
+    policy_rejected_logps=-_ONE,
+    ref_chosen_logps=-_ONE,
+    ref_rejected_logps=-_ONE,
+    chosen_lengths=_ONE,
+    rejected_lengths=_ONE,
+    reward_margin=_ONE,
+)
+"""Any pair."""
+
+
+def _each_logratio() -> Iterator[str]:
+    """The legend of a loss that sees both log-ratios by themselves."""
+    yield "u_y = log π(y) − log π_ref(y), nats, summed over tokens."
+    yield "w: the preferred completion; l: the other."
+
+
 METHODS: dict[str, type[Method]] = {
     "dpo": DPO,
     "ipo": IPO,
@@ -512,6 +554,9 @@ METHODS: dict[str, type[Method]] = {
     "drdo": DRDO,
 }
 """Every method by its name in configs, tables and results files. Options, results, reports and figures follow it."""
+
+PAPERS = ("dpo", "ipo", "d-dpo", "p-dpo", "dp-dpo", "e-dpo", "hull-dpo", "drdo")
+"""The methods of both papers, and hull-DPO: what a run compares that names none."""
 
 
 def option_of(name: str) -> str:

@@ -91,8 +91,8 @@ def tokenizer() -> PreTrainedTokenizerFast:
 
 
 def scale_of(method: Method) -> float:
-    scale = method.tau if isinstance(method, IPO) else method.implicit_scale
-    assert scale is not None
+    scale = getattr(method, "tau" if isinstance(method, IPO) else "beta")
+    assert isinstance(scale, float)
     return scale
 
 

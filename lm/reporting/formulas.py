@@ -33,10 +33,19 @@ class _Symbols(PairBatch):
     """A pair whose quantities are symbols."""
 
     margin: Any
+    logratios: tuple[Any, Any]
 
     @property
     def logratio_margin(self) -> Any:
         return self.margin
+
+    @property
+    def chosen_logratios(self) -> Any:
+        return self.logratios[0]
+
+    @property
+    def rejected_logratios(self) -> Any:
+        return self.logratios[1]
 
 
 def objective(name: str, setting: Mapping[str, Any]) -> Objective:
@@ -67,6 +76,7 @@ def formula(method: Method) -> Markup:
         sample_logratios=one(-sympy.Function("KL", real=True)(sympy.Symbol("y"))),
         estimated_reward_margin=one(sympy.Symbol("δ̂", real=True)),
         margin=one(sympy.Symbol("Delta", real=True)),
+        logratios=(one(sympy.Symbol("u_w", real=True)), one(sympy.Symbol("u_l", real=True))),
     )
     (loss,) = _with_letters(method)(pair)
     presented = mathml(loss.rewrite(sympy.Pow), printer="presentation")

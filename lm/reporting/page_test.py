@@ -207,7 +207,7 @@ def test_formulas_are_what_the_methods_compute(method: Method, expected: str) ->
 @pytest.mark.parametrize("name", METHODS)
 def test_every_method_says_its_source_and_its_letters(name: str) -> None:
     shown = objective(name, asdict(METHODS[name]()))
-    assert re.search(r"\[[FN]\] eq|Azar et al|ours", shown.says)
+    assert re.search(r"\[[FN]\] eq|\b20\d\d\b|ours", shown.says)
     assert ("KL(y)" in " ".join(shown.where)) == ("KL" in Parsed(shown.formula).text)
     assert ("Δ =" in " ".join(shown.where)) == ("Δ" in Parsed(shown.formula).text)
 
