@@ -543,6 +543,25 @@ def _each_logratio() -> Iterator[str]:
     yield "w: the preferred completion; l: the other."
 
 
+@dataclass(frozen=True, kw_only=True)
+class CDPO(_Checked, _Implicit):
+    """cDPO: DPO on smoothed labels, Mitchell 2023. Its optimum has finite margins.
+
+    Args:
+        beta: implicit-reward scale, > 0. [set]
+        label_smoothing: e, the share of labels that is taken to be flipped, 0 <= e < 1/2. [set]
+    """
+
+    title: ClassVar[str] = "cDPO"
+    look: ClassVar[Look] = Look("sky", (4, 1.5), "P")
+    beta: float = 0.1
+    label_smoothing: float = 0.1
+
+    def __call__(self, pairs: PairBatch) -> Tensor:
+        loss: Tensor = losses.cdpo(pairs.logratio_margin, beta=self.beta, label_smoothing=self.label_smoothing)
+        return loss
+
+
 METHODS: dict[str, type[Method]] = {
     "dpo": DPO,
     "ipo": IPO,
@@ -552,6 +571,7 @@ METHODS: dict[str, type[Method]] = {
     "e-dpo": EnsembleDPO,
     "hull-dpo": HullDPO,
     "drdo": DRDO,
+    "cdpo": CDPO,
 }
 """Every method by its name in configs, tables and results files. Options, results, reports and figures follow it."""
 
