@@ -562,6 +562,25 @@ class CDPO(_Checked, _Implicit):
         return loss
 
 
+@dataclass(frozen=True, kw_only=True)
+class RobustDPO(_Checked, _Implicit):
+    """Robust DPO: unbiased for labels that are flipped at a known rate, Chowdhury et al. 2024. Not bounded below.
+
+    Args:
+        beta: implicit-reward scale, > 0. [set]
+        label_smoothing: e, the share of labels that is taken to be flipped, 0 <= e < 1/2. [set]
+    """
+
+    title: ClassVar[str] = "robust DPO"
+    look: ClassVar[Look] = Look("sky", (7, 2), "<")
+    beta: float = 0.1
+    label_smoothing: float = 0.1
+
+    def __call__(self, pairs: PairBatch) -> Tensor:
+        loss: Tensor = losses.robust_dpo(pairs.logratio_margin, beta=self.beta, label_smoothing=self.label_smoothing)
+        return loss
+
+
 METHODS: dict[str, type[Method]] = {
     "dpo": DPO,
     "ipo": IPO,
@@ -572,6 +591,7 @@ METHODS: dict[str, type[Method]] = {
     "hull-dpo": HullDPO,
     "drdo": DRDO,
     "cdpo": CDPO,
+    "robust-dpo": RobustDPO,
 }
 """Every method by its name in configs, tables and results files. Options, results, reports and figures follow it."""
 

@@ -55,6 +55,7 @@ EXPECTED: dict[str, Callable[[PairBatch], Any]] = {
         gamma=2,
     ),
     "cdpo": lambda p: losses.cdpo(p.logratio_margin, beta=0.1, label_smoothing=0.1),
+    "robust-dpo": lambda p: losses.robust_dpo(p.logratio_margin, beta=0.1, label_smoothing=0.1),
 }
 """Each method's loss after half of the training, with the default hyper-parameters written out again."""
 NO_REFERENCE = {"drdo"}
@@ -62,6 +63,7 @@ NO_REFERENCE = {"drdo"}
 REFUSED: list[tuple[str, dict[str, float], str]] = [
     ("cdpo", {"label_smoothing": 0.5}, "label_smoothing must be below 1/2, got 0.5"),
     ("cdpo", {"label_smoothing": -0.1}, "label_smoothing must be a finite number >= 0, got -0.1"),
+    ("robust-dpo", {"label_smoothing": 0.5}, "label_smoothing must be below 1/2, got 0.5"),
 ]
 """Options out of range, beside beta and tau, and what is said of them."""
 BETA = [name for name, method in METHODS.items() if "beta" in {field.name for field in fields(method)}]
