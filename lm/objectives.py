@@ -581,6 +581,23 @@ class RobustDPO(_Checked, _Implicit):
         return loss
 
 
+@dataclass(frozen=True, kw_only=True)
+class SoftLabelDPO(_Checked, _Implicit):
+    """Soft labels (RPO): cross-entropy with the preference probability of the reward model, Adler et al. 2024.
+
+    Args:
+        beta: implicit-reward scale, > 0. [set]
+    """
+
+    title: ClassVar[str] = "soft labels (RPO)"
+    look: ClassVar[Look] = Look("blue", (1, 1), "h")
+    needs: ClassVar[frozenset[Need]] = frozenset({"rewards"})
+
+    def __call__(self, pairs: PairBatch) -> Tensor:
+        loss: Tensor = losses.soft_label(pairs.logratio_margin, pairs.known("reward_margin"), beta=self.beta)
+        return loss
+
+
 METHODS: dict[str, type[Method]] = {
     "dpo": DPO,
     "ipo": IPO,
@@ -592,6 +609,7 @@ METHODS: dict[str, type[Method]] = {
     "drdo": DRDO,
     "cdpo": CDPO,
     "robust-dpo": RobustDPO,
+    "soft-label": SoftLabelDPO,
 }
 """Every method by its name in configs, tables and results files. Options, results, reports and figures follow it."""
 

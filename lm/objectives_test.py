@@ -56,6 +56,7 @@ EXPECTED: dict[str, Callable[[PairBatch], Any]] = {
     ),
     "cdpo": lambda p: losses.cdpo(p.logratio_margin, beta=0.1, label_smoothing=0.1),
     "robust-dpo": lambda p: losses.robust_dpo(p.logratio_margin, beta=0.1, label_smoothing=0.1),
+    "soft-label": lambda p: losses.soft_label(p.logratio_margin, p.reward_margin, beta=1.0),
 }
 """Each method's loss after half of the training, with the default hyper-parameters written out again."""
 NO_REFERENCE = {"drdo"}
