@@ -598,6 +598,32 @@ class SoftLabelDPO(_Checked, _Implicit):
         return loss
 
 
+@dataclass(frozen=True, kw_only=True)
+class DPONLL(_Checked, _Implicit):
+    """DPO + NLL: DPO with an SFT term on the chosen completion, nats a token; Pang et al. 2024.
+
+    Args:
+        beta: implicit-reward scale, > 0. [set]
+        alpha: weight of the SFT term, >= 0. [set]
+    """
+
+    title: ClassVar[str] = "DPO + NLL"
+    look: ClassVar[Look] = Look("green", (1, 1), "p")
+    beta: float = 0.1
+    alpha: float = 1.0
+
+    def __call__(self, pairs: PairBatch) -> Tensor:
+        loss: Tensor = losses.dpo_nll(
+            pairs.logratio_margin, pairs.policy_chosen_logps, pairs.chosen_lengths, beta=self.beta, alpha=self.alpha
+        )
+        return loss
+
+    def legend(self) -> Iterator[str]:
+        """As `Method.legend`."""
+        yield from super().legend()
+        yield "π_w: probability of w; |y|_w: its tokens, end-of-text included."
+
+
 METHODS: dict[str, type[Method]] = {
     "dpo": DPO,
     "ipo": IPO,
@@ -610,6 +636,7 @@ METHODS: dict[str, type[Method]] = {
     "cdpo": CDPO,
     "robust-dpo": RobustDPO,
     "soft-label": SoftLabelDPO,
+    "dpo-nll": DPONLL,
 }
 """Every method by its name in configs, tables and results files. Options, results, reports and figures follow it."""
 
