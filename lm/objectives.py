@@ -624,6 +624,29 @@ class DPONLL(_Checked, _Implicit):
         yield "π_w: probability of w; |y|_w: its tokens, end-of-text included."
 
 
+@dataclass(frozen=True, kw_only=True)
+class DPOP(_Checked, _Implicit):
+    """DPOP: DPO that pays where a winner falls below its reference, Pal et al. 2024.
+
+    Args:
+        beta: implicit-reward scale, > 0. [set]
+        lam: weight of what the winner has fallen, >= 0; 50 in the paper.
+    """
+
+    title: ClassVar[str] = "DPOP"
+    look: ClassVar[Look] = Look("green", (5, 1, 1, 1), ">")
+    beta: float = 0.1
+    lam: float = 50.0
+
+    def __call__(self, pairs: PairBatch) -> Tensor:
+        loss: Tensor = losses.dpop(pairs.chosen_logratios, pairs.rejected_logratios, beta=self.beta, lam=self.lam)
+        return loss
+
+    def legend(self) -> Iterator[str]:
+        """As `Method.legend`."""
+        yield from _each_logratio()
+
+
 METHODS: dict[str, type[Method]] = {
     "dpo": DPO,
     "ipo": IPO,
@@ -637,6 +660,7 @@ METHODS: dict[str, type[Method]] = {
     "robust-dpo": RobustDPO,
     "soft-label": SoftLabelDPO,
     "dpo-nll": DPONLL,
+    "dpop": DPOP,
 }
 """Every method by its name in configs, tables and results files. Options, results, reports and figures follow it."""
 
