@@ -647,6 +647,37 @@ class DPOP(_Checked, _Implicit):
         yield from _each_logratio()
 
 
+@dataclass(frozen=True, kw_only=True)
+class SimPO(_Checked):
+    """SimPO: DPO in log-probs a token, with a target and without a reference, Meng et al. 2024 eq 6.
+
+    Args:
+        beta: scale of the margin a token, > 0; 2 to 10 in the paper.
+        gamma: target of the scaled margin, >= 0. [set]
+    """
+
+    title: ClassVar[str] = "SimPO"
+    look: ClassVar[Look] = Look("red", (), "d")
+    beta: float = 2.0
+    gamma: float = 0.5
+
+    def __call__(self, pairs: PairBatch) -> Tensor:
+        loss: Tensor = losses.simpo(
+            pairs.policy_chosen_logps,
+            pairs.policy_rejected_logps,
+            pairs.chosen_lengths,
+            pairs.rejected_lengths,
+            beta=self.beta,
+            gamma=self.gamma,
+        )
+        return loss
+
+    def legend(self) -> Iterator[str]:
+        """As `Method.legend`."""
+        yield "π_y: probability of a completion; |y|: its tokens, end-of-text included. No reference enters."
+        yield "w: the preferred completion; l: the other."
+
+
 METHODS: dict[str, type[Method]] = {
     "dpo": DPO,
     "ipo": IPO,
@@ -661,6 +692,7 @@ METHODS: dict[str, type[Method]] = {
     "soft-label": SoftLabelDPO,
     "dpo-nll": DPONLL,
     "dpop": DPOP,
+    "simpo": SimPO,
 }
 """Every method by its name in configs, tables and results files. Options, results, reports and figures follow it."""
 

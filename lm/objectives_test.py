@@ -61,9 +61,12 @@ EXPECTED: dict[str, Callable[[PairBatch], Any]] = {
         p.logratio_margin, p.policy_chosen_logps, p.chosen_lengths, beta=0.1, alpha=1.0
     ),
     "dpop": lambda p: losses.dpop(p.chosen_logratios, p.rejected_logratios, beta=0.1, lam=50.0),
+    "simpo": lambda p: losses.simpo(
+        p.policy_chosen_logps, p.policy_rejected_logps, p.chosen_lengths, p.rejected_lengths, beta=2.0, gamma=0.5
+    ),
 }
 """Each method's loss after half of the training, with the default hyper-parameters written out again."""
-NO_REFERENCE = {"drdo"}
+NO_REFERENCE = {"drdo", "simpo"}
 """The methods that pi_ref does not enter."""
 REFUSED: list[tuple[str, dict[str, float], str]] = [
     ("cdpo", {"label_smoothing": 0.5}, "label_smoothing must be below 1/2, got 0.5"),
@@ -71,6 +74,7 @@ REFUSED: list[tuple[str, dict[str, float], str]] = [
     ("robust-dpo", {"label_smoothing": 0.5}, "label_smoothing must be below 1/2, got 0.5"),
     ("dpo-nll", {"alpha": -1.0}, "alpha must be a finite number >= 0, got -1.0"),
     ("dpop", {"lam": -1.0}, "lam must be a finite number >= 0, got -1.0"),
+    ("simpo", {"gamma": -1.0}, "gamma must be a finite number >= 0, got -1.0"),
 ]
 """Options out of range, beside beta and tau, and what is said of them."""
 BETA = [name for name, method in METHODS.items() if "beta" in {field.name for field in fields(method)}]
