@@ -678,6 +678,23 @@ class SimPO(_Checked):
         yield "w: the preferred completion; l: the other."
 
 
+@dataclass(frozen=True, kw_only=True)
+class Hinge(_Checked, _Implicit):
+    """The hinge loss of SLiC on the implicit reward, Zhao et al. 2023.
+
+    Args:
+        beta: implicit-reward scale, > 0; the margin is not pushed beyond 1 / beta. [set]
+    """
+
+    title: ClassVar[str] = "hinge (SLiC)"
+    look: ClassVar[Look] = Look("grey", (5, 1, 1, 1), "*")
+    beta: float = 0.1
+
+    def __call__(self, pairs: PairBatch) -> Tensor:
+        loss: Tensor = losses.hinge(pairs.logratio_margin, beta=self.beta)
+        return loss
+
+
 METHODS: dict[str, type[Method]] = {
     "dpo": DPO,
     "ipo": IPO,
@@ -693,6 +710,7 @@ METHODS: dict[str, type[Method]] = {
     "dpo-nll": DPONLL,
     "dpop": DPOP,
     "simpo": SimPO,
+    "hinge": Hinge,
 }
 """Every method by its name in configs, tables and results files. Options, results, reports and figures follow it."""
 

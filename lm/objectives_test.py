@@ -64,6 +64,7 @@ EXPECTED: dict[str, Callable[[PairBatch], Any]] = {
     "simpo": lambda p: losses.simpo(
         p.policy_chosen_logps, p.policy_rejected_logps, p.chosen_lengths, p.rejected_lengths, beta=2.0, gamma=0.5
     ),
+    "hinge": lambda p: losses.hinge(p.logratio_margin, beta=0.1),
 }
 """Each method's loss after half of the training, with the default hyper-parameters written out again."""
 NO_REFERENCE = {"drdo", "simpo"}
