@@ -695,6 +695,32 @@ class Hinge(_Checked, _Implicit):
         return loss
 
 
+@dataclass(frozen=True, kw_only=True)
+class RDPO(_Checked, _Implicit):
+    """R-DPO: DPO for a reward less alpha a token, Park et al. 2024.
+
+    Args:
+        beta: implicit-reward scale, > 0. [set]
+        alpha: what a token costs, nats, >= 0. [set]
+    """
+
+    title: ClassVar[str] = "R-DPO"
+    look: ClassVar[Look] = Look("purple", (7, 2), "H")
+    beta: float = 0.1
+    alpha: float = 0.01
+
+    def __call__(self, pairs: PairBatch) -> Tensor:
+        loss: Tensor = losses.rdpo(
+            pairs.logratio_margin, pairs.chosen_lengths, pairs.rejected_lengths, beta=self.beta, alpha=self.alpha
+        )
+        return loss
+
+    def legend(self) -> Iterator[str]:
+        """As `Method.legend`."""
+        yield from super().legend()
+        yield "|y|: tokens of a completion, end-of-text included."
+
+
 METHODS: dict[str, type[Method]] = {
     "dpo": DPO,
     "ipo": IPO,
@@ -711,6 +737,7 @@ METHODS: dict[str, type[Method]] = {
     "dpop": DPOP,
     "simpo": SimPO,
     "hinge": Hinge,
+    "rdpo": RDPO,
 }
 """Every method by its name in configs, tables and results files. Options, results, reports and figures follow it."""
 

@@ -65,6 +65,7 @@ EXPECTED: dict[str, Callable[[PairBatch], Any]] = {
         p.policy_chosen_logps, p.policy_rejected_logps, p.chosen_lengths, p.rejected_lengths, beta=2.0, gamma=0.5
     ),
     "hinge": lambda p: losses.hinge(p.logratio_margin, beta=0.1),
+    "rdpo": lambda p: losses.rdpo(p.logratio_margin, p.chosen_lengths, p.rejected_lengths, beta=0.1, alpha=0.01),
 }
 """Each method's loss after half of the training, with the default hyper-parameters written out again."""
 NO_REFERENCE = {"drdo", "simpo"}
@@ -76,6 +77,7 @@ REFUSED: list[tuple[str, dict[str, float], str]] = [
     ("dpo-nll", {"alpha": -1.0}, "alpha must be a finite number >= 0, got -1.0"),
     ("dpop", {"lam": -1.0}, "lam must be a finite number >= 0, got -1.0"),
     ("simpo", {"gamma": -1.0}, "gamma must be a finite number >= 0, got -1.0"),
+    ("rdpo", {"alpha": -1.0}, "alpha must be a finite number >= 0, got -1.0"),
 ]
 """Options out of range, beside beta and tau, and what is said of them."""
 BETA = [name for name, method in METHODS.items() if "beta" in {field.name for field in fields(method)}]
