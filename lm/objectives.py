@@ -721,6 +721,27 @@ class RDPO(_Checked, _Implicit):
         yield "|y|: tokens of a completion, end-of-text included."
 
 
+@dataclass(frozen=True, kw_only=True)
+class SPPO(_Checked, _Implicit):
+    """SPPO with hard labels: a target for each log-ratio, Wu et al. 2024 eq 4.7, on given pairs.
+
+    Args:
+        beta: implicit-reward scale, > 0; the targets are 1 / (2 beta) and minus that. [set]
+    """
+
+    title: ClassVar[str] = "SPPO, hard labels"
+    look: ClassVar[Look] = Look("orange", (1, 1), "8")
+    beta: float = 0.1
+
+    def __call__(self, pairs: PairBatch) -> Tensor:
+        loss: Tensor = losses.sppo_hard(pairs.chosen_logratios, pairs.rejected_logratios, beta=self.beta)
+        return loss
+
+    def legend(self) -> Iterator[str]:
+        """As `Method.legend`."""
+        yield from _each_logratio()
+
+
 METHODS: dict[str, type[Method]] = {
     "dpo": DPO,
     "ipo": IPO,
@@ -738,6 +759,7 @@ METHODS: dict[str, type[Method]] = {
     "simpo": SimPO,
     "hinge": Hinge,
     "rdpo": RDPO,
+    "sppo": SPPO,
 }
 """Every method by its name in configs, tables and results files. Options, results, reports and figures follow it."""
 
