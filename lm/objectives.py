@@ -742,6 +742,27 @@ class SPPO(_Checked, _Implicit):
         yield from _each_logratio()
 
 
+@dataclass(frozen=True, kw_only=True)
+class NCA(_Checked, _Implicit):
+    """NCA on pairs: holds each log-ratio by itself, Chen et al. 2024.
+
+    Args:
+        beta: implicit-reward scale, > 0. [set]
+    """
+
+    title: ClassVar[str] = "NCA"
+    look: ClassVar[Look] = Look("black", (3, 1, 1, 1, 1, 1), "X")
+    beta: float = 0.1
+
+    def __call__(self, pairs: PairBatch) -> Tensor:
+        loss: Tensor = losses.nca(pairs.chosen_logratios, pairs.rejected_logratios, beta=self.beta)
+        return loss
+
+    def legend(self) -> Iterator[str]:
+        """As `Method.legend`."""
+        yield from _each_logratio()
+
+
 METHODS: dict[str, type[Method]] = {
     "dpo": DPO,
     "ipo": IPO,
@@ -760,6 +781,7 @@ METHODS: dict[str, type[Method]] = {
     "hinge": Hinge,
     "rdpo": RDPO,
     "sppo": SPPO,
+    "nca": NCA,
 }
 """Every method by its name in configs, tables and results files. Options, results, reports and figures follow it."""
 

@@ -67,6 +67,7 @@ EXPECTED: dict[str, Callable[[PairBatch], Any]] = {
     "hinge": lambda p: losses.hinge(p.logratio_margin, beta=0.1),
     "rdpo": lambda p: losses.rdpo(p.logratio_margin, p.chosen_lengths, p.rejected_lengths, beta=0.1, alpha=0.01),
     "sppo": lambda p: losses.sppo_hard(p.chosen_logratios, p.rejected_logratios, beta=0.1),
+    "nca": lambda p: losses.nca(p.chosen_logratios, p.rejected_logratios, beta=0.1),
 }
 """Each method's loss after half of the training, with the default hyper-parameters written out again."""
 NO_REFERENCE = {"drdo", "simpo"}
