@@ -325,12 +325,15 @@ class _Problem:
     def weights_kkt(
         self, objective: EnsembleHull, optimum: Optimum, weights: Floats
     ) -> tuple[Floats, dict[str, float]]:
-        """The slope of V at the weights, [K], and what its optimality conditions lack, relative to its terms."""
+        """The slope of V at the weights, [K], and what its optimality conditions lack, relative to the members' terms.
+
+        To those of all members, not of this mixture: where it is one of margins 0, its own say nothing about rounding.
+        """
         rewards = objective.reward_margins
         margins = objective.beta * self.graph.margins(optimum.logratios)
         slope = 2 * rewards @ (self.weights * (weights @ rewards - margins))
         slope -= weights @ slope  # only differences count on the simplex
-        scale = 2 * np.abs(rewards) @ (self.weights * (weights @ np.abs(rewards) + np.abs(margins)))
+        scale = 2 * np.abs(rewards) @ (self.weights * (np.abs(rewards).max(axis=0) + np.abs(margins)))
         kkt = simplex_kkt(weights, slope / max(float(scale.max()), _TINY)).residuals
         return slope, {f"weights_{name}": value for name, value in kkt.items()}
 

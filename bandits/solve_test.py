@@ -246,7 +246,7 @@ def test_hull_is_below_every_member_and_its_weights_are_optimal(
     least = optimum(EnsembleMin(beta=0.5, reward_margins=rewards), graph, uniform(graph.n), alpha=alpha)
     assert least.member_values is not None
     assert hull.value <= least.value + 1e-12
-    assert least.value == least.member_values.min()
+    assert least.value == pytest.approx(least.member_values.min(), abs=1e-18)  # of ties the closest, not the first
     assert {"weights_feasibility", "weights_dual_feasibility", "weights_complementarity"} <= set(
         hull.certificate.residuals
     )
@@ -388,6 +388,15 @@ def test_of_mixtures_that_fit_the_limit_is_not_the_equal_one() -> None:
     inconsistent = PreferenceGraph(2, [(0, 1), (1, 0)])
     only = optimum(EnsembleHull(beta=1.0, reward_margins=[[1.0, 0.0], [3.0, 0.0]]), inconsistent, uniform(2))
     assert only.unique
+
+
+@pytest.mark.parametrize("alpha", [1e-2, 1e-4])
+def test_a_hull_with_a_member_of_margins_zero(alpha: float) -> None:
+    """It asks for the reference, at which every term of the weights' slopes vanishes."""
+    both_ways = PreferenceGraph(2, [(0, 1), (1, 0)], [0.125, 1.0])
+    members = [[0.0, 0.0], [1.0, 0.0625], [-2.0, 0.0]]
+    found = optimum(EnsembleHull(beta=0.5, reward_margins=members), both_ways, uniform(2), alpha=alpha)
+    np.testing.assert_allclose(found.probs, 0.5, atol=1e-9)
 
 
 @pytest.mark.parametrize("alpha", [None, 0.1])

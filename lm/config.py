@@ -87,9 +87,10 @@ class DataConfig:
             or messages) where given. Without it the chosen completions are the references.
         labels: "oracle" relabels every pair by the oracle; "given" keeps the set's own labels. The oracle judges the
             policies either way.
-        rewards: "models" trains reward models; "given" distils the set's own rewards ("preferences" only). The members
-            of the ensemble are the entries of chosen_rewards and rejected_rewards, two or more; the one reward is
-            score_chosen and score_rejected, or chosen_reward and rejected_reward, or margin, or else the members' mean.
+        rewards: "models" trains reward models; "given" distils the set's own rewards ("preferences" only), in the
+            columns that `lm.data.rewards` lists: the one reward is chosen_reward and rejected_reward, or
+            reward_margin, or else the members' mean; the members of the ensemble, two or more, are the entries of
+            chosen_member_rewards and rejected_member_rewards.
             "oracle" distils the judge's own rewards, as a control: what is left to gain by better reward models. No
             ensemble, and labels must be "oracle".
         prompt_template: how a "tldr" or "world" prompt is written, with {subreddit}, {title} and {post}.

@@ -9,16 +9,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, fields
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import numpy as np
 
 from theory import losses
-
-if not TYPE_CHECKING:  # options are explained without torch; jsonargparse runs what a plain TYPE_CHECKING block imports
-    Tensor = Any
-else:
-    from torch import Tensor
+from theory.backend import Tensor
 
 Need = Literal["rewards", "members"]
 MAIN = "rho"

@@ -170,10 +170,17 @@ def follow(code: str) -> None:
 
 
 WALKS = [page for page in PAGES if any(not title for title, _ in blocks(page, "sh"))]
+LONG_WALKS = {"docs/choosing.md", "docs/many-gpus.md", "docs/own-data.md", "docs/reward-models.md"}
 
 
 @pytest.mark.usefixtures("reader")
-@pytest.mark.parametrize("page", WALKS, ids=page_id)
+@pytest.mark.parametrize(
+    "page",
+    [
+        pytest.param(page, id=page_id(page), marks=[pytest.mark.thorough] * (page_id(page) in LONG_WALKS))
+        for page in WALKS
+    ],
+)
 def test_the_commands_of_a_page_run_in_its_order(page: Path) -> None:
     code = "".join(code for title, code in blocks(page, "sh") if not title)
     for long, short in SHORTER.items():
@@ -357,7 +364,13 @@ def test_the_words_of_blocks_and_of_text(tmp_path: Path) -> None:
 
 
 def test_what_is_done_by_hand_is_what_the_makefile_does() -> None:
-    recipes = (ROOT / "Makefile").read_text().replace("$(PIP)", "pip install -c constraints.txt").replace("$(BIN)/", "").replace("$(PYTHON)", "python3")
+    recipes = (
+        (ROOT / "Makefile")
+        .read_text()
+        .replace("$(PIP)", "pip install -c constraints.txt")
+        .replace("$(BIN)/", "")
+        .replace("$(PYTHON)", "python3")
+    )
     recipes = recipes.replace("$(VENV)", ".venv").replace("--quiet --disable-pip-version-check ", "")
     by_hand = "".join(code for page in PAGES for title, code in blocks(page, "sh") if title == BY_HAND)
     found = list(commands(by_hand.replace(" && ", "\n")))

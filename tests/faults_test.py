@@ -29,7 +29,6 @@ from transformers import TrainerCallback
 from lm.base import ranks
 from lm.base.command import only_run_in
 from lm.base.files import inside
-from theory.records import write_json, write_text
 from lm.base.store import SEAL, Refused, Store, damage, last_checkpoint, policy_folder, provenance, seal
 from lm.config import LogprobsConfig
 from lm.logprobs.completions import CompletionModel, collate
@@ -44,6 +43,7 @@ from lm.training.policy import PolicyTrainer
 from tests.kill import differences
 from tests.ranks_test import torchrun
 from tests.tiny import VOCABULARY, causal_lm, completion, pairs, reward_model, training
+from theory.records import write_json, write_text
 
 ROOT = Path(__file__).parents[1]
 
@@ -379,6 +379,7 @@ sys.exit(command("lm.test", lambda p: p.store.get("policy", "dpo", {}, make), ar
 """
 
 
+@pytest.mark.thorough
 def test_a_rank_without_memory_ends_all_and_is_told_once(tmp_path: Path) -> None:
     (tmp_path / "command.py").write_text(RANK_WITHOUT_MEMORY)
     done = torchrun(str(tmp_path / "command.py"), str(tmp_path / "run"))

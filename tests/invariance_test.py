@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
+import multiprocessing
+import socket
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +19,8 @@ from lm.objectives import METHODS, PairBatch
 from lm.objectives_test import NO_REFERENCE
 from lm.training.policy import PolicyTrainer
 from tests.tiny import causal_lm, pairs
-from tests.two_ranks import TWO_RANKS, Job
+from tests.two_ranks import TWO_RANKS, Job, run_all
 
-ROOT = Path(__file__).parents[1]
 ALL = [*METHODS, "sft", "reward"]
 
 
@@ -102,20 +100,22 @@ def test_reference_log_probs_scored_before_are_those_of_the_step(
 
 @pytest.fixture(scope="module")
 def two_ranks(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """All jobs on two processes that talk by gloo."""
+    """All jobs on two processes that talk by gloo, forked from one that has done the imports."""
     out = tmp_path_factory.mktemp("two")
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "GLOO_SOCKET_IFNAME": "lo"}
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    done = subprocess.run(
-        [*command, str(ROOT / "tests" / "two_ranks.py"), str(out)],
-        cwd=ROOT,
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=600,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["tests.two_ranks"])
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(probe.getsockname()[1]), "GLOO_SOCKET_IFNAME": "lo"}
+    ranks = [
+        context.Process(target=run_all, args=(out, {**address, "WORLD_SIZE": "2", "RANK": rank, "LOCAL_RANK": rank}))
+        for rank in "01"
+    ]
+    for rank in ranks:
+        rank.start()
+    for rank in ranks:
+        rank.join(600)
+    assert [rank.exitcode for rank in ranks] == [0, 0]
     return out
 
 

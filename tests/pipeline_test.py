@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import random
 import re
+import shutil
 from collections.abc import Iterable
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -469,8 +470,10 @@ def test_local_summaries_go_all_the_way_and_give_the_same_numbers_again(
 
 
 def test_only_the_reward_models_that_a_method_distils_are_trained(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    world_run: tuple[Config, dict[str, Any]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    for stage in ("data", "sft", "oracle", "labels"):  # what all runs share
+        shutil.copytree(Path(world_run[0].output_dir) / stage, tmp_path / stage)
     few = config(tmp_path, WORLD, methods=["dpo", "d-dpo"])
     made = stages_made(capsys, few)
     assert [line for line in made if line.startswith("[reward]")] == ["[reward] rho"]

@@ -190,6 +190,7 @@ def test_the_results_are_told_once_and_are_those_of_one_process(runs: Runs) -> N
         assert sum(same) >= 0.9 * len(same), "a draw may fall on the other side of a rounding"
 
 
+@pytest.mark.thorough
 def test_a_users_error_is_told_once() -> None:
     done = torchrun("-m", "lm.train", "--dpo.beta", "-1")
     assert done.returncode != 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -15,41 +16,65 @@ HEAVY = ("torch", "transformers", "datasets", "trl", "peft", "accelerate")
 LIGHT = ("numpy", "scipy", "matplotlib", "sympy", "rich", "jsonargparse", "pandas")
 """What `lm.report --help` does without besides."""
 EVERY = [*commands(), "lm", "lm.workflow.job", "lm.workflow.summary", "lm.workflow.tables", "theory", "figures"]
+HELPED = [*EVERY, "bandits.transitive", "bandits.bench"]
 
 RUN = """
-import runpy, sys
-sys.argv = [{name!r}, *{arguments!r}]
-try:
-    runpy.run_module({name!r}, run_name="__main__", alter_sys=True)
-except SystemExit as end:
-    print("status", end.code or 0, file=sys.stderr)
-print("loaded", *sorted(set({watched!r}) & set(sys.modules)), file=sys.stderr)
+import json, os, runpy, sys
+asked, before = json.loads(sys.argv[1]), sys.argv[2:]
+for module in before:
+    __import__(module)
+for name, *arguments in asked:
+    if (child := os.fork()) == 0:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        sys.argv = [name, *arguments]
+        try:
+            runpy.run_module(name, run_name="__main__", alter_sys=True)
+        except SystemExit as end:
+            print("status", end.code or 0, file=sys.stderr)
+        print("loaded", *sorted({module.split(".")[0] for module in sys.modules}), file=sys.stderr, flush=True)
+        os._exit(0)
+    os.waitpid(child, 0)
 """
 
 
-def loaded(name: str, *arguments: str, watched: tuple[str, ...] = HEAVY, status: int = 0) -> list[str]:
-    """Which of these packages a command has imported when it ends."""
-    code = RUN.format(name=name, arguments=list(arguments), watched=watched)
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=True)
+def loaded(*asked: tuple[str, ...], before: tuple[str, ...] = (), status: int = 0) -> list[set[str]]:
+    """The packages that each of these commands has imported when it ends, in forks of one interpreter.
+
+    Args:
+        before: modules that it has imported, to save time: they count as imported by each command.
+        status: with which each command must end.
+    """
+    words = [sys.executable, "-c", RUN, json.dumps(asked), *before]
+    done = subprocess.run(words, capture_output=True, text=True, cwd=ROOT, check=True)
     lines = done.stderr.splitlines()
-    assert f"status {status}" in lines, done.stderr
-    return lines[-1].split()[1:]
+    assert lines.count(f"status {status}") == len(asked), done.stderr
+    found = [set(line.split()[1:]) for line in lines if line.startswith("loaded ")]
+    assert len(found) == len(asked), done.stderr
+    return found
 
 
-@pytest.mark.parametrize("name", [*EVERY, "bandits.transitive", "bandits.bench"])
-def test_help_imports_no_torch(name: str) -> None:
-    assert loaded(name, "--help") == []
+@pytest.fixture(scope="module")
+def helped() -> dict[str, set[str]]:
+    asked = [(name, "--help") for name in HELPED]
+    return dict(zip(HELPED, loaded(*asked, before=("lm.base.options",)), strict=True))
+
+
+@pytest.mark.parametrize("name", HELPED)
+def test_help_imports_no_torch(name: str, helped: dict[str, set[str]]) -> None:
+    assert not helped[name] & set(HEAVY)
 
 
 def test_the_help_of_a_report_imports_nothing_to_speak_of() -> None:
-    assert loaded("lm.report", "--help", watched=(*HEAVY, *LIGHT)) == []
+    (packages,) = loaded(("lm.report", "--help"))
+    assert not packages & {*HEAVY, *LIGHT}
 
 
 def test_a_mistake_in_the_options_is_told_before_torch_is_there(tmp_path: Path) -> None:
-    assert loaded("lm.train", "--dpo.beta", "-1", status=2) == []
-    assert loaded("lm.report", str(tmp_path), status=2) == []
+    for packages in loaded(("lm.train", "--dpo.beta", "-1"), ("lm.report", str(tmp_path)), status=2):
+        assert not packages & set(HEAVY)
 
 
 def test_what_a_command_imports_is_noticed() -> None:
     """Control: this one has to have torch for what it was asked."""
-    assert "torch" in loaded("lm.train", "--model", "/no/where", "--output_dir", "/tmp/no-such-run", status=2)
+    asked = ("lm.train", "--model", "/no/where", "--output_dir", "/tmp/no-such-run")
+    assert "torch" in loaded(asked, status=2)[0]

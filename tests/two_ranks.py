@@ -1,12 +1,8 @@
-"""Run by torchrun on two processes: one optimiser step of every method on the mini-batch that
-`tests/invariance_test.py` also takes on one process. Each job's parameters go to OUT/<job>.pt.
-
-    torchrun --nproc-per-node 2 tests/two_ranks.py OUT
-"""
+"""One optimiser step of every method, which `tests/invariance_test.py` takes on one process and on two."""
 
 from __future__ import annotations
 
-import sys
+import os
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -85,8 +81,11 @@ TWO_RANKS: dict[str, Job] = {
 }
 """What is run on two processes too."""
 
-if __name__ == "__main__":
-    out = Path(sys.argv[1])
+
+def run_all(out: Path, environment: dict[str, str]) -> None:
+    """All jobs, as the rank that the environment says; the first one leaves their results in `out`, as NAME.pt."""
+    os.environ |= environment
+    torch.set_num_threads(1)
     for name, job in TWO_RANKS.items():
         result = job.run(out / "runs" / name.replace(" ", "-"))
         if torch.distributed.get_rank() == 0:

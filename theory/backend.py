@@ -14,10 +14,15 @@ import numbers
 import sys
 from fractions import Fraction
 from itertools import combinations
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from scipy.optimize import nnls
+
+if TYPE_CHECKING:
+    from torch import Tensor as Tensor
+else:
+    Tensor = Any
+"""torch's, where only such may stand; torch itself is not imported for it."""
 
 Array = Any
 """A SymPy expression, a NumPy array (of numbers or of SymPy expressions) or a torch tensor."""
@@ -209,6 +214,8 @@ def _min_norm_weights(gram: np.ndarray) -> np.ndarray:
     minimum q / (1 + q) over t, q = w' gram w, which rises with q: so the active-set NNLS solver gives the
     exact simplex solution after normalisation.
     """
+    from scipy.optimize import nnls  # half of the time that the import of this module would take
+
     gram64 = np.asarray(gram, dtype=np.float64)
     if not np.isfinite(gram64).all():
         raise ValueError("gram of the ensemble residuals must be finite: a reward or log-prob is NaN or infinite")

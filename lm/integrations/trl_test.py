@@ -265,8 +265,10 @@ def run_on_ranks(folder: Path) -> None:
     trainer.train()
     if trainer.is_world_process_zero():
         torch.save(parameters_of(trainer.accelerator.unwrap_model(trainer.model)), folder / "parameters.pt")
+    trainer.accelerator.end_training()  # leaves the group: gloo's threads of the rank that is done first would abort
 
 
+@pytest.mark.thorough
 @pytest.mark.usefixtures("exact")
 def test_two_ranks_end_where_one_does(tmp_path: Path) -> None:
     one = in_trl(tmp_path / "one", CARRIED["e-dpo"], pairs(8), max_steps=2)

@@ -633,6 +633,7 @@ def served(tmp_path: Path) -> Iterator[tuple[str, subprocess.Popen[bytes], Path]
         process.wait()
 
 
+@pytest.mark.thorough
 def test_transformers_serve(
     served: tuple[str, subprocess.Popen[bytes], Path], capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -571,6 +571,7 @@ sys.exit(main(sys.argv[1:]))
 """
 
 
+@pytest.mark.thorough
 def test_two_ranks_are_killed_and_one_process_goes_on_to_the_same_bytes(
     tokenizer: PreTrainedTokenizerBase,
     tmp_path: Path,

@@ -34,6 +34,7 @@ from lm.stages.labels import labelled_pairs
 from lm.stages.policies import policies
 from lm.stages.rewards import reward
 from lm.stages.run import Run
+from tests.startup_test import HEAVY, loaded
 from theory.records import write_json
 
 METHODS = ["dpo", "d-dpo", "e-dpo", "drdo"]
@@ -233,6 +234,15 @@ def test_what_is_missing_or_changed_is_named(run: Path, tmp_path: Path) -> None:
     next(copy.glob("policy/dpo-*/config.json")).write_text("{}")
     with pytest.raises(CorruptArtifact, match=r"config.json has changed"):
         card(copy, "dpo")
+
+
+def test_a_card_a_report_and_the_oracles_verdict_import_no_torch(run: Path, tmp_path: Path) -> None:
+    card_of = ("lm.card", str(run), "dpo", "--output", str(tmp_path / "card.md"))
+    report_of, verdict_of = ("lm.report", str(run)), ("lm.judge", str(run), "--judge", "oracle", "--out")
+    for packages in loaded(card_of, report_of, (*verdict_of, str(tmp_path / "judge.json"))):
+        assert not packages & set(HEAVY)
+    assert (tmp_path / "card.md").stat().st_size > 1000
+    assert (tmp_path / "judge.json").stat().st_size > 100
 
 
 def test_the_command(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -13,6 +13,7 @@ from datasets import Dataset
 from lm.base import ranks
 from lm.base.store import Artifact
 from lm.config import TrainingConfig
+from lm.data.rewards import ORACLE
 from lm.data.tokens import mapped
 from lm.logprobs.completions import CompletionModel
 from lm.logprobs.scoring import score_pairs
@@ -106,9 +107,9 @@ def _relabelled(run: Run, pairs: Dataset, path: Path) -> tuple[Dataset, dict[str
                     other = one.replace("chosen", "rejected")
                     row[one], row[other] = row[other], row[one]
             count[row["split"]] += 1
-            yield {**row, "oracle_chosen_reward": max(a, b), "oracle_rejected_reward": min(a, b)}
+            yield {**row, **dict(zip(ORACLE, (max(a, b), min(a, b)), strict=True))}
 
-    rewards = {f"oracle_{side}_reward": datasets.Value("float64") for side in ("chosen", "rejected")}
+    rewards = {name: datasets.Value("float64") for name in ORACLE}
     relabelled = mapped(rows(), {**pairs.features, **rewards}, path)
     for split in ("train", "valid", "test"):
         if not count[split]:

@@ -94,10 +94,8 @@ def stored_rewards(run: Run, pairs: Any, name: str) -> tuple[columns.Floats, col
     """Rewards of the chosen and of the rejected completions, [N] each, that stand in the place of a reward model's: the
     set's own, or the oracle's."""
     if run.config.data.rewards == "oracle":
-        chosen, rejected = (pairs[f"oracle_{side}_reward"][:] for side in ("chosen", "rejected"))
-        return columns.checked(chosen, "oracle_chosen_reward", pairs["id"][:]), columns.checked(
-            rejected, "oracle_rejected_reward", pairs["id"][:]
-        )
+        one, other = (columns.checked(pairs[name][:], name, pairs["id"][:]) for name in columns.ORACLE)
+        return one, other
     found = columns.stored(pairs)
     assert found is not None, "rows of given rewards were checked when they were read"
     (chosen, rejected), (of_chosen, of_rejected) = found

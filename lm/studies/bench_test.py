@@ -184,10 +184,13 @@ def test_a_worker_that_fails_is_named_with_its_traceback() -> None:
 # ---------------------------------------------------------------- the command
 
 
-def test_quick_run_in_processes_of_their_own(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize("peers", [[], pytest.param(["trl"], marks=pytest.mark.thorough)])
+def test_quick_run_in_processes_of_their_own(
+    peers: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     page, results = tmp_path / "page.md", tmp_path / "results.json"
     page.write_text(f"before\n{bench.BEGIN_MARK}\nold\n{bench.END_MARK}\nafter\n")
-    names = ["ours", *(["trl"] if bench_plan.trl_installed() else [])]
+    names = ["ours", *(peers if bench_plan.trl_installed() else [])]
     options = ["--quick", "--rounds", "1", "--steps", "1", "--threads", "1", "--variants", *names]
     assert door.main([*options, "--json", str(results), "--markdown", str(page)], configs={"S8": MICRO}) == 0
     document = json.loads(results.read_text())

@@ -42,6 +42,7 @@ from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 from lm.base import progress
 from lm.base.command import quieten
 from lm.config import Config, DataConfig, ExactConfig, SamplingConfig, TrainingConfig
+from lm.data.rewards import MARGIN, MEMBER_MARGINS
 from lm.logprobs.completions import CompletionModel, collate
 from lm.logprobs.sampling import sample_completions
 from lm.logprobs.scoring import score_rows
@@ -229,8 +230,8 @@ def pair_rows(world: World, ref_logps: Floats, graphs: Graphs, samples: Floats |
                 "rejected_ids": world.completions[loser],
                 "ref_chosen_logps": ref_logps[x, winner],
                 "ref_rejected_logps": ref_logps[x, loser],
-                "reward_margin": world.rewards[x, winner] - world.rewards[x, loser],
-                "member_margins": (world.member_rewards[:, x, winner] - world.member_rewards[:, x, loser]).tolist(),
+                MARGIN: world.rewards[x, winner] - world.rewards[x, loser],
+                MEMBER_MARGINS: (world.member_rewards[:, x, winner] - world.member_rewards[:, x, loser]).tolist(),
             }
             if samples is not None:
                 own = slots[i * each : (i + 1) * each]

@@ -222,6 +222,7 @@ def test_distillation_reaches_its_optimum_and_no_other(
     assert distance(run, wrong) > EXACT
 
 
+@pytest.mark.thorough
 def test_a_swapped_label_or_a_component_cut_off_is_seen(
     world: World, trained_reference: tuple[Path, Floats], train: Trainer
 ) -> None:
@@ -343,6 +344,7 @@ sys.exit(main())
 """
 
 
+@pytest.mark.thorough
 def test_sigterm_ends_the_workers_whatever_they_have_left_to_do() -> None:
     command = [sys.executable, "-c", POOL]
     root = Path(__file__).parents[2]

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from transformers import TrainingArguments
 
+from lm.data.rewards import MARGIN, MEMBER_MARGINS
 from lm.logprobs.completions import collate
 
 Batch = dict[str, Any]
@@ -80,12 +81,12 @@ def _part(batch: Batch, examples: Sequence[Tensor], group: Sequence[int]) -> Bat
 SCORES = (
     "ref_chosen_logps",
     "ref_rejected_logps",
-    "reward_margin",
-    "member_margins",
+    MARGIN,
+    MEMBER_MARGINS,
     "ref_sample_logps",
     "sample_weights",
 )
-"""Columns of a scored pair that a batch carries; [N], member_margins [N, K], the last two [N, S]."""
+"""Columns of a scored pair that a batch carries; [N], the members' margins [N, K], the last two [N, S]."""
 
 
 def sft_collator() -> Callable[[list[dict[str, Any]]], Batch]:

@@ -12,6 +12,7 @@ import torch
 from datasets import Dataset
 from torch import Tensor
 
+from lm.data.rewards import MARGIN, MEMBER_MARGINS
 from lm.objectives import Method, PairBatch
 from lm.training.batches import Batch, cut, pair_collator
 from lm.training.trainer import CompletionTrainer, Logged
@@ -66,8 +67,8 @@ class PolicyTrainer(CompletionTrainer):
             "forward_kl_preferences": (losses.forward_kl(chosen) + losses.forward_kl(rejected)) / 2,
         }
         beta = self.method.implicit_scale
-        if beta is not None and "member_margins" in scores:
-            members = scores["member_margins"]
+        if beta is not None and MEMBER_MARGINS in scores:
+            members = scores[MEMBER_MARGINS]
             nearest = (members - beta * (chosen - rejected)[:, None]).abs().argmin(1)
             for k in range(members.shape[1]):
                 result[f"member_{k}"] = (nearest == k).double()
@@ -111,8 +112,8 @@ class PolicyTrainer(CompletionTrainer):
             ref_rejected_logps=scores["ref_rejected_logps"],
             chosen_lengths=lengths[:, 0].to(logps.dtype),
             rejected_lengths=lengths[:, 1].to(logps.dtype),
-            reward_margin=scores.get("reward_margin"),
-            member_margins=scores["member_margins"].T if "member_margins" in scores else None,
+            reward_margin=scores.get(MARGIN),
+            member_margins=scores[MEMBER_MARGINS].T if MEMBER_MARGINS in scores else None,
             sample_logratios=_over_samples(logps[:, 2:], scores) if self.method.needs_samples else None,
             estimated_reward_margin=None if rewards is None else rewards[:, 0] - rewards[:, 1],
             gram=gram,

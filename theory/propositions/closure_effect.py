@@ -112,9 +112,14 @@ def check_moves(instance: Instance, *, widens: bool) -> None:
     u = sp.symbols(f"u0:{graph.n}", real=True)
     at = {x: sp.log(c) for x, c in zip(u, instance.ratios, strict=True)}
     weights = [sp.Rational(w) for w in graph.weights.tolist()]
-    edges = zip(graph.edges.tolist(), weights, strict=True)
     zero = sp.Integer(0)
-    pairs = sum(weight * loss(losses.logratio_margin(u[w], u[lo], zero, zero), None, beta) for (w, lo), weight in edges)
+    log_ref = sp.symbols(f"ref0:{graph.n}", real=True)
+    logps = [x + q for x, q in zip(u, log_ref, strict=True)]
+    pairs = sum(
+        weight * loss(losses.logratio_margin(logps[w], logps[lo], log_ref[w], log_ref[lo]), None, beta)
+        for (w, lo), weight in zip(graph.edges.tolist(), weights, strict=True)
+    )
+    require(not pairs.free_symbols & set(log_ref), "the reference is left in the margins")
     gains = [-sp.diff(pairs, x).subs(at) for x in u]
     free = [c == 1 for c in instance.ratios]
     shares = [zero if c == 1 else gain / (c - 1) for c, gain in zip(instance.ratios, gains, strict=True)]
@@ -133,10 +138,17 @@ def check_moves(instance: Instance, *, widens: bool) -> None:
     require(bool(slope < 0) if widens else bool(slope > 0), f"the added pair's slope is {slope}")
 
 
-def check_directions(loss: PairLoss, turn: Callable[[Any], Any] | None) -> None:
-    """f is strictly convex in the margin, and falls everywhere (turn None) or exactly below turn(beta)."""
+def check_directions(loss: PairLoss, formula: Callable[[Any, Any], Any], turn: Callable[[Any], Any] | None) -> None:
+    """f has that slope in the margin, is strictly convex, and falls everywhere (turn None) or exactly below turn(beta).
+
+    Args:
+        loss: f.
+        formula: (margin, beta) -> slope.
+        turn: beta -> margin at which f is least.
+    """
     margin, beta = sp.Symbol("Delta", real=True), sp.Symbol("beta", positive=True)
     slope = sp.diff(loss(margin, None, beta), margin)
+    require(vanishes(slope - formula(margin, beta)), "another slope")
     require(sp.factor(sp.simplify(sp.diff(slope, margin))).is_positive, "not strictly convex")
     if turn is None:
         require(sp.factor(sp.simplify(slope)).is_negative, "f does not fall everywhere")
@@ -144,11 +156,21 @@ def check_directions(loss: PairLoss, turn: Callable[[Any], Any] | None) -> None:
         require(vanishes(slope.subs(margin, turn(beta))), "f turns elsewhere")
 
 
+def dpo_slope(margin: Any, beta: Any) -> Any:
+    """-beta sigma(-beta Delta)."""
+    return -beta / (1 + sp.exp(beta * margin))
+
+
+def ipo_slope(margin: Any, tau: Any) -> Any:
+    """2 (Delta - 1 / (2 tau))."""
+    return 2 * (margin - 1 / (2 * tau))
+
+
 def prove() -> None:
     check_exchange(summed)
     check_averaging(lambda m: (m + 1) / m)
-    check_directions(dpo, None)
-    check_directions(ipo, lambda tau: 1 / (2 * tau))
+    check_directions(dpo, dpo_slope, None)
+    check_directions(ipo, ipo_slope, lambda tau: 1 / (2 * tau))
     for instance in (THREE, FOUR, FORK, IPO_BELOW):
         check_moves(instance, widens=True)
     check_moves(IPO_BEYOND, widens=False)
@@ -345,7 +367,7 @@ CLAIMS = (
             "exchange with averaged pairs": lambda: check_exchange(averaged),
             "averaging leaves alpha": lambda: check_averaging(lambda m: sp.Integer(1)),
             "averaging lowers alpha": lambda: check_averaging(lambda m: m / (m + 1)),
-            "IPO falls everywhere": lambda: check_directions(ipo, None),
+            "IPO falls everywhere": lambda: check_directions(ipo, ipo_slope, None),
             "p-DPO narrows": lambda: check_moves(THREE, widens=False),
             "ratios of no optimum": lambda: check_moves(
                 Instance(THREE.graph, _rationals("3", "2/3", "1/2"), (0, 2), dpo, sp.S.One), widens=True

@@ -26,6 +26,7 @@ from theory.backend import SympyBackend
 from theory.claim import CheckFailed, Claim, loss_names, require
 
 POSITIVE, NOT_NEGATIVE, SHARE = sp.Interval.open(0, sp.oo), sp.Interval(0, sp.oo), sp.Interval(0, 1)
+FLIPPED = sp.Interval.Ropen(0, sp.Rational(1, 2))
 """Where hyper-parameters live."""
 
 Loss = Callable[..., Any]
@@ -43,10 +44,18 @@ def require_equal(got: Any, want: Any, what: str) -> None:
     point = {s: sp.Rational(3 + i, 7 + 2 * i) for i, s in enumerate(sorted(difference.free_symbols, key=str))}
     require(abs(difference.subs(point).evalf(30)) < 1e-20, f"{what} is {got}, not {want}")
     # Sums in logarithms and powers as products, which those split: log(1 + e^-x) = log(1 + e^x) - x.
-    unified = difference.replace(sp.log, lambda x: sp.expand_log(sp.log(sp.factor(x)))).replace(
-        sp.Pow, lambda base, power: sp.expand_power_base(sp.factor(base) ** power)
+    unified = (
+        difference.replace(sp.Piecewise, positive_part)
+        .replace(sp.log, lambda x: sp.expand_log(sp.log(sp.factor(x))))
+        .replace(sp.Pow, lambda base, power: sp.expand_power_base(sp.factor(base) ** power))
     )
     require(sp.simplify(sp.expand(unified)) == 0, f"{what} is not shown to be {want}")
+
+
+def positive_part(*pieces: Any) -> sp.Expr:
+    """Max(0, x) for the pieces x where x > 0 and else 0, as the backend writes it; any others as they are."""
+    whole, x = sp.Piecewise(*pieces), pieces[0][0]
+    return sp.Max(0, x) if whole == sp.Piecewise((x, x > 0), (0, True)) else whole
 
 
 def require_refused(what: str, loss: Loss, *arguments: Any, **hyper: Any) -> None:
@@ -292,6 +301,60 @@ DEFINITIONS: Mapping[str, Callable[[Loss], None]] = {
     "distillation": Elementwise(
         lambda D, d, beta: d**2 - 2 * beta * d * D + beta**2 * D**2, "real real", {"beta": POSITIVE}
     ),
+    "hinge": Elementwise(lambda D, beta: sp.Max(0, 1 - beta * D), "real", {"beta": POSITIVE}),
+    "cdpo": Elementwise(
+        lambda D, beta, label_smoothing: (
+            (1 - label_smoothing) * neg_log_sigma(beta * D) + label_smoothing * neg_log_sigma(-beta * D)
+        ),
+        "real",
+        {"beta": POSITIVE, "label_smoothing": FLIPPED},
+    ),
+    "robust_dpo": Elementwise(
+        lambda D, beta, label_smoothing: (
+            ((1 - label_smoothing) * neg_log_sigma(beta * D) - label_smoothing * neg_log_sigma(-beta * D))
+            / (1 - 2 * label_smoothing)
+        ),
+        "real",
+        {"beta": POSITIVE, "label_smoothing": FLIPPED},
+    ),
+    "soft_label": Elementwise(
+        lambda D, d, beta: sigma(d) * neg_log_sigma(beta * D) + (1 - sigma(d)) * neg_log_sigma(-beta * D),
+        "real real",
+        {"beta": POSITIVE},
+    ),
+    "rdpo": Elementwise(
+        lambda D, n_c, n_r, beta, alpha: neg_log_sigma(beta * D - alpha * (n_r - n_c)),
+        "real length length",
+        {"beta": POSITIVE, "alpha": NOT_NEGATIVE},
+    ),
+    "sft_term": Elementwise(lambda c, n_c: -c / n_c, "logp length"),
+    "dpo_nll": Elementwise(
+        lambda D, c, n_c, beta, alpha: neg_log_sigma(beta * D) - alpha * c / n_c,
+        "real logp length",
+        {"beta": POSITIVE, "alpha": NOT_NEGATIVE},
+    ),
+    "dpop": Elementwise(
+        lambda u_w, u_l, beta, lam: neg_log_sigma(beta * (u_w - u_l - lam * sp.Max(0, -u_w))),
+        "real real",
+        {"beta": POSITIVE, "lam": NOT_NEGATIVE},
+    ),
+    "simpo": Elementwise(
+        lambda c, r, n_c, n_r, beta, gamma: neg_log_sigma(beta * c / n_c - beta * r / n_r - gamma),
+        "logp logp length length",
+        {"beta": POSITIVE, "gamma": NOT_NEGATIVE},
+    ),
+    "sppo_hard": Elementwise(
+        lambda u_w, u_l, beta: (u_w - 1 / (2 * beta)) ** 2 + (u_l + 1 / (2 * beta)) ** 2,
+        "real real",
+        {"beta": POSITIVE},
+    ),
+    "nca": Elementwise(
+        lambda u_w, u_l, beta: (
+            neg_log_sigma(beta * u_w) + neg_log_sigma(-beta * u_w) / 2 + neg_log_sigma(-beta * u_l) / 2
+        ),
+        "real real",
+        {"beta": POSITIVE},
+    ),
     "forward_kl": Elementwise(lambda u: sp.log(sp.exp(-u)), "real"),
     "forward_kl_tokens": check_token_kl,
     "pessimistic": Elementwise(lambda loss, kl, alpha: loss + alpha * kl, "real real", {"alpha": NOT_NEGATIVE}),
@@ -375,7 +438,7 @@ def _checks(name: str, wrong: Loss) -> Callable[[], None]:
 CLAIMS = (
     Claim(
         id="loss-definitions",
-        source="[F] eq 2, 6, 7, 9-13; [N] eq 5, 6; Azar et al. 2024, eq 17",
+        source="[F] eq 2, 6, 7, 9-13; [N] eq 5, 6; Azar et al. 2024, eq 17; others as theory.losses cites them",
         statement=(
             "Every function of theory.losses is the formula that its source prints, for all real margins, all "
             "probabilities in (0, 1) and all hyper-parameters that it takes; each entry of an array by itself, or for "

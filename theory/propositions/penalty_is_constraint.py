@@ -7,6 +7,7 @@ most lambda. Either way lambda is the value that the minimiser attains, not one 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from functools import partial
 from itertools import combinations
 from typing import Any
 
@@ -142,9 +143,9 @@ def prove_ensemble_on(graphs: Iterable[PreferenceGraph], choose: Callable[[Any],
             check_union(graph, [member[: graph.n] for member in members], choose)
     # pi_ref 1/3 and pi 3/5 have odds that differ by the factor 3; alpha (3/5 - 1/3) is the slope 2 (delta - log 3).
     near = sp.log(3) + sp.Rational(1, 4)
-    members = np.array([[sp.Integer(-4)], [near], [near + 2]], dtype=object)
+    targets = np.array([[sp.Integer(-4)], [near], [near + 2]], dtype=object)
     check_two_arms(
-        lambda margin: losses.ensemble_min(np.array([margin], dtype=object), members, beta=sp.Integer(1))[0],
+        lambda margin: losses.ensemble_min(np.array([margin], dtype=object), targets, beta=sp.Integer(1))[0],
         sp.Rational(1, 16), policy=sp.Rational(3, 5), ref=THIRD, alpha=sp.Rational(15, 8),
     )  # fmt: skip
 
@@ -163,10 +164,12 @@ def prove_dpo_on(loss: Callable[[Any, Any, Any], Any] = dpo) -> None:
         (2, sp.Rational(2, 3), sp.Rational(1, 2), sp.Rational(12, 5)),
     ):
         factor = policy * (1 - ref) / ((1 - policy) * ref)
-        check_two_arms(
-            lambda margin, beta=beta: loss(margin, None, beta),
-            sp.log(1 + factor**-beta), policy=policy, ref=ref, alpha=sp.sympify(alpha),
-        )  # fmt: skip
+        pair = partial(_with_beta_first(loss), beta)
+        check_two_arms(pair, sp.log(1 + factor**-beta), policy=policy, ref=ref, alpha=sp.sympify(alpha))
+
+
+def _with_beta_first(loss: Callable[[Any, Any, Any], Any]) -> Callable[[Any, Any], Any]:
+    return lambda beta, margin: loss(margin, None, beta)
 
 
 # ---------------------------------------------------------------- by a conic solver
