@@ -1,8 +1,9 @@
 """The methods: which loss of `theory.losses` each trains on, what it needs to know about a pair, how it is shown.
 
 A method is a frozen dataclass: its fields are its hyper-parameters (so a field that a method does not honour does not
-exist), calling it on a `PairBatch` gives one loss a pair. Everything else that is its own (whose reward it distils, its
-KL term, title, colour) it says itself: a new one is a class here and a line in `METHODS`.
+exist; formulas call it by its name, or by the `letter` of its metadata), calling it on a `PairBatch` gives one loss a
+pair. Everything else that is its own (whose reward it distils, its KL term, title, colour) it says itself: a new one is
+a class here and a line in `METHODS`.
 """
 
 from __future__ import annotations
@@ -551,7 +552,7 @@ class CDPO(_Checked, _Implicit):
     title: ClassVar[str] = "cDPO"
     look: ClassVar[Look] = Look("sky", (4, 1.5), "P")
     beta: float = 0.1
-    label_smoothing: float = 0.1
+    label_smoothing: float = field(default=0.1, metadata={"letter": "epsilon"})
 
     def __call__(self, pairs: PairBatch) -> Tensor:
         loss: Tensor = losses.cdpo(pairs.logratio_margin, beta=self.beta, label_smoothing=self.label_smoothing)
@@ -570,7 +571,7 @@ class RobustDPO(_Checked, _Implicit):
     title: ClassVar[str] = "robust DPO"
     look: ClassVar[Look] = Look("sky", (7, 2), "<")
     beta: float = 0.1
-    label_smoothing: float = 0.1
+    label_smoothing: float = field(default=0.1, metadata={"letter": "epsilon"})
 
     def __call__(self, pairs: PairBatch) -> Tensor:
         loss: Tensor = losses.robust_dpo(pairs.logratio_margin, beta=self.beta, label_smoothing=self.label_smoothing)
@@ -632,7 +633,7 @@ class DPOP(_Checked, _Implicit):
     title: ClassVar[str] = "DPOP"
     look: ClassVar[Look] = Look("green", (5, 1, 1, 1), ">")
     beta: float = 0.1
-    lam: float = 50.0
+    lam: float = field(default=50.0, metadata={"letter": "lambda"})
 
     def __call__(self, pairs: PairBatch) -> Tensor:
         loss: Tensor = losses.dpop(pairs.chosen_logratios, pairs.rejected_logratios, beta=self.beta, lam=self.lam)

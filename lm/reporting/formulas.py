@@ -79,11 +79,20 @@ def formula(method: Method) -> Markup:
         logratios=(one(sympy.Symbol("u_w", real=True)), one(sympy.Symbol("u_l", real=True))),
     )
     (loss,) = _with_letters(method)(pair)
-    presented = mathml(loss.rewrite(sympy.Pow), printer="presentation")
+    presented = mathml(loss.rewrite(sympy.Pow).replace(sympy.Piecewise, _positive_part), printer="presentation")
     # As papers set them; SymPy writes names of functions small.
     for ours, theirs in (("<mi>e</mi>", "<mi>&ExponentialE;</mi>"), ("<mo>−</mo>", "<mo>-</mo>"), (">KL<", ">kl<")):
         presented = presented.replace(theirs, ours)
     return Markup(f'<math display="block"><mi>ℓ</mi><mo>=</mo>{presented}</math>')
+
+
+def _positive_part(*branches: Any) -> Any:
+    """max(0, x) where a loss has x for x > 0 and 0 elsewhere."""
+    (value, condition), *others = branches
+    strict = isinstance(condition, sympy.Gt | sympy.Lt)
+    if strict and others == [(0, True)] and sympy.expand(condition.gts - condition.lts - value) == 0:
+        return sympy.Max(0, value)
+    return sympy.Piecewise(*branches)
 
 
 def _with_letters(method: Method) -> Method:
@@ -92,7 +101,7 @@ def _with_letters(method: Method) -> Method:
         value = getattr(method, field.name)
         letters: Any = None
         if isinstance(value, float):
-            letters = sympy.Symbol(field.name, positive=True)
+            letters = sympy.Symbol(field.metadata.get("letter", field.name), positive=True)
         elif isinstance(value, Pessimism):
             alpha: Any = sympy.Symbol("alpha", positive=True)
             letters = replace(value, alpha_start=alpha, alpha_end=alpha)
