@@ -17,7 +17,7 @@ from figures.__main__ import main
 from figures.grid import methods_of, series
 from figures.registry import modules, redraw
 from figures.style import COLOURS
-from lm.objectives import METHODS, looks
+from lm.objectives import METHODS, PAPERS, looks
 
 NAMES = ("figure_2", "figure_b1", "figure_b3", "figure_b4", "figure_b5")
 SEEDS, RHOS = (0, 1, 2), (0.2, 0.35, 0.5, 0.65, 0.8)
@@ -77,12 +77,12 @@ def synthetic_grid(seeds: tuple[int, ...] = SEEDS, rhos: tuple[float, ...] = RHO
     return {
         "seeds": list(seeds),
         "rhos": list(rhos),
-        "methods": list(METHODS),
-        "looks": looks(METHODS),
+        "methods": list(PAPERS),
+        "looks": looks(PAPERS),
         "members": list(MEMBERS),
         "confidence": 0.95,
-        "cells": [cell(seed, rho, method) for seed in seeds for rho in rhos for method in METHODS],
-        "advantages": {f"{rho:g}": {method: pooled() for method in METHODS} for rho in rhos},
+        "cells": [cell(seed, rho, method) for seed in seeds for rho in rhos for method in PAPERS],
+        "advantages": {f"{rho:g}": {method: pooled() for method in PAPERS} for rho in rhos},
         "alpha": [
             {
                 "seed": seed,
@@ -149,7 +149,7 @@ def test_figure_2_shows_pooled_advantages_side_by_side(grid: dict[str, Any]) -> 
     grid["advantages"]["0.8"]["ipo"] = {"advantage": 0.5, "ci": [0.4, 0.9], "by_seed": [0.45, 0.55]}
     (axis,) = figure_2.draw(grid).axes
     drawn = {container.get_label(): container for container in axis.containers}
-    assert list(drawn) == [method.heading() for method in METHODS.values()]
+    assert list(drawn) == [METHODS[name].heading() for name in PAPERS]
     at = np.array([container[0].get_xdata() for container in drawn.values()])
     assert (np.diff(at, axis=0) > 0).all()
     assert (np.abs(at - [0.2, 0.8]) < 0.3).all()  # no method stands nearer to another rho

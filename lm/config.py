@@ -8,7 +8,7 @@ from math import inf
 from string import Formatter
 from typing import Any, ClassVar, Literal
 
-from lm.objectives import METHODS, Method, option_of
+from lm.objectives import METHODS, PAPERS, Method, option_of
 
 Kind = Literal["world", "tldr", "hh", "preferences"]
 KINDS = ("preferences", "hh", "tldr")
@@ -419,7 +419,7 @@ class Config:
         output_dir: where everything goes. Finished stages found there are reused.
         model: base model: a hub name, a local folder, or "scratch:tiny" (a small Llama-type model from random weights
             with a BPE tokenizer trained on the data).
-        methods: which methods to train and compare.
+        methods: which methods to train and compare; by default those of both papers, and hull-DPO.
         oracle_model: a reward model to judge by (hub name or local folder, one label, the tokenizer of `model`); null
             to train the oracle on the full training split.
         seed: seed of everything that is drawn.
@@ -452,7 +452,7 @@ class Config:
     policy: TrainingConfig
     oracle: TrainingConfig = field(default_factory=TrainingConfig)
     reward: TrainingConfig = field(default_factory=TrainingConfig)
-    methods: list[str] = field(default_factory=lambda: list(METHODS))
+    methods: list[str] = field(default_factory=lambda: list(PAPERS))
     oracle_model: str | None = None
     seed: int = 0
     dtype: Literal["float32", "bfloat16", "float64"] = "float32"
@@ -470,8 +470,11 @@ class Config:
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
     options: dict[str, Method] = field(default_factory=dict)
 
+    KNOWN: ClassVar[Mapping[str, type[Method]]] = METHODS
+    """The methods that have options here."""
+
     def __post_init__(self) -> None:
-        _check_options(self, self.options)
+        _check_options(self.KNOWN, self, self.options)
         unknown = [name for name in self.methods if name not in METHODS]
         if unknown or not self.methods:
             raise ValueError(f"Config.methods must name one or more of {', '.join(METHODS)}; got {self.methods}")
@@ -531,11 +534,11 @@ class Config:
         return [_replaced(base, setting, f"Config.sweep: {name}") for setting in self.sweep.get(name, [{}])]
 
 
-def _check_options(owner: object, options: Mapping[str, Method]) -> None:
+def _check_options(known: Mapping[str, type[Method]], owner: object, options: Mapping[str, Method]) -> None:
     for name, method in options.items():
-        if name not in METHODS or type(method) is not METHODS[name]:
+        if name not in known or type(method) is not known[name]:
             raise ValueError(
-                f"{type(owner).__name__}.options maps any of {', '.join(METHODS)} to its hyper-parameters; got "
+                f"{type(owner).__name__}.options maps any of {', '.join(known)} to its hyper-parameters; got "
                 f"{name!r}: {method!r}"
             )
 
@@ -593,6 +596,9 @@ class ExactConfig:
     compared: float = 0.5
     reference_samples: int = 200_000
 
+    KNOWN: ClassVar[Mapping[str, type[Method]]] = {name: METHODS[name] for name in PAPERS}
+    """The methods that have options here: those that are trained."""
+
     def __post_init__(self) -> None:
         if not self.output_dir:
             raise ValueError("ExactConfig.output_dir must not be empty")
@@ -604,10 +610,10 @@ class ExactConfig:
             raise ValueError(
                 "ExactConfig.sft and .policy need max_steps, got epochs: an exact world has no size to pass"
             )
-        _check_options(self, self.options)
-        for name in METHODS:
+        _check_options(self.KNOWN, self, self.options)
+        for name in self.KNOWN:
             self.method(name).check_stated(f"ExactConfig.{option_of(name)}")
 
     def method(self, name: str) -> Method:
         """As `Config.method`."""
-        return self.options[name] if name in self.options else METHODS[name]()
+        return self.options[name] if name in self.options else self.KNOWN[name]()

@@ -1,8 +1,9 @@
 """The methods: which loss of `theory.losses` each trains on, what it needs to know about a pair, how it is shown.
 
 A method is a frozen dataclass: its fields are its hyper-parameters (so a field that a method does not honour does not
-exist), calling it on a `PairBatch` gives one loss a pair. Everything else that is its own (whose reward it distils, its
-KL term, title, colour) it says itself: a new one is a class here and a line in `METHODS`.
+exist; formulas call it by its name, or by the `letter` of its metadata), calling it on a `PairBatch` gives one loss a
+pair. Everything else that is its own (whose reward it distils, its KL term, title, colour) it says itself: a new one is
+a class here and a line in `METHODS`.
 """
 
 from __future__ import annotations
@@ -10,6 +11,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, fields
 from typing import Any, ClassVar, Literal, NamedTuple
+
+import numpy as np
 
 from theory import losses
 from theory.backend import Tensor
@@ -56,6 +59,16 @@ class PairBatch:
         )
         return margin
 
+    @property
+    def chosen_logratios(self) -> Tensor:
+        """[N], u_w."""
+        return self.policy_chosen_logps - self.ref_chosen_logps
+
+    @property
+    def rejected_logratios(self) -> Tensor:
+        """[N], u_l."""
+        return self.policy_rejected_logps - self.ref_rejected_logps
+
     def known(self, name: str) -> Tensor:
         """The named optional tensor; ValueError where it is missing (nothing is ever filled in)."""
         value = getattr(self, name)
@@ -96,10 +109,7 @@ class Pessimism:
         if self.samples == "reference":
             kl = losses.forward_kl(pairs.known("sample_logratios"))
         else:
-            kl = (
-                losses.forward_kl(pairs.policy_chosen_logps - pairs.ref_chosen_logps)
-                + losses.forward_kl(pairs.policy_rejected_logps - pairs.ref_rejected_logps)
-            ) / 2
+            kl = (losses.forward_kl(pairs.chosen_logratios) + losses.forward_kl(pairs.rejected_logratios)) / 2
         penalised: Tensor = losses.pessimistic(loss, kl, alpha=self.alpha(pairs.progress))
         return penalised
 
@@ -287,10 +297,7 @@ class IPO(Method):
         margin = pairs.logratio_margin
         if self.length_normalised:
             margin = losses.normalised_logratio_margin(
-                pairs.policy_chosen_logps - pairs.ref_chosen_logps,
-                pairs.policy_rejected_logps - pairs.ref_rejected_logps,
-                pairs.chosen_lengths,
-                pairs.rejected_lengths,
+                pairs.chosen_logratios, pairs.rejected_logratios, pairs.chosen_lengths, pairs.rejected_lengths
             )
         loss: Tensor = losses.ipo(margin, tau=self.tau)
         return loss
@@ -305,7 +312,7 @@ class IPO(Method):
         if not self.length_normalised:
             yield from super().legend()
             return
-        yield "π, π_ref: probabilities of a completion; |y|: its tokens. Log-ratios are per token: not the paper's."
+        yield "u_y = log π(y) − log π_ref(y), nats; |y|: tokens of y. Log-ratios are per token: not the paper's."
         yield "w: the preferred completion; l: the other."
 
 
@@ -497,6 +504,262 @@ class DRDO(Method):
             yield "δ̂: difference of the policy's own reward estimates, by a linear head."
 
 
+# ---------------------------------------------------------------- methods of other authors
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Checked(Method):
+    """A method whose options have the ranges that its loss checks: it is asked when they are given."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if any(hasattr(getattr(self, option.name), "free_symbols") for option in fields(self)):
+            return  # SymPy's letters, of which the loss is written
+        try:
+            self(_PAIR)
+        except (TypeError, ValueError) as error:
+            raise type(error)(f"{type(self).__name__}.{error}") from None
+
+
+_ONE: Any = np.ones(1)
+_PAIR = PairBatch(
+    policy_chosen_logps=-_ONE,
+    policy_rejected_logps=-_ONE,
+    ref_chosen_logps=-_ONE,
+    ref_rejected_logps=-_ONE,
+    chosen_lengths=_ONE,
+    rejected_lengths=_ONE,
+    reward_margin=_ONE,
+)
+"""Any pair."""
+
+
+def _each_logratio() -> Iterator[str]:
+    """The legend of a loss that sees both log-ratios by themselves."""
+    yield "u_y = log π(y) − log π_ref(y), nats, summed over tokens."
+    yield "w: the preferred completion; l: the other."
+
+
+@dataclass(frozen=True, kw_only=True)
+class CDPO(_Checked, _Implicit):
+    """cDPO: DPO on smoothed labels, Mitchell 2023. Its optimum has finite margins.
+
+    Args:
+        beta: implicit-reward scale, > 0. [set]
+        label_smoothing: e, the share of labels that is taken to be flipped, 0 <= e < 1/2. [set]
+    """
+
+    title: ClassVar[str] = "cDPO"
+    look: ClassVar[Look] = Look("sky", (4, 1.5), "P")
+    beta: float = 0.1
+    label_smoothing: float = field(default=0.1, metadata={"letter": "epsilon"})
+
+    def __call__(self, pairs: PairBatch) -> Tensor:
+        loss: Tensor = losses.cdpo(pairs.logratio_margin, beta=self.beta, label_smoothing=self.label_smoothing)
+        return loss
+
+
+@dataclass(frozen=True, kw_only=True)
+class RobustDPO(_Checked, _Implicit):
+    """Robust DPO: unbiased for labels that are flipped at a known rate, Chowdhury et al. 2024. Not bounded below.
+
+    Args:
+        beta: implicit-reward scale, > 0. [set]
+        label_smoothing: e, the share of labels that is taken to be flipped, 0 <= e < 1/2. [set]
+    """
+
+    title: ClassVar[str] = "robust DPO"
+    look: ClassVar[Look] = Look("sky", (7, 2), "<")
+    beta: float = 0.1
+    label_smoothing: float = field(default=0.1, metadata={"letter": "epsilon"})
+
+    def __call__(self, pairs: PairBatch) -> Tensor:
+        loss: Tensor = losses.robust_dpo(pairs.logratio_margin, beta=self.beta, label_smoothing=self.label_smoothing)
+        return loss
+
+
+@dataclass(frozen=True, kw_only=True)
+class SoftLabelDPO(_Checked, _Implicit):
+    """Soft labels (RPO): cross-entropy with the preference probability of the reward model, Adler et al. 2024.
+
+    Args:
+        beta: implicit-reward scale, > 0. [set]
+    """
+
+    title: ClassVar[str] = "soft labels (RPO)"
+    look: ClassVar[Look] = Look("blue", (1, 1), "h")
+    needs: ClassVar[frozenset[Need]] = frozenset({"rewards"})
+
+    def __call__(self, pairs: PairBatch) -> Tensor:
+        loss: Tensor = losses.soft_label(pairs.logratio_margin, pairs.known("reward_margin"), beta=self.beta)
+        return loss
+
+
+@dataclass(frozen=True, kw_only=True)
+class DPONLL(_Checked, _Implicit):
+    """DPO + NLL: DPO with an SFT term on the chosen completion, nats a token; Pang et al. 2024.
+
+    Args:
+        beta: implicit-reward scale, > 0. [set]
+        alpha: weight of the SFT term, >= 0. [set]
+    """
+
+    title: ClassVar[str] = "DPO + NLL"
+    look: ClassVar[Look] = Look("green", (1, 1), "p")
+    beta: float = 0.1
+    alpha: float = 1.0
+
+    def __call__(self, pairs: PairBatch) -> Tensor:
+        loss: Tensor = losses.dpo_nll(
+            pairs.logratio_margin, pairs.policy_chosen_logps, pairs.chosen_lengths, beta=self.beta, alpha=self.alpha
+        )
+        return loss
+
+    def legend(self) -> Iterator[str]:
+        """As `Method.legend`."""
+        yield from super().legend()
+        yield "π_w: probability of w; |y|_w: its tokens, end-of-text included."
+
+
+@dataclass(frozen=True, kw_only=True)
+class DPOP(_Checked, _Implicit):
+    """DPOP: DPO that pays where a winner falls below its reference, Pal et al. 2024.
+
+    Args:
+        beta: implicit-reward scale, > 0. [set]
+        lam: weight of what the winner has fallen, >= 0; 50 in the paper.
+    """
+
+    title: ClassVar[str] = "DPOP"
+    look: ClassVar[Look] = Look("green", (5, 1, 1, 1), ">")
+    beta: float = 0.1
+    lam: float = field(default=50.0, metadata={"letter": "lambda"})
+
+    def __call__(self, pairs: PairBatch) -> Tensor:
+        loss: Tensor = losses.dpop(pairs.chosen_logratios, pairs.rejected_logratios, beta=self.beta, lam=self.lam)
+        return loss
+
+    def legend(self) -> Iterator[str]:
+        """As `Method.legend`."""
+        yield from _each_logratio()
+
+
+@dataclass(frozen=True, kw_only=True)
+class SimPO(_Checked):
+    """SimPO: DPO in log-probs a token, with a target and without a reference, Meng et al. 2024 eq 6.
+
+    Args:
+        beta: scale of the margin a token, > 0; 2 to 10 in the paper.
+        gamma: target of the scaled margin, >= 0. [set]
+    """
+
+    title: ClassVar[str] = "SimPO"
+    look: ClassVar[Look] = Look("red", (), "d")
+    beta: float = 2.0
+    gamma: float = 0.5
+
+    def __call__(self, pairs: PairBatch) -> Tensor:
+        loss: Tensor = losses.simpo(
+            pairs.policy_chosen_logps,
+            pairs.policy_rejected_logps,
+            pairs.chosen_lengths,
+            pairs.rejected_lengths,
+            beta=self.beta,
+            gamma=self.gamma,
+        )
+        return loss
+
+    def legend(self) -> Iterator[str]:
+        """As `Method.legend`."""
+        yield "π_y: probability of a completion; |y|: its tokens, end-of-text included. No reference enters."
+        yield "w: the preferred completion; l: the other."
+
+
+@dataclass(frozen=True, kw_only=True)
+class Hinge(_Checked, _Implicit):
+    """The hinge loss of SLiC on the implicit reward, Zhao et al. 2023.
+
+    Args:
+        beta: implicit-reward scale, > 0; the margin is not pushed beyond 1 / beta. [set]
+    """
+
+    title: ClassVar[str] = "hinge (SLiC)"
+    look: ClassVar[Look] = Look("grey", (5, 1, 1, 1), "*")
+    beta: float = 0.1
+
+    def __call__(self, pairs: PairBatch) -> Tensor:
+        loss: Tensor = losses.hinge(pairs.logratio_margin, beta=self.beta)
+        return loss
+
+
+@dataclass(frozen=True, kw_only=True)
+class RDPO(_Checked, _Implicit):
+    """R-DPO: DPO for a reward less alpha a token, Park et al. 2024.
+
+    Args:
+        beta: implicit-reward scale, > 0. [set]
+        alpha: what a token costs, nats, >= 0. [set]
+    """
+
+    title: ClassVar[str] = "R-DPO"
+    look: ClassVar[Look] = Look("purple", (7, 2), "H")
+    beta: float = 0.1
+    alpha: float = 0.01
+
+    def __call__(self, pairs: PairBatch) -> Tensor:
+        loss: Tensor = losses.rdpo(
+            pairs.logratio_margin, pairs.chosen_lengths, pairs.rejected_lengths, beta=self.beta, alpha=self.alpha
+        )
+        return loss
+
+    def legend(self) -> Iterator[str]:
+        """As `Method.legend`."""
+        yield from super().legend()
+        yield "|y|: tokens of a completion, end-of-text included."
+
+
+@dataclass(frozen=True, kw_only=True)
+class SPPO(_Checked, _Implicit):
+    """SPPO with hard labels: a target for each log-ratio, Wu et al. 2024 eq 4.7, on given pairs.
+
+    Args:
+        beta: implicit-reward scale, > 0; the targets are 1 / (2 beta) and minus that. [set]
+    """
+
+    title: ClassVar[str] = "SPPO, hard labels"
+    look: ClassVar[Look] = Look("orange", (1, 1), "8")
+    beta: float = 0.1
+
+    def __call__(self, pairs: PairBatch) -> Tensor:
+        loss: Tensor = losses.sppo_hard(pairs.chosen_logratios, pairs.rejected_logratios, beta=self.beta)
+        return loss
+
+    def legend(self) -> Iterator[str]:
+        """As `Method.legend`."""
+        yield from _each_logratio()
+
+
+@dataclass(frozen=True, kw_only=True)
+class NCA(_Checked, _Implicit):
+    """NCA on pairs: holds each log-ratio by itself, Chen et al. 2024.
+
+    Args:
+        beta: implicit-reward scale, > 0. [set]
+    """
+
+    title: ClassVar[str] = "NCA"
+    look: ClassVar[Look] = Look("black", (3, 1, 1, 1, 1, 1), "X")
+    beta: float = 0.1
+
+    def __call__(self, pairs: PairBatch) -> Tensor:
+        loss: Tensor = losses.nca(pairs.chosen_logratios, pairs.rejected_logratios, beta=self.beta)
+        return loss
+
+    def legend(self) -> Iterator[str]:
+        """As `Method.legend`."""
+        yield from _each_logratio()
+
+
 METHODS: dict[str, type[Method]] = {
     "dpo": DPO,
     "ipo": IPO,
@@ -506,8 +769,21 @@ METHODS: dict[str, type[Method]] = {
     "e-dpo": EnsembleDPO,
     "hull-dpo": HullDPO,
     "drdo": DRDO,
+    "cdpo": CDPO,
+    "robust-dpo": RobustDPO,
+    "soft-label": SoftLabelDPO,
+    "dpo-nll": DPONLL,
+    "dpop": DPOP,
+    "simpo": SimPO,
+    "hinge": Hinge,
+    "rdpo": RDPO,
+    "sppo": SPPO,
+    "nca": NCA,
 }
 """Every method by its name in configs, tables and results files. Options, results, reports and figures follow it."""
+
+PAPERS = ("dpo", "ipo", "d-dpo", "p-dpo", "dp-dpo", "e-dpo", "hull-dpo", "drdo")
+"""The methods of both papers, and hull-DPO: what a run compares that names none."""
 
 
 def option_of(name: str) -> str:

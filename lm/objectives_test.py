@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import fields, replace
 from typing import Any
 
@@ -9,12 +10,78 @@ import pytest
 import torch
 from torch import Tensor
 
+from figures.style import COLOURS
 from lm.base.options import parse, parser_of
 from lm.config import Config
-from lm.objectives import DPO, DRDO, IPO, METHODS, EnsembleDPO, HullDPO, PairBatch, Pessimism, PessimisticDPO, option_of
+from lm.objectives import (
+    DPO,
+    DRDO,
+    IPO,
+    METHODS,
+    PAPERS,
+    EnsembleDPO,
+    HullDPO,
+    PairBatch,
+    Pessimism,
+    PessimisticDPO,
+    looks,
+    option_of,
+)
 from tests.tiny import close
 from theory import losses
 
+ALPHA = (1e-4 + 1e-2) / 2
+"""The default weight of the forward KL after half of the training."""
+
+
+def with_kl(loss: Any, p: PairBatch) -> Any:
+    return losses.pessimistic(loss, losses.forward_kl(p.sample_logratios), alpha=ALPHA)
+
+
+EXPECTED: dict[str, Callable[[PairBatch], Any]] = {
+    "dpo": lambda p: losses.dpo(p.logratio_margin, beta=0.1),
+    "ipo": lambda p: losses.ipo(p.logratio_margin, tau=1.0),
+    "d-dpo": lambda p: losses.distillation(p.logratio_margin, p.reward_margin, beta=1.0),
+    "p-dpo": lambda p: with_kl(losses.dpo(p.logratio_margin, beta=0.1), p),
+    "dp-dpo": lambda p: with_kl(losses.distillation(p.logratio_margin, p.reward_margin, beta=1.0), p),
+    "e-dpo": lambda p: with_kl(losses.ensemble_min(p.logratio_margin, p.member_margins, beta=1.0), p),
+    "hull-dpo": lambda p: with_kl(losses.ensemble_hull(p.logratio_margin, p.member_margins, beta=1.0), p),
+    "drdo": lambda p: losses.drdo(
+        p.reward_margin,
+        p.estimated_reward_margin,
+        p.policy_chosen_logps,
+        p.policy_rejected_logps,
+        alpha=0.1,
+        gamma=2,
+    ),
+    "cdpo": lambda p: losses.cdpo(p.logratio_margin, beta=0.1, label_smoothing=0.1),
+    "robust-dpo": lambda p: losses.robust_dpo(p.logratio_margin, beta=0.1, label_smoothing=0.1),
+    "soft-label": lambda p: losses.soft_label(p.logratio_margin, p.reward_margin, beta=1.0),
+    "dpo-nll": lambda p: losses.dpo_nll(
+        p.logratio_margin, p.policy_chosen_logps, p.chosen_lengths, beta=0.1, alpha=1.0
+    ),
+    "dpop": lambda p: losses.dpop(p.chosen_logratios, p.rejected_logratios, beta=0.1, lam=50.0),
+    "simpo": lambda p: losses.simpo(
+        p.policy_chosen_logps, p.policy_rejected_logps, p.chosen_lengths, p.rejected_lengths, beta=2.0, gamma=0.5
+    ),
+    "hinge": lambda p: losses.hinge(p.logratio_margin, beta=0.1),
+    "rdpo": lambda p: losses.rdpo(p.logratio_margin, p.chosen_lengths, p.rejected_lengths, beta=0.1, alpha=0.01),
+    "sppo": lambda p: losses.sppo_hard(p.chosen_logratios, p.rejected_logratios, beta=0.1),
+    "nca": lambda p: losses.nca(p.chosen_logratios, p.rejected_logratios, beta=0.1),
+}
+"""Each method's loss after half of the training, with the default hyper-parameters written out again."""
+NO_REFERENCE = {"drdo", "simpo"}
+"""The methods that pi_ref does not enter."""
+REFUSED: list[tuple[str, dict[str, float], str]] = [
+    ("cdpo", {"label_smoothing": 0.5}, "label_smoothing must be below 1/2, got 0.5"),
+    ("cdpo", {"label_smoothing": -0.1}, "label_smoothing must be a finite number >= 0, got -0.1"),
+    ("robust-dpo", {"label_smoothing": 0.5}, "label_smoothing must be below 1/2, got 0.5"),
+    ("dpo-nll", {"alpha": -1.0}, "alpha must be a finite number >= 0, got -1.0"),
+    ("dpop", {"lam": -1.0}, "lam must be a finite number >= 0, got -1.0"),
+    ("simpo", {"gamma": -1.0}, "gamma must be a finite number >= 0, got -1.0"),
+    ("rdpo", {"alpha": -1.0}, "alpha must be a finite number >= 0, got -1.0"),
+]
+"""Options out of range, beside beta and tau, and what is said of them."""
 BETA = [name for name, method in METHODS.items() if "beta" in {field.name for field in fields(method)}]
 
 
@@ -69,9 +136,13 @@ def test_weights_must_not_be_negative(owner: Any, value: float) -> None:
 
 @pytest.mark.parametrize("name", METHODS)
 def test_an_option_that_a_method_does_not_honour_does_not_exist(name: str) -> None:
-    unknown: dict[str, Any] = {"label_smoothing": 0.1}
-    with pytest.raises(TypeError, match="unexpected keyword argument"):
-        METHODS[name](**unknown)
+    own = {field.name for field in fields(METHODS[name])}
+    others = {field.name for kind in METHODS.values() for field in fields(kind)} - own
+    assert others
+    for other in {"temperature", *others}:
+        unknown: dict[str, Any] = {other: 0.1}
+        with pytest.raises(TypeError, match="unexpected keyword argument"):
+            METHODS[name](**unknown)
 
 
 def test_drdos_beta_goes_with_the_implicit_estimate_only() -> None:
@@ -100,6 +171,32 @@ def test_what_a_method_needs_is_never_filled_in(name: str, field: str) -> None:
     assert method(batch()).shape == (5,)
     with pytest.raises(ValueError, match=f"{field} is needed by this method, but the batch does not have it"):
         method(without(batch(), field))
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_a_method_is_its_loss_of_theory_and_reads_the_reference_or_not(name: str) -> None:
+    pairs = replace(batch(), progress=0.5)
+    method = METHODS[name]()
+    close(method(pairs), EXPECTED[name](pairs))
+    for side in ("ref_chosen_logps", "ref_rejected_logps"):
+        moved: dict[str, Any] = {side: getattr(pairs, side) + 1}
+        assert torch.equal(method(replace(pairs, **moved)), method(pairs)) == (name in NO_REFERENCE), side
+
+
+@pytest.mark.parametrize(("name", "options", "message"), REFUSED)
+def test_options_out_of_the_losss_range_are_refused_when_they_are_given(
+    name: str, options: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(ValueError, match=f"^{METHODS[name].__name__}.{message}"):
+        METHODS[name](**options)
+
+
+def test_methods_are_told_apart_without_colour_and_those_of_the_papers_by_it() -> None:
+    drawn = looks(METHODS)
+    assert len({(look["dashes"], look["marker"], look["hollow"]) for look in drawn.values()}) == len(METHODS)
+    assert len({drawn[name]["colour"] for name in PAPERS}) == len(PAPERS)
+    assert {look["colour"] for look in drawn.values()} <= set(COLOURS)
+    assert len({look["title"] for look in drawn.values()}) == len(METHODS)
 
 
 @pytest.mark.parametrize("name", METHODS)

@@ -37,7 +37,7 @@ from lm.logprobs.sampling import sample_completions
 from lm.logprobs.scoring import score_rows
 from lm.models.loading import SCRATCH, load_tokenizer
 from lm.models.opening import open_policy
-from lm.objectives import DPO, MAIN, METHODS
+from lm.objectives import DPO, MAIN, METHODS, PAPERS
 from lm.reporting.results import report
 from lm.reporting.results import results as record_of
 from lm.stages.data import data, given_pairs, references, tokenizer
@@ -97,7 +97,7 @@ WORLD = DataConfig(
 
 @pytest.fixture(scope="module")
 def world_run(tmp_path_factory: pytest.TempPathFactory) -> tuple[Config, dict[str, Any]]:
-    """A finished run of every method on the embedded world."""
+    """A finished run of every method of the papers on the embedded world."""
     done = config(tmp_path_factory.mktemp("world"), WORLD)
     return done, results(Run(done))
 
@@ -195,7 +195,7 @@ def test_a_run_may_do_without_probes(world_run: tuple[Config, dict[str, Any]]) -
 def test_results_have_every_method_and_where_they_come_from(world_run: tuple[Config, dict[str, Any]]) -> None:
     _, report = world_run
     report = json.loads(json.dumps(report, allow_nan=False))
-    assert list(report["methods"]) == list(METHODS)
+    assert list(report["methods"]) == list(PAPERS)
     prompts = report["sft"]["n"]
     for row in report["methods"].values():
         low, high = row["ci"]
@@ -207,9 +207,9 @@ def test_results_have_every_method_and_where_they_come_from(world_run: tuple[Con
     assert {"length", "kl", "oracle_reward", "utility"} <= report["sft"].keys()
     assert report["sft"]["kl"] == report["sft"]["chosen_logratio"] == 0, "pi_ref against itself"
     assert {"versions", "commit", "machine", "date", "seed", "command"} <= report["provenance"].keys()
-    assert len(report["wald"]) == len(METHODS) * (len(METHODS) - 1) // 2
+    assert len(report["wald"]) == len(PAPERS) * (len(PAPERS) - 1) // 2
     assert set(report["reward_models"]) == {MAIN, "b0.4", "b0.5", "b0.6"}
-    assert len({row["policy"] for row in report["methods"].values()}) == len(METHODS)
+    assert len({row["policy"] for row in report["methods"].values()}) == len(PAPERS)
 
 
 def test_the_advantage_is_the_paired_difference_of_oracle_rewards(world_run: tuple[Config, dict[str, Any]]) -> None:
@@ -234,17 +234,15 @@ def test_a_report_is_a_table_a_file_and_a_picture(
     world_run: tuple[Config, dict[str, Any]], capsys: pytest.CaptureFixture[str]
 ) -> None:
     run_config, values = world_run
-    names = ["sft", *METHODS]
+    names = ["sft", *PAPERS]
     report(Run(run_config, read_only=UPSTREAM))
     folder = Path(run_config.output_dir)
     assert json.loads((folder / "results.json").read_text())["methods"] == values["methods"]
     assert (folder / "results.png").read_bytes().startswith(b"\x89PNG")
-    assert f"{len(METHODS)} methods on {values['sft']['n']}" in re.sub(
-        "<.*?>", "", (folder / "report.html").read_text()
-    )
+    assert f"{len(PAPERS)} methods on {values['sft']['n']}" in re.sub("<.*?>", "", (folder / "report.html").read_text())
     shown = capsys.readouterr().out
     first = [line.split()[0] for line in shown.splitlines() if line.split()]
-    assert [word for word in first if word in names] == [*names, *METHODS], "the results, then the comparisons"
+    assert [word for word in first if word in names] == [*names, *PAPERS], "the results, then the comparisons"
 
 
 def test_the_biased_set_has_the_asked_share_and_the_members_are_parts_of_it(

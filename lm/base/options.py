@@ -50,7 +50,7 @@ def add_config(parser: ArgumentParser, kind: type[Config] | type[ExactConfig]) -
     parser.add_argument("--config", action="config", help="YAML file with options; later ones and options win.")
     add_common(parser)
     parser.add_class_arguments(kind, skip={"options"}, fail_untyped=True)
-    for name, method in METHODS.items():
+    for name, method in kind.KNOWN.items():
         parser.add_class_arguments(method, option_of(name), fail_untyped=True)
 
 
@@ -124,7 +124,7 @@ def resolve(parser: ArgumentParser, arguments: Sequence[str]) -> tuple[dict[str,
         del fields[own], options[own]
     resolved = parser.dump(options, skip_unset=False, skip_validation=True)
     del fields["config"]
-    fields["options"] = {name: fields.pop(option_of(name)) for name in METHODS}
+    fields["options"] = {name: fields.pop(option_of(name)) for name in METHODS if option_of(name) in fields}
     return fields, resolved
 
 

@@ -16,7 +16,7 @@ from lm.base.command import as_command
 from lm.base.options import CONFIGS, parse, parser_of
 from lm.base.store import CorruptArtifact, MissingArtifact
 from lm.config import Config
-from lm.objectives import DPO, DRDO, METHODS, EnsembleDPO, Pessimism
+from lm.objectives import DPO, DRDO, PAPERS, EnsembleDPO, Pessimism
 from lm.stages.run import Run, command
 
 ROOT = Path(__file__).parents[2]
@@ -81,7 +81,7 @@ def test_every_preset_is_a_config(preset: Path) -> None:
 
 def test_the_demo_is_the_preset_and_options_win_over_it() -> None:
     assert config_of() == config_of("--config", str(CONFIGS / "demo.yaml"))
-    assert config_of().methods == list(METHODS)
+    assert config_of().methods == list(PAPERS)
     changed = config_of("--dpo.beta=0.5", "--methods", "[dpo, e-dpo]", "--e_dpo.kl.samples", "preferences")
     assert changed.method("dpo") == DPO(beta=0.5)
     assert changed.methods == ["dpo", "e-dpo"]

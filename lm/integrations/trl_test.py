@@ -91,8 +91,8 @@ def tokenizer() -> PreTrainedTokenizerFast:
 
 
 def scale_of(method: Method) -> float:
-    scale = method.tau if isinstance(method, IPO) else method.implicit_scale
-    assert scale is not None
+    scale = getattr(method, "tau" if isinstance(method, IPO) else "beta")
+    assert isinstance(scale, float)
     return scale
 
 
@@ -413,13 +413,15 @@ def test_the_model_card_names_the_paper_of_the_method(tmp_path: Path) -> None:
 # ---------------------------------------------------------------- the documentation
 
 
-def trls_loss(folder: Path, loss_type: str) -> tuple[DPOTrainer, dict[str, Tensor], Tensor]:
+def trls_loss(
+    folder: Path, loss_type: str | list[str], count: int = 6, **changes: Any
+) -> tuple[DPOTrainer, dict[str, Tensor], Tensor]:
     """TRL's own trainer on text, its batch, and its loss with beta 0.3."""
     trainer = DPOTrainer(
         causal_lm(),
         ref_model=causal_lm(seed=1),
-        args=options(folder, loss_type=loss_type, beta=0.3),
-        train_dataset=as_text(pairs(6)),
+        args=options(folder, loss_type=loss_type, **{"beta": 0.3, **changes}),
+        train_dataset=as_text(pairs(count)),
         processing_class=tokenizer(),
     )
     batch = trainer.data_collator(list(trainer.train_dataset))
@@ -437,6 +439,29 @@ def test_our_losses_on_trls_log_probs_are_trls_losses(tmp_path: Path) -> None:
     logratios = [p - r for p, r in zip(policy, reference, strict=True)]
     close(losses.ipo(losses.normalised_logratio_margin(*logratios, *lengths), tau=0.3).mean(), ipo, tolerance=1e-6)
     assert (losses.ipo(margin, tau=0.3).mean() - ipo).abs() > 1e-2
+
+
+@pytest.mark.parametrize(
+    ("name", "loss_type", "count", "changes"),
+    [
+        ("dpo", "sigmoid", 6, {}),
+        ("robust-dpo", "robust", 6, {"label_smoothing": 0.1}),
+        ("hinge", "hinge", 6, {}),
+        ("nca", "nca_pair", 6, {}),
+        ("sppo", "sppo_hard", 6, {}),
+        ("dpo-nll", ["sigmoid", "sft"], 1, {"loss_weights": [1.0, 1.0]}),  # of several pairs TRL averages the tokens
+    ],
+)
+def test_a_method_that_trl_has_too_has_trls_loss_on_trls_batch(
+    name: str, loss_type: str | list[str], count: int, changes: dict[str, Any], tmp_path: Path
+) -> None:
+    """Both trainers end to end, from text; hyper-parameters but beta at our defaults."""
+    expected = trls_loss(tmp_path / "trl", loss_type, count, **changes)[2].detach()
+    trainer = in_trl(tmp_path / "ours", resolve(name, 0.3), as_text(pairs(count)), ref_model=causal_lm(seed=1))
+    loss = trainer.compute_loss(trainer.model, collate(list(trainer.train_dataset))).detach()
+    close(loss, expected, tolerance=1e-5)
+    other = in_trl(tmp_path / "other", resolve(name, 0.6), as_text(pairs(count)), ref_model=causal_lm(seed=1))
+    assert (other.compute_loss(other.model, collate(list(other.train_dataset))) - expected).abs() > 1e-3
 
 
 def test_the_documented_examples_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -33,10 +33,19 @@ class _Symbols(PairBatch):
     """A pair whose quantities are symbols."""
 
     margin: Any
+    logratios: tuple[Any, Any]
 
     @property
     def logratio_margin(self) -> Any:
         return self.margin
+
+    @property
+    def chosen_logratios(self) -> Any:
+        return self.logratios[0]
+
+    @property
+    def rejected_logratios(self) -> Any:
+        return self.logratios[1]
 
 
 def objective(name: str, setting: Mapping[str, Any]) -> Objective:
@@ -67,13 +76,23 @@ def formula(method: Method) -> Markup:
         sample_logratios=one(-sympy.Function("KL", real=True)(sympy.Symbol("y"))),
         estimated_reward_margin=one(sympy.Symbol("δ̂", real=True)),
         margin=one(sympy.Symbol("Delta", real=True)),
+        logratios=(one(sympy.Symbol("u_w", real=True)), one(sympy.Symbol("u_l", real=True))),
     )
     (loss,) = _with_letters(method)(pair)
-    presented = mathml(loss.rewrite(sympy.Pow), printer="presentation")
+    presented = mathml(loss.rewrite(sympy.Pow).replace(sympy.Piecewise, _positive_part), printer="presentation")
     # As papers set them; SymPy writes names of functions small.
     for ours, theirs in (("<mi>e</mi>", "<mi>&ExponentialE;</mi>"), ("<mo>−</mo>", "<mo>-</mo>"), (">KL<", ">kl<")):
         presented = presented.replace(theirs, ours)
     return Markup(f'<math display="block"><mi>ℓ</mi><mo>=</mo>{presented}</math>')
+
+
+def _positive_part(*branches: Any) -> Any:
+    """max(0, x) where a loss has x for x > 0 and 0 elsewhere."""
+    (value, condition), *others = branches
+    strict = isinstance(condition, sympy.Gt | sympy.Lt)
+    if strict and others == [(0, True)] and sympy.expand(condition.gts - condition.lts - value) == 0:
+        return sympy.Max(0, value)
+    return sympy.Piecewise(*branches)
 
 
 def _with_letters(method: Method) -> Method:
@@ -82,7 +101,7 @@ def _with_letters(method: Method) -> Method:
         value = getattr(method, field.name)
         letters: Any = None
         if isinstance(value, float):
-            letters = sympy.Symbol(field.name, positive=True)
+            letters = sympy.Symbol(field.metadata.get("letter", field.name), positive=True)
         elif isinstance(value, Pessimism):
             alpha: Any = sympy.Symbol("alpha", positive=True)
             letters = replace(value, alpha_start=alpha, alpha_end=alpha)

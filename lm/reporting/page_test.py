@@ -196,6 +196,9 @@ def test_characters_that_act_unseen_are_written_out() -> None:
         (PessimisticDPO(), "ℓ=αKL(y)+log(1+e−Δβ)"),
         (EnsembleDPO(), "ℓ=αKL(y)+(−Δβ+δk)2"),
         (METHODS["hull-dpo"](), "ℓ=αKL(y)+(−Δβ+δ̄)2"),
+        (METHODS["cdpo"](), "ℓ=εlog(eΔβ+1)+(1−ε)log(1+e−Δβ)"),
+        (METHODS["hinge"](), "ℓ=max(0,−Δβ+1)"),
+        (METHODS["dpop"](), "ℓ=log(1+e−β(−λmax(0,−uw)−ul+uw))"),
         (DRDO(), "ℓ=−α(log(πw)−log(1−πl))(1+πwπl)γ+(δ−δ̂)2"),
         (DRDO(reward_estimate="implicit", beta=0.5), "ℓ=−α(log(πw)−log(1−πl))(1+πwπl)γ+(−Δβ+δ)2"),
     ],
@@ -207,7 +210,7 @@ def test_formulas_are_what_the_methods_compute(method: Method, expected: str) ->
 @pytest.mark.parametrize("name", METHODS)
 def test_every_method_says_its_source_and_its_letters(name: str) -> None:
     shown = objective(name, asdict(METHODS[name]()))
-    assert re.search(r"\[[FN]\] eq|Azar et al|ours", shown.says)
+    assert re.search(r"\[[FN]\] eq|\b20\d\d\b|ours", shown.says)
     assert ("KL(y)" in " ".join(shown.where)) == ("KL" in Parsed(shown.formula).text)
     assert ("Δ =" in " ".join(shown.where)) == ("Δ" in Parsed(shown.formula).text)
 

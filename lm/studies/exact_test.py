@@ -25,7 +25,7 @@ from lm import exact as door
 from lm.config import ExactConfig
 from lm.logprobs.completions import CompletionModel
 from lm.models.loading import load_policy
-from lm.objectives import DPO, DRDO, IPO, METHODS, DistilledDPO, Method, Pessimism, PessimisticDPO
+from lm.objectives import DPO, DRDO, IPO, PAPERS, DistilledDPO, Method, Pessimism, PessimisticDPO
 from lm.studies import exact
 from lm.studies.exact import EXACT, Floats, Graphs, Run, Trained, World
 from theory.preferences import PreferenceGraph
@@ -411,7 +411,7 @@ def test_the_command_writes_its_results_and_says_what_they_miss(
     said = capsys.readouterr()
     assert "missed: d-dpo: total variation" in said.err
     report = json.loads((tmp_path / "exact.json").read_text())
-    assert set(METHODS) <= set(report)
+    assert set(PAPERS) <= set(report)
     assert {"tv", "tv_ref", "forward_kl"} <= set(report["d-dpo"])
     for name in exact.GUARANTEED:
         optimum, trained = (report[name]["guarantees"][which] for which in ("optimum", "trained"))

@@ -97,7 +97,7 @@ def test_event_files_have_every_log_line_of_the_history(name: str, tmp_path: Pat
 
     own = {"alpha"} if hasattr(method, "kl") else set()
     own |= {"forward_kl"} if method.needs_samples else set()
-    own |= {"implicit_reward_margin"} if getattr(method, "beta", None) else set()
+    own |= {"implicit_reward_margin"} if method.implicit_scale is not None else set()
     own |= {"estimated_reward_margin"} if method.needs_reward_head else set()
     own |= {f"member_weight_{k}" for k in range(3)} if isinstance(method, EnsembleDPO) else set()
     logged = {tag.removeprefix("train/") for tag in found if tag.startswith("train/")}
