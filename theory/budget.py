@@ -51,7 +51,8 @@ def alpha_for_budget(budget: float, constant: float) -> float:
     """The least alpha that keeps the optimum within a budget: constant / budget, in loss units a nat.
 
     Each of the two KLs is at most J, so a target for one of them alone may be given as the budget; for small moves
-    each is about J / 2.
+    each is about J / 2. A controller that adapts alpha to a target of the KL (dual ascent) may start here: the
+    tabular optimum keeps the target then, and the alpha that it looks for is at most this one.
 
     Args:
         budget: what J may be at most, > 0, nats.
