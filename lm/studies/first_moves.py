@@ -85,10 +85,9 @@ def measure(
             f"{max_completion_length} of completion; raise --max-prompt-length or --max-completion-length"
         )
     limits = DataConfig(max_prompt_length=max_prompt_length, max_completion_length=max_completion_length)
-    unused = TrainingConfig(max_steps=1)
-    stages = dict.fromkeys(("sft", "oracle", "reward", "policy"), unused)
-    config = Config(output_dir="unused", model=spec, data=limits, **stages)
-    model = load_policy(spec, tokenizer, config).to(device_named(config.device)).eval()  # type: ignore[arg-type]
+    none = TrainingConfig(max_steps=1)
+    config = Config(output_dir="unused", model=spec, data=limits, sft=none, oracle=none, reward=none, policy=none)
+    model = load_policy(spec, tokenizer, config).to(device_named(config.device)).eval()
     return Measured(
         moves=head_moves(model, rows),
         too_long=len(drawn) - len(rows),

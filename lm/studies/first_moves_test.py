@@ -40,7 +40,8 @@ def logp(model: PreTrainedModel, prompt: list[int], completion: list[int]) -> Te
     """The plain forward of the whole row."""
     logits = model(input_ids=torch.tensor([[*prompt, *completion]]), use_cache=False).logits[0]
     own = logits[len(prompt) - 1 : -1].log_softmax(-1)
-    return own[torch.arange(len(completion)), torch.tensor(completion)].sum()
+    total: Tensor = own[torch.arange(len(completion)), torch.tensor(completion)].sum()
+    return total
 
 
 def trained_moves(model: PreTrainedModel, pairs: list[Any]) -> np.ndarray[Any, Any]:

@@ -115,14 +115,15 @@ class Elementwise:
             require_refused(f"{name} with argument {i} of another shape", loss, *shapes, **hyper)
 
         for h, domain in self.hyperparameters.items():
-            ends = [(domain.start, domain.start - 1), (domain.end, domain.end + 1)]
-            for end, beyond in ((end, beyond) for end, beyond in ends if end.is_finite):
+            for end, outwards in ((domain.start, -1), (domain.end, 1)):
+                if not end.is_finite:
+                    continue
+                beyond, within = end + outwards, end if end in domain else end - sp.Rational(outwards, 100)
                 require_refused(f"{name} with {h} = {beyond}", loss, *point, **hyper | {h: beyond})
-                if end in domain:
-                    at = hyper | {h: end}
-                    require_equal(loss(*point, **at), self.formula(*point, **at), f"{name} with {h} = {end}")
-                else:
+                if end not in domain:
                     require_refused(f"{name} with {h} = {end}", loss, *point, **hyper | {h: end})
+                at = hyper | {h: within}
+                require_equal(loss(*point, **at), self.formula(*point, **at), f"{name} with {h} = {within}")
             for number in (np.nan, np.inf):
                 require_refused(f"{name} with {h} = {number}", loss, *point, **hyper | {h: number})
 
