@@ -137,8 +137,10 @@ def test_every_library_that_a_package_imports_is_required(package: str, extras: 
         if path.stem.endswith("_test") or path.name == "conftest.py":
             continue
         tree = ast.parse(path.read_text())
-        not_yet = [f for f in ast.walk(tree) if isinstance(f, ast.FunctionDef)]
-        not_yet += [i for i in ast.walk(tree) if isinstance(i, ast.If) and ast.unparse(i.test) == "TYPE_CHECKING"]
+        not_yet: list[ast.AST] = [f for f in ast.walk(tree) if isinstance(f, ast.FunctionDef)]
+        for branch in ast.walk(tree):
+            if isinstance(branch, ast.If) and ast.unparse(branch.test) == "TYPE_CHECKING":
+                not_yet += branch.body
         later = {id(n) for f in not_yet for n in ast.walk(f)}
         for node in ast.walk(tree):
             names = [a.name for a in node.names] if isinstance(node, ast.Import) else []

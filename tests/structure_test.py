@@ -52,6 +52,8 @@ def modules(package: str) -> Iterator[Path]:
 def imports(tree: ast.Module) -> Iterator[tuple[str, bool]]:
     """(top-level package, whether it is imported as the module is) of every import."""
     inside = {id(n) for f in ast.walk(tree) if isinstance(f, ast.FunctionDef | ast.Lambda) for n in ast.walk(f)}
+    for_types = [i.body for i in ast.walk(tree) if isinstance(i, ast.If) and ast.unparse(i.test) == "TYPE_CHECKING"]
+    inside |= {id(n) for body in for_types for statement in body for n in ast.walk(statement)}
     for node in ast.walk(tree):
         names = []
         if isinstance(node, ast.Import):
@@ -95,6 +97,9 @@ def test_imports_run_one_way(package: str) -> None:
     [
         ("theory", "import torch", ["torch"]),
         ("theory", "def f():\n    import torch", []),
+        ("theory", "if TYPE_CHECKING:\n    import torch", []),
+        ("theory", "if TYPE_CHECKING:\n    x = 1\nelse:\n    import torch", ["torch"]),
+        ("theory", "if TYPE_CHECKING:\n    import bandits", ["bandits"]),
         ("theory", "def f():\n    from bandits.solve import solve", ["bandits"]),
         ("bandits", "import figures.style", ["figures"]),
         ("bandits", "def f():\n    from figures.style import save", []),
