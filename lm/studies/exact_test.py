@@ -25,7 +25,7 @@ from lm import exact as door
 from lm.config import ExactConfig
 from lm.logprobs.completions import CompletionModel
 from lm.models.loading import load_policy
-from lm.objectives import DPO, DRDO, IPO, PAPERS, DistilledDPO, Method, Pessimism, PessimisticDPO
+from lm.objectives import DPO, DRDO, IPO, METHODS, PAPERS, DistilledDPO, Method, Pessimism, PessimisticDPO
 from lm.studies import exact
 from lm.studies.exact import EXACT, Floats, Graphs, Run, Trained, World
 from theory.preferences import PreferenceGraph
@@ -399,6 +399,15 @@ class InThisProcess:
         done: Future[Any] = Future()
         done.set_result(call(*arguments))
         return done
+
+
+def test_options_of_methods_that_are_not_trained_here_are_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        door.parse(["--cdpo.label_smoothing", "0.2"])
+    assert "--cdpo.label_smoothing" in capsys.readouterr().err
+    assert door.parse(["--dpo.beta", "0.2"])[0].method("dpo") == DPO(beta=0.2)
+    with pytest.raises(ValueError, match=f"ExactConfig.options maps any of {', '.join(PAPERS)} to its hyper"):
+        replace(door.parse([])[0], options={"cdpo": METHODS["cdpo"]()})
 
 
 def test_the_command_writes_its_results_and_says_what_they_miss(

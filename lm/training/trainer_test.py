@@ -477,8 +477,8 @@ def test_the_probe_tells_what_plain_forwards_do_and_changes_nothing(name: str, t
         "forward_kl_reference": (_float(held_out["ref_sample_logps"]) - samples).mean(),
         "forward_kl_preferences": -torch.cat([up, down]).mean(),
     }
-    if hasattr(method, "beta") and method.beta is not None:
-        gaps = _float(held_out["member_margins"]) - method.beta * (up - down)[:, None]
+    if method.implicit_scale is not None:
+        gaps = _float(held_out["member_margins"]) - method.implicit_scale * (up - down)[:, None]
         expected |= {f"member_{k}": (gaps.abs().argmin(1) == k).double().mean() for k in range(3)}
     assert {key for key in entry if key.startswith("eval_")} == {f"eval_{key}" for key in expected}
     for key, value in expected.items():
