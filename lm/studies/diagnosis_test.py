@@ -555,8 +555,9 @@ def test_the_command_prints_and_writes_the_report(tmp_path: Path, capsys: pytest
     assert written["longer_preferred"] == pytest.approx(1 / 3)
     assert {"prompts", "duplicates", "identical", "empty", "advice", "length_bias"} <= written.keys()
     out = capsys.readouterr().out
+    assert "[pairs].jsonl" in out.replace("\n", ""), "the title is as wide as its table"
     for text in (
-        *("[pairs].jsonl", "no finite DPO optimum", "33.3%", "[prop1-scc, drdo-lemma1c]"),
+        *("no finite DPO optimum", "33.3%", "[prop1-scc, drdo-lemma1c]"),
         *("the one reward: agrees with the label", "member 1: agrees with the label"),
         "the 2 members contradict each other",
     ):

@@ -474,7 +474,7 @@ def failures(report: dict[str, Any]) -> list[str]:
                 found.append(f"{what}: total variation {entry['tv']:.2g} from the optimum, at most {most:g} is allowed")
             if not entry["tv_ref"] >= FAR:
                 found.append(
-                    f"{what}: pi_ref is only {entry['tv_ref']:.2g} from the optimum, {FAR:g} is needed to show anything"
+                    f"{what}: pi_ref is only {entry['tv_ref']:.4g} from the optimum, {FAR:g} is needed to show anything"
                 )
     for name in GUARANTEED:
         for which, entry in report[name].get("guarantees", {}).items():

@@ -58,11 +58,12 @@ def positive_part(*pieces: Any) -> sp.Expr:
     return sp.Max(0, x) if whole == sp.Piecewise((x, x > 0), (0, True)) else whole
 
 
-def require_refused(what: str, loss: Loss, *arguments: Any, **hyper: Any) -> None:
-    """The call raises ValueError."""
+def require_refused(what: str, loss: Loss, *arguments: Any, naming: str = "", **hyper: Any) -> None:
+    """The call raises ValueError, with this name in its message."""
     try:
         loss(*arguments, **hyper)
-    except ValueError:
+    except ValueError as error:
+        require(naming in str(error), f"{what} is refused without the name {naming}: {error}")
         return
     raise CheckFailed(f"{what} is accepted")
 
@@ -119,13 +120,13 @@ class Elementwise:
                 if not end.is_finite:
                     continue
                 beyond, within = end + outwards, end if end in domain else end - sp.Rational(outwards, 100)
-                require_refused(f"{name} with {h} = {beyond}", loss, *point, **hyper | {h: beyond})
+                require_refused(f"{name} with {h} = {beyond}", loss, *point, naming=h, **hyper | {h: beyond})
                 if end not in domain:
-                    require_refused(f"{name} with {h} = {end}", loss, *point, **hyper | {h: end})
+                    require_refused(f"{name} with {h} = {end}", loss, *point, naming=h, **hyper | {h: end})
                 at = hyper | {h: within}
                 require_equal(loss(*point, **at), self.formula(*point, **at), f"{name} with {h} = {within}")
             for number in (np.nan, np.inf):
-                require_refused(f"{name} with {h} = {number}", loss, *point, **hyper | {h: number})
+                require_refused(f"{name} with {h} = {number}", loss, *point, naming=h, **hyper | {h: number})
 
 
 def sigma(z: Any) -> Any:
