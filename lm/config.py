@@ -509,6 +509,9 @@ class Config:
         distilling = [name for name in self.methods if self.method(name).needs]
         if self.data.rewards == "models" and distilling:
             needed["reward"] = f'with data.rewards "models" {", ".join(distilling)} distil trained reward models'
+        own = [name for name in self.methods if any(method.own_oracle is not None for method in self.settings(name))]
+        if own:
+            needed["reward"] = f"{', '.join(own)} trains an oracle of its own as reward models are trained"
         for stage, why in needed.items():
             if not getattr(self, stage).is_given:
                 raise ValueError(f"{TrainingConfig.ONE_LENGTH}; got None and None for {stage}: {why}")

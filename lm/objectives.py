@@ -168,6 +168,11 @@ class Method:
             value = getattr(self, option.name)
             if option.name in {"beta", "tau"} and not 0 < value < float("inf"):
                 raise ValueError(f"{type(self).__name__}.{option.name} must be a finite number > 0, got {value}")
+        if self.weighs_members and ("members" not in self.needs or self.implicit_scale is None):
+            raise ValueError(
+                f"{type(self).__name__} weighs members by their distance from the implicit reward: it must need "
+                f'"members" and have an implicit_scale; needs are {sorted(self.needs)}, the scale {self.implicit_scale}'
+            )
 
     @property
     def implicit_scale(self) -> float | None:
@@ -194,9 +199,15 @@ class Method:
         """Whether the policy estimates rewards itself, with a linear head."""
         return False
 
+    @property
+    def weighs_members(self) -> bool:
+        """Whether it chooses, at each step, how much of each member it distils, by `weights`."""
+        return type(self).weights is not Method.weights
+
     def weights(self, gram: Tensor) -> Tensor:
-        """The members' weights in the reward that is distilled, for methods that need members. [K, K] -> [K]."""
-        raise NotImplementedError(f"{type(self).__name__} distils no ensemble")
+        """The members' weights in the reward that is distilled, [K, K] -> [K], by the Gram matrix of their distances
+        from the implicit reward: of `implicit_scale` times the margin."""
+        raise NotImplementedError(f"{type(self).__name__} does not weigh members")
 
     def __call__(self, pairs: PairBatch) -> Tensor:
         """One loss a pair, [N]."""
@@ -473,6 +484,14 @@ class DRDO(Method):
     def implicit_scale(self) -> float | None:
         """As `Method.implicit_scale`; None with reward_estimate "head"."""
         return self.beta
+
+    def check_stated(self, where: str) -> None:
+        """As `Method.check_stated`."""
+        if self.oracle_alpha is not None:
+            raise ValueError(
+                f"{where}.oracle_alpha must be null: the true rewards are distilled, no oracle is trained; got "
+                f"{self.oracle_alpha}"
+            )
 
     @property
     def own_oracle(self) -> JointOracle | None:

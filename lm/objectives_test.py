@@ -21,6 +21,7 @@ from lm.objectives import (
     PAPERS,
     EnsembleDPO,
     HullDPO,
+    Method,
     PairBatch,
     Pessimism,
     PessimisticDPO,
@@ -285,3 +286,16 @@ def test_every_method_has_its_options_in_the_config() -> None:
         assert {f"--{option_of(name)}.{field.name}" for field in fields(kind) if field.name != "kl"} <= options
     assert {"--e_dpo.kl.alpha_end", "--hull_dpo.kl.samples"} <= options
     assert set(Config.as_dict(parse("lm.test", "", [])[0])) >= {option_of(name) for name in METHODS}
+
+
+def test_members_are_weighed_against_an_implicit_reward() -> None:
+    class Weighing(Method):
+        needs = frozenset({"members"})
+
+        def weights(self, gram: Tensor) -> Tensor:
+            return gram[0]
+
+    with pytest.raises(ValueError, match=r"Weighing weighs members .* needs are \['members'\], the scale None"):
+        Weighing()
+    assert EnsembleDPO().weighs_members
+    assert not DPO().weighs_members

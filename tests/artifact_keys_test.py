@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +12,10 @@ import pytest
 from lm.base.options import parse
 from lm.base.store import Artifact, Store, key_of
 from lm.config import SFT
-from lm.objectives import MAIN
+from lm.objectives import MAIN, JointOracle, Method
 from lm.stages import data, evaluations
 from lm.stages.policies import policies
-from lm.stages.rewards import asked, reward_artifact
+from lm.stages.rewards import asked, own_oracle, reward_artifact
 from lm.stages.run import Run
 
 CASES = json.loads(Path(__file__).with_name("artifact_keys.json").read_text())
@@ -67,3 +68,26 @@ def test_another_option_is_another_key(keys: dict[str, list[str]]) -> None:
     known = CASES["demo"]["keys"]
     assert keys["sft/policy"] == known["sft/policy"]
     assert keys["policy/dpo"] != known["policy/dpo"]
+
+
+@dataclass(frozen=True)
+class Warm(JointOracle):
+    """An oracle with an option more."""
+
+    temperature: float = 1.0
+
+
+def test_an_oracle_of_another_kind_or_with_another_option_has_a_key_of_its_own(keys: dict[str, list[str]]) -> None:
+    @dataclass(frozen=True, kw_only=True)
+    class Own(Method):
+        oracle: JointOracle
+
+        @property
+        def own_oracle(self) -> JointOracle:
+            return self.oracle
+
+    run = Run(parse("lm.test", "", CASES["own-oracle"]["arguments"])[0])
+    oracles = [JointOracle(alpha=0.01), Warm(alpha=0.01), Warm(alpha=0.01, temperature=10.0)]
+    for oracle in oracles:
+        own_oracle(run, "drdo", Own(oracle=oracle))
+    assert len(set(keys["reward/drdo"])) == 3

@@ -37,7 +37,7 @@ from lm.logprobs.sampling import sample_completions
 from lm.logprobs.scoring import score_rows
 from lm.models.loading import SCRATCH, load_tokenizer
 from lm.models.opening import open_policy
-from lm.objectives import DPO, MAIN, METHODS, PAPERS
+from lm.objectives import DPO, DRDO, MAIN, METHODS, PAPERS
 from lm.reporting.results import report
 from lm.reporting.results import results as record_of
 from lm.stages.data import data, given_pairs, references, tokenizer
@@ -488,6 +488,13 @@ def test_only_the_reward_models_that_a_method_distils_are_trained(
 def test_a_training_that_is_asked_for_needs_a_length(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"exactly one of epochs and max_steps.*for reward: .*d-dpo distil trained"):
         config(tmp_path, WORLD, methods=["dpo", "d-dpo"], reward=TrainingConfig())
+    own: dict[str, Any] = {
+        "methods": ["drdo"],
+        "options": {"drdo": DRDO(oracle_alpha=0.01)},
+        "reward": TrainingConfig(),
+    }
+    with pytest.raises(ValueError, match=r"got None and None for reward: drdo trains an oracle of its own"):
+        config(tmp_path, replace(WORLD, rewards="oracle"), reward=TrainingConfig(), **own)
     with pytest.raises(ValueError, match=r"got None and None for oracle: with data.labels"):
         config(tmp_path, WORLD, oracle=TrainingConfig())
     given = replace(WORLD, kind="preferences", path="pairs.jsonl", labels="given", rewards="given")

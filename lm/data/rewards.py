@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from datasets import Dataset
 
 Floats = npt.NDArray[np.float64]
+Sides = tuple[list[float], list[float]]
+"""Rewards of the chosen and of the rejected side, [K] each."""
 Source = tuple[str, ...]
 """Columns that together give a reward margin: of the chosen and of the rejected side, or the margin alone."""
 
@@ -127,6 +129,13 @@ def _read(row: Mapping[str, Any], where: str, why: str) -> tuple[dict[str, Any],
             f"{where}: {why}, but the row has none: no {either((ONE, (MARGIN,)))}, and no "
             f"{either((MEMBERS, (MEMBER_MARGINS,)))}; there are {shown(sorted(row))}"
         )
+    if ones[0] and len(listed[0]) == 1:
+        told = {named(of_one): ones[0][0] - ones[1][0], named(of_members): listed[0][0] - listed[1][0]}
+        if not _agree(ones, listed):
+            raise ValueError(
+                f"{where}: the reward margins contradict each other: {told}; a list of one entry is the one reward "
+                "too: leave one of them"
+            )
     source, sides = (of_one, ones) if ones[0] else (of_members, listed)
     main = [
         number(sum(side) / len(side), f"the mean of {name}", where)
@@ -136,13 +145,11 @@ def _read(row: Mapping[str, Any], where: str, why: str) -> tuple[dict[str, Any],
     return dict(zip((*ONE, *MEMBERS), (*main, *members), strict=True)), len(sides[0]) > 1
 
 
-def _sides(
-    row: Mapping[str, Any], where: str, sources: Iterable[Source], *, lists: bool
-) -> tuple[Source, tuple[list[float], list[float]]]:
+def _sides(row: Mapping[str, Any], where: str, sources: Iterable[Source], *, lists: bool) -> tuple[Source, Sides]:
     """The first source that is there, and its rewards of the chosen and of the rejected side, [K] each, K = 1 without
     lists; all empty where there is none. ValueError where a value is missing or not finite, or sources contradict each
     other."""
-    found: dict[Source, tuple[list[float], list[float]]] = {}
+    found: dict[Source, Sides] = {}
     for source in sources:
         if all(row.get(name) is None for name in source):
             continue
@@ -160,15 +167,19 @@ def _sides(
     told = margins if lists else {name: margin for name, (margin,) in margins.items()}
     if not all(math.isfinite(margin) for each in margins.values() for margin in each):
         raise ValueError(f"{where}: the difference of the rewards must be a finite number, got {told}")
-    first = next(iter(margins.values()), [])
-    if not all(_agree(first, each) for each in margins.values()):
+    first = next(iter(found.values()), ([], []))
+    if not all(_agree(first, each) for each in found.values()):
         raise ValueError(f"{where}: the reward margins contradict each other: {told}; leave one of them")
     return next(iter(found.items()), ((), ([], [])))
 
 
-def _agree(one: Sequence[float], other: Sequence[float]) -> bool:
-    return len(one) == len(other) and all(
-        math.isclose(a, b, rel_tol=1e-6, abs_tol=1e-6) for a, b in zip(one, other, strict=True)
+def _agree(one: Sides, other: Sides) -> bool:
+    """Whether the margins are the same to a millionth of the largest reward that they are the differences of."""
+    if len(one[0]) != len(other[0]):
+        return False
+    return all(
+        abs((a - b) - (c - d)) <= 1e-6 * max(1, abs(a), abs(b), abs(c), abs(d))
+        for a, b, c, d in zip(*one, *other, strict=True)
     )
 
 

@@ -100,6 +100,10 @@ def test_given_rewards_are_the_one_and_the_members(
             "the reward margins contradict each other: {'chosen_member_rewards - rejected_member_rewards': "
             r"\[0.5, 3.0\], 'member_margins': \[0.5, 2.0\]}",
         ),
+        (
+            {"reward_margin": 5.0, "chosen_rewards": [1.0], "rejected_rewards": [9.0]},
+            "the reward margins contradict each other: {'reward_margin': 5.0, 'chosen_rewards - rejected_rewards': -8.",
+        ),
         ({**LISTS, **OLDER, "chosen_rewards": [1.0] * 3, "rejected_rewards": [0.5] * 3}, "the reward margins contradi"),
         (
             {"chosen_reward": 1e308, "rejected_reward": -1e308},
@@ -114,6 +118,13 @@ def test_given_rewards_are_the_one_and_the_members(
 def test_a_missing_or_contradictory_reward_is_named(row: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=f"^here: {message}"):
         given(row, "here")
+
+
+def test_differences_of_large_rewards_agree_as_far_as_these_are_written() -> None:
+    row = {"chosen_reward": 1000.1, "rejected_reward": 999.9}
+    assert given({**row, "margin": 0.199951171875}, "here") == given(row, "here"), "in float32"
+    with pytest.raises(ValueError, match="contradict"):
+        given({**row, "margin": 0.21}, "here")
 
 
 def test_every_row_has_as_many_rewards_as_the_first(tmp_path: Path) -> None:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from typing import Any
 
 import torch
 
 from lm.base.store import Artifact, Planned, key_of
 from lm.data import rewards as columns
-from lm.objectives import MAIN, Method
+from lm.objectives import MAIN, JointOracle, Method
 from lm.stages.labels import labelled_pairs
 from lm.stages.run import Run, once
 from lm.stages.subsets import bias, members, subset
@@ -68,7 +69,9 @@ def own_oracle(run: Run, name: str, method: Method) -> Artifact:
     oracle = method.own_oracle
     if oracle is None:
         raise ValueError(f"{name} has no oracle of its own")
-    inputs = inputs_of(run, "reward", run.config.reward, bias=bias(run), alpha=oracle.alpha, start=sft(run))
+    # What [N]'s oracle does not have is counted besides, so that the keys of [N]'s stay what they were.
+    own = {} if type(oracle) is JointOracle else {"oracle": {"kind": type(oracle).__qualname__, **asdict(oracle)}}
+    inputs = inputs_of(run, "reward", run.config.reward, bias=bias(run), alpha=oracle.alpha, start=sft(run), **own)
     return joint_oracle(run, name, oracle, inputs, lambda: subset(run, MAIN), lambda: labelled_pairs(run, "valid"))
 
 

@@ -21,10 +21,11 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
+from functools import singledispatch
 from multiprocessing import active_children, get_context
 from pathlib import Path
 from threading import RLock
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -284,19 +285,38 @@ def _optima(method: Method, world: World, ref: Floats, graphs: Graphs, weights: 
 
 def _objective(method: Method, world: World, x: int, graph: PreferenceGraph, weights: Floats | None = None) -> Any:
     """The method on the pairs of prompt x, as `bandits` has it; an ensemble's members are mixed by `weights` [K]."""
+    if "members" in method.needs:
+        assert weights is not None
+        return _in_bandits(method, graph.margins(weights @ world.member_rewards[:, x]))
+    return _in_bandits(method, graph.margins(world.rewards[x]))
+
+
+@singledispatch
+def _in_bandits(method: Method, margins: Floats) -> Any:
+    """The objective of `bandits` with the method's loss, given the reward margins that it distils, [N]."""
+    raise ValueError(f"{type(method).__name__} has no optimum in closed form or as a convex problem")
+
+
+@_in_bandits.register(DistilledDPO)
+@_in_bandits.register(EnsembleDPO)
+def _(method: DistilledDPO | EnsembleDPO, margins: Floats) -> Any:
+    from bandits.objectives import Distillation
+
+    return Distillation(beta=method.beta, reward_margins=margins)
+
+
+@_in_bandits.register
+def _(method: IPO, margins: Floats) -> Any:
     from bandits import objectives
 
-    if isinstance(method, EnsembleDPO):
-        assert weights is not None
-        margins = graph.margins(weights @ world.member_rewards[:, x])
-        return objectives.Distillation(beta=method.beta, reward_margins=margins)
-    if isinstance(method, DistilledDPO):
-        return objectives.Distillation(beta=method.beta, reward_margins=graph.margins(world.rewards[x]))
-    if isinstance(method, IPO):
-        return objectives.IPO(tau=method.tau)
-    if isinstance(method, DPO):
-        return objectives.DPO(beta=method.beta)
-    raise ValueError(f"{type(method).__name__} has no optimum in closed form or as a convex problem")
+    return objectives.IPO(tau=method.tau)
+
+
+@_in_bandits.register
+def _(method: DPO, margins: Floats) -> Any:
+    from bandits import objectives
+
+    return objectives.DPO(beta=method.beta)
 
 
 def ensemble_optimum(method: Method, world: World, ref: Floats, graphs: Graphs) -> tuple[Floats, Floats]:
@@ -632,14 +652,22 @@ def experiment(config: ExactConfig, scratch: Path) -> dict[str, Any]:
         split = [_union(sparse_pairs(r, half, rng) for half in halves) for r in world.rewards[:1]]  # one prompt will do
         disjoint = [disjoint_pairs(r, among, rng) for r, among in zip(world.rewards, likely, strict=True)]
 
-        def start(method: Method, graphs: Graphs, share: float, *, every_pair: bool = True, **options: Any) -> Any:
+        def start(
+            method: Method,
+            graphs: Graphs,
+            share: float,
+            *,
+            every_pair: bool = True,
+            schedule: Literal["constant_with_warmup"] | None = None,
+            **options: Any,
+        ) -> Any:
             """`share` of the configured steps, for what has less to reach."""
             assert config.policy.max_steps is not None
             training = replace(
                 config.policy,
                 max_steps=max(1, round(share * config.policy.max_steps)),
                 batch_size=sum(map(len, graphs)) if every_pair else config.policy.batch_size,
-                schedule="constant_with_warmup" if type(method) is DPO else config.policy.schedule,
+                schedule=schedule or config.policy.schedule,
             )
             run = Run(
                 config=config, method=method, graphs=graphs, training=training, **{"reference": closed, **options}
@@ -657,7 +685,9 @@ def experiment(config: ExactConfig, scratch: Path) -> dict[str, Any]:
             "e-dpo": start(config.method("e-dpo"), sparse, 0.4, samples=ref),
             "split": start(config.method("d-dpo"), split, 0.65),
             "split again": start(config.method("d-dpo"), split, 0.65, from_reference=False),
-            "dpo": start(config.method("dpo"), disjoint, 0.5),
+            "dpo": start(
+                config.method("dpo"), disjoint, 0.5, schedule="constant_with_warmup"
+            ),  # it has nowhere to arrive
             "drdo": start(config.method("drdo"), sparse[:1], 0.65),
             "open": start(config.method("d-dpo"), complete, 0.5, every_pair=False, reference=opened, closed=False),
         }

@@ -372,6 +372,7 @@ def test_acceptance_names_what_is_missed() -> None:
         (["--reference_samples", "0"], "ExactConfig.reference_samples must be > 0, got 0"),
         (["--compared", "1.5"], "ExactConfig.compared must be between 0 and 1, got 1.5"),
         (["--output_dir", ""], "ExactConfig.output_dir must not be empty"),
+        (["--drdo.oracle_alpha", "0.1"], "ExactConfig.drdo.oracle_alpha must be null: the true rewards are distilled"),
         (["--ipo.length_normalised", "true"], "ExactConfig.ipo.length_normalised must be false"),
         (["--p_dpo.kl.alpha_end", "0.5"], "ExactConfig.p_dpo.kl must have alpha_start equal to alpha_end"),
         (["--policy.max_steps", "null", "--policy.epochs", "2"], "ExactConfig.sft and .policy need max_steps"),

@@ -50,8 +50,10 @@ def training_arguments(
         logs: TensorBoard's folder.
 
     Raises:
-        ValueError: the ranks do not divide the mini-batch.
+        ValueError: the options say neither epochs nor max_steps, or the ranks do not divide the mini-batch.
     """
+    if not config.is_given:
+        raise ValueError(f"{config.ONE_LENGTH}; got None and None")
     ranks = int(os.environ.get("WORLD_SIZE", "1"))
     if config.batch_size % ranks:
         raise ValueError(f"batch_size {config.batch_size} must be a multiple of the number of ranks, {ranks}")
@@ -61,8 +63,8 @@ def training_arguments(
         micro_batch_size=config.micro_batch_size,
         micro_batch_tokens=config.micro_batch_tokens,
         activation_checkpointing=config.activation_checkpointing,
-        num_train_epochs=config.epochs or 1,
-        max_steps=config.max_steps or -1,
+        num_train_epochs=1 if config.epochs is None else config.epochs,  # which max_steps overrules
+        max_steps=-1 if config.max_steps is None else config.max_steps,
         learning_rate=config.learning_rate,
         lr_scheduler_type=config.schedule,
         warmup_steps=config.warmup_fraction if config.warmup_fraction < 1 else 0.999,

@@ -77,7 +77,7 @@ class PolicyTrainer(CompletionTrainer):
     def before_step(self, model: torch.nn.Module, parts: Sequence[tuple[Batch, float]], units: int) -> Tensor | None:
         """For an ensemble, a pass without gradient where there are several parts: the member, or the mixture, is chosen
         on the global mini-batch and not on a part of it. Its Gram matrix, [K, K]."""
-        if "members" not in self.method.needs or (len(parts) == 1 and self.args.world_size == 1):
+        if not self.method.weighs_members or (len(parts) == 1 and self.args.world_size == 1):
             return None
         total = torch.zeros((), device=self.args.device)
         with torch.no_grad():
@@ -146,7 +146,7 @@ class PolicyTrainer(CompletionTrainer):
             logged["implicit_reward_margin"] = self.method.implicit_scale * margin
         if pairs.estimated_reward_margin is not None:
             logged["estimated_reward_margin"] = pairs.estimated_reward_margin
-        if "members" in self.method.needs:
+        if self.method.weighs_members:
             if pairs.gram is None:
                 pairs = replace(pairs, gram=self._gram(pairs))
             weights = self.method.weights(pairs.known("gram"))

@@ -17,6 +17,7 @@ from torch import Tensor
 from transformers import TrainerCallback
 from transformers.trainer_utils import get_last_checkpoint
 
+from lm.config import TrainingConfig
 from lm.logprobs.completions import CompletionModel, collate
 from lm.objectives import (
     DPO,
@@ -372,6 +373,29 @@ def test_a_loss_that_is_not_finite_names_the_rows_and_stops_training(tmp_path: P
 def test_a_missing_score_is_named(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="member_margins is needed by this method"):
         run_policy(tmp_path, EnsembleDPO(), pairs(8).remove_columns("member_margins"))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Mean(Method):
+    """Distils the members' mean, and weighs none by how near it is."""
+
+    needs = frozenset({"members"})
+
+    def __call__(self, pairs: PairBatch) -> Tensor:
+        loss: Tensor = losses.distillation(pairs.logratio_margin, pairs.known("member_margins").mean(0), beta=1.0)
+        return loss
+
+
+def test_a_method_may_distil_members_without_weighing_them(tmp_path: Path) -> None:
+    whole = run_policy(tmp_path / "whole", Mean(), pairs(8), max_steps=1)
+    parts = run_policy(tmp_path / "parts", Mean(), pairs(8), max_steps=1, micro_batch_size=3)
+    assert distance(whole.parameters, parts.parameters) <= 1e-9
+    assert not [name for row in whole.history for name in row if name.startswith("member_weight")]
+
+
+def test_a_training_without_a_length_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"exactly one of epochs and max_steps.*got None and None"):
+        training_arguments(TrainingConfig(), tmp_path, seed=0, device="cpu")
 
 
 @pytest.mark.parametrize("ranks", ["3", "16"])
