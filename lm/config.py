@@ -187,6 +187,14 @@ class TrainingConfig:
     logging_steps: int = 25
     save_steps: int | None = None
 
+    INDIFFERENT: ClassVar[dict[str, Any]] = {
+        "micro_batch_size": None,
+        "micro_batch_tokens": None,
+        "activation_checkpointing": False,
+        "logging_steps": 1,
+        "save_steps": None,
+    }
+    """What only saves memory or says how far it is: no model changes by it, and keys count it at these values."""
     ONE_LENGTH: ClassVar[str] = "TrainingConfig needs exactly one of epochs and max_steps, and null for the other"
 
     @property

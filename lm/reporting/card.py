@@ -14,6 +14,7 @@ from huggingface_hub import ModelCardData
 
 from figures.record import MethodResult, PolicyResult, Results, read
 from lm.base.store import MissingArtifact, policy_folder, verify
+from lm.config import TrainingConfig
 from lm.objectives import MAIN, Method
 from lm.reporting.settings import method_of
 from theory import records
@@ -258,7 +259,9 @@ def _pairs(options: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]
 
 
 def _flat(record: Record, name: str) -> list[tuple[str, Any]]:
-    return [row for row in _pairs(record["inputs"][name]) if row[1] is not None]
+    """Options that are set; a key does not tell those by which no model changes."""
+    told = _pairs(record["inputs"][name])
+    return [(option, value) for option, value in told if value is not None and option not in TrainingConfig.INDIFFERENT]
 
 
 def _hub(name: str | None) -> str | None:

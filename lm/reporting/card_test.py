@@ -134,6 +134,7 @@ def test_data_training_and_provenance(run: Path) -> None:
     assert "a share of 0.4 was imposed" in section(text, "Data")
     assert r"{post}\n\nTL;DR:" in section(text, "Data")
     assert "| max_steps | 1 |" in section(text, "Training")
+    assert not [name for name in TrainingConfig.INDIFFERENT if name in section(text, "Training")], "keys do not tell"
     assert "| base model | scratch:tiny |" in section(text, "Training")
     assert "| transformers |" in section(text, "Provenance")
     assert "reward_head.safetensors" not in text

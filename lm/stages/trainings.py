@@ -39,16 +39,8 @@ from lm.training.trainer import JointOracleTrainer, RewardTrainer, SFTTrainer
 
 
 def inputs_of(run: Run, stage: str, training: TrainingConfig, **inputs: Any) -> dict[str, Any]:
-    """What decides a trained model, beside its data: not what only saves memory, or says how far it is."""
-    decides = replace(
-        training,
-        micro_batch_size=None,
-        micro_batch_tokens=None,
-        activation_checkpointing=False,
-        logging_steps=1,
-        save_steps=None,
-    )
-    keys = {"training": decides, "seed": run.seed(stage), "precision": precision(run)}
+    """What decides a trained model, beside its data."""
+    keys = {"training": replace(training, **training.INDIFFERENT), "seed": run.seed(stage), "precision": precision(run)}
     if _has_adapters(run, stage):
         keys["lora"] = {name: value for name, value in keyed(run.config.lora).items() if name != "stages"}
     return {**keys, "base": content_of(run.config.model), **inputs}
