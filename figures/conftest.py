@@ -1,4 +1,4 @@
-"""Tests draw coarsely: what is asserted does not depend on the resolution."""
+"""Tests draw coarsely: what is asserted depends neither on the resolution nor on where things stand."""
 
 import pytest
 
@@ -8,3 +8,4 @@ from figures import style
 @pytest.fixture(autouse=True)
 def coarse(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(style._RC, "savefig.dpi", 30)
+    monkeypatch.setitem(style._RC, "figure.constrained_layout.use", False)

@@ -170,7 +170,7 @@ def follow(code: str) -> None:
 
 
 WALKS = [page for page in PAGES if any(not title for title, _ in blocks(page, "sh"))]
-LONG_WALKS = {"docs/choosing.md", "docs/many-gpus.md", "docs/own-data.md", "docs/reward-models.md"}
+LONG_WALKS = {"docs/choosing.md", "docs/losses.md", "docs/many-gpus.md", "docs/own-data.md", "docs/reward-models.md"}
 
 
 @pytest.mark.usefixtures("reader")

@@ -6,6 +6,7 @@ import random
 from types import MethodType
 from typing import Any
 
+import pytest
 import torch
 import transformers
 from datasets import Dataset
@@ -13,6 +14,7 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, PreTrainedModel
 
 from lm.config import TrainingConfig
+from lm.objectives import METHODS, PAPERS
 
 VOCABULARY = 50
 END = 1
@@ -176,3 +178,11 @@ def training(**options: Any) -> TrainingConfig:
             **options,
         }
     )
+
+
+def each_method(*more: str) -> list[Any]:
+    """Names of METHODS as parameters of a test, and `more`. Other authors' methods are another function of the same
+    log-probs as the papers', so all but one (SimPO, which has no reference) are thorough tests."""
+    always = {*PAPERS, "simpo"}
+    marks = {name: [] if name in always else [pytest.mark.thorough] for name in METHODS}
+    return [*(pytest.param(name, marks=marks[name]) for name in METHODS), *more]

@@ -15,7 +15,7 @@ from lm.config import LogprobsConfig, LoraConfig
 from lm.logprobs.completions import CompletionModel
 from lm.models.loading import state_of
 from lm.models.lora import add_adapter
-from lm.objectives import METHODS
+from lm.objectives import METHODS, PAPERS
 from lm.training.batches import pair_collator, sft_collator
 from lm.training.loop import fit, training_arguments
 from lm.training.policy import PolicyTrainer
@@ -72,7 +72,7 @@ class Job:
 
 
 TWO_RANKS: dict[str, Job] = {
-    **{name: Job(name) for name in (*METHODS, "sft", "reward")},
+    **{name: Job(name) for name in (*PAPERS, "simpo", "sft", "reward")},
     "uneven": Job("hull-dpo", pairs=11, steps=2, options={"micro_batch_tokens": 40}),
     "more ranks than pairs": Job("dpo", pairs=9, steps=2, options={"micro_batch_size": 1}),
     "checkpointing": Job("e-dpo", options={"activation_checkpointing": True}),

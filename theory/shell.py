@@ -10,6 +10,7 @@ import re
 import signal
 import sys
 import traceback
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
@@ -134,19 +135,21 @@ def missing_library(error: ModuleNotFoundError) -> str | None:
 
 
 def extra_of(library: str, requirements: Iterable[str]) -> str | None:
-    """The first extra that has a library; "" where no extra is needed for it, None where nothing brings it.
+    """The smallest extra that has a library (others have all of its and more); "" where no extra is needed for it, None where nothing brings it.
 
     Args:
         library: by the name that it is imported by.
         requirements: as in a package's metadata, such as 'torch>=2; extra == "lm"'.
     """
-    distribution = BROUGHT_BY.get(library, library)
+    distribution = BROUGHT_BY.get(library, library).replace("_", "-").lower()
+    sizes, found = Counter[str](), set()
     for requirement in requirements:
-        name = re.split(r"[^\w.-]", requirement, maxsplit=1)[0]
-        if name.replace("_", "-").lower() == distribution.replace("_", "-").lower():
-            extra = re.search(r"""\bextra == ["'](.+?)["']""", requirement)
-            return extra[1] if extra else ""
-    return None
+        named = re.search(r"""\bextra == ["'](.+?)["']""", requirement)
+        extra = named[1] if named else ""
+        sizes[extra] += 1
+        if re.split(r"[^\w.-]", requirement, maxsplit=1)[0].replace("_", "-").lower() == distribution:
+            found.add(extra)
+    return min(found, key=lambda extra: (extra != "", sizes[extra], extra), default=None)
 
 
 # ---------------------------------------------------------------- options, and how commands end

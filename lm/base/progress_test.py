@@ -24,7 +24,7 @@ from lm.stages.run import command
 ROOT = Path(__file__).parents[2]
 STAGE = """
 import sys, time
-from lm import progress
+from lm.base import progress
 progress.be_quiet("--quiet" in sys.argv)
 if "--often" in sys.argv:
     progress.EVERY = 0.01

@@ -458,7 +458,9 @@ def test_nothing_left_is_an_error_that_says_what_was_dropped(
     with pytest.raises(ValueError, match="no reference completions are left in the train split: 0 rows"):
         tokenise(Dataset.from_list([]), tokenizer, config, tmp_path / "none.arrow")
     only_train = [{"id": "0", "prompt": "a", "chosen": "b", "rejected": "c", "split": "train"}]
-    exported = r"no preference pairs are left in the valid split.*; all are in train, as rows .* exported are: .*another seed"
+    exported = (
+        r"no preference pairs are left in the valid split.*; all are in train, as .* exported are: .*another seed"
+    )
     with pytest.raises(ValueError, match=exported):
         tokenise(Dataset.from_list(only_train), tokenizer, config, tmp_path / "train.arrow")
 

@@ -207,11 +207,10 @@ def tokenise(
     for split in ("train", "valid", "test") if "chosen" in columns else ("train",):
         if not present[split]:
             elsewhere = [name for name, count in present.items() if count]
-            hint = f"; all are in {elsewhere[0]}, as rows that a run exported are: give another seed" if elsewhere else ""
+            hint = f"; all are in {''.join(elsewhere)}, as rows that a run exported are: give another seed"
             raise ValueError(
                 f"no {what} are left in the {split} split: {len(rows)} rows before length limits, dropped "
                 f"{dict(dropped) or 'none'}; look at data.path, data.limit, data.max_prompt_length, "
-                f"data.max_completion_length, data.valid_fraction and data.test_fraction"
-                + hint * (len(elsewhere) == 1)
+                f"data.max_completion_length, data.valid_fraction and data.test_fraction" + hint * (len(elsewhere) == 1)
             )
     return dataset, dict(dropped)

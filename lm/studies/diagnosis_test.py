@@ -31,6 +31,7 @@ from lm.diagnose import main
 from lm.studies.diagnosis import QUANTILES, RATIOS, FirstToFall, Report, advise, measure, read
 from lm.studies.first_moves_test import trained_moves
 from tests import tiny
+from tests.startup_test import loaded
 from theory import budget
 from theory.claim import all_claims
 
@@ -264,14 +265,10 @@ def test_a_tied_or_capped_head_is_told(everything: Report) -> None:
 
 def test_without_a_model_there_is_no_torch(tmp_path: Path, tiny_model: Path) -> None:
     write_jsonl(tmp_path / "pairs.jsonl", similar_rows())
-    code = (
-        "import sys; from lm.diagnose import main; status = main(sys.argv[1:]); print('torch' in sys.modules, status)"
-    )
-    root = Path(lm.__main__.__file__).parents[1]
-    for options, loaded in ((["--reward-error", "0.3", "1"], False), (["--model", str(tiny_model)], True)):
-        command = [sys.executable, "-c", code, str(tmp_path / "pairs.jsonl"), *options]
-        done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=root)
-        assert done.stdout.splitlines()[-1] == f"{loaded} 0"
+    asked = ("lm.diagnose", str(tmp_path / "pairs.jsonl"))
+    without, with_one = loaded((*asked, "--reward-error", "0.3", "1"), (*asked, "--model", str(tiny_model)))
+    assert "torch" not in without
+    assert "torch" in with_one
 
 
 # ---------------------------------------------------------------- rows, lengths, tokens

@@ -411,6 +411,7 @@ def test_options_of_methods_that_are_not_trained_here_are_refused(capsys: pytest
         replace(door.parse([])[0], options={"cdpo": METHODS["cdpo"]()})
 
 
+@pytest.mark.thorough
 def test_the_command_writes_its_results_and_says_what_they_miss(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -102,6 +102,7 @@ def of_split(run: Run, split: Any) -> Run:
 # ---------------------------------------------------------------- the study
 
 
+@pytest.mark.thorough
 def test_the_command_writes_the_results_and_draws_them(
     done: Done, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -120,6 +121,7 @@ def test_the_command_writes_the_results_and_draws_them(
     assert f"written: {tmp_path / 'nondeterministic.json'}, {tmp_path / 'n_figure_2.png'}" in shown.err
 
 
+@pytest.mark.thorough
 def test_every_split_trains_on_its_own_pairs(done: Done) -> None:
     run, report = done
     trained = {split: set(subset(of_split(run, split), "rho")["id"]) for split in SPLITS}
@@ -133,6 +135,7 @@ def test_every_split_trains_on_its_own_pairs(done: Done) -> None:
         assert sure["lc_le"][f"mean_{what}"] < median < sure["hc_he"][f"mean_{what}"]
 
 
+@pytest.mark.thorough
 def test_focal_weights_before_training_are_by_length(done: Done) -> None:
     run, report = done
     rows = list(opened(scores(of_split(run, "lc_le")).path / PAIRS))
@@ -147,6 +150,7 @@ def test_focal_weights_before_training_are_by_length(done: Done) -> None:
     assert found["length_correlation"] < -0.5, "an almost untrained model: a token more is a few nats less"
 
 
+@pytest.mark.thorough
 def test_wins_are_of_the_samples(done: Done) -> None:
     run, report = done
     where = {"split": "lc_le", "domain": "out_of_domain", "temperature": 0.5}
@@ -170,6 +174,7 @@ def test_wins_are_of_the_samples(done: Done) -> None:
     assert any(r["length"] != temperatures[r["split"], r["domain"], r["policy"]] for r in report["outcomes"])
 
 
+@pytest.mark.thorough
 def test_histograms_count_every_prompt_and_training_is_probed(done: Done) -> None:
     _, report = done
     for row in report["histograms"]["counts"]:
@@ -179,6 +184,7 @@ def test_histograms_count_every_prompt_and_training_is_probed(done: Done) -> Non
         assert [entry["step"] for entry in report["training"][split]["drdo"]] == [0, 2, 3]
 
 
+@pytest.mark.thorough
 def test_prompts_out_of_domain_are_longer_than_any_that_is_trained_on(done: Done) -> None:
     run, report = done
     other = out_of_domain(run)
@@ -203,6 +209,7 @@ def outside(run: Run, **options: Any) -> Run:
     return Run(replace(run.config, evaluation=asked))
 
 
+@pytest.mark.thorough
 def test_articles_become_prompts_and_those_too_long_are_counted(done: Done, tmp_path: Path) -> None:
     path = Path(articles(tmp_path / "news.jsonl", 5))
     path.write_text(path.read_text() + json.dumps({"article": "fire " * 200}) + "\n")
@@ -217,6 +224,7 @@ def test_articles_become_prompts_and_those_too_long_are_counted(done: Done, tmp_
     assert "utility" not in sample, "an article is no post of the world"
 
 
+@pytest.mark.thorough
 def test_what_cannot_be_asked_out_of_domain(done: Done, tmp_path: Path) -> None:
     path = articles(tmp_path / "news.jsonl", 5)
     with pytest.raises(ValueError, match=r"prompts is 9, but of the 5 prompts of .*news.jsonl only 5 have at most 100"):
@@ -272,6 +280,7 @@ def test_the_oracles_loss_is_equation_5_over_the_whole_mini_batch(tmp_path: Path
     assert moved["bt"] == 0, "without the LM term it does not"
 
 
+@pytest.mark.thorough
 def test_drdo_distils_its_own_oracle_and_nothing_else_changes(done: Done) -> None:
     run = of_split(done[0], "all")
     with_one = run.config.method("drdo")
@@ -297,6 +306,7 @@ def test_drdo_distils_its_own_oracle_and_nothing_else_changes(done: Done) -> Non
         own_oracle(shared, "drdo", without)
 
 
+@pytest.mark.thorough
 def test_both_readings_of_drdo_are_trained(done: Done) -> None:
     run, report = done
     chosen = report["splits"]["all"]["chosen"]
@@ -308,6 +318,7 @@ def test_both_readings_of_drdo_are_trained(done: Done) -> None:
     assert list(contenders(Run(implicit))) == ["sft", "dpo", "drdo"], "it is the one that is configured"
 
 
+@pytest.mark.thorough
 def test_reward_models_are_those_that_some_method_distils(done: Done, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_: Any) -> None:
         raise AssertionError("asked for")
@@ -330,6 +341,7 @@ def test_the_weight_is_a_share(tmp_path: Path) -> None:
 # ---------------------------------------------------------------- focal curves
 
 
+@pytest.mark.thorough
 def test_the_curves_are_the_losss(done: Done) -> None:
     curves = focal_curves(gammas=(0.0, 2.0), alpha=0.1, mean_logp=-3.0, width=4.0)
     margin = np.array(curves["margin"])

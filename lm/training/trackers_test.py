@@ -26,7 +26,7 @@ from lm.training import trackers
 from lm.training.batches import pair_collator
 from lm.training.loop import fit, training_arguments
 from lm.training.policy import PolicyTrainer
-from tests.tiny import causal_lm, pairs, training
+from tests.tiny import causal_lm, each_method, pairs, training
 
 STEPS = 4
 PROBE = 3
@@ -78,7 +78,7 @@ def scalars(folder: Path) -> dict[str, list[tuple[int, float]]]:
     return {tag: [(event.step, event.value) for event in events.Scalars(tag)] for tag in events.Tags()["scalars"]}
 
 
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("name", each_method())
 def test_event_files_have_every_log_line_of_the_history(name: str, tmp_path: Path) -> None:
     method = METHODS[name]()
     _, history = train(tmp_path, method, report_to=("tensorboard",))

@@ -37,7 +37,7 @@ from lm.training.batches import cut, pair_collator, sft_collator
 from lm.training.loop import Snapshots, fit, training_arguments
 from lm.training.policy import PolicyTrainer
 from lm.training.trainer import CompletionTrainer, RewardTrainer, SFTTrainer
-from tests.tiny import causal_lm, close, pairs, reward_model, training
+from tests.tiny import causal_lm, close, each_method, pairs, reward_model, training
 from theory import losses
 
 Parameters = dict[str, Tensor]
@@ -92,7 +92,7 @@ CUTS = {"8x1": 8, "4x2": 4, "1x8": 1}
 """Micro-batch x accumulation steps, and the micro-batch."""
 
 
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("name", each_method())
 def test_a_step_does_not_depend_on_the_micro_batches(name: str, tmp_path: Path) -> None:
     method, data = METHODS[name](), pairs(8)
     whole = run_policy(tmp_path / "8x1", method, data)
@@ -472,7 +472,7 @@ def probes_of(run: Run) -> dict[int, dict[str, float]]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("name", each_method())
 def test_the_probe_tells_what_plain_forwards_do_and_changes_nothing(name: str, tmp_path: Path) -> None:
     method, data, held_out = METHODS[name](), pairs(8), pairs(5, seed=9)
     run = probed(method, tmp_path / "probed", data)
