@@ -5,7 +5,7 @@ side by the model of D_rho (chosen_reward, rejected_reward), their difference (r
 ensemble's members (chosen_member_rewards, rejected_member_rewards: lists in the order of `bias.member_fractions`), each
 where a method of `methods` distils it, and the summed log-probs of both sides under pi_ref (ref_chosen_logps,
 ref_rejected_logps), in nats, with end-of-text. `data.kind preferences` with `data.rewards given` reads it back, at
-another seed than the run's: by the same one its rows, all of them drawn for training, would be drawn for training again.
+another seed than the run's: by the same one its rows, which were all drawn for training, would be drawn for it again.
 """
 
 from __future__ import annotations

@@ -105,10 +105,20 @@ def test_any_other_import_error_is_a_fault_and_keeps_its_traceback(capsys: pytes
 
 
 def requirements() -> Iterator[str]:
-    """As an installation's metadata have them."""
+    """As an installation's metadata have them: an extra that takes in others is written out, in the alphabet's order."""
     yield from PROJECT["dependencies"]
-    for extra, lines in PROJECT["optional-dependencies"].items():
-        yield from (f'{line} ; extra == "{extra}"' for line in lines)
+    extras = PROJECT["optional-dependencies"]
+
+    def written_out(extra: str) -> Iterator[str]:
+        for line in extras[extra]:
+            own = re.fullmatch(rf"{PROJECT['name']}\[(.+)\]", line)
+            if own is None:
+                yield line
+            for other in own[1].split(",") if own else ():
+                yield from written_out(other)
+
+    for extra in sorted(extras):
+        yield from (f'{line}; extra == "{extra}"' for line in sorted(set(written_out(extra))))
 
 
 @pytest.mark.parametrize(

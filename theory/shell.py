@@ -135,7 +135,7 @@ def missing_library(error: ModuleNotFoundError) -> str | None:
 
 
 def extra_of(library: str, requirements: Iterable[str]) -> str | None:
-    """The smallest extra that has a library (others have all of its and more); "" where no extra is needed for it, None where nothing brings it.
+    """The smallest extra that has a library; "" where no extra is needed for it, None where nothing brings it.
 
     Args:
         library: by the name that it is imported by.
