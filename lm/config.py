@@ -427,7 +427,7 @@ class Config:
         device: "auto" (accelerator if there is one), or "cpu".
         trust_remote_code: let a hub model run its own code. Off: such a model is refused.
         report_to: trackers that every training reports to as well, by transformers' own support: tensorboard, wandb,
-            trackio, mlflow and others (see `lm.trackers`).
+            trackio, mlflow and others (see `lm.training.trackers`).
         data: preferences and reference completions.
         sft: training of pi_ref on the reference completions.
         oracle: training of the oracle reward model on the full training split; left out where none is trained.

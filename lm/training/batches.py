@@ -19,7 +19,8 @@ Batch = dict[str, Any]
 
 @dataclass
 class CompletionArguments(TrainingArguments):  # type: ignore[misc]
-    """transformers' options, the limits of a micro-batch, see `lm.config.TrainingConfig`, and `lm.trackers`."""
+    """transformers' options, the limits of a micro-batch, see `lm.config.TrainingConfig`, and
+    `lm.training.trackers`."""
 
     micro_batch_size: int | None = field(default=None)
     micro_batch_tokens: int | None = field(default=None)
