@@ -273,7 +273,8 @@ class SamplingConfig:
     """Sampling completions.
 
     Args:
-        engine: what samples: transformers' `generate`, or vLLM (to be installed; see `lm.score.sample_completions`).
+        engine: what samples: transformers' `generate`, or vLLM (to be installed; see
+            `lm.logprobs.sampling.sample_completions`).
         temperature: softmax temperature, > 0.
         batch_size: prompts a `generate` call; vLLM schedules by itself.
         reference_samples: completions of pi_ref for each training prompt, which estimate the forward KL.

@@ -281,8 +281,8 @@ import subprocess, sys
 from pathlib import Path
 import torch
 from safetensors.torch import save_file
-from lm.artifacts import Refused, Store
-from lm.io import write_text
+from lm.base.store import Refused, Store
+from theory.records import write_text
 
 disk = Path(sys.argv[1])
 if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(disk)]).returncode:

@@ -172,8 +172,8 @@ def told_apart(specs: Sequence[str]) -> tuple[list[str], dict[str, str]]:
         raise ValueError(f"--reward-model: {'; '.join(told)}; name one folder of each")
     if len(mains := [spec for spec in of_run if spec not in left and _is_main(of_run[spec])]) > 1:
         raise ValueError(
-            f"--reward-model: {', '.join(mains)} are each a run's {MAIN!r}, the one reward and never a member; name one "
-            "of them"
+            f"--reward-model: {', '.join(mains)} are each a run's {MAIN!r}, the one reward and never a member; name "
+            "one of them"
         )
     return [spec for spec in specs if spec not in left], left
 

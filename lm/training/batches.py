@@ -14,7 +14,7 @@ from lm.data.rewards import MARGIN, MEMBER_MARGINS
 from lm.logprobs.completions import collate
 
 Batch = dict[str, Any]
-"""ids [N]; input_ids and lengths as of `lm.logprobs.collate`; scores: tensors [N, ...] of SCORES."""
+"""ids [N]; input_ids and lengths as of `lm.logprobs.completions.collate`; scores: tensors [N, ...] of SCORES."""
 
 
 @dataclass
