@@ -4,7 +4,8 @@ After [N]: policies are trained on all pairs (D_all), on those with high annotat
 (D_hc,he), and on those with low confidence and a low edit distance (D_lc,le); see `lm.data.confidence`. Each is sampled
 at every temperature of `evaluation.temperatures`, on test prompts and on prompts out of domain, and compared with
 pi_ref and with the others. The oracle judges, out of domain too, where none was trained; in the embedded world so does
-the true utility. """
+the true utility.
+"""
 
 from __future__ import annotations
 
