@@ -119,7 +119,9 @@ def distilling(grid: Grid) -> str:
 def pessimism(grid: Grid) -> str:
     """What the KL term, the ensemble and the hull add."""
     beside = [(name, METHODS[name].compared_with) for name in grid["methods"]]
-    return differences(grid, [(name, other) for name, other in beside if other in grid["methods"]])
+    return differences(
+        grid, [(name, other) for name, other in beside if other is not None and other in grid["methods"]]
+    )
 
 
 def best(grid: Grid) -> str:
