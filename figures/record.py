@@ -24,8 +24,8 @@ T = TypeVar("T")
 
 
 @dataclass(frozen=True, kw_only=True)
-class PolicyResult:
-    """A policy on held-out prompts, one sample each, and on held-out pairs. SFT, which is pi_ref, is one."""
+class Measured:
+    """A policy on held-out prompts, one sample each, and on held-out pairs."""
 
     n: int
     """Prompts."""
@@ -45,6 +45,12 @@ class PolicyResult:
     """Share of pairs whose winner has the greater log-ratio."""
     utility: float | None = None
     """Mean true utility of the samples; None where the truth is not known."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PolicyResult(Measured):
+    """Likewise, and where it is. SFT, which is pi_ref, is one."""
+
     policy: str
     """Folder of the model, as the run that wrote this had it."""
     samples: str
@@ -255,7 +261,7 @@ class Results:
         tests = (f"{one} - {other}" for one, other in combinations(names, 2))
         absent += [f"wald.{test}" for test in tests if test not in self.wald]
         if absent:
-            raise ValueError(_lacks(absent))
+            raise ValueError(lacks(absent))
 
     def as_json(self) -> dict[str, Any]:
         """JSON values, which `of` makes the same record of; what may be absent is left out where there is none."""
@@ -283,16 +289,26 @@ def read(path: Path) -> Results:
             f"there is no {path}; finish the run with `python -m lm.train` or `python -m lm.evaluate`"
         )
     cure = f"write it anew with `python -m lm.evaluate --config {path.parent / 'config.yaml'}`"
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"), parse_constant=_no_number)
-    except ValueError as error:
-        raise ValueError(f"{path} is not JSON ({error}); {cure}") from None
+    values = values_of(path, cure)
     version = values.get("version") if isinstance(values, dict) else None
     if version != VERSION:
         found = "has no version" if version is None else f"is of version {version!r}"
         raise ValueError(f"{path} {found}, and version {VERSION} is read here; {cure}")
+    return whole(Results, values, path, cure)
+
+
+def values_of(path: Path, cure: str) -> Any:
+    """What a JSON file has. ValueError, which names it and ends with the cure, where it is not JSON."""
     try:
-        return of(Results, values)
+        return json.loads(path.read_text(encoding="utf-8"), parse_constant=_no_number)
+    except ValueError as error:
+        raise ValueError(f"{path} is not JSON ({error}); {cure}") from None
+
+
+def whole(kind: type[T], values: Any, path: Path, cure: str) -> T:
+    """As `of`, of a file's values. ValueError, which names it and ends with the cure, where `of` raises one."""
+    try:
+        return of(kind, values)
     except ValueError as error:
         raise ValueError(f"{path} {error}: it is not whole; {cure}") from None
 
@@ -313,14 +329,15 @@ def of(kind: type[T], value: Any) -> T:
     reader = _Reader()
     made = reader.read(kind, value, "")
     if reader.lacking:
-        raise ValueError(_lacks(reader.lacking))
+        raise ValueError(lacks(reader.lacking))
     if reader.wrong:
         raise ValueError(f"has {reader.wrong[0]}")
     kept: T = made
     return kept
 
 
-def _lacks(names: list[str]) -> str:
+def lacks(names: list[str]) -> str:
+    """What an error says of names that are not there."""
     more = f" and {len(names) - 4} more" if len(names) > 4 else ""
     return f"lacks {', '.join(names[:4])}{more}"
 

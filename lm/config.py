@@ -281,7 +281,8 @@ class SamplingConfig:
     """Sampling completions.
 
     Args:
-        engine: what samples: transformers' `generate`, or vLLM (to be installed; see `lm.score.sample_completions`).
+        engine: what samples: transformers' `generate`, or vLLM (to be installed; see
+            `lm.logprobs.sampling.sample_completions`).
         temperature: softmax temperature, > 0.
         batch_size: prompts a `generate` call; vLLM schedules by itself.
         reference_samples: completions of pi_ref for each training prompt, which estimate the forward KL.
@@ -435,7 +436,7 @@ class Config:
         device: "auto" (accelerator if there is one), or "cpu".
         trust_remote_code: let a hub model run its own code. Off: such a model is refused.
         report_to: trackers that every training reports to as well, by transformers' own support: tensorboard, wandb,
-            trackio, mlflow and others (see `lm.trackers`).
+            trackio, mlflow and others (see `lm.training.trackers`).
         data: preferences and reference completions.
         sft: training of pi_ref on the reference completions.
         oracle: training of the oracle reward model on the full training split; left out where none is trained.

@@ -162,6 +162,12 @@ class Method:
     needs: ClassVar[frozenset[Need]] = frozenset()
     """What must have been scored beside the reference log-probs: the one reward of each completion, or each member's of
     an ensemble."""
+    scale_option: ClassVar[str] = "beta"
+    """The option that is its scale, where it has one of this name."""
+    compared_with: ClassVar[str | None] = None
+    """The method beside which tables show what this one brings, such as the one that it adds a term to."""
+    without_reward_head: ClassVar[str | None] = None
+    """The options by which it needs no reward head, where there are any."""
 
     def __post_init__(self) -> None:
         for option in fields(self):
@@ -183,6 +189,11 @@ class Method:
     def pessimism(self) -> Pessimism | None:
         """The forward-KL term."""
         return None
+
+    @property
+    def pessimism_option(self) -> str | None:
+        """The option that holds the forward-KL term."""
+        return next((one.name for one in fields(self) if isinstance(getattr(self, one.name), Pessimism)), None)
 
     @property
     def own_oracle(self) -> JointOracle | None:
@@ -301,6 +312,7 @@ class IPO(Method):
 
     title: ClassVar[str] = "IPO"
     look: ClassVar[Look] = Look("grey", (4, 1.5), "s")
+    scale_option: ClassVar[str] = "tau"
     tau: float = 1.0
     length_normalised: bool = False
 
@@ -356,6 +368,7 @@ class PessimisticDPO(_Pessimistic, DPO):
 
     title: ClassVar[str] = "p-DPO"
     look: ClassVar[Look] = Look("sky", (1, 1), "^")
+    compared_with: ClassVar[str | None] = "dpo"
 
     def __call__(self, pairs: PairBatch) -> Tensor:
         return self.kl.add(DPO.__call__(self, pairs), pairs)
@@ -372,6 +385,7 @@ class PessimisticDistilledDPO(_Pessimistic, DistilledDPO):
 
     title: ClassVar[str] = "dp-DPO"
     look: ClassVar[Look] = Look("green", (4, 1.5), "s")
+    compared_with: ClassVar[str | None] = "d-dpo"
 
     def __call__(self, pairs: PairBatch) -> Tensor:
         return self.kl.add(DistilledDPO.__call__(self, pairs), pairs)
@@ -388,6 +402,7 @@ class EnsembleDPO(_Pessimistic, _Implicit):
 
     title: ClassVar[str] = "e-DPO"
     look: ClassVar[Look] = Look("red", (1, 1), "^")
+    compared_with: ClassVar[str | None] = "d-dpo"
     needs: ClassVar[frozenset[Need]] = frozenset({"members"})
     beta: float = 1.0
 
@@ -419,6 +434,7 @@ class HullDPO(EnsembleDPO):
 
     title: ClassVar[str] = "hull-DPO (ours)"
     look: ClassVar[Look] = Look("purple", (5, 1, 1, 1), "D")
+    compared_with: ClassVar[str | None] = "e-dpo"
 
     @property
     def member_letter(self) -> str:
@@ -459,6 +475,8 @@ class DRDO(Method):
 
     title: ClassVar[str] = "DRDO"
     look: ClassVar[Look] = Look("orange", (7, 2), "v")
+    compared_with: ClassVar[str | None] = "e-dpo"
+    without_reward_head: ClassVar[str | None] = 'reward_estimate="implicit", beta=...'
     needs: ClassVar[frozenset[Need]] = frozenset({"rewards"})
     alpha: float = 0.1
     gamma: float = 2.0

@@ -34,6 +34,24 @@ importlib.machinery.PathFinder.find_spec = classmethod(find_spec)
 HIDDEN = ("torch", "transformers", "accelerate", "datasets", "tokenizers", "safetensors", "peft", "trl", "jsonargparse")
 
 
+ACCURACY = {"accuracy": 0.5, "pairs": 2}
+MEASURED = dict.fromkeys(
+    ("oracle_reward", "length", "finished", "kl", "chosen_logratio", "rejected_logratio", "accuracy"), 0.5
+)
+ROWS = {"kept": {"train": 2}, "dropped": {}}
+BASE = {
+    "job": "base",
+    "seed": 0,
+    "sft": {**MEASURED, "n": 2},
+    "oracle": dict.fromkeys(("all", "longer", "shorter", "neither"), ACCURACY),
+    "labels": {"longer_preferred": 0.5},
+    "data": {"preferences": ROWS, "references": ROWS, "vocabulary": 9},
+    "config": {"evaluation": {"confidence": 0.9, "resamples": 10}, "bias": {}},
+    "provenance": {"commit": None, "date": "2026-01-02", "machine": {"processor": "P", "cores": 2}},
+}
+"""A record of a grid's job."""
+
+
 def without(folder: Path, *command: str, hidden: tuple[str, ...] = HIDDEN) -> subprocess.CompletedProcess[str]:
     """What a Python says in which some libraries cannot be found."""
     (folder / "sitecustomize.py").write_text(f"HIDDEN = {hidden}{HIDE}")
@@ -87,6 +105,18 @@ def test_a_command_says_in_a_line_which_extra_it_wants(tmp_path: Path) -> None:
     done = without(tmp_path, "-m", "theory.mutation", "--only", "ipo", "--debug")
     assert "Traceback" in done.stderr
     assert without(tmp_path, "-m", "theory.mutation", "--help").returncode == 0
+
+
+@pytest.mark.parametrize("library", ["yaml", "jsonargparse"])
+def test_so_do_those_of_lm_that_need_no_model(library: str, tmp_path: Path) -> None:
+    record = tmp_path / "record.json"
+    record.write_text(json.dumps(BASE), encoding="utf-8")
+    summed = ("-m", "lm.workflow.summary", str(record), "--out", str(tmp_path / "grid.json"))
+    for command in (summed, ("-m", "lm.bench", "--startup")):
+        done = without(tmp_path, *command, hidden=(library,))
+        assert (done.returncode, done.stdout) == (1, ""), command
+        assert re.fullmatch(rf"error: {library} is not installed: it comes with the extra .*\n", done.stderr), command
+    assert without(tmp_path, *summed[:2], "--help", hidden=(library,)).returncode == 0
 
 
 def test_any_other_import_error_is_a_fault_and_keeps_its_traceback(capsys: pytest.CaptureFixture[str]) -> None:

@@ -4,10 +4,14 @@ is tested."""
 from __future__ import annotations
 
 import ast
+import io
+import re
 import subprocess
 import sys
+import tokenize
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
+from typing import TypeGuard
 
 import pytest
 
@@ -300,3 +304,105 @@ def test_no_proposition_sets_its_own_number_of_examples() -> None:
             for alias in n.names
         }
         assert "settings" not in names, path.name
+
+
+# ---------------------------------------------------------------- names in prose
+
+DOTTED = re.compile(r"(?<![\w./@-])(?:lm|theory|bandits|figures|tests)(?:\.(?!(?:md|yaml)\b)[A-Za-z_]\w*)+(?![\w/-])")
+"""Names in our packages; `theory.yaml` is a file's."""
+NAMES = {
+    "lm.data": True,
+    "lm.data.rows": True,
+    "lm.config.Config.method": True,
+    "lm.config.DataConfig.max_length": False,
+    "lm.config.METHODS": True,
+    "lm.workflow.summary.json.dumps": True,
+    "lm.judging.scored_sets.RewardModel.rewards": True,
+    "lm.judging.scored_sets.RewardModel.punishments": False,
+    "lm.studies.nondeterministic.IMPLICIT_BETAS": True,
+    "lm.cli": False,
+    "lm.rows": False,
+    "lm.data.rows.no_such_reader": False,
+    "tests.tiny": True,
+    "tests.giant": False,
+}
+"""Controls: whether there is such a thing."""
+MADE_UP = {"lm.COMMAND", "lm.nothing", "lm.test", "lm.trainer", "theory.no_such_module"} | {
+    name for name, there in NAMES.items() if not there
+}
+"""What a help text, and tests of what is not there, call by such a name."""
+
+
+def prose(path: Path) -> str:
+    """A document; of a Python file the comments, docstrings and other strings, those of formatted strings by parts."""
+    text = path.read_text(encoding="utf-8")
+    if path.suffix != ".py":
+        return text
+    tokens = tokenize.generate_tokens(io.StringIO(text).readline)
+    parts = [token.string for token in tokens if token.type == tokenize.COMMENT]
+    parts += [
+        node.value
+        for node in ast.walk(ast.parse(text))
+        if isinstance(node, ast.Constant) and isinstance(node.value, str)
+    ]
+    return "\n".join(parts)
+
+
+def stands(name: str) -> bool:
+    """Whether a dotted name is a module of the tree, or what a module of it has, by the files."""
+    folder, parts = ROOT, name.split(".")
+    while parts and (folder / parts[0]).is_dir():
+        folder /= parts.pop(0)
+    file = folder / "__init__.py"
+    if parts and (folder / f"{parts[0]}.py").is_file():
+        file = folder / f"{parts.pop(0)}.py"
+    return not parts or (file.is_file() and has(ast.parse(file.read_text(encoding="utf-8")), parts))
+
+
+def has(holder: ast.Module | ast.ClassDef, names: list[str]) -> bool:
+    """Whether a module or a class has what the first of the names says, and that has the rest. What is imported from
+    this tree is looked for there; a class with bases, and any other value, is taken to have the rest."""
+    first, *rest = names
+    nodes = [
+        node for part in holder.body for node in (ast.walk(part) if isinstance(part, ast.If | ast.Try) else [part])
+    ]
+    for node in nodes:
+        if isinstance(node, ast.ClassDef) and node.name == first:
+            return not rest or has(node, rest)
+        if isinstance(node, ast.ImportFrom) and node.module:
+            of_tree = node.module.split(".")[0] in PACKAGES
+            for alias in node.names:
+                if (alias.asname or alias.name) == first:
+                    return not of_tree or stands(".".join([node.module, alias.name, *rest]))
+    made = {name.id for node in nodes if isinstance(node, ASSIGNED) for name in ast.walk(node) if is_stored(name)}
+    made |= {node.name for node in nodes if isinstance(node, ast.FunctionDef)}
+    made |= {alias.asname or alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names}
+    return first in made or (isinstance(holder, ast.ClassDef) and bool(holder.bases))
+
+
+ASSIGNED = ast.Assign | ast.AnnAssign
+
+
+def is_stored(node: ast.AST) -> TypeGuard[ast.Name]:
+    """Whether a node is a name that is given a value."""
+    return isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store)
+
+
+def test_names_in_prose_are_those_of_modules_and_of_what_they_have() -> None:
+    tracked = subprocess.run(
+        ["git", "ls-files", "*.py", "*.md"], capture_output=True, text=True, cwd=ROOT, check=True
+    ).stdout.split()
+    named = {path: set(DOTTED.findall(prose(ROOT / path))) for path in tracked if path != "CHANGELOG.md"}
+    assert sum(map(len, named.values())) > 100
+    absent = {path: sorted(name for name in names - MADE_UP if not stands(name)) for path, names in named.items()}
+    assert not {path: names for path, names in absent.items() if names}
+
+
+@pytest.mark.parametrize(("name", "there"), NAMES.items())
+def test_the_rule_of_names_itself(name: str, there: bool, tmp_path: Path) -> None:
+    assert stands(name) == there
+    (tmp_path / "a.py").write_text(f'"""Of `{name}`."""\n', encoding="utf-8")
+    (tmp_path / "b.py").write_text(f"# {name}, in a comment\nx = f'{name}: {{y}}'\n", encoding="utf-8")
+    (tmp_path / "c.md").write_text(f"`{name}`, and ({name}). Not bandits.md or theory/{name}.\n", encoding="utf-8")
+    for file in tmp_path.iterdir():
+        assert set(DOTTED.findall(prose(file))) == {name}

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 DONE, FAILED, MISTAKEN, INTERRUPTED = 0, 1, 2, 128 + signal.SIGINT
-"""Exit statuses, those of `lm.cli` too."""
+"""Exit statuses; `lm.base.command` has them too."""
 STATUSES: dict[type[BaseException], int] = {
     ValueError: MISTAKEN,
     FileNotFoundError: MISTAKEN,

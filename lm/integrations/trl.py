@@ -49,9 +49,6 @@ HONOURED = frozenset(
 """Fields of `DPOConfig` that mean here what they mean in TRL. Every other field that it adds to transformers'
 arguments has to keep its default: the method says what the loss is."""
 
-SCALES = ("beta", "tau")
-"""What methods call the option that `DPOConfig.beta` stands for."""
-
 TOKENS = ("prompt_ids", "chosen_ids", "rejected_ids")
 PAIR_REFERENCES = ("ref_chosen_logps", "ref_rejected_logps")
 SAMPLES = ("sample_ids", "ref_sample_logps", "sample_weights")
@@ -153,11 +150,11 @@ class RewardDistillationTrainer(DPOTrainer):  # type: ignore[misc]
             wanted.append("ref_sample_logps")
             missing = [column for column in (*TOKENS, "sample_ids") if column not in dataset.column_names]
             if missing:
+                kind, option = type(self.method).__name__, self.method.pessimism_option
+                without = f'; or let the pairs be the samples, with {kind}({option}=Pessimism(samples="preferences"))'
                 raise ValueError(
-                    f"{name}: {type(self.method).__name__} with samples of the reference needs {', '.join(missing)}, "
-                    "as `python -m lm.score` leaves them in a run's score/pairs-*/pairs; or let the pairs be the "
-                    "samples, with "
-                    f'{type(self.method).__name__}(kl=Pessimism(samples="preferences"))'
+                    f"{name}: {kind} with samples of the reference needs {', '.join(missing)}, as `python -m lm.score` "
+                    f"leaves them in a run's score/pairs-*/pairs{without if option else ''}"
                 )
         given = [column for column in wanted if column in dataset.column_names]
         if given and not args.precompute_ref_log_probs:
@@ -331,8 +328,8 @@ def resolve(method: Method | str, beta: float) -> Method:
         raise TypeError(f"method must be a name or an lm.objectives.Method, got {type(method).__name__}: {method!r}")
     if method.needs_reward_head:
         raise ValueError(
-            f"{method} needs a reward head, which TRL's model does not have; train it with `python -m lm.policy`, or "
-            f'give {type(method).__name__}(reward_estimate="implicit", beta=...)'
+            f"{method} needs a reward head, which TRL's model does not have; train it with `python -m lm.policy`"
+            + (f", or give {type(method).__name__}({method.without_reward_head})" if method.without_reward_head else "")
         )
     if method.own_oracle is not None:
         raise ValueError(
@@ -340,8 +337,8 @@ def resolve(method: Method | str, beta: float) -> Method:
             "or leave the oracle out to distil the rewards of the set"
         )
     options = dataclasses.asdict(method)
-    scale = next((name for name in SCALES if name in options), None)
-    if scale is None:
+    scale = method.scale_option
+    if scale not in options:
         return method
     if by_name:
         return dataclasses.replace(method, **{scale: beta})

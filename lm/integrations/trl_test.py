@@ -705,6 +705,31 @@ class Unscaled(Method):
         return pairs.logratio_margin**2
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Headed(Method):
+    """One that always has a reward head, and a scale of another name."""
+
+    scale_option: ClassVar[str] = "zeta"
+    zeta: float = 1.0
+    head: bool = True
+
+    @property
+    def needs_reward_head(self) -> bool:
+        return self.head
+
+
+def test_what_a_method_says_of_itself_is_what_is_advised_and_set() -> None:
+    with pytest.raises(
+        ValueError, match=r"needs a reward head.*, or give DRDO\(reward_estimate=\"implicit\", beta=...\)"
+    ):
+        resolve(DRDO(), 1.0)
+    with pytest.raises(ValueError, match=r"needs a reward head.*`python -m lm.policy`$"):
+        resolve(Headed(), 1.0)
+    assert resolve(Headed(head=False), 1.0) == Headed(head=False)
+    with pytest.raises(ValueError, match=r"Headed.zeta is 1.0, but DPOConfig.beta is 0.3"):
+        resolve(Headed(head=False), 0.3)
+
+
 @pytest.mark.usefixtures("exact")
 def test_a_made_up_method_trains_as_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(METHODS, "squares", ScaledSquares)

@@ -5,7 +5,8 @@
 FILE has the set's rows as they are, and beside them `chosen_reward_A` and `rejected_reward_A` for each model, and what
 `data.rewards given` distils, in the columns of `lm.data.rewards`. One model alone gives the one reward; several are the
 members of an ensemble. Of our own, which the folders name, `rho` is the one reward whatever stands beside it, and never
-a member. Rewards are the models' own numbers, each on its own scale.
+a member; so the `rho`s of two runs are refused, while their members may stand together. Rewards are the models' own
+numbers, each on its own scale.
 
 What a model reads. With a chat template, the conversation as the template writes it, nothing added. Without one, prompt
 and completion, tokenised apart and joined, then end-of-text; messages among them as `role: content`, a blank line
@@ -139,9 +140,17 @@ def column_names(specs: Sequence[str]) -> list[str]:
 def told_apart(specs: Sequence[str]) -> tuple[list[str], dict[str, str]]:
     """The models that give rewards, and why others that were named do not.
 
-    Raises ValueError where two are one model of a run, tried again, or where none is left.
+    Raises:
+        ValueError: one is a run's, but no reward model; two are one model of one run, tried again; two are the one
+            reward, of a run each; or none is left.
     """
     of_run = {spec: known for spec in specs if (known := origin(spec)) is not None}
+    for spec, known in of_run.items():
+        if known.stage not in ("reward", "oracle"):
+            raise ValueError(
+                f"--reward-model {spec!r}: a reward model is needed, it is a run's {known.stage}/{known.name}; name a "
+                "folder of the run's reward/ or oracle/"
+            )
     left = {
         spec: f"it is the oracle of {known.name}'s own, whose rewards only its run reads"
         for spec, known in of_run.items()
@@ -149,17 +158,23 @@ def told_apart(specs: Sequence[str]) -> tuple[list[str], dict[str, str]]:
     }
     if specs and len(left) == len(specs):
         raise ValueError(f"--reward-model {specs[0]!r}: {left[specs[0]]}; name one of the run's other reward models")
-    tries: dict[tuple[str, str], list[tuple[Origin, str]]] = {}
+    tries: dict[tuple[Path, str, str], list[tuple[Origin, str]]] = {}
     for spec, known in of_run.items():
         if spec not in left:
-            tries.setdefault((known.stage, known.name), []).append((known, spec))
-    if twice := {name: sorted(found, key=lambda one: one[0].made) for name, found in tries.items() if len(found) > 1}:
+            run = Path(spec).resolve().parents[1]
+            tries.setdefault((run, known.stage, known.name), []).append((known, spec))
+    if twice := {key: sorted(found, key=lambda one: one[0].made) for key, found in tries.items() if len(found) > 1}:
         told = (
             f"{name!r} is there {len(found)} times, {', '.join(spec for _, spec in found)}, of which the last is the "
             "newest"
-            for (_, name), found in twice.items()
+            for (_, _, name), found in twice.items()
         )
         raise ValueError(f"--reward-model: {'; '.join(told)}; name one folder of each")
+    if len(mains := [spec for spec in of_run if spec not in left and _is_main(of_run[spec])]) > 1:
+        raise ValueError(
+            f"--reward-model: {', '.join(mains)} are each a run's {MAIN!r}, the one reward and never a member; name "
+            "one of them"
+        )
     return [spec for spec in specs if spec not in left], left
 
 
@@ -168,7 +183,11 @@ def one_reward(specs: Sequence[str], judges: int) -> int | None:
     if len(specs) + judges == 1:
         return 0
     own = [origin(spec) for spec in specs]
-    return next((i for i, known in enumerate(own) if known and (known.stage, known.name) == ("reward", MAIN)), None)
+    return next((i for i, known in enumerate(own) if known and _is_main(known)), None)
+
+
+def _is_main(known: Origin) -> bool:
+    return (known.stage, known.name) == ("reward", MAIN)
 
 
 @dataclass

@@ -486,7 +486,7 @@ def test_models_of_earlier_tries_are_refused_and_the_newest_is_named(
     tokenizer: PreTrainedTokenizerBase, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     once, again = (made(tmp_path / "run", tokenizer, "rho", seed) for seed in (1, 2))
-    twice = made(tmp_path / "other", tokenizer, "b0.2", 1), made(tmp_path / "run", tokenizer, "b0.2", 1)
+    twice = made(tmp_path / "run", tokenizer, "b0.2", 1), made(tmp_path / "run", tokenizer, "b0.2", 2)
     for folder, date in ((once, "2026-11-03"), (again, "2026-11-02")):  # the first try's was made again
         path = Path(folder) / "artifact.json"
         record = json.loads(path.read_text())
@@ -496,7 +496,41 @@ def test_models_of_earlier_tries_are_refused_and_the_newest_is_named(
     assert f"'rho' is there 2 times, {again}, {once}, of which the last is the newest; " in said
     assert f"'b0.2' is there 2 times, {twice[0]}, {twice[1]}, of which the last is the newest; " in said
     assert said.rstrip().endswith("name one folder of each")
+    linked = tmp_path / "linked"
+    linked.symlink_to(tmp_path / "run")
+    with pytest.raises(ValueError, match="'rho' is there 2 times"):
+        scored_sets.told_apart([once, str(linked / "reward" / Path(again).name)])
     assert not (tmp_path / "out.jsonl").exists()
+
+
+def test_models_of_two_runs_are_two_models_but_there_is_one_one_reward(
+    tokenizer: PreTrainedTokenizerBase, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    one, other = ([made(tmp_path / run, tokenizer, name, 1) for name in ("b0.2", "rho")] for run in ("a", "b"))
+    members = [one[0], other[0]]
+    (row,) = score(tmp_path / "out.jsonl", "--reward-model", *members, one[1], rows=numbered(1))
+    assert [row[name] for name in rewards.ONE] == [row[name] for name in rewards.of_model(Path(one[1]).name)]
+    for k, side in enumerate(rewards.MEMBERS):
+        assert row[side] == [row[rewards.of_model(spec)[k]] for spec in members], "of one name, so called by the whole"
+    score(tmp_path / "none.jsonl", "--reward-model", *one, *other, status=2)
+    assert (
+        f"--reward-model: {one[1]}, {other[1]} are each a run's 'rho', the one reward and never a member; name one of "
+        "them"
+    ) in capsys.readouterr().err
+    assert not (tmp_path / "none.jsonl").exists()
+
+
+@pytest.mark.parametrize("beside", [False, True])
+def test_a_policy_of_a_run_is_no_reward_model(
+    beside: bool, tokenizer: PreTrainedTokenizerBase, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    policy = made(tmp_path / "run", tokenizer, "dpo", 1, "policy")
+    others = [made(tmp_path / "run", tokenizer, "rho", 1)] * beside
+    score(tmp_path / "out.jsonl", "--reward-model", *others, policy, rows=numbered(1), status=2)
+    assert (
+        f"--reward-model {policy!r}: a reward model is needed, it is a run's policy/dpo; name a folder of the run's "
+        "reward/ or oracle/"
+    ) in capsys.readouterr().err
 
 
 def test_a_methods_own_oracle_alone_is_refused(

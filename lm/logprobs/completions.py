@@ -1,9 +1,9 @@
 """The core of the LM side: summed log-probs and end-of-text rewards of any number of completions a prompt.
 
 Training, reference scoring, reward models and diagnostics all go through `CompletionModel`. Two routes give the
-same numbers: "packed" computes each prompt once for all its completions (see `lm.packing`), "padded" is the plain
-forward of rows of prompt and one completion, right for every causal architecture. Which one a model takes is settled
-by trial before it is used, and said where it is not the fast one.
+same numbers: "packed" computes each prompt once for all its completions (see `lm.logprobs.packing`), "padded" is the
+plain forward of rows of prompt and one completion, right for every causal architecture. Which one a model takes is
+settled by trial before it is used, and said where it is not the fast one.
 
 Tensor names carry shapes: T tokens, R completions, C completion tokens, V vocabulary, H hidden, P padded row.
 """

@@ -196,7 +196,7 @@ CALLS: dict[str, dict[str, int]] = {
     "small blocks": {"DENSE_LIMIT": 0, "QUERY_ROWS": 3},
     "fused, two calls an example": {"DENSE_LIMIT": 0, "KEPT_SCORES": 0},
 }
-"""How the attention over a row may be computed, and the limits of `lm.packing` that lead there."""
+"""How the attention over a row may be computed, and the limits of `lm.logprobs.packing` that lead there."""
 
 
 @pytest.mark.parametrize("architecture", ["llama", "mistral-sliding", "gemma2"])

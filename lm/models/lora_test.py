@@ -242,7 +242,7 @@ def test_a_checkpoint_of_other_adapters_is_refused(tmp_path: Path) -> None:
 
 def loaded(folder: Path, auto: Any = AutoModelForCausalLM) -> PreTrainedModel:
     model: PreTrainedModel = auto.from_pretrained(folder, dtype=torch.float64)
-    for module in model.modules():  # as lm.testing does: transformers' own computes in float32
+    for module in model.modules():  # as tests.tiny does: transformers' own computes in float32
         if type(module).__name__.endswith("RMSNorm"):
             module.forward = lambda hidden, own=module: (
                 own.weight * hidden * torch.rsqrt(hidden.pow(2).mean(-1, keepdim=True) + own.variance_epsilon)

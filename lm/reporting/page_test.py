@@ -259,7 +259,10 @@ def renamed(results: dict[str, Any]) -> None:
     ("edit", "message"),
     [
         (lambda r: r.pop("wins"), r"results.json lacks wins: it is not whole; .* `python -m lm.evaluate --config /"),
-        (lambda r: r.pop("version"), r"results.json has no version, and version 1 is read here; .* `python -m lm.eval"),
+        (
+            lambda r: r.pop("version"),
+            r"results.json has no version, and version 1 is read here; .* `python -m lm.evaluate",
+        ),
         (lambda r: r["sft"].pop("samples"), r"lacks sft.samples: "),
         (lambda r: r["methods"]["drdo"].pop("probe"), r"lacks methods.drdo.probe: "),
         (

@@ -125,23 +125,21 @@ def stages(config: Config) -> Iterator[Work]:
         yield Work("oracle", False, oracle, kept=1, adapters=adapted(config, "oracle"))
     if config.data.labels == "oracle":
         yield Work("labels", False, pairs * data.row(2))
-    needs = {need for name in config.methods for need in config.method(name).needs}
-    main = [name for name in config.methods if "rewards" in (own := config.method(name)).needs and not own.own_oracle]
-    models: list[float] = [biased] * bool(main)
-    models += [member_size(config, biased)] * len(config.bias.member_fractions) * ("members" in needs)
-    models += [biased] * sum(config.method(name).own_oracle is not None for name in config.methods)
+    every = [(name, method) for name in config.methods for method in config.settings(name)]
+    models: list[float] = [biased] * any("rewards" in method.needs and not method.own_oracle for _, method in every)
+    ensemble = any("members" in method.needs for _, method in every)
+    models += [member_size(config, biased)] * len(config.bias.member_fractions) * ensemble
+    models += [biased] * len({(name, method.own_oracle) for name, method in every if method.own_oracle})
     reward = sum(training("reward", size, 2) + valid * data.row(2) for size in models)
     yield Work("reward", True, reward, kept=len(models), adapters=adapted(config, "reward"))
     score = biased * (data.row(2) * (1 + len(models)) + samples * 2 * data.row(1))
     yield Work("score", True, score, batches=calls(biased * samples))
-    policy, tried, evaluated = 0.0, 0, len(config.methods)
-    for name in config.methods:
-        for method in config.settings(name):
-            completions = 2 + samples * method.needs_samples
-            policy += training("policy", biased, completions, more="members" in method.needs)
-            policy += (config.probe.times + 1) * min(config.probe.pairs, valid) * data.row(2 + samples)
-            tried += 1
-    policies = tried * config.snapshots
+    policy, evaluated = 0.0, len(config.methods)
+    for _, method in every:
+        completions = 2 + samples * method.needs_samples
+        policy += training("policy", biased, completions, more="members" in method.needs)
+        policy += (config.probe.times + 1) * min(config.probe.pairs, valid) * data.row(2 + samples)
+    policies = len(every) * config.snapshots
     yield Work("policy", True, policy, kept=policies, adapters=adapted(config, "policy"))
     if policies > evaluated:  # there is a choice
         yield Work(

@@ -67,6 +67,16 @@ def test_sweeps_and_snapshots_multiply_policies_and_bring_validation(config: Con
     assert work(swept, "validate").batches == 6 * -(-round(DATA["tldr"].pairs * 0.05) // config.sampling.batch_size)
 
 
+def test_every_setting_that_is_swept_has_its_teachers(config: Config) -> None:
+    def models(*settings: dict[str, Any]) -> int:
+        return work(replace(config, methods=["drdo"], sweep={"drdo": list(settings)}), "reward").kept
+
+    assert models({"alpha": 0.1}, {"alpha": 1.0}) == 1, "the one that methods share"
+    assert models({"oracle_alpha": 0.01}, {"oracle_alpha": 0.1}) == 2, "an oracle each"
+    assert models({"oracle_alpha": 0.01, "alpha": 0.1}, {"oracle_alpha": 0.01, "alpha": 1.0}) == 1
+    assert models({"oracle_alpha": 0.01}, {"alpha": 1.0}) == 2, "its own, and the shared one"
+
+
 def test_epochs_pass_over_what_is_left_to_train_on(config: Config) -> None:
     once = replace(config, sft=TrainingConfig(epochs=1, batch_size=16))
     data = DATA["tldr"]

@@ -1,10 +1,10 @@
 """Non-deterministic preferences: methods trained on sure and on unsure pairs, at several sampling temperatures.
 
 After [N]: policies are trained on all pairs (D_all), on those with high annotator confidence and a high edit distance
-(D_hc,he), and on those with low confidence and a low edit distance (D_lc,le); see `lm.confidence`. Each is sampled at
-every temperature of `evaluation.temperatures`, on test prompts and on prompts out of domain, and compared with pi_ref
-and with the others. The oracle judges, out of domain too, where none was trained; in the embedded world so does the
-true utility.
+(D_hc,he), and on those with low confidence and a low edit distance (D_lc,le); see `lm.data.confidence`. Each is sampled
+at every temperature of `evaluation.temperatures`, on test prompts and on prompts out of domain, and compared with
+pi_ref and with the others. The oracle judges, out of domain too, where none was trained; in the embedded world so does
+the true utility.
 """
 
 from __future__ import annotations

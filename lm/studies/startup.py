@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from theory.records import table
+from theory.shell import require_libraries
 
 YARDSTICK = ("-c", "import numpy, yaml")
 COMMANDS = ("lm", "lm.train", "lm.report", "lm.card", "lm.judge", "lm.score", "lm.diagnose", "lm.exact", "lm.bench")
@@ -21,6 +22,7 @@ def measure(rounds: int) -> list[dict[str, Any]]:
     """For each command its CPU seconds, user and system, and their ratio to the yardstick's; medians over rounds, in
     each of which all take their turn. The first round, which reads files that the next ones find in memory, is dropped.
     """
+    require_libraries("numpy", "yaml", "jsonargparse")  # the yardstick's, and those that an lm command's --help takes
     turns: dict[str, list[float]] = {name: [] for name in (*COMMANDS, *OTHERS)}
     ratios: dict[str, list[float]] = {name: [] for name in turns}
     for number in range(rounds + 1):

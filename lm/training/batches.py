@@ -14,12 +14,13 @@ from lm.data.rewards import MARGIN, MEMBER_MARGINS
 from lm.logprobs.completions import collate
 
 Batch = dict[str, Any]
-"""ids [N]; input_ids and lengths as of `lm.logprobs.collate`; scores: tensors [N, ...] of SCORES."""
+"""ids [N]; input_ids and lengths as of `lm.logprobs.completions.collate`; scores: tensors [N, ...] of SCORES."""
 
 
 @dataclass
 class CompletionArguments(TrainingArguments):  # type: ignore[misc]
-    """transformers' options, the limits of a micro-batch, see `lm.config.TrainingConfig`, and `lm.trackers`."""
+    """transformers' options, the limits of a micro-batch, see `lm.config.TrainingConfig`, and
+    `lm.training.trackers`."""
 
     micro_batch_size: int | None = field(default=None)
     micro_batch_tokens: int | None = field(default=None)

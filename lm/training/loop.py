@@ -46,7 +46,7 @@ def training_arguments(
         seed: of everything that training draws.
         device: "cpu" or "auto".
         probes: so many probes of the policy.
-        report_to: trackers, which call the training what the last part of `logs` is; see `lm.trackers`.
+        report_to: trackers, which call the training what the last part of `logs` is; see `lm.training.trackers`.
         logs: TensorBoard's folder.
 
     Raises:

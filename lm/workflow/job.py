@@ -6,21 +6,18 @@ A record has everything that the summary reads, so that no artifact is opened tw
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from lm.base import ranks
 from lm.base.command import Help, epilog
 from lm.base.store import provenance
 from lm.config import SFT
 from lm.stages.run import Run, command
+from lm.workflow.record import ALPHAS, VERSION, Record, read
 from theory.records import write_json
-
-Record = dict[str, Any]
 
 
 def base(run: Run) -> Record:
@@ -75,18 +72,20 @@ def constant_alpha(run: Run, like: Record, alpha: float) -> Record:
         alpha: weight of the KL term throughout training, >= 0.
 
     Raises:
-        ValueError: the other cell is of another method, seed or rho, or its method has no KL term.
+        ValueError: the record is no cell's, the cell is of another method, seed or rho, or the method has no KL term.
     """
     from lm.reporting.results import cell
 
     name, config = _method(run), run.config
+    if like["job"] != "cell":
+        raise ValueError(f"--like must be the record of a cell, got one of {like['job']}")
     here, there = (name, config.seed, config.bias.rho), (like["method"], like["seed"], like["rho"])
     if here != there:
         raise ValueError(f"--like is a cell of {there} (method, seed, rho), but the options ask for {here}")
-    chosen = like["chosen"]["setting"]
-    if "kl" not in chosen:
+    option, chosen = config.method(name).pessimism_option, like["chosen"]["setting"]
+    if option is None:
         raise ValueError(f"--constant goes with a method that has a KL term, which {name} has not")
-    setting = {**chosen, "kl": {**chosen["kl"], "alpha_start": alpha, "alpha_end": alpha}}
+    setting = {**chosen, option: {**chosen[option], **dict.fromkeys(ALPHAS, alpha)}}
     same = run.like(replace(config, sweep={name: [setting]}))
     return {**cell(same, name), "alpha": alpha}
 
@@ -123,16 +122,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         parser.error("--like and --constant go with alpha, and alpha with both")
 
     def record(run: Run) -> None:
-        if ours.job == "alpha":
-            like = json.loads(ours.like.read_text(encoding="utf-8"))
-            made = constant_alpha(run, like, ours.constant)
-        else:
-            made = JOBS[ours.job](run)
+        made = constant_alpha(run, read(ours.like), ours.constant) if ours.like else JOBS[ours.job](run)
         if not ranks.is_first():
             return
         config = run.config
-        whole = {"job": ours.job, **made, "config": config.as_dict(), "provenance": provenance(config.seed)}
-        write_json(ours.out, whole)
+        common = {"config": config.as_dict(), "provenance": provenance(config.seed)}
+        write_json(ours.out, {"version": VERSION, "job": ours.job, **made, **common})
 
     return command("lm.workflow.job", record, shared=True, arguments=options)
 

@@ -12,18 +12,16 @@ from pathlib import Path
 from typing import Any, get_type_hints
 
 import numpy as np
-import yaml
 from scipy import stats
 
 from lm.base.command import argument_parser, as_command
-from lm.base.options import without_retired
 from lm.base.store import provenance
 from lm.config import SFT, Config
 from lm.judging.statistics import wald, win_rates
 from lm.objectives import MAIN, METHODS, looks, option_of
+from lm.workflow.record import ALPHAS, Record, read
 from theory.records import write_text
 
-Record = dict[str, Any]
 Differences = dict[str, list[np.ndarray]]
 """Of each method, oracle rewards minus those of pi_ref: [N] of the test prompts, an array a seed."""
 
@@ -127,6 +125,10 @@ def with_defaults(options: Mapping[str, Any]) -> dict[str, Any]:
     Raises:
         ValueError: an option that is no more, and did something.
     """
+    import yaml
+
+    from lm.base.options import without_retired  # here, as it needs an extra, which a message then names
+
     try:
         whole = _filled(Config, without_retired(deepcopy(dict(options))))
     except yaml.YAMLError as error:
@@ -152,9 +154,9 @@ def _filled(kind: Any, options: Mapping[str, Any]) -> dict[str, Any]:
 def _check_options(records: Sequence[Record]) -> None:
     if not records:
         raise ValueError("a summary needs the records of a grid, got none")
-    first = with_defaults(_shared(records[0]))
+    first = _options(records[0])
     for record in records[1:]:
-        other = with_defaults(_shared(record))
+        other = _options(record)
         differing = [name for name in first if first[name] != other.get(name)]
         if differing or first.keys() != other.keys():
             what = ", ".join(differing) or "their names"
@@ -162,6 +164,13 @@ def _check_options(records: Sequence[Record]) -> None:
                 f"the {record['job']} record of seed {record['seed']} was made with other options ({what}) than the "
                 f"{records[0]['job']} record of seed {records[0]['seed']}; run the workflow again"
             )
+
+
+def _options(record: Record) -> dict[str, Any]:
+    try:
+        return with_defaults(_shared(record))
+    except ValueError as error:
+        raise ValueError(f"the {record['job']} record of seed {record['seed']}: {error}") from None
 
 
 def _check_paired(cells: Mapping[tuple[Any, ...], Record]) -> None:
@@ -235,12 +244,19 @@ def _alphas(constants: Mapping[tuple[Any, ...], Record], cells: Mapping[tuple[An
     return [
         {
             **{key: record[key] for key in ("seed", "rho", "method")},
-            "alpha": {key: record["chosen"]["setting"]["kl"][key] for key in ("alpha_start", "alpha_end")},
+            "alpha": {key: _term(record)[key] for key in ALPHAS},
             "chosen": record["chosen"],
             "test": record["test"],
         }
         for record in sorted(chosen, key=lambda r: (r["seed"], r["rho"], r["method"]))
     ]
+
+
+def _term(record: Record) -> dict[str, Any]:
+    """The KL term of a cell's chosen setting."""
+    option = METHODS[record["method"]]().pessimism_option
+    term: dict[str, Any] = record["chosen"]["setting"][option]
+    return term
 
 
 def _provenance(records: Sequence[Record], seeds: list[int]) -> dict[str, Any]:
@@ -290,8 +306,7 @@ def main(arguments: Sequence[str]) -> None:
     parser.add_argument("records", nargs="+", type=Path, metavar="RECORD", help="JSON file of a job")
     parser.add_argument("--out", type=Path, required=True, metavar="FILE", help="where the summary goes")
     options = parser.parse_args(arguments)
-    records = [json.loads(path.read_text(encoding="utf-8")) for path in options.records]
-    write_text(options.out, as_text(summary(records)))
+    write_text(options.out, as_text(summary([read(path) for path in options.records])))
 
 
 if __name__ == "__main__":

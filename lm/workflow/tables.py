@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from lm.base.command import argument_parser, as_command
-from lm.objectives import MAIN
+from lm.objectives import MAIN, METHODS
 from theory import records
 from theory.records import write_text
 
@@ -30,7 +30,6 @@ CONTROL = GRID.with_name("grid_oracle.json")
 """The same, of the cells that distil the oracle's own rewards."""
 BLOCK = re.compile(r"(<!-- table: (\S+) -->\n).*?(<!-- end -->)", re.DOTALL)
 table = partial(records.table, padded=False)
-DISTILLING = ("d-dpo", "dp-dpo", "e-dpo", "hull-dpo", "drdo")
 
 
 def fill(page: str, grid: Grid) -> str:
@@ -113,13 +112,15 @@ def differences(grid: Grid, pairs: Sequence[tuple[str, str]]) -> str:
 
 def distilling(grid: Grid) -> str:
     """Every distilling method against DPO and IPO."""
-    return differences(grid, [(name, other) for other in ("dpo", "ipo") for name in DISTILLING])
+    names = [name for name in grid["methods"] if METHODS[name].needs]
+    return differences(grid, [(name, other) for other in ("dpo", "ipo") for name in names if other in grid["methods"]])
 
 
 def pessimism(grid: Grid) -> str:
     """What the KL term, the ensemble and the hull add."""
+    beside = [(name, METHODS[name].compared_with) for name in grid["methods"]]
     return differences(
-        grid, [("p-dpo", "dpo"), ("dp-dpo", "d-dpo"), ("e-dpo", "d-dpo"), ("hull-dpo", "e-dpo"), ("drdo", "e-dpo")]
+        grid, [(name, other) for name, other in beside if other is not None and other in grid["methods"]]
     )
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from lm.objectives import METHODS, DistilledDPO
 from lm.workflow.tables import BLOCK, GRID, TABLES, Grid, differences, fill, main
 
 PAGES = [Path(__file__).parents[2] / "docs" / name for name in ("results.md", "choosing.md")]
@@ -38,6 +39,20 @@ def test_prose_is_left_alone_and_an_unknown_table_is_named(grid: Grid) -> None:
     assert "between | x |" in fill(page, grid)
     with pytest.raises(ValueError, match="there is no table 'worst'; there are reward-models, "):
         fill("<!-- table: worst -->\n<!-- end -->", grid)
+
+
+def test_what_is_compared_follows_from_the_methods(grid: Grid, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Doubled(DistilledDPO):
+        compared_with = "ipo"
+
+    monkeypatch.setitem(METHODS, "p-dpo", Doubled)
+    assert "| p-dpo − ipo |" in TABLES["distilling"](grid), "it distils now"
+    assert "| p-dpo − ipo |" in TABLES["pessimism"](grid)
+    without = {**grid, "methods": [name for name in grid["methods"] if name not in ("ipo", "d-dpo")]}
+    assert "| hull-dpo − e-dpo |" in TABLES["pessimism"](without)
+    for name in ("pessimism", "distilling"):
+        assert "− d-dpo |" not in TABLES[name](without)
+        assert "− ipo |" not in TABLES[name](without)
 
 
 def test_a_difference_turns_its_sign_with_its_order(grid: Grid) -> None:

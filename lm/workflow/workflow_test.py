@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Iterable
 from copy import deepcopy
-from dataclasses import asdict
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -22,9 +21,10 @@ from scipy import stats
 
 from lm.base.options import CONFIGS, parse
 from lm.config import EvaluationConfig, LoraConfig, WorldConfig
-from lm.objectives import METHODS, Pessimism, looks
+from lm.objectives import DPO, METHODS, Pessimism, looks
 from lm.stages.run import Run
 from lm.workflow import job
+from lm.workflow.record import JOBS, VERSION, read
 from lm.workflow.summary import as_text, main, summary, with_defaults
 
 WORKFLOW = Path(job.__file__).parent
@@ -232,11 +232,23 @@ def test_the_plan_of_the_whole_grid(tmp_path: Path) -> None:
 
 
 def test_presets_agree_with_the_workflow() -> None:
-    assert all(re.fullmatch("[a-z-]+", name) for name in METHODS), "as the Snakefile's wildcard has them"
     config, _ = parse("lm.train", "", ["--config", str(CONFIGS / "grid.yaml")])
     assert config.data.kind == "world"
     for name in config.methods:
         assert config.settings(name)
+
+
+def test_the_workflow_takes_any_name_of_a_method(tmp_path: Path, preset: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    name = "dpo-2.x_Y"
+    code = f"import sys\nsys.path.insert(0, {str(WORKFLOW.parents[1])!r})\n"
+    code += f"from lm.objectives import METHODS\nMETHODS[{name!r}] = METHODS['p-dpo']\n"
+    (tmp_path / "sitecustomize.py").write_text(code)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    axes = ["seeds=[0]", "rhos=[0.2]", f"methods=[{name}]"]
+    status, said = snakemake(tmp_path, preset, "-n", axes=[*axes, f"constant_alpha={{methods: [{name}]}}"])
+    assert status == 0, said
+    assert f"cells/seed0-rho0.2-{name}.json" in said
+    assert f"alpha/seed0-rho0.2-{name}-0.1.json" in said
 
 
 # ---------------------------------------------------------------- jobs
@@ -264,6 +276,7 @@ def test_a_cell_is_of_one_method(preset: Path, tmp_path: Path, capsys: pytest.Ca
     ("method", "like", "message"),
     [
         ("p-dpo", {"rho": 0.8}, r"--like is a cell of \('p-dpo', 0, 0.8\) .* ask for \('p-dpo', 0, 0.2\)"),
+        ("p-dpo", {"job": "alpha"}, "--like must be the record of a cell, got one of alpha"),
         ("p-dpo", {"seed": 1}, r"--like is a cell of \('p-dpo', 1, 0.2\)"),
         ("p-dpo", {"method": "e-dpo"}, r"--like is a cell of \('e-dpo', 0, 0.2\)"),
         ("dpo", {"method": "dpo"}, "--constant goes with a method that has a KL term, which dpo has not"),
@@ -274,14 +287,41 @@ def test_a_constant_alpha_is_of_the_same_cell(
 ) -> None:
     options = ["--config", str(preset), "--output_dir", str(tmp_path), "--methods", f"[{method}]"]
     run = Run(parse("lm.train", "", options)[0])
-    cell = {"seed": 0, "rho": 0.2, "method": "p-dpo", "chosen": {"setting": {"beta": 0.1}}, **like}
+    cell = {"job": "cell", "seed": 0, "rho": 0.2, "method": "p-dpo", "chosen": {"setting": {"beta": 0.1}}, **like}
     with pytest.raises(ValueError, match=message):
         job.constant_alpha(run, cell, 0.1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Held(DPO):
+    """A method that calls its KL term by a name of its own."""
+
+    term: Pessimism = field(default_factory=Pessimism)
+
+    @property
+    def pessimism(self) -> Pessimism:
+        return self.term
+
+
+def test_a_constant_alpha_goes_where_the_method_has_its_term(
+    preset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(METHODS, "dpo", Held)
+    monkeypatch.setattr("lm.reporting.results.cell", lambda run, name: {"tried": run.config.settings(name)})
+    run = Run(parse("lm.train", "", ["--config", str(preset), "--output_dir", str(tmp_path), "--methods", "[dpo]"])[0])
+    setting = {"beta": 0.5, "term": {"alpha_start": 0.1, "alpha_end": 0.2, "samples": "preferences"}}
+    cell = {"job": "cell", "seed": 0, "rho": 0.2, "method": "dpo", "chosen": {"setting": setting}}
+    term = Pessimism(alpha_start=3.0, alpha_end=3.0, samples="preferences")
+    assert job.constant_alpha(run, cell, 3.0) == {"tried": [Held(beta=0.5, term=term)], "alpha": 3.0}
 
 
 # ---------------------------------------------------------------- the summary
 
 MEANS = {"dpo": 0.0, "ipo": 0.1, "p-dpo": 0.5}
+MEASURED = dict.fromkeys(("oracle_reward", "finished", "kl", "chosen_logratio", "rejected_logratio", "accuracy"), 0.5)
+ACCURACIES = {kind: {"accuracy": 0.5, "pairs": 2} for kind in ("all", "longer", "shorter", "neither")}
+ROWS = {"kept": {"train": 2}, "dropped": {}}
+BIAS = {"pairs": 2, "longer_preferred": 1, "shorter_preferred": 1, "mean_chosen_length": 1, "mean_rejected_length": 1}
 
 
 def records(seeds: int = 3, prompts: int = 200) -> list[dict[str, Any]]:
@@ -299,10 +339,12 @@ def records(seeds: int = 3, prompts: int = 200) -> list[dict[str, Any]]:
     made: list[dict[str, Any]] = []
     for seed in range(seeds):
         base = rng.normal(size=prompts)
-        sft = {"oracle_reward": float(base.mean())}
-        made.append({"job": "base", "seed": seed, "sft": sft, "oracle": {}, "labels": {}, "data": {}, **common})
+        sft = {**MEASURED, "n": prompts, "length": 1.0, "oracle_reward": float(base.mean())}
+        shared = {"sft": sft, "oracle": ACCURACIES, "labels": {"longer_preferred": 0.5}}
+        data = {"preferences": ROWS, "references": ROWS, "vocabulary": 9}
+        made.append({"job": "base", "seed": seed, **shared, "data": data, **common})
         for rho in (0.2, 0.8):
-            models: dict[str, Any] = {"rho": {"accuracy": {}}, "b0.4": {"accuracy": {}}}
+            models: dict[str, Any] = {name: {"accuracy": ACCURACIES, **BIAS} for name in ("rho", "b0.4")}
             made.append({"job": "scores", "seed": seed, "rho": rho, "reward_models": models, **common})
             for method, mean in MEANS.items():
                 rewards = base + mean * (rho < 0.5) + 0.1 * seed + rng.normal(size=prompts) / 2
@@ -313,7 +355,13 @@ def records(seeds: int = 3, prompts: int = 200) -> list[dict[str, Any]]:
                     "rho": rho,
                     "method": method,
                     "chosen": {"setting": {"beta": 0.1, **kl}, "step": 2},
-                    "test": {"advantage": float((rewards - base).mean()), "length": 1 / 3},
+                    "test": {
+                        **MEASURED,
+                        "n": prompts,
+                        "length": 1 / 3,
+                        "advantage": float((rewards - base).mean()),
+                        "ci": [-1, 1],
+                    },
                     "validation": [],
                     "probe": [],
                     "rewards": {method: rewards.tolist(), "sft": base.tolist()},
@@ -388,6 +436,19 @@ def test_constant_alphas_come_with_the_annealed_one() -> None:
         (0, 0.1, 0.1),
         (1, 1e-4, 1e-2),
         (1, 0.1, 0.1),
+    ]
+
+
+def test_alphas_are_read_where_the_method_has_its_term(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(METHODS, "p-dpo", Held)
+    rows = records(seeds=1)
+    for row in rows:
+        if row.get("method") == "p-dpo":
+            setting = row["chosen"]["setting"]
+            setting["term"] = setting.pop("kl")
+    assert [row["alpha"] for row in summary(rows)["alpha"]] == [
+        {"alpha_start": 1e-4, "alpha_end": 1e-2},
+        {"alpha_start": 0.1, "alpha_end": 0.1},
     ]
 
 
@@ -497,5 +558,80 @@ def test_a_mistake_is_one_message(tmp_path: Path, capsys: pytest.CaptureFixture[
     assert main([str(tmp_path / "absent.json"), "--out", str(tmp_path / "grid.json")]) == 2
     first, second = capsys.readouterr().err.splitlines()
     assert first == "error: there are no cells among the records"
-    assert "absent.json" in second
+    assert second.startswith(f"error: there is no {tmp_path / 'absent.json'}; run the workflow to its end")
     assert not (tmp_path / "grid.json").exists()
+
+
+# ---------------------------------------------------------------- the records
+
+
+def test_records_are_read_as_they_are_and_so_are_the_first_ones_without_a_version(tmp_path: Path) -> None:
+    path = tmp_path / "r.json"
+    seen = set()
+    for row in records(seeds=1):
+        for record in (row, {**row, "version": VERSION}):
+            path.write_text(json.dumps(record))
+            assert read(path) == record
+        seen.add(row["job"])
+    assert seen == set(JOBS)
+
+
+@pytest.mark.parametrize(
+    ("of", "change", "message"),
+    [
+        (2, lambda row: row.pop("config"), "lacks config: it is not whole; "),
+        (2, lambda row: row["test"].pop("length"), "lacks test.length: it is not whole; "),
+        (2, lambda row: row.update(seed="x"), 'has seed "x", where a whole number is needed'),
+        (2, lambda row: row.update(rho=None), "has rho null, where a number is needed"),
+        (2, lambda row: row.update(method="rlhf"), "has method 'rlhf', where one of dpo, ipo, "),
+        (2, lambda row: row["rewards"].pop("sft"), "lacks rewards.sft"),
+        (2, lambda row: row["rewards"]["sft"].pop(), "has 200 rewards.dpo and 199 rewards.sft, where as many are"),
+        (4, lambda row: row["chosen"]["setting"].pop("kl"), "lacks chosen.setting.kl.alpha_start, "),
+        (4, lambda row: row["chosen"]["setting"].update(kl=1), "lacks chosen.setting.kl.alpha_start, "),
+        (2, lambda row: row.update(job="alpha", alpha=1), "has method 'dpo', where one with a KL term is needed"),
+        (5, lambda row: row.pop("alpha"), "lacks alpha: "),
+        (1, lambda row: row["reward_models"]["rho"].pop("pairs"), "lacks reward_models.rho.pairs"),
+        (0, lambda row: row["provenance"].pop("date"), "lacks provenance.date"),
+        (0, lambda row: row["config"]["evaluation"].pop("resamples"), "lacks config.evaluation.resamples"),
+        (0, lambda row: row.pop("job"), "has no job, where one of base, scores, cell, alpha is needed"),
+        (0, lambda row: row.update(job=["cell"]), "has job ['cell'], where one of base"),
+        (0, lambda row: row.update(version=2), "is of version 2, and version 1 is read here; "),
+    ],
+)
+def test_a_record_that_is_not_whole_is_refused_by_its_files_name_and_the_field(
+    of: int, change: Any, message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    row = deepcopy(records(seeds=1)[of])
+    change(row)
+    refused(tmp_path / "r.json", json.dumps(row), message, capsys)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ('{"job": "cell", "seed": 0}', "lacks config, provenance, rho, method and 5 more: it is not whole; "),
+        ("[]", "has no job, where one of base, scores, cell, alpha is needed: it is no record of a job; "),
+        ('{"version": 1, "methods": {}}', "has no job, where one of base"),  # as results.json begins
+        ("seed: 0", "is not JSON (Expecting value"),
+        ("", "is not JSON (Expecting value"),
+        ('{"job": NaN}', "is not JSON (NaN is no number in it); "),
+    ],
+)
+def test_a_file_that_is_no_record_is_refused_by_its_name(
+    text: str, message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    refused(tmp_path / "r.json", text, message, capsys)
+
+
+def refused(path: Path, text: str, message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """By the summary, and where a constant alpha's cell is wanted."""
+    path.write_text(text)
+    assert main([str(path), "--out", str(path.with_name("grid.json"))]) == 2
+    said = capsys.readouterr().err
+    assert said.startswith(f"error: {path} {message}")
+    assert said.count("\n") == 1
+    assert said.rstrip().endswith("a broken one is deleted, and made anew by the workflow")
+    assert not path.with_name("grid.json").exists()
+    like = ["alpha", "--out", str(path.with_name("a.json")), "--like", str(path), "--constant", "1"]
+    assert job.main([*like, "--output_dir", str(path.with_name("store")), "--methods", "[p-dpo]"]) == 2
+    assert f"{path} {message}" in capsys.readouterr().err

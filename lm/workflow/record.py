@@ -1,0 +1,172 @@
+"""The records of the grid's jobs: what is in them, and the one reader that there is.
+
+The first records had no version; they are of the same form, and are read.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from figures import record
+from figures.record import Accuracies, Data, Labels, LengthBias, Measured, Tried
+from lm.config import SFT
+from lm.objectives import METHODS
+
+VERSION = 1
+Record = dict[str, Any]
+"""JSON values of one of JOBS."""
+ALPHAS = ("alpha_start", "alpha_end")
+"""The weights of a `lm.objectives.Pessimism`."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluation:
+    """Those of its options that the summary's intervals are made by."""
+
+    confidence: float
+    resamples: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """Of the run, as `lm.config.Config.as_dict` gives them; the others may be of an earlier version."""
+
+    evaluation: Evaluation
+    bias: dict[str, Any]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Machine:
+    """Where the job ran."""
+
+    processor: str
+    cores: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Provenance:
+    """What the summary keeps of a job's."""
+
+    commit: str | None
+    date: str
+    machine: Machine
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """What every record has."""
+
+    seed: int
+    config: Options
+    provenance: Provenance
+
+
+@dataclass(frozen=True, kw_only=True)
+class Base(Job):
+    """Of `lm.workflow.job.base`."""
+
+    sft: Measured
+    oracle: Accuracies | None
+    labels: Labels
+    data: Data
+
+
+@dataclass(frozen=True, kw_only=True)
+class RewardModel(LengthBias):
+    """A reward model and the pairs that it was trained on."""
+
+    accuracy: Accuracies
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scores(Job):
+    """Of `lm.workflow.job.scores`."""
+
+    rho: float
+    reward_models: dict[str, RewardModel]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Chosen:
+    """By validation."""
+
+    setting: dict[str, Any]
+    step: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tested(Measured):
+    """The chosen policy on test prompts."""
+
+    advantage: float
+    ci: tuple[float, float]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cell(Job):
+    """Of `lm.workflow.job.one_cell`."""
+
+    rho: float
+    method: str
+    chosen: Chosen
+    test: Tested
+    validation: list[Tried]
+    probe: list[record.Probe]
+    rewards: dict[str, list[float]]
+    """The oracle's of each test prompt, of the method's policy and of pi_ref."""
+
+    def __post_init__(self) -> None:
+        if self.method not in METHODS:
+            raise ValueError(f"has method {self.method!r}, where one of {', '.join(METHODS)} is needed")
+        absent = [f"rewards.{name}" for name in (self.method, SFT) if name not in self.rewards]
+        if option := METHODS[self.method]().pessimism_option:
+            term = self.chosen.setting.get(option)
+            weights = term if isinstance(term, Mapping) else {}
+            absent += [f"chosen.setting.{option}.{name}" for name in ALPHAS if name not in weights]
+        if absent:
+            raise ValueError(record.lacks(absent))
+        own, base = (len(self.rewards[name]) for name in (self.method, SFT))
+        if own != base or not own:
+            raise ValueError(
+                f"has {own} rewards.{self.method} and {base} rewards.{SFT}, where as many are needed, at least one"
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Alpha(Cell):
+    """Of `lm.workflow.job.constant_alpha`."""
+
+    alpha: float
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if METHODS[self.method]().pessimism_option is None:
+            raise ValueError(f"has method {self.method!r}, where one with a KL term is needed")
+
+
+JOBS: dict[str, type[Job]] = {"base": Base, "scores": Scores, "cell": Cell, "alpha": Alpha}
+
+
+def read(path: Path) -> Record:
+    """A job's record, whole: its values as JSON has them.
+
+    Raises:
+        FileNotFoundError: there is none.
+        ValueError: it is not JSON, is no job's, is of another version, or lacks something, or has it of the wrong type.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(f"there is no {path}; run the workflow to its end")
+    cure = "name records that `python -m lm.workflow.job` wrote; a broken one is deleted, and made anew by the workflow"
+    values = record.values_of(path, cure)
+    job = values.get("job") if isinstance(values, dict) else None
+    if not isinstance(job, str) or job not in JOBS:
+        found = "has no job" if job is None else f"has job {job!r}"
+        raise ValueError(f"{path} {found}, where one of {', '.join(JOBS)} is needed: it is no record of a job; {cure}")
+    if (version := values.get("version", VERSION)) != VERSION:
+        raise ValueError(f"{path} is of version {version!r}, and version {VERSION} is read here; {cure}")
+    record.whole(JOBS[job], values, path, cure)
+    kept: Record = values
+    return kept
