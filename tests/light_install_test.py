@@ -135,7 +135,7 @@ def test_any_other_import_error_is_a_fault_and_keeps_its_traceback(capsys: pytes
 
 
 def requirements() -> Iterator[str]:
-    """As an installation's metadata have them: an extra that takes in others is written out, in the alphabet's order."""
+    """As an installation has them: an extra that takes in others is written out, in the order of the alphabet."""
     yield from PROJECT["dependencies"]
     extras = PROJECT["optional-dependencies"]
 
