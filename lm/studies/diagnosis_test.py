@@ -669,6 +669,6 @@ def test_the_package_lists_its_commands() -> None:
 
 def test_what_is_no_command_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as end:
-        lm.__main__.main(["trian"])
+        lm.__main__.main(["train"])
     assert end.value.code == 2
-    assert "unrecognized arguments: trian" in capsys.readouterr().err
+    assert "unrecognized arguments: train; did you mean python -m lm.train?" in capsys.readouterr().err
