@@ -102,7 +102,7 @@ def in_words(hint: Any) -> str:
     if kind is dict:
         return "a mapping"
     words = {int: "a whole number", float: "a number", bool: "true or false", str: "text", type(None): "null"}
-    return words.get(hint) or getattr(hint, "__name__", str(hint))
+    return words.get(hint) or str(getattr(hint, "__name__", hint))
 
 
 def parser_of(
