@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import ast
+import difflib
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -33,7 +34,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         add_help=False,
     )
     parser.add_argument("-h", "--help", action="store_true", help=argparse.SUPPRESS)
-    parser.parse_args(arguments)
+    _, unknown = parser.parse_known_args(arguments)
+    if unknown:
+        close = difflib.get_close_matches(f"lm.{unknown[0].removeprefix('lm.')}", commands(), n=1, cutoff=0.7)
+        hint = f"; did you mean python -m {close[0]}?" if close else ""
+        parser.error(f"unrecognized arguments: {' '.join(unknown)}{hint}")
     parser.print_help()
     return 0
 

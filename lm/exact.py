@@ -25,11 +25,9 @@ from theory.records import write_json, write_text
 
 def parse(arguments: Sequence[str]) -> tuple[ExactConfig, str]:
     """(config, resolved YAML); leaves with status 2 on an unknown option, ValueError for one out of range."""
-    from jsonargparse import ArgumentParser
+    from lm.base.options import CONFIGS, ConfigHelp, Parser, add_config, resolve
 
-    from lm.base.options import CONFIGS, ConfigHelp, add_config, resolve
-
-    parser = ArgumentParser(
+    parser = Parser(
         prog="python -m lm.exact",
         usage="%(prog)s [--config FILE] [--OPTION VALUE ...]",
         description=(__doc__ or "").split("\n")[0],

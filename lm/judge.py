@@ -65,11 +65,9 @@ def parse(arguments: Sequence[str] | None) -> tuple[Namespace, EvaluationConfig,
     Leaves with status 2 and a message for an option that is unknown, missing, or without effect; raises ValueError
     where its value is out of range.
     """
-    from jsonargparse import ArgumentParser
+    from lm.base.options import ConfigHelp, Parser
 
-    from lm.base.options import ConfigHelp
-
-    parser = ArgumentParser(
+    parser = Parser(
         prog="python -m lm.judge",
         usage="%(prog)s RUN | SAMPLES SAMPLES [--OPTION VALUE ...]",
         description=(__doc__ or "").replace("\n\n    python", "\n\npython").split("\n\n")[0],

@@ -120,6 +120,7 @@ def test_our_own_faults_keep_their_traceback(command: str) -> None:
     ("command", "arguments", "message"),
     [
         ("theory", ["--only", "thm9"], "--only thm9: no such statement; there are prop1, "),
+        ("theory", ["--only", "cor1,thm9"], "--only thm9: no such statement; there are prop1, "),
         ("theory.mutation", ["--only", "dqo"], "--only dqo: theory.losses has no such function; it has "),
         ("bandits.transitive", ["--beta", "0"], "beta must be a finite number > 0, got 0.0"),
         ("bandits.bench", ["--seed", "-1"], "expected non-negative integer"),

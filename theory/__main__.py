@@ -35,10 +35,10 @@ def main(arguments: Sequence[str]) -> int:
         "theory",
         "Runs every check of every statement and prints the ledger of what holds. A check that fails is a failure.",
         "",
-        "--only thm2 --only thm2-hull --examples 1000",
+        "--only thm2,thm2-hull --examples 1000",
         "--thorough --json ledger.json --jobs 8",
     )
-    parser.add_argument("--only", action="append", metavar="NAME", help="a statement's id; repeatable")
+    parser.add_argument("--only", action="append", metavar="NAME", help="ids of statements, by commas; repeatable")
     parser.add_argument(
         "--thorough", action="store_true", help=f"larger enumerations, {EXAMPLES['thorough']:,} examples a property"
     )
@@ -65,10 +65,11 @@ def main(arguments: Sequence[str]) -> int:
 
     load_profile("thorough" if options.thorough else "default", examples=options.examples)  # before any property exists
     claims = {claim.id: claim for claim in sorted(all_claims(), key=paper_order)}
-    for name in options.only or []:
+    only = [name.strip() for given in options.only or [] for name in given.split(",")]
+    for name in only:
         if name not in claims:
             raise ValueError(f"--only {name}: no such statement; there are {', '.join(claims)}")
-    claims = {name: claim for name, claim in claims.items() if not options.only or name in options.only}
+    claims = {name: claim for name, claim in claims.items() if not only or name in only}
 
     from rich.console import Console
     from rich.live import Live

@@ -309,6 +309,10 @@ def test_only_and_thorough(claims: list[Claim], tmp_path: Path) -> None:
     assert settings().max_examples >= 10_000
     ledger.main(["--only", "other", "--examples", "7"])
     assert settings().max_examples == 7
+    claims.append(claim(id="third", properties=()))
+    for names in (["--only", "other,third"], ["--only", "other", "--only", "third"]):
+        assert ledger.main([*names, "--json", str(file)]) == 0
+        assert [row["id"] for row in json.loads(file.read_text())] == ["other", "third"]
 
 
 def test_markdown_goes_between_markers(claims: list[Claim], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -66,9 +66,17 @@ def provenance(seed: int | None, packages: Sequence[str], **more: Any) -> dict[s
         "machine": {"platform": platform.platform(), "processor": _processor(), "cores": os.cpu_count()},
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "seed": seed,
-        "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
+        "command": command(),
         **more,
     }
+
+
+def command() -> list[str]:
+    """What this process runs, as it can be given again: python -m and the module's name, or the script, then the
+    arguments."""
+    spec = getattr(sys.modules["__main__"], "__spec__", None)
+    program = ["-m", spec.name.removesuffix(".__main__")] if spec else sys.argv[:1]
+    return ["python", *program, *sys.argv[1:]]
 
 
 def _version(package: str) -> str | None:

@@ -26,8 +26,13 @@ def write_jsonl(path: Path, rows: Iterable[Any]) -> None:
             file.write((json.dumps(row, ensure_ascii=False) + "\n").encode())
 
 
-def read_jsonl(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    """(line number from 1, object) of a .jsonl(.gz) file; ValueError names the file and line of a malformed one."""
+def read_jsonl(path: Path, kinds: Iterable[str] = (".jsonl", ".jsonl.gz")) -> Iterator[tuple[int, dict[str, Any]]]:
+    """(line number from 1, object) of a .jsonl(.gz) file; ValueError names the file and line of a malformed one.
+
+    Args:
+        path: the file.
+        kinds: of file that whoever asks reads, for messages.
+    """
     opener = gzip.open if path.suffix == ".gz" else open
     with opener(path, "rt", encoding="utf-8") as file:
         number = 0
@@ -45,7 +50,10 @@ def read_jsonl(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
                     raise ValueError(f"{path}, line {number}: a JSON object is needed, got {type(row).__name__}")
                 yield number, row
         except (UnicodeDecodeError, EOFError, gzip.BadGzipFile, zlib.error) as error:
-            raise ValueError(f"{path}, after line {number}: cannot be read ({error})") from None
+            raise ValueError(
+                f"{path}, after line {number}: cannot be read ({error}); what is read is {', '.join(kinds)}, "
+                "JSON lines as text in UTF-8"
+            ) from None
 
 
 def inside(folder: Path, name: str) -> Path:

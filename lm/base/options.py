@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import difflib
 import json
+import re
+import reprlib
+import types
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, Literal, NoReturn, Union, get_args, get_origin
 
 import yaml
 from jsonargparse import ArgumentParser, DefaultHelpFormatter, Namespace, get_loader, set_loader
@@ -13,6 +17,7 @@ from jsonargparse import ArgumentParser, DefaultHelpFormatter, Namespace, get_lo
 from lm.base.command import Help, add_common, epilog
 from lm.config import Config, ExactConfig
 from lm.objectives import METHODS, option_of
+from theory.shell import MISTAKEN
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 RETIRED: dict[str, tuple[Any, str]] = {
@@ -27,13 +32,86 @@ class ConfigHelp(Help, DefaultHelpFormatter):
     """`Help`, of a parser with a config."""
 
 
+class Parser(ArgumentParser):
+    """Says a mistake in a line that names the option, what it was given and what would be right."""
+
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        if not self.exit_on_error:
+            super().error(message, ex)
+        self.exit(MISTAKEN, f"error: {self.plain(message)}\n")
+
+    def plain(self, message: str) -> str:
+        """jsonargparse's message in one line, in our words where it is about an option's name or value."""
+        line = " ".join(message.split())
+        if left := re.fullmatch("unrecognized arguments: (.*)", line):
+            names = [word.partition("=")[0] for word in left[1].split() if word.startswith("-")]
+            if not names and all(action.option_strings for action in self._actions):
+                return f"{line}; all arguments are options, --OPTION VALUE"
+            return line + "".join(map(self.meant, names))
+        if key := re.fullmatch("Group '(.+?)' does not accept option '(.+?)'", line):
+            name = f"--{key[1]}.{key[2]}"
+            return f"there is no option {name}{self.meant(name)}"
+        if key := re.fullmatch("Option '(.+?)' is not accepted", line):
+            return f"there is no option --{key[1]}{self.meant(f'--{key[1]}')}"
+        if key := re.fullmatch('Parser key "config": File does not exist: (.*)', line):
+            presets = ", ".join(sorted(path.name for path in CONFIGS.glob("*.yaml")))
+            return f"--config: there is no file {key[1]}; the presets in {CONFIGS} are {presets}"
+        if key := re.match(r'Parser key "([^"]+)":\s', message):
+            return self.about(key[1], message) or line
+        return line
+
+    def meant(self, name: str) -> str:
+        """A hint at the options that are most like an unknown one; empty where none is."""
+        known = [option[2:] for action in self._actions for option in action.option_strings if option.startswith("--")]
+        wanted = name.lstrip("-").replace("-", "_")
+        close = [option for option in known if option.endswith(f".{wanted}")]
+        close = close or difflib.get_close_matches(wanted, known, n=1, cutoff=0.75)
+        if not close:
+            return ""
+        return f"; did you mean {' or '.join(f'--{option}' for option in close[:3])}{' or ...' * (len(close) > 3)}?"
+
+    def about(self, key: str, message: str) -> str | None:
+        """What an option must be and what it got; None where jsonargparse says something else about it."""
+        name = key.partition("[")[0]
+        said = r"(?:Got value: |Given value: |Unable to load config ')(.*?)(?:'\s*\n  - .*)?\Z"
+        given = re.search(said, message, flags=re.DOTALL)
+        if not given:
+            return None
+        value = given[1] if re.fullmatch(r"[-+.\w]+", given[1]) else reprlib.repr(given[1])
+        group = [action.dest for action in self._actions if action.dest.startswith(f"{name}.")]
+        if group:
+            return f"--{key} is a group of options, got {value}; name one of it, as --{group[0]}"
+        hint = next((getattr(action, "_typehint", None) for action in self._actions if action.dest == name), None)
+        if hint is None:
+            return None
+        example = f", as in --{name} '[{given[1]}]'" if "Expected a <class 'list'>" in message else ""
+        return f"--{key} must be {in_words(hint)}{example}, got {value}"
+
+
+def in_words(hint: Any) -> str:
+    """What a value of this type is: "a whole number or null"."""
+    kind, inner = get_origin(hint), get_args(hint)
+    if kind in (Union, types.UnionType):
+        return " or ".join(map(in_words, inner))
+    if kind is Literal:
+        return f"one of {', '.join(map(str, inner))}"
+    if kind is list:
+        return f"a list, {in_words(inner[0])} each"
+    if kind is tuple:
+        return f"a list of {len(inner)}, {in_words(inner[0])} each"
+    if kind is dict:
+        return "a mapping"
+    words = {int: "a whole number", float: "a number", bool: "true or false", str: "text", type(None): "null"}
+    return words.get(hint) or str(getattr(hint, "__name__", hint))
+
+
 def parser_of(
     command: str, description: str, preset: str = "demo.yaml", examples: Sequence[str] | None = None
 ) -> ArgumentParser:
     """All fields of `lm.config.Config` as dotted options, plus --config, --print_config, --debug and --quiet."""
     if examples is None:
         examples = ("", "--config lm/configs/helpfulness.yaml --output_dir runs/helpfulness", "--print_config")
-    parser = ArgumentParser(
+    parser = Parser(
         prog=f"python -m {command}",
         usage="%(prog)s [--config FILE] [--OPTION VALUE ...]",  # the generated one hides an error under 90 lines
         description=f"{description} Without --config, the preset {preset} (the embedded world) is used; other presets "

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import sys
+import types
 from dataclasses import dataclass
+from importlib.machinery import ModuleSpec
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +14,7 @@ import pytest
 
 from lm.base.files import read_jsonl, sha256_of, write_jsonl
 from lm.base.store import Artifact, CorruptArtifact, MissingArtifact, Store
+from theory import records
 from theory.records import write_json, write_text
 
 
@@ -38,6 +42,16 @@ class Maker:
 @pytest.fixture
 def store(tmp_path: Path) -> Store:
     return Store(tmp_path / "run", seed=7)
+
+
+def test_a_record_has_the_command_to_give_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    main = types.ModuleType("__main__")
+    monkeypatch.setitem(sys.modules, "__main__", main)
+    monkeypatch.setattr(sys, "argv", ["some/script.py", "--methods", "[dpo, e-dpo]"])
+    assert records.command() == ["python", "some/script.py", "--methods", "[dpo, e-dpo]"]
+    for module in ("lm.train", "theory.__main__"):
+        main.__spec__ = ModuleSpec(module, None)
+        assert records.command()[:3] == ["python", "-m", module.removesuffix(".__main__")]
 
 
 def test_the_same_inputs_are_made_once(store: Store) -> None:

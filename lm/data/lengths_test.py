@@ -138,7 +138,7 @@ def text_of(length: int) -> str:
     return "x" * length
 
 
-sets = st.lists(st.tuples(st.integers(0, 30), st.integers(0, 30)), max_size=40)
+sets = st.lists(st.tuples(st.integers(0, 30), st.integers(0, 30)), min_size=1, max_size=40)
 """Lengths of chosen and rejected; with rows that are no comparison (empty or identical), and with equal rows."""
 
 

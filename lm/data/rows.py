@@ -34,8 +34,18 @@ def read_rows(path: str, subset: str | None = None) -> Iterator[tuple[str, Row]]
     A hub dataset is owner/name, or owner/name/folder for one folder of it; either with @revision after it.
 
     Raises FileNotFoundError for a local path that is not there, ValueError for a malformed line, an unknown file type,
-    or a hub dataset that cannot be loaded.
+    a hub dataset that cannot be loaded, or where there is no row.
     """
+    row = None
+    for row in _read(path, subset):
+        yield row
+    if row is None:
+        raise ValueError(
+            f"{path} holds no rows{'' if path.endswith('.parquet') else '; one JSON object a line is needed'}"
+        )
+
+
+def _read(path: str, subset: str | None) -> Iterator[tuple[str, Row]]:
     local = Path(path)
     try:
         there = local.exists()
@@ -71,7 +81,7 @@ def _read_local(path: Path) -> Iterator[tuple[str, Row]]:
         for file in files:
             yield from _read_local(file)
     elif path.name.endswith((".jsonl", ".jsonl.gz")):
-        for number, row in read_jsonl(path):
+        for number, row in read_jsonl(path, SUFFIXES):
             yield f"{path}, line {number}", row
     elif path.suffix == ".parquet":
         try:

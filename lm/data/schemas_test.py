@@ -264,6 +264,31 @@ def test_a_malformed_line_is_named_with_its_file(line: str, message: str, suffix
         list(read_rows(str(path)))
 
 
+@pytest.mark.parametrize("content", ["", "\n \n"])
+@pytest.mark.parametrize("folder", [False, True])
+def test_a_set_without_rows_is_refused(content: str, folder: bool, tmp_path: Path) -> None:
+    (tmp_path / "empty.jsonl").write_text(content)
+    path = tmp_path if folder else tmp_path / "empty.jsonl"
+    with pytest.raises(ValueError, match=f"{path} holds no rows; one JSON object a line is needed"):
+        list(read_rows(str(path)))
+
+
+def test_a_parquet_file_without_rows_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "empty.parquet"
+    write_rows(path, [])
+    with pytest.raises(ValueError, match=f"{path} holds no rows$"):
+        list(read_rows(str(path)))
+
+
+def test_a_file_that_is_no_text_is_told_what_is_read(tmp_path: Path) -> None:
+    path = tmp_path / "bin.jsonl"
+    path.write_bytes(b"\x93\xff\x00\n")
+    with pytest.raises(
+        ValueError, match=r"what is read is \.jsonl, \.jsonl\.gz, \.parquet, JSON lines as text in UTF-8"
+    ):
+        list(read_rows(str(path)))
+
+
 def test_a_file_cut_short_is_named(tmp_path: Path) -> None:
     path = tmp_path / "hh.jsonl.gz"
     path.write_bytes(gzip.compress(b'{"chosen": "a"}\n' * 1000)[:-20])

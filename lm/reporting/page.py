@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import unicodedata
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -58,7 +59,7 @@ def page(run: Path) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"number": number, "p": p_value, "flat": flat}
+    environment.filters |= {"number": number, "p": p_value, "flat": flat, "shell": shlex.join}
     return environment.get_template("report.html.jinja").render(
         results=results,
         methods=results.methods,

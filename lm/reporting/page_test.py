@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import asdict
@@ -170,13 +171,41 @@ def test_another_number_is_another_page(run: Path, parsed: Parsed, tmp_path: Pat
     assert "98.765" not in parsed.values("value")
 
 
+def test_what_validation_chose_from_is_said(run: Path, parsed: Parsed, tmp_path: Path) -> None:
+    def edit(results: dict[str, Any]) -> None:
+        for tried in results["methods"]["dpo"]["validation"]:
+            tried["advantage"] = -0.25
+
+    assert "the greatest was chosen." in parsed.text
+    assert "Every advantage on validation prompts is negative" not in parsed.text
+    changed = Parsed(page(change(run, tmp_path / "run", edit))).text
+    assert "the greatest was chosen, the earliest in the list of the 2 that tie." in changed
+    assert "Every advantage on validation prompts is negative: none of these is better than SFT." in changed
+
+
+def test_tests_are_counted(run: Path, parsed: Parsed, tmp_path: Path) -> None:
+    def edit(results: dict[str, Any]) -> None:
+        del results["methods"]["drdo"], results["wins"]["drdo"], results["looks"]["drdo"]
+        results["wald"] = {"dpo - e-dpo": results["wald"]["dpo - e-dpo"]}
+
+    assert "paired by prompt; 3 tests, not corrected for their number." in parsed.text
+    assert "paired by prompt; 1 test." in Parsed(page(change(run, tmp_path / "run", edit))).text
+
+
+def test_the_command_can_be_pasted(run: Path, tmp_path: Path) -> None:
+    def edit(results: dict[str, Any]) -> None:
+        results["provenance"]["command"] = ["python", "-m", "lm.train", "--methods", "[dpo, e-dpo]"]
+
+    assert "python -m lm.train --methods '[dpo, e-dpo]'" in Parsed(page(change(run, tmp_path / "run", edit))).text
+
+
 def test_no_text_of_a_run_becomes_markup(parsed: Parsed, tmp_path: Path) -> None:
     hostile = Parsed(page(make_run(tmp_path / "run", HOSTILE)))
     assert hostile.tags == parsed.tags
     assert [name for name, _ in hostile.attributes] == [name for name, _ in parsed.attributes]
     shown = HOSTILE.replace("\u202e", "<U+202E>").replace("\x00", "<U+0000>").replace("\x1b", "<U+001B>")
     shown = shown.replace("\ud800", "<U+D800>")
-    for place in (f"{shown} 5", f"dpo says {shown} 0", f"17 {shown}", f"train.py {shown}"):
+    for place in (f"{shown} 5", f"dpo says {shown} 0", f"17 {shown}", visible(shlex.join(["train.py", HOSTILE]))):
         assert place in hostile.text
     assert "<script>" not in parsed.text
 

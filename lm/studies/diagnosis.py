@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -80,7 +81,7 @@ class Rewards:
     member: int | None
     """Which one of the ensemble, from 0; None for what is no member's."""
     missing: int
-    """Comparisons without a finite margin."""
+    """Comparisons without one: null, or no such column in the row."""
     agree: float | None
     ties: float | None
     disagree: float | None
@@ -282,7 +283,7 @@ def read(path: str, *, kind: str = "auto", subset: str | None = None, render: Re
         for source, column in values.items():
             column.append(_margin(row, source, where))
     if not kept:
-        raise ValueError(f"{path}: none of {rows} rows is a comparison, left out were {dict(left_out) or 'none'}")
+        raise ValueError(f"{path}: none of {rows} rows is a comparison, left out were {dict(left_out)}")
     prompts, chosen, rejected = ([pair[name] for pair in kept] for name in ("prompt", "chosen", "rejected"))
     margins = {source: _stack(column, source, path) for source, column in values.items()}
     return Comparisons(kind, rows, prompts, chosen, rejected, _different(margins), left_out)
@@ -339,30 +340,33 @@ def _margin(row: Row, source: Source, where: str) -> Any:
     if len(terms) == 1:
         return terms[0]
     chosen, rejected = terms
-    if not listed:
-        return chosen - rejected
-    if len(chosen) != len(rejected):
+    if listed and len(chosen) != len(rejected):
         raise ValueError(
             f"{where}: {source[0]} and {source[1]} must be of one length, got {shown(chosen)} and {shown(rejected)}"
         )
-    return [c - r for c, r in zip(chosen, rejected, strict=True)]
+    margin = [c - r for c, r in zip(chosen, rejected, strict=True)] if listed else chosen - rejected
+    if not all(map(math.isfinite, margin if listed else [margin])):
+        raise ValueError(f"{where}: {rewards.named(source)} must be finite, got {shown(margin)}")
+    return margin
 
 
 def _reward(value: Any, where: str, name: str, listed: bool) -> Any:
-    if value is None or (type(value) is float and not listed):
+    if value is None or (type(value) is float and not listed and math.isfinite(value)):
         return value
     values = value if listed and isinstance(value, list) else [value]
     if (
         isinstance(value, list) != listed
         or not values
-        or any(isinstance(v, bool) or not isinstance(v, int | float | None) for v in values)
+        or any(isinstance(v, bool) or not isinstance(v, int | float) for v in values)
     ):
         what = "a list of numbers, one a member" if listed else "a number"
         raise ValueError(f"{where}: {name!r} must be {what}, got {shown(value)}")
     try:
-        numbers = [float("nan") if v is None else float(v) for v in values]
+        numbers = [float(v) for v in values]
     except OverflowError:
         raise ValueError(f"{where}: {name!r} must be a number that a float can hold, got {shown(value)}") from None
+    if not all(map(math.isfinite, numbers)):
+        raise ValueError(f"{where}: {name!r} must be finite, or null where there is none, got {shown(value)}")
     return numbers if listed else numbers[0]
 
 
@@ -376,7 +380,6 @@ def _stack(column: Sequence[Any], source: Source, path: str) -> Floats:
             )
         missing = [missing] * max(sizes, default=1)
     margins = np.array([missing if value is None else value for value in column], dtype=np.float64)
-    margins[~np.isfinite(margins)] = np.nan
     return margins[:, 0] if margins.shape[1:] == (1,) else margins
 
 

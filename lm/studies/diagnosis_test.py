@@ -166,7 +166,7 @@ def test_budgets_of_the_losses_that_the_set_allows(tmp_path: Path) -> None:
             "a",
             "b",
             margin=m,
-            member_margins=[m, None if i == 0 else 3.0],
+            member_margins=None if i == 0 or m is None else [m, 3.0],
             oracle_chosen_reward=9.0,
             oracle_rejected_reward=0.0,
         )
@@ -359,7 +359,7 @@ def test_a_tokenizers_own_limit_and_kind_change_no_count(tmp_path: Path) -> None
 
 
 def test_rewards_against_labels(tmp_path: Path) -> None:
-    values = [(2.0, 1.0), (1.0, 1.0), (0.0, 3.0), (5.0, 1.0), (None, 1.0), (float("nan"), 0.0)]
+    values = [(2.0, 1.0), (1.0, 1.0), (0.0, 3.0), (5.0, 1.0), (None, 1.0), (0.0, None)]
     rows = [row(f"p{i}", "a", "b", score_chosen=c, score_rejected=r) for i, (c, r) in enumerate(values)]
     (one,) = report_on(rows, tmp_path).rewards
     assert (one.missing, one.agree, one.ties, one.disagree) == (2, 0.5, 0.25, 0.25)
@@ -572,7 +572,8 @@ def test_the_command_prints_and_writes_the_report(tmp_path: Path, capsys: pytest
             '{"prompt": "p", "chosen": "a", "rejected": "a"}',
             "none of 1 rows is a comparison, left out were {'identical",
         ),
-        ("", "none of 0 rows is a comparison, left out were none"),
+        ("", "pairs.jsonl holds no rows; one JSON object a line is needed"),
+        ("\n \n", "pairs.jsonl holds no rows; one JSON object a line is needed"),
         ('{"prompt": "p", "chosen": "a", "rejected": "b", "score_chosen": 1}', "'score_chosen' needs 'score_rejected'"),
         ('{"prompt": "p", "chosen": "a", "rejected": "b", "margin": "x"}', "'margin' must be a number, got 'x'"),
         (
@@ -592,6 +593,33 @@ def test_the_command_prints_and_writes_the_report(tmp_path: Path, capsys: pytest
         (
             '{"prompt": "p", "chosen": "a", "rejected": "b", "member_margins": 1}',
             "'member_margins' must be a list of numbers, one a member, got 1",
+        ),
+        *(
+            (
+                f'{{"prompt": "p", "chosen": "a", "rejected": "b", {given}}}',
+                f"line 1: {message}",
+            )
+            for given, message in (
+                ('"margin": NaN', "'margin' must be finite, or null where there is none, got nan"),
+                ('"score_chosen": 1, "score_rejected": -Infinity', "'score_rejected' must be finite, or null where"),
+                ('"oracle_chosen_reward": NaN, "oracle_rejected_reward": 1', "'oracle_chosen_reward' must be finite"),
+                (
+                    '"member_margins": [1, NaN]',
+                    "'member_margins' must be finite, or null where there is none, got [1, nan]",
+                ),
+                (
+                    '"member_margins": [1, null]',
+                    "'member_margins' must be a list of numbers, one a member, got [1, None]",
+                ),
+                (
+                    '"score_chosen": 1e308, "score_rejected": -1e308',
+                    "score_chosen - score_rejected must be finite, got inf",
+                ),
+                (
+                    '"chosen_member_rewards": [1, 1e308], "rejected_member_rewards": [1, -1e308]',
+                    "chosen_member_rewards - rejected_member_rewards must be finite, got [0.0, inf]",
+                ),
+            )
         ),
         ("{", "line 1: not JSON"),
     ],
@@ -666,6 +694,6 @@ def test_the_package_lists_its_commands() -> None:
 
 def test_what_is_no_command_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as end:
-        lm.__main__.main(["trian"])
+        lm.__main__.main(["train"])
     assert end.value.code == 2
-    assert "unrecognized arguments: trian" in capsys.readouterr().err
+    assert "unrecognized arguments: train; did you mean python -m lm.train?" in capsys.readouterr().err
