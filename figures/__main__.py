@@ -25,6 +25,7 @@ exit status: {DONE} done; {FAILED} failed: results are missing or broken, the ot
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command; returns its exit status. Errors are a line each; --debug shows where they came from."""
     parser = argparse.ArgumentParser(
+        allow_abbrev=False,
         prog="python -m figures",
         description="Redraw figures from saved results.",
         epilog=HELP,

@@ -27,6 +27,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     width = max(map(len, commands()))
     listing = "\n".join(f"  python -m {name:<{width}}  {text}" for name, text in commands().items())
     parser = argparse.ArgumentParser(
+        allow_abbrev=False,
         prog="python -m lm",
         usage="python -m lm.COMMAND [--help] [OPTION ...]",
         description=f"Commands:\n{listing}\n\nEach explains its options with --help; lm.train runs everything.",

@@ -24,7 +24,6 @@ def main(arguments: Sequence[str]) -> None:
         "What a run will cost on GPUs, by arithmetic. Other options are lm.train's; see its --help.",
         "--parameters 1e9 --config lm/configs/tldr.yaml",
         "--parameters 7e9 --gpu a100 --rhos 7 --config lm/configs/helpfulness.yaml",
-        allow_abbrev=False,
     )
     parser.add_argument("--parameters", type=float, required=True, metavar="N", help="of every model, e.g. 7e9")
     parser.add_argument("--gpu", choices=GPUS, default="h100", help="default: %(default)s")

@@ -39,7 +39,6 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         "--data pairs.jsonl --reward-model Skywork/Skywork-Reward-V2-Qwen3-0.6B --out scored.jsonl",
         "--data pairs.jsonl --reward-model runs/own/reward/* --out scored.parquet",
         "--data pairs.jsonl --judge-model NAME --task helpfulness --endpoint http://localhost:8000/v1 --out s.jsonl",
-        allow_abbrev=False,
     )
     parser.add_argument("--data", required=True, help="hub name, .jsonl, .jsonl.gz or .parquet file, or folder of them")
     parser.add_argument("--subset", metavar="NAME", help="folder of a hub dataset")

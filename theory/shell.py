@@ -39,6 +39,7 @@ def argument_parser(command: str, description: str, *examples: str) -> argparse.
     """
     lines = "\n".join(f"  python -m {command} {example}".rstrip() for example in examples)
     parser = argparse.ArgumentParser(
+        allow_abbrev=False,
         prog=f"python -m {command}",
         description=description,
         epilog=f"examples:\n{lines}\n\nexit status: {DONE} done; {FAILED} failed; {MISTAKEN} a mistake in the options, "

@@ -69,6 +69,7 @@ def argument_parser(command: str, description: str | None, *examples: str, **opt
         options: argparse's.
     """
     parser = argparse.ArgumentParser(
+        allow_abbrev=False,
         prog=f"python -m {command}",
         description=description,
         epilog=epilog(command, examples),

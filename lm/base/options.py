@@ -33,7 +33,10 @@ class ConfigHelp(Help, DefaultHelpFormatter):
 
 
 class Parser(ArgumentParser):
-    """Says a mistake in a line that names the option, what it was given and what would be right."""
+    """Says a mistake in a line that names the option, what it was given and what would be right; takes whole names."""
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **{"allow_abbrev": False, **options})
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         if not self.exit_on_error:

@@ -320,6 +320,14 @@ def test_every_help_has_examples_whose_options_exist(command: str, capsys: pytes
         )
 
 
+@pytest.mark.parametrize("command", ["train", "exact", "report", "score", "judge"])
+def test_options_are_not_abbreviated(command: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    given = [argument.format(nowhere=tmp_path / "nowhere", new=tmp_path / "new") for argument in WRONG.get(command, [])]
+    assert call(command, *given, "--debu") == 2
+    assert "--debu" in (error := capsys.readouterr().err)
+    assert "Traceback" not in error
+
+
 @again
 @of_every_command
 def test_an_unknown_option_is_refused(command: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
