@@ -491,7 +491,6 @@ def test_a_training_that_is_asked_for_needs_a_length(tmp_path: Path) -> None:
     own: dict[str, Any] = {
         "methods": ["drdo"],
         "options": {"drdo": DRDO(oracle_alpha=0.01)},
-        "reward": TrainingConfig(),
     }
     with pytest.raises(ValueError, match=r"got None and None for reward: drdo trains an oracle of its own"):
         config(tmp_path, replace(WORLD, rewards="oracle"), reward=TrainingConfig(), **own)

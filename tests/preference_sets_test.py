@@ -246,7 +246,9 @@ def test_the_command_needs_a_file_that_it_can_write(
 
 
 def test_an_ensemble_of_one_is_refused_before_any_training(tmp_path: Path) -> None:
-    one = [{**row, "chosen_rewards": [1.0], "rejected_rewards": [0.0]} for row in rows()]
+    one = [
+        {**row, "chosen_rewards": [row["score_chosen"]], "rejected_rewards": [row["score_rejected"]]} for row in rows()
+    ]
     run = config(tmp_path, one, methods=["d-dpo", "e-dpo", "hull-dpo"])
     with pytest.raises(
         ValueError, match=r"methods e-dpo, hull-dpo need an ensemble, two or more entries .* leave these"

@@ -320,6 +320,7 @@ def test_every_help_has_examples_whose_options_exist(command: str, capsys: pytes
         )
 
 
+@again
 @pytest.mark.parametrize("command", ["train", "exact", "report", "score", "judge"])
 def test_options_are_not_abbreviated(command: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     given = [argument.format(nowhere=tmp_path / "nowhere", new=tmp_path / "new") for argument in WRONG.get(command, [])]

@@ -576,7 +576,12 @@ def with_value(column: str, value: Any) -> Dataset:
             "train: EnsembleDPO needs members, in chosen_member_rewards and rejected_member_rewards or member_margins; "
             "there are .*lm.score",
         ),
-        ("e-dpo", pairs(4, members=1), {}, "train: EnsembleDPO needs members, in chosen_member_rewards and"),
+        (
+            "e-dpo",
+            pairs(4, members=1).remove_columns("reward_margin"),
+            {},
+            "train: EnsembleDPO needs members, in chosen_member_rewards and",
+        ),
         ("e-dpo", without("sample_ids"), {}, r"needs sample_ids, .*Pessimism\(samples=\"preferences\"\)"),
         (
             "d-dpo",
@@ -602,7 +607,12 @@ def with_value(column: str, value: Any) -> Dataset:
             {},
             "train, row 2: 2 rewards in an ensemble's lists, 3 in the rows before",
         ),
-        ("e-dpo", with_value("member_margins", [1.0]), {}, "train, row 2: 0 rewards in an ensemble's lists, 3 in the"),
+        (
+            "e-dpo",
+            with_value("member_margins", [1.0]),
+            {},
+            "train, row 2: .* a list of one entry is the one reward too",
+        ),
         (
             "d-dpo",
             with_value("ref_chosen_logps", float("nan")),
