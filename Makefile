@@ -37,7 +37,7 @@ check: $(VENV)/dev  ## lint and types
 docs: $(VENV)/dev  ## build the documentation into site/; a warning is an error
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet
 
-quick: $(VENV)/dev  ## losses, theory, methods, data, log-probs, trainer: what a change is tried on, under two CPU minutes
+quick: $(VENV)/dev  ## losses, theory, methods, data, log-probs, trainer: what a change is tried on, under 100 CPU seconds
 	$(TESTS) -m 'not slow and not thorough' theory lm/objectives_test.py lm/data lm/logprobs lm/training/trainer_test.py
 
 test: check docs  ## all of CI: lint, types, the site and the tests; a process for each core, since tests are too small for more threads

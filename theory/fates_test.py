@@ -10,6 +10,8 @@ import pytest
 from theory import fates
 from theory.propositions import loss_fates
 
+pytestmark = pytest.mark.slow
+
 PAGE = Path(__file__).parents[1] / "docs" / "losses.md"
 
 

@@ -22,6 +22,8 @@ from theory import records
 from theory.claim import CheckFailed, Claim, all_claims, complete, loss_names, require, run, verdict
 from theory.testing import claim_tests, is_thorough
 
+pytestmark = pytest.mark.slow
+
 README = Path(__file__).with_name("README.md")
 IDS = """prop1 prop1-scc cor1 thm1 thm1-connected thm2 thm2-hull prop2 prop3 prop4 prop4-pdpo prop5 prop6 prop7
 prop7-graph mass-transfer drdo-prop drdo-sampling drdo-lemma1a drdo-lemma1b drdo-lemma1c drdo-lemma2 drdo-focal"""

@@ -10,6 +10,8 @@ import pytest
 
 from theory import losses, mutation
 from theory.mutation import (
+
+pytestmark = pytest.mark.slow
     DEFINITIONS,
     ROOT,
     SOURCE,

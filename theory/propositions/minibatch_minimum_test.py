@@ -1,4 +1,7 @@
+import pytest
+
 from theory.propositions.minibatch_minimum import CLAIMS
 from theory.testing import claim_tests
 
+pytestmark = pytest.mark.slow
 globals().update(claim_tests(CLAIMS))
