@@ -10,8 +10,6 @@ import pytest
 
 from theory import losses, mutation
 from theory.mutation import (
-
-pytestmark = pytest.mark.slow
     DEFINITIONS,
     ROOT,
     SOURCE,
@@ -24,6 +22,8 @@ pytestmark = pytest.mark.slow
     uncalled,
     users,
 )
+
+pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")
