@@ -23,7 +23,9 @@ def test_bandit_results_are_committed_with_provenance() -> None:
         assert provenance["commit"] is not None
 
 
-@pytest.mark.parametrize("name", COMMITTED)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[] if name in BANDITS else [pytest.mark.thorough]) for name in COMMITTED]
+)
 def test_redraws(name: str, tmp_path: Path) -> None:
     png, pdf = redraw(name, tmp_path)
     assert png.read_bytes().startswith(b"\x89PNG")

@@ -170,7 +170,14 @@ def follow(code: str) -> None:
 
 
 WALKS = [page for page in PAGES if any(not title for title, _ in blocks(page, "sh"))]
-LONG_WALKS = {"docs/choosing.md", "docs/losses.md", "docs/many-gpus.md", "docs/own-data.md", "docs/reward-models.md"}
+LONG_WALKS = {
+    "docs/choosing.md",
+    "docs/losses.md",
+    "docs/many-gpus.md",
+    "docs/own-data.md",
+    "docs/reward-models.md",
+    "docs/tutorial.md",
+}
 
 
 @pytest.mark.usefixtures("reader")
@@ -329,6 +336,7 @@ def test_every_command_in_the_text_is_run_by_a_test() -> None:
         assert re.search(called, (ROOT / path).read_text()), f"{path} does not run {module}"
 
 
+@pytest.mark.thorough
 @pytest.mark.usefixtures("reader")
 def test_every_stage_is_a_command() -> None:
     follow("".join(f"python -m {name} {'--out out.jsonl' * (name == 'lm.export')}\n" for name in STAGES))

@@ -54,11 +54,11 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Tenso
     "how",
     [
         {"options": {"micro_batch_size": 4}},
-        {"options": {"micro_batch_size": 1}},
+        pytest.param({"options": {"micro_batch_size": 1}}, marks=pytest.mark.thorough),
         {"options": {"micro_batch_tokens": 60}},
         {"route": "padded"},
-        {"options": {"activation_checkpointing": True}},
-        {"route": "padded", "options": {"micro_batch_size": 2}},
+        pytest.param({"options": {"activation_checkpointing": True}}, marks=pytest.mark.thorough),
+        pytest.param({"route": "padded", "options": {"micro_batch_size": 2}}, marks=pytest.mark.thorough),
     ],
     ids=["4x2", "1x8", "60 tokens", "padded", "checkpointing", "padded 2x4"],
 )

@@ -296,6 +296,7 @@ with torch.no_grad():
 """
 
 
+@pytest.mark.thorough
 def test_policies_and_reward_models_load_in_transformers_alone(run: Path, tmp_path: Path) -> None:
     made = Run(config_of(run))
     row = labelled_pairs(made, "test")[0]

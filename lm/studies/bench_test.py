@@ -184,7 +184,8 @@ def test_a_worker_that_fails_is_named_with_its_traceback() -> None:
 # ---------------------------------------------------------------- the command
 
 
-@pytest.mark.parametrize("peers", [[], pytest.param(["trl"], marks=pytest.mark.thorough)])
+@pytest.mark.thorough
+@pytest.mark.parametrize("peers", [[], ["trl"]])
 def test_quick_run_in_processes_of_their_own(
     peers: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -209,6 +209,7 @@ def test_a_minimum_on_the_simplex_is_checked() -> None:
 # ---------------------------------------------------------------- training reaches them
 
 
+@pytest.mark.thorough
 def test_distillation_reaches_its_optimum_and_no_other(
     world: World, trained_reference: tuple[Path, Floats], train: Trainer
 ) -> None:
@@ -249,6 +250,7 @@ def pessimistic(world: World, trained_reference: tuple[Path, Floats], train: Tra
     return train(PESSIMISTIC, connected(world, 8), samples=trained_reference[1])
 
 
+@pytest.mark.thorough
 def test_pessimism_keeps_what_no_pair_mentions(
     world: World, trained_reference: tuple[Path, Floats], train: Trainer, pessimistic: Trained
 ) -> None:
