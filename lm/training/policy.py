@@ -126,10 +126,7 @@ class PolicyTrainer(CompletionTrainer):
         both estimates, as in `evaluate`; beta times the margin; the policy's own estimate of the reward margin; and
         each member's weight in the reward that an ensemble method distils."""
         pairs = self._pairs(model, batch, known)
-        chosen, rejected = (
-            pairs.policy_chosen_logps - pairs.ref_chosen_logps,
-            pairs.policy_rejected_logps - pairs.ref_rejected_logps,
-        )
+        chosen, rejected = pairs.chosen_logratios, pairs.rejected_logratios
         margin = pairs.logratio_margin
         logged = {
             "chosen_logps": pairs.policy_chosen_logps,
