@@ -45,7 +45,14 @@ from lm.studies.bench_plan import (
 )
 from theory.records import table, write_text
 
-BEGIN_MARK, END_MARK = "<!-- lm.bench: begin -->", "<!-- lm.bench: end -->"
+
+
+def marks(command: str) -> tuple[str, str]:
+    """Lines of a Markdown file between which this command writes."""
+    return f"<!-- {command}: begin -->", f"<!-- {command}: end -->"
+
+
+BEGIN_MARK, END_MARK = marks("lm.bench")
 
 
 @contextlib.contextmanager
@@ -298,14 +305,11 @@ def render(document: dict[str, Any]) -> str:
     return "\n\n".join(parts)
 
 
-def put_between_marks(path: Path, text: str) -> None:
-    """Replaces what stands between the marks of a Markdown file; ValueError where it does not have both once."""
+def put_between_marks(path: Path, text: str, command: str = "lm.bench") -> None:
+    """Replaces what stands between a command's marks in a Markdown file; ValueError where it does not have both once."""
+    begin, end = marks(command)
     before = path.read_text(encoding="utf-8") if path.is_file() else ""
-    if (
-        before.count(BEGIN_MARK) != 1
-        or before.count(END_MARK) != 1
-        or before.index(BEGIN_MARK) > before.index(END_MARK)
-    ):
-        raise ValueError(f"--markdown {path}: the file must have a line {BEGIN_MARK!r}, and below it {END_MARK!r}")
-    head, tail = before.split(BEGIN_MARK)[0], before.split(END_MARK)[1]
-    write_text(path, f"{head}{BEGIN_MARK}\n{text}\n{END_MARK}{tail}")
+    if before.count(begin) != 1 or before.count(end) != 1 or before.index(begin) > before.index(end):
+        raise ValueError(f"--markdown {path}: the file must have a line {begin!r}, and below it {end!r}")
+    head, tail = before.split(begin)[0], before.split(end)[1]
+    write_text(path, f"{head}{begin}\n{text}\n{end}{tail}")
