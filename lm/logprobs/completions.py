@@ -10,7 +10,7 @@ Tensor names carry shapes: T tokens, R completions, C completion tokens, V vocab
 
 from __future__ import annotations
 
-import copy
+import inspect
 import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -20,10 +20,12 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 from torch.utils._pytree import register_dataclass
-from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, PreTrainedModel
+from transformers import PreTrainedModel
 
 from lm.config import LogprobsConfig
+from lm.logprobs.definition import check_positions
 from lm.logprobs.kernels import (
+    allow_recompiling,
     at_least_float32,
     keep_freed_memory,
     linear_logps,
@@ -32,6 +34,7 @@ from lm.logprobs.kernels import (
     use_onednn,
 )
 from lm.logprobs.packing import PACKED, LastLayer, Layout
+from lm.logprobs.trial import Trial
 
 Ids = Sequence[int]
 Lengths = Sequence[Sequence[int]]
@@ -75,6 +78,11 @@ def collate(prompts: Sequence[Ids], completions: Sequence[Sequence[Ids]]) -> dic
     }
 
 
+def longest_row(lengths: Lengths) -> int:
+    """Tokens of the longest prompt with one completion."""
+    return max(prompt + max(completions) for prompt, *completions in lengths)
+
+
 class CompletionModel(nn.Module):
     """A transformers model seen as a function from prompts with completions to log-probs, rewards, or both.
 
@@ -104,6 +112,10 @@ class CompletionModel(nn.Module):
         self.reward_head = nn.Linear(hidden, 1, bias=False, dtype=model.dtype) if reward_head else None
         self.route: Route | None = None
         """None until `settle`."""
+        self.tried = 0
+        """Tokens of the longest row that it was settled for."""
+        self.reason: str | None = None
+        """Why it is not packed."""
         self._shared_attention = PACKED
         self._stock_attention: str = model.config._attn_implementation
         if self._stock_attention == PACKED:  # it has been in another of these
@@ -129,7 +141,7 @@ class CompletionModel(nn.Module):
 
     def forward(self, input_ids: Tensor, lengths: Lengths) -> CompletionOutput:
         """Arguments as `collate` makes them: [T] and, for each example, the tokens of prompt and completions."""
-        if self.route is None:
+        if self.route is None or (self.tried and longest_row(lengths) > self.tried):
             self.settle(input_ids, lengths)
         with self._precision(input_ids.device):
             return (self._packed if self.route == "packed" else self._padded)(input_ids, lengths)
@@ -146,11 +158,23 @@ class CompletionModel(nn.Module):
             **self._sharing(layout),
         }
         if self.is_reward_model or self._head_is_plain:
-            states_TH = self.model.base_model(**inputs).last_hidden_state[0]
+            states_TH = self.call(self.model.base_model, **inputs).last_hidden_state[0]
             return self._read(states_TH, input_ids, layout)
-        output = self.model(**inputs, logits_to_keep=layout.states_C, output_hidden_states=self.reward_head is not None)
-        states_TH = output.hidden_states[-1][0] if self.reward_head is not None else None
-        return self._read(states_TH, input_ids, layout, output.logits[0])
+        logits_1CV, states_1TH = self._logits(inputs, layout.states_C)
+        return self._read(None if states_1TH is None else states_1TH[0], input_ids, layout, logits_1CV[0])
+
+    def _logits(self, inputs: dict[str, Any], keep: Tensor) -> tuple[Tensor, Tensor | None]:
+        """The head's logits at these positions, and the last hidden states where there is a reward head."""
+        takes = "logits_to_keep" in inspect.signature(self.model.forward).parameters
+        extra = {"logits_to_keep": keep} if takes else {}
+        output = self.call(self.model, **inputs, **extra, output_hidden_states=self.reward_head is not None)
+        logits = output.logits if takes else output.logits[:, keep]
+        return logits, output.hidden_states[-1] if self.reward_head is not None else None
+
+    def call(self, module: nn.Module, **inputs: Any) -> Any:
+        """The wrapped model's own forward; an exception out of it says so to the trial."""
+        with _from_the_model():
+            return module(**inputs)
 
     def _sharing(self, layout: Layout) -> dict[str, Any]:
         """How the attention learns who sees whom."""
@@ -186,15 +210,15 @@ class CompletionModel(nn.Module):
         # No mask: padding comes last, so nothing looks at it; and a masked pad token that sees nothing would be NaN.
         inputs = {"input_ids": ids_RP, "attention_mask": torch.ones_like(ids_RP), "use_cache": False}
         if self.is_reward_model:
-            states = self.model.base_model(**inputs).last_hidden_state[rows, ends]
+            states = self.call(self.model.base_model, **inputs).last_hidden_state[rows, ends]
             return CompletionOutput(None, counts, _single(self.model.score(states)))
         # Position t is predicted by the state at t - 1; the head runs only where some row has a completion token.
         steps = torch.arange(longest, device=input_ids.device)[None]
         predicts = (steps >= (ends - counts)[:, None]) & (steps < ends[:, None])
         keep = predicts.any(0).nonzero()[:, 0]
-        output = self.model(**inputs, logits_to_keep=keep, output_hidden_states=self.reward_head is not None)
-        states_RH = output.hidden_states[-1][rows, ends] if self.reward_head is not None else None
-        logps_C = _log_softmax(output.logits[predicts[:, keep]], input_ids[layout.targets_C])
+        logits_RKV, states_RPH = self._logits(inputs, keep)
+        logps_C = _log_softmax(logits_RKV[predicts[:, keep]], input_ids[layout.targets_C])
+        states_RH = None if states_RPH is None else states_RPH[rows, ends]
         return CompletionOutput(_sum_rows(logps_C, layout), counts, self._rewards(states_RH))
 
     def _read(
@@ -231,92 +255,68 @@ class CompletionModel(nn.Module):
     # ------------------------------------------------------------ the route
 
     def settle(self, input_ids: Tensor, lengths: Lengths, device: torch.device | None = None) -> Route:
-        """Chooses the route by trying it on these examples, which should be the longest there are (a sliding window
-        shows only in rows longer than it).
+        """Chooses the route by a trial, see `lm.logprobs.trial`, with rows as long as the longest of these, which
+        should be the longest there are (a sliding window shows only in rows longer than it).
 
         Args:
-            input_ids: as of `collate`.
+            input_ids: as of `collate`; the trial has tokens of its own.
             lengths: likewise.
             device: where the model is going to run; None for where it is.
 
         Raises:
-            ValueError: `logprobs.route` is "packed", and the architecture gives other numbers that way.
+            ValueError: `logprobs.route` is "packed", and the architecture gives other numbers that way; or padded rows
+                give other numbers too; or the plain forward fails.
         """
-        if self.options.route == "padded":
-            self.route = "padded"
-            return self.route
-        device = device or self.model.device
-        problem = None
-        ways = [(PACKED, True), (PACKED, False)]
-        for attention, spare in ways if device.type == "cpu" else [("flex_attention", False), *ways]:
-            self._shared_attention, self._last_layer.on = attention, spare
-            problem = self._trial(input_ids.to(device), lengths, device)
-            if problem is None:
-                self.route = "packed"
-                self.model.__dict__["stock_attention"] = self._stock_attention
-                self.model.set_attn_implementation(attention)
-                return self.route
-        name = type(self.model).__name__
-        if self.options.route == "packed":
-            raise ValueError(f'logprobs.route "packed" does not fit {name}: {problem}; use "auto" or "padded"')
-        log.warning("%s takes the padded route, packed rows do not fit it: %s", name, problem)
-        self.route = "padded"
-        return self.route
+        longest, device, name = longest_row(lengths), device or self.model.device, type(self.model).__name__
+        check_positions(self.model.config, longest, name)
+        trial, problem = Trial(self, longest, device), 'logprobs.route is "padded"'
+        if self.options.route != "padded":
+            ways = [(PACKED, True), (PACKED, False)]
+            for attention, spare in ways if device.type == "cpu" else [("flex_attention", False), *ways]:
+                found = trial.packed(attention, spare)
+                if found is None:
+                    self.sharing = (attention, spare)
+                    self._take("packed", longest, None)
+                    self.model.__dict__["stock_attention"] = self._stock_attention
+                    self.model.set_attn_implementation(attention)
+                    if attention == "flex_attention":
+                        allow_recompiling()
+                    return "packed"
+                problem = found
+            if self.options.route == "packed":
+                raise ValueError(f'logprobs.route "packed" does not fit {name}: {problem}; use "auto" or "padded"')
+        padding = trial.padded()
+        if padding is not None:
+            raise ValueError(
+                f"{name}: a row's numbers depend on the rows that it is padded to ({padding}), and packed rows do not "
+                f"fit it either ({problem}); no route is exact for this model"
+            )
+        if self.options.route != "padded":
+            log.warning("%s takes the padded route, packed rows do not fit it: %s", name, problem)
+        if trial.unchecked is not None:
+            log.warning("%s takes padded rows that were not tried: %s", name, trial.unchecked)
+        if self.route == "packed":  # of shorter rows
+            self.model.set_attn_implementation(self._stock_attention)
+        return self._take("padded", longest, problem)
 
-    def _trial(self, input_ids: Tensor, lengths: Lengths, device: torch.device) -> str | None:
-        """What is wrong with packed rows for this model; None if they give the padded route's numbers."""
-        subject = self
-        if device != self.model.device or self.options.autocast or self.model.dtype.itemsize < 4:
-            # In 16 bits rounding hides an error, and a model that is yet to be sharded may not fit the device.
-            subject = self._shallow(device)
-        mode = [(module, module.training) for module in subject.modules()]
-        subject.eval()
-        # Some layers compute in float32 whatever the dtype; a wrong mask or position is off by much more.
-        tolerance = 1e-6 if subject.model.dtype == torch.float64 else 2e-4
-        try:
-            with torch.no_grad():
-                with subject.stock():
-                    expected = subject._padded(input_ids, lengths)
-                with subject._attention(subject._shared_attention):
-                    got = subject._packed(input_ids, lengths)
-        except Exception as error:  # whatever an architecture does with arguments it does not know
-            return f"{type(error).__name__}: {error}".splitlines()[0]
-        finally:
-            for module, training in mode:
-                module.training = training
-        for what in ("logps", "rewards"):
-            one, other = getattr(got, what), getattr(expected, what)
-            if one is None:
-                continue
-            # Rounding grows with the number of summed tokens, and with the numbers' size.
-            excess = (one - other).abs() / (expected.lengths + other.abs())
-            worst = int(excess.nan_to_num(float("inf")).argmax())
-            if not excess[worst] <= tolerance:
-                count = int(expected.lengths[worst])
-                return f"{what} {one[worst].item():.6g} instead of {other[worst].item():.6g} ({count} tokens)"
-        return None
+    def _take(self, route: Route, longest: int, reason: str | None) -> Route:
+        self.route, self.tried, self.reason = route, longest, reason
+        return route
 
-    def _shallow(self, device: torch.device) -> CompletionModel:
-        """A random model of this architecture in float32, with just the layers that show every type of layer."""
-        config = copy.deepcopy(self.model.config)
-        text = config.get_text_config()
-        kinds = getattr(text, "layer_types", None) or []
-        shown = max([2, *(kinds.index(kind) + 1 for kind in set(kinds))])
-        text.num_hidden_layers = min(text.num_hidden_layers, shown)
-        if kinds:
-            text.layer_types = kinds[: text.num_hidden_layers]
-        auto = AutoModelForSequenceClassification if self.is_reward_model else AutoModelForCausalLM
-        with torch.random.fork_rng():
-            torch.manual_seed(0)
-            model = auto.from_config(config, dtype=torch.float32, attn_implementation=self._stock_attention)
-        shallow = CompletionModel(model.to(device), options=LogprobsConfig(onednn="off", allocator=False))
-        shallow._shared_attention, shallow._last_layer.on = self._shared_attention, self._last_layer.on
-        return shallow
+    @property
+    def sharing(self) -> tuple[str, bool]:
+        """How packed rows are computed: by which attention function, and whether the last layer is spared."""
+        return self._shared_attention, self._last_layer.on
+
+    @sharing.setter
+    def sharing(self, how: tuple[str, bool]) -> None:
+        self._shared_attention, self._last_layer.on = how
 
     @contextmanager
     def _attention(self, name: str) -> Iterator[None]:
         before = self.model.config._attn_implementation
-        self.model.set_attn_implementation(name)
+        with _from_the_model():
+            self.model.set_attn_implementation(name)
         try:
             yield
         finally:
@@ -342,6 +342,16 @@ class CompletionModel(nn.Module):
     def activation_checkpointing_enable(self, *args: Any, **kwargs: Any) -> None:
         """Activation checkpointing of the wrapped model."""
         self.model.activation_checkpointing_enable(*args, **kwargs)
+
+
+@contextmanager
+def _from_the_model() -> Iterator[None]:
+    """Marks exceptions as the model's own, for `lm.logprobs.trial.of_the_model`."""
+    try:
+        yield
+    except Exception as error:
+        error.__dict__["in_forward"] = True
+        raise
 
 
 def _single(rewards_R1: Tensor) -> Tensor:

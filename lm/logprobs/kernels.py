@@ -189,7 +189,31 @@ def use_onednn(model: nn.Module, on: bool = True) -> None:
                 del module.__dict__["forward"]
 
 
-# ---------------------------------------------------------------- allocator
+# ---------------------------------------------------------------- compiling
+
+RECOMPILES = 64
+"""Versions of one function that may be compiled."""
+
+
+def allow_recompiling() -> None:
+    """FlexAttention is compiled once for every kind of mask, head size and mode; torch's limit of 8 is passed by a
+    model with two kinds of layers, and what is beyond it runs uncompiled, with all scores in memory."""
+    torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, RECOMPILES)
+
+
+# ---------------------------------------------------------------- memory
+
+
+def free_memory(device: torch.device) -> int | None:
+    """Bytes that can be had on the device now; None where the system does not say."""
+    if device.type == "cuda":
+        return int(torch.cuda.mem_get_info(device)[0])
+    try:
+        with open("/proc/meminfo") as lines:
+            found = next(line for line in lines if line.startswith("MemAvailable:"))
+    except (OSError, StopIteration):
+        return None
+    return int(found.split()[1]) * 1024
 
 
 def keep_freed_memory() -> bool:

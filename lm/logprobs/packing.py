@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterator, Sequence
-from functools import cached_property, partial
+from functools import cached_property, partial, wraps
 from typing import Any
 
 import numpy as np
@@ -177,7 +177,25 @@ def _additive(allowed: Tensor, dtype: torch.dtype) -> Tensor:
     return torch.zeros(allowed.shape, dtype=dtype, device=allowed.device).masked_fill_(~allowed, float("-inf"))
 
 
+def _ours(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Marks exceptions in what of ours runs inside a model's forward: but for those that a shape or an argument that
+    does not fit raises (torch's RuntimeError, NotImplementedError), they are faults, not misfits."""
+
+    @wraps(function)
+    def call(*args: Any, **kwargs: Any) -> Any:
+        try:
+            return function(*args, **kwargs)
+        except RuntimeError:
+            raise
+        except Exception as error:
+            error.__dict__["of_ours"] = True
+            raise
+
+    return call
+
+
 @torch.compiler.disable  # type: ignore[untyped-decorator]
+@_ours
 def packed_attention(
     module: nn.Module,
     query: Tensor,
