@@ -31,7 +31,7 @@ OF_THE_VOCABULARY = {
 }
 SMALL: dict[str, Any] = {
     **_each("hidden_size d_model n_embd embedding_dim emb_dim lru_width embedding_size word_embed_proj_dim n_ctx", 64),
-    **_each("input_embedding_size output_embedding_size hidden_size_per_layer_input ple_embed_dim adapter_in_dim", 64),
+    **_each("input_embedding_size output_embedding_size hidden_size_per_layer_input ple_embed_dim adapter_in_dim adapter_input_size", 64),
     **_each("attention_hidden_size", 128),
     **_each("intermediate_size ffn_dim decoder_ffn_dim encoder_ffn_dim moe_intermediate_size n_inner dff dim_ff", 96),
     **_each("d_inner shared_expert_intermediate_size shared_intermediate_size shared_experts_intermediate_size", 96),
@@ -39,7 +39,8 @@ SMALL: dict[str, Any] = {
     **_each("feed_forward_size moe_shared_expert_intermediate_size router_hidden_size", 64),
     **_each("num_attention_heads n_head n_heads num_heads attention_heads decoder_attention_heads", 4),
     **_each("encoder_attention_heads num_encoder_attention_heads num_decoder_attention_heads linear_num_heads", 4),
-    **_each("swa_num_attention_heads linear_num_value_heads linear_num_key_heads index_n_heads num_query_groups", 4),
+    **_each("swa_num_attention_heads linear_num_value_heads linear_num_key_heads num_query_groups", 4),
+    "index_n_heads": 32,  # with few of them scores are 0 for several keys, and a tie is no choice
     **_each("mamba_n_heads mamba_num_heads n_mamba_heads", 8),
     **_each("head_dim swa_head_dim linear_head_dim linear_key_head_dim linear_value_head_dim d_head dim_head", 16),
     **_each("kv_channels v_head_dim index_head_dim attention_head_size global_head_dim d_rel qk_head_dim", 16),
@@ -84,8 +85,10 @@ NEEDED: dict[str, dict[str, Any]] = {
     "dots1": {"n_routed_experts": 4, "num_experts_per_tok": 2, "n_shared_experts": 1},
     "dots3_note_audio_encoder": {"d_model": 64},
     "falcon_h1": {"mamba_d_ssm": 128},
-    "hrm_text": {"H_cycles": 1, "L_cycles": 2, "L_bp_cycles": [1]},  # more of them, at this spread, are chaos
+    "hrm_text": {"H_cycles": 1, "L_cycles": 2, "L_bp_cycles": [2]},  # more of them, at this spread, are chaos
     "mamba2": {"num_heads": 8},
+    "rwkv": {"attention_hidden_size": 64},
+    "blt": {"encoder_hash_byte_group_vocab": 100},
     "nemotron": {"num_key_value_heads": 2},
     "reformer": {"is_decoder": True, "axial_pos_embds": False},
     "xmod": {"default_language": "en_XX"},

@@ -19,7 +19,7 @@ from lm.logprobs.completions import CompletionModel, Route, collate
 Example = tuple[list[int], list[list[int]]]
 """A prompt and its completions, token ids."""
 
-RELATIVE = 2e-4
+RELATIVE = 2e-5
 """How far a log-prob may be off in float32, for each of its tokens and each nat: rounding, and no wrong position."""
 
 
