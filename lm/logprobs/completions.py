@@ -100,8 +100,7 @@ class CompletionModel(nn.Module):
         if self.is_reward_model and model.config.num_labels != 1:
             raise ValueError(f"a reward model has one label, but {type(model).__name__} has {model.config.num_labels}")
         # Drawn from the global generator: the Trainer's seed makes it reproducible.
-        hidden = model.config.get_text_config().hidden_size
-        self.reward_head = nn.Linear(hidden, 1, bias=False, dtype=model.dtype) if reward_head else None
+        self.reward_head = nn.Linear(state_width(model), 1, bias=False, dtype=model.dtype) if reward_head else None
         self.route: Route | None = None
         """None until `settle`."""
         self._shared_attention = PACKED
@@ -148,8 +147,9 @@ class CompletionModel(nn.Module):
         if self.is_reward_model or self._head_is_plain:
             states_TH = self.model.base_model(**inputs).last_hidden_state[0]
             return self._read(states_TH, input_ids, layout)
-        output = self.model(**inputs, logits_to_keep=layout.states_C, output_hidden_states=self.reward_head is not None)
-        states_TH = output.hidden_states[-1][0] if self.reward_head is not None else None
+        with self._last_states() as states:
+            output = self.model(**inputs, logits_to_keep=layout.states_C)
+        states_TH = states[-1][0] if self.reward_head is not None else None
         return self._read(states_TH, input_ids, layout, output.logits[0])
 
     def _sharing(self, layout: Layout) -> dict[str, Any]:
@@ -187,13 +187,14 @@ class CompletionModel(nn.Module):
         inputs = {"input_ids": ids_RP, "attention_mask": torch.ones_like(ids_RP), "use_cache": False}
         if self.is_reward_model:
             states = self.model.base_model(**inputs).last_hidden_state[rows, ends]
-            return CompletionOutput(None, counts, _single(self.model.score(states)))
+            return CompletionOutput(None, counts, _rewards_of(self.model.score, states))
         # Position t is predicted by the state at t - 1; the head runs only where some row has a completion token.
         steps = torch.arange(longest, device=input_ids.device)[None]
         predicts = (steps >= (ends - counts)[:, None]) & (steps < ends[:, None])
         keep = predicts.any(0).nonzero()[:, 0]
-        output = self.model(**inputs, logits_to_keep=keep, output_hidden_states=self.reward_head is not None)
-        states_RH = output.hidden_states[-1][rows, ends] if self.reward_head is not None else None
+        with self._last_states() as found:
+            output = self.model(**inputs, logits_to_keep=keep)
+        states_RH = found[-1][rows, ends] if self.reward_head is not None else None
         logps_C = _log_softmax(output.logits[predicts[:, keep]], input_ids[layout.targets_C])
         return CompletionOutput(_sum_rows(logps_C, layout), counts, self._rewards(states_RH))
 
@@ -203,7 +204,7 @@ class CompletionModel(nn.Module):
         """Log-probs and rewards from the states of packed rows, or from the logits of a head that is not plain."""
         ends_RH = None if states_TH is None else states_TH[layout.ends_R]
         if self.is_reward_model:
-            return CompletionOutput(None, layout.counts_R, _single(self.model.score(ends_RH)))
+            return CompletionOutput(None, layout.counts_R, _rewards_of(self.model.score, ends_RH))
         targets_C = input_ids[layout.targets_C]
         if logits_CV is None:
             assert states_TH is not None
@@ -218,7 +219,27 @@ class CompletionModel(nn.Module):
         if states_RH is None:
             return None
         assert self.reward_head is not None
-        return _single(self.reward_head(states_RH))
+        return _rewards_of(self.reward_head, states_RH)
+
+    @contextmanager
+    def _last_states(self) -> Iterator[list[Tensor]]:
+        """The last hidden states, [B, T, H], of the forward passes inside: what the language-model head reads. They are
+        not always those of the last layer, which `output_hidden_states` gives (OPT-350m projects them); some models run
+        their decoder past its wrapper, the base model.
+        """
+        states: list[Tensor] = []
+        if self.reward_head is None:
+            yield states
+            return
+        watched = {id(module): module for module in (self.model.get_decoder(), self.model.base_model)}
+        hooks = [
+            module.register_forward_hook(lambda _, __, output: states.append(output[0])) for module in watched.values()
+        ]
+        try:
+            yield states
+        finally:
+            for hook in hooks:
+                hook.remove()
 
     @property
     def _head_is_plain(self) -> bool:
@@ -344,9 +365,24 @@ class CompletionModel(nn.Module):
         self.model.activation_checkpointing_enable(*args, **kwargs)
 
 
-def _single(rewards_R1: Tensor) -> Tensor:
-    """[R, 1] -> [R]; no view, which FSDP warns of where a model returns one."""
-    return at_least_float32(rewards_R1[:, 0]).clone()
+def state_width(model: PreTrainedModel) -> int:
+    """How wide the last hidden state is, by a pass of one token: the config's hidden_size need not say (OPT-350m)."""
+    was_training = model.training
+    with torch.no_grad():
+        ids = torch.zeros(1, 1, dtype=torch.long, device=model.device)
+        states = model.eval().base_model(input_ids=ids, use_cache=False)[0]
+    model.train(was_training)
+    return int(states.shape[-1])
+
+
+def _rewards_of(head: nn.Module, states_RH: Tensor) -> Tensor:
+    """A head's single column, [R], in float32 or float64: in 16 bits, also of autocast, different rewards would tie."""
+    parameters = {name: at_least_float32(parameter) for name, parameter in head.named_parameters()}
+    wide = parameters and next(iter(parameters.values())).dtype
+    with torch.autocast(states_RH.device.type, enabled=False):
+        states = states_RH.to(wide) if wide else at_least_float32(states_RH)
+        rewards_R1: Tensor = torch.func.functional_call(head, parameters, (states,))
+    return rewards_R1[:, 0].clone()  # no view, which FSDP warns of where a model returns one
 
 
 def _log_softmax(logits_CV: Tensor, targets_C: Tensor) -> Tensor:
