@@ -251,7 +251,9 @@ def is_ours(spec: str) -> bool:
 
 def _load(spec: str, scoring: Scoring) -> PreTrainedModel:
     dtype = scoring.dtype if scoring.dtype == "auto" else getattr(torch, scoring.dtype)
-    model = open_weights(AutoModelForSequenceClassification, "--reward-model", spec, trust_remote_code=False, dtype=dtype)
+    model = open_weights(
+        AutoModelForSequenceClassification, "--reward-model", spec, trust_remote_code=False, dtype=dtype
+    )
     for name, head in model.named_children():
         if name != model.base_model_prefix:  # in 16 bits different rewards would tie
             _in_float32(head)

@@ -204,6 +204,7 @@ class CompletionModel(nn.Module):
         """Log-probs and rewards from the states of packed rows, or from the logits of a head that is not plain."""
         ends_RH = None if states_TH is None else states_TH[layout.ends_R]
         if self.is_reward_model:
+            assert ends_RH is not None
             return CompletionOutput(None, layout.counts_R, _rewards_of(self.model.score, ends_RH))
         targets_C = input_ids[layout.targets_C]
         if logits_CV is None:

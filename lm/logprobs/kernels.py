@@ -17,10 +17,18 @@ from torch import Tensor, nn
 STORED_LOGITS = 2**27
 """Most entries of a [C, V] buffer kept from forward to backward; above it chunks are computed again in the backward."""
 
+WITHOUT_FLOAT64 = {"mps"}
+"""Accelerators that refuse it, also where a tensor is only moved to them."""
+
 
 def at_least_float32(values: Tensor) -> Tensor:
     """Low-precision values as float32: sums over tokens, and losses, need the digits."""
     return values if values.dtype == torch.float64 else values.float()
+
+
+def widest(device: torch.device) -> torch.dtype:
+    """float64, or float32 on a kind of accelerator that has none."""
+    return torch.float32 if device.type in WITHOUT_FLOAT64 else torch.float64
 
 
 class _LinearLogProbs(torch.autograd.Function):

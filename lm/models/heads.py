@@ -63,11 +63,15 @@ def ensure_reward_class(config: PretrainedConfig) -> None:
     how wide the last hidden state is.
     """
     kind = type(config)
+    if "AutoModelForSequenceClassification" in (getattr(config, "auto_map", None) or {}):
+        return  # of its own code
     if kind in AutoModelForSequenceClassification._model_mapping:
         return
     if kind not in AutoModelForCausalLM._model_mapping:
         raise ValueError(f"transformers has no causal language model of type {config.model_type!r}")
     causal = AutoModelForCausalLM._model_mapping[kind]
+    if causal.config_class is not kind:  # of a model of text and more, whose text half alone is the language model
+        config = config.get_text_config()
     own = next(base for base in causal.__mro__[1:] if issubclass(base, PreTrainedModel))
     name = causal.__name__
     for ending in ("ForCausalLM", "LMHeadModel", "ForConditionalGeneration"):
@@ -78,14 +82,15 @@ def ensure_reward_class(config: PretrainedConfig) -> None:
         {
             "__doc__": f"{name} with a linear head on its last hidden state.",
             "__module__": __name__,
-            "config_class": kind,
+            "config_class": type(config),
             "base_model_prefix": causal.base_model_prefix,
             "causal_class": causal,
             "_tied_weights_keys": None,
         },
     )
     _state_width(causal, config)
-    AutoModelForSequenceClassification.register(kind, made, exist_ok=True)
+    for one in {kind, type(config)}:
+        AutoModelForSequenceClassification._model_mapping.register(one, made, exist_ok=True)
 
 
 def _state_width(causal: type[PreTrainedModel], config: PretrainedConfig) -> int:

@@ -146,6 +146,19 @@ def check_lora(spec: str, options: LoraConfig, trust_remote_code: bool) -> None:
         add_adapter(model, options, base=spec)
 
 
+def check_reward_base(spec: str, trust_remote_code: bool) -> None:
+    """Raises ValueError where no reward model can be made of the base model, which otherwise would be told after SFT."""
+    if spec in SCRATCH:
+        return
+    try:
+        ensure_reward_class(_config_of("model", spec, trust_remote_code))
+    except ValueError as error:
+        raise ValueError(
+            f"model {spec!r}: no reward model can be started from it ({error}); name another model, or train none: "
+            "give oracle_model, and data.rewards given or oracle"
+        ) from None
+
+
 def _config_of(option: str, spec: str, trust_remote_code: bool) -> PretrainedConfig:
     try:
         return AutoConfig.from_pretrained(spec, trust_remote_code=trust_remote_code)

@@ -19,6 +19,7 @@ from lm.data.lengths import LengthClass, length_class
 from lm.logprobs.completions import CompletionModel
 from lm.logprobs.scoring import score_pairs
 from lm.models.loading import (
+    check_reward_base,
     content_of,
     is_sharded,
     load_policy,
@@ -31,7 +32,7 @@ from lm.models.noise import own_config
 from lm.models.opening import open_policy, open_reward_model
 from lm.objectives import JointOracle
 from lm.stages.data import data, references, tokenizer
-from lm.stages.run import Run, once
+from lm.stages.run import Run, once, trains_reward_models
 from lm.training.batches import CompletionArguments, pair_collator, sft_collator
 from lm.training.loop import fit, training_arguments
 from lm.training.trainer import JointOracleTrainer, RewardTrainer, SFTTrainer
@@ -113,6 +114,8 @@ def sft(run: Run) -> Artifact:
     """pi_ref: the base model trained on the reference completions."""
 
     def make(folder: Path, scratch: Path) -> dict[str, Any]:
+        if trains_reward_models(run.config):
+            check_reward_base(run.config.model, run.config.trust_remote_code)
         seed = run.seed("sft")
         torch.manual_seed(seed)
         base = load_policy(run.config.model, tokenizer(run), run.config)
