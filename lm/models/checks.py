@@ -285,7 +285,6 @@ def train_equals_eval(model: CompletionModel, input_ids: Tensor, lengths: Length
             off = torch.zeros(())
             for seed in range(passes):
                 torch.manual_seed(seed)
-                np.random.seed(seed)
                 random.seed(seed)
                 got = _numbers(model, batch, lengths)
                 off = torch.maximum(off, ((got - expected).abs() / (1 + expected.abs())).amax())
@@ -314,13 +313,13 @@ def _numbers(model: CompletionModel, input_ids: Tensor, lengths: Lengths) -> Ten
 @contextmanager
 def _own_generators(device: torch.device) -> Iterator[None]:
     """Draws inside are not felt outside."""
-    state, of_python = np.random.get_state(), random.getstate()
+    state, of_python = np.random.get_state(), random.getstate()  # noqa: NPY002
     devices = [] if device.type == "cpu" else [device.index or 0]
     try:
         with torch.random.fork_rng(devices, device_type=device.type if devices else "cuda"):
             yield
     finally:
-        np.random.set_state(state)
+        np.random.set_state(state)  # noqa: NPY002
         random.setstate(of_python)
 
 
