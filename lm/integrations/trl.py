@@ -20,6 +20,7 @@ from torch import Tensor
 from transformers import TrainingArguments
 
 from lm.data import rewards
+from lm.logprobs.kernels import widest
 from lm.objectives import METHODS, Method, PairBatch
 from theory import losses
 
@@ -183,6 +184,12 @@ class RewardDistillationTrainer(DPOTrainer):  # type: ignore[misc]
         self._signature_columns = [*TOKENS, *SAMPLES[:1], *SCORES]
 
     # ------------------------------------------------------------ the loss
+
+    def _prepare_input(self, data: Any) -> Any:
+        """On the device; scores, float64, as wide as it has them."""
+        if isinstance(data, Tensor) and data.dtype == torch.float64:
+            data = data.to(widest(self.args.device))
+        return super()._prepare_input(data)
 
     def get_batch_samples(
         self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 import torch
 from jinja2 import TemplateError
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import AutoModelForSequenceClassification, PreTrainedModel
 
 from lm.base.store import CorruptArtifact, verify
@@ -20,8 +20,10 @@ from lm.data.rows import Row
 from lm.data.schemas import Drop, Message, Renderer, any_conversation, any_pair, chat_renderer, plain_chat
 from lm.data.tokens import completion_ids, prompt_ids
 from lm.logprobs.completions import CompletionModel, collate
+from lm.logprobs.kernels import at_least_float32
 from lm.logprobs.scoring import batches, over_ranks, score_rows
-from lm.models.loading import load_tokenizer
+from lm.models import checks
+from lm.models.loading import load_tokenizer, open_weights
 from lm.models.opening import device_named
 
 Placed = tuple[str, Row]
@@ -62,6 +64,7 @@ class RewardModel:
         self.spec, self.scoring = spec, scoring
         self.tokenizer = load_tokenizer(spec, (), False, needs_end=False)
         self.model = _load(spec, scoring)
+        checks.require(f"--reward-model {spec!r}", checks.tokenizer_fits(self.tokenizer, self.model))
         self.is_ours = is_ours(spec)
         own = self.tokenizer
         self.reads_conversations = own.chat_template is not None and not self.is_ours
@@ -247,23 +250,26 @@ def is_ours(spec: str) -> bool:
 
 
 def _load(spec: str, scoring: Scoring) -> PreTrainedModel:
-    try:
-        model, found = AutoModelForSequenceClassification.from_pretrained(
-            spec,
-            dtype=scoring.dtype if scoring.dtype == "auto" else getattr(torch, scoring.dtype),
-            use_safetensors=True,
-            trust_remote_code=False,
-            output_loading_info=True,
-        )
-    except (OSError, ValueError, RuntimeError) as error:
-        raise ValueError(f"--reward-model {spec!r} cannot be loaded: {error}") from None
-    if found["missing_keys"]:
-        raise ValueError(
-            f"--reward-model {spec!r}: its weights lack {', '.join(sorted(found['missing_keys']))}, which would be "
-            "drawn at random"
-        )
+    dtype = scoring.dtype if scoring.dtype == "auto" else getattr(torch, scoring.dtype)
+    model = open_weights(
+        AutoModelForSequenceClassification, "--reward-model", spec, trust_remote_code=False, dtype=dtype
+    )
+    for name, head in model.named_children():
+        if name != model.base_model_prefix:  # in 16 bits different rewards would tie
+            _in_float32(head)
     loaded: PreTrainedModel = model.to(device_named(scoring.device)).eval()
     return loaded
+
+
+def _in_float32(head: nn.Module) -> None:
+    """Has it compute in float32 at least, whatever comes in."""
+
+    def widened(_: nn.Module, args: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+        wide = [at_least_float32(a) if isinstance(a, Tensor) and a.is_floating_point() else a for a in args]
+        return tuple(wide), kwargs
+
+    if any(parameter.dtype.itemsize < 4 for parameter in head.parameters()):
+        head.float().register_forward_pre_hook(widened, with_kwargs=True)
 
 
 # ---------------------------------------------------------------- a set

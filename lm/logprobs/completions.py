@@ -20,7 +20,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 from torch.utils._pytree import register_dataclass
-from transformers import PreTrainedModel
+from transformers import PretrainedConfig, PreTrainedModel
 
 from lm.config import LogprobsConfig
 from lm.logprobs.definition import check_positions
@@ -31,6 +31,7 @@ from lm.logprobs.kernels import (
     linear_logps,
     onednn_available,
     onednn_gains,
+    rewards_of,
     use_onednn,
 )
 from lm.logprobs.packing import PACKED, LastLayer, Layout
@@ -108,8 +109,7 @@ class CompletionModel(nn.Module):
         if self.is_reward_model and model.config.num_labels != 1:
             raise ValueError(f"a reward model has one label, but {type(model).__name__} has {model.config.num_labels}")
         # Drawn from the global generator: the Trainer's seed makes it reproducible.
-        hidden = model.config.get_text_config().hidden_size
-        self.reward_head = nn.Linear(hidden, 1, bias=False, dtype=model.dtype) if reward_head else None
+        self.reward_head = nn.Linear(state_width(model), 1, bias=False, dtype=model.dtype) if reward_head else None
         self.route: Route | None = None
         """None until `settle`."""
         self.tried = 0
@@ -117,9 +117,10 @@ class CompletionModel(nn.Module):
         self.reason: str | None = None
         """Why it is not packed."""
         self._shared_attention = PACKED
-        self._stock_attention: str = model.config._attn_implementation
-        if self._stock_attention == PACKED:  # it has been in another of these
-            self._stock_attention = model.__dict__.get("stock_attention", PACKED)
+        self.stock_attentions = attentions_of(model)
+        """What it came with."""
+        if any(name == PACKED for _, name in self.stock_attentions):  # it has been in another of these
+            self.stock_attentions = model.__dict__.get("stock_attentions", self.stock_attentions)
         self._last_layer = LastLayer(model.base_model)
         self._apply_options()
 
@@ -166,10 +167,10 @@ class CompletionModel(nn.Module):
     def _logits(self, inputs: dict[str, Any], keep: Tensor) -> tuple[Tensor, Tensor | None]:
         """The head's logits at these positions, and the last hidden states where there is a reward head."""
         takes = "logits_to_keep" in inspect.signature(self.model.forward).parameters
-        extra = {"logits_to_keep": keep} if takes else {}
-        output = self.call(self.model, **inputs, **extra, output_hidden_states=self.reward_head is not None)
+        with self.last_states() as states:
+            output = self.call(self.model, **inputs, **({"logits_to_keep": keep} if takes else {}))
         logits = output.logits if takes else output.logits[:, keep]
-        return logits, output.hidden_states[-1] if self.reward_head is not None else None
+        return logits, states[-1] if self.reward_head is not None else None
 
     def call(self, module: nn.Module, **inputs: Any) -> Any:
         """The wrapped model's own forward; an exception out of it says so to the trial."""
@@ -211,7 +212,7 @@ class CompletionModel(nn.Module):
         inputs = {"input_ids": ids_RP, "attention_mask": torch.ones_like(ids_RP), "use_cache": False}
         if self.is_reward_model:
             states = self.call(self.model.base_model, **inputs).last_hidden_state[rows, ends]
-            return CompletionOutput(None, counts, _single(self.model.score(states)))
+            return CompletionOutput(None, counts, rewards_of(self.model.score, states))
         # Position t is predicted by the state at t - 1; the head runs only where some row has a completion token.
         steps = torch.arange(longest, device=input_ids.device)[None]
         predicts = (steps >= (ends - counts)[:, None]) & (steps < ends[:, None])
@@ -227,7 +228,8 @@ class CompletionModel(nn.Module):
         """Log-probs and rewards from the states of packed rows, or from the logits of a head that is not plain."""
         ends_RH = None if states_TH is None else states_TH[layout.ends_R]
         if self.is_reward_model:
-            return CompletionOutput(None, layout.counts_R, _single(self.model.score(ends_RH)))
+            assert ends_RH is not None
+            return CompletionOutput(None, layout.counts_R, rewards_of(self.model.score, ends_RH))
         targets_C = input_ids[layout.targets_C]
         if logits_CV is None:
             assert states_TH is not None
@@ -242,7 +244,27 @@ class CompletionModel(nn.Module):
         if states_RH is None:
             return None
         assert self.reward_head is not None
-        return _single(self.reward_head(states_RH))
+        return rewards_of(self.reward_head, states_RH)
+
+    @contextmanager
+    def last_states(self) -> Iterator[list[Tensor]]:
+        """The last hidden states, [B, T, H], of the forward passes inside: what the language-model head reads. They are
+        not always those of the last layer, which `output_hidden_states` gives (OPT-350m projects them); some models run
+        their decoder past its wrapper, the base model.
+        """
+        states: list[Tensor] = []
+        if self.reward_head is None:
+            yield states
+            return
+        watched = {id(module): module for module in (self.model.get_decoder(), self.model.base_model)}
+        hooks = [
+            module.register_forward_hook(lambda _, __, output: states.append(output[0])) for module in watched.values()
+        ]
+        try:
+            yield states
+        finally:
+            for hook in hooks:
+                hook.remove()
 
     @property
     def _head_is_plain(self) -> bool:
@@ -250,7 +272,8 @@ class CompletionModel(nn.Module):
         config = self.model.config.get_text_config()
         after = ("final_logit_softcapping", "logit_scale", "logits_scaling", "lm_head_multiplier")
         scaled = any(getattr(config, name, None) not in (None, 1, 1.0) for name in after)
-        return type(self.model.get_output_embeddings()) is nn.Linear and not scaled
+        beside = self.model.base_model is not self.model  # some classes do not say which of their parts it is
+        return type(self.model.get_output_embeddings()) is nn.Linear and beside and not scaled
 
     # ------------------------------------------------------------ the route
 
@@ -277,7 +300,7 @@ class CompletionModel(nn.Module):
                 if found is None:
                     self.sharing = (attention, spare)
                     self._take("packed", longest, None)
-                    self.model.__dict__["stock_attention"] = self._stock_attention
+                    self.model.__dict__["stock_attentions"] = self.stock_attentions
                     self.model.set_attn_implementation(attention)
                     if attention == "flex_attention":
                         allow_recompiling()
@@ -296,7 +319,7 @@ class CompletionModel(nn.Module):
         if trial.unchecked is not None:
             log.warning("%s takes padded rows that were not tried: %s", name, trial.unchecked)
         if self.route == "packed":  # of shorter rows
-            self.model.set_attn_implementation(self._stock_attention)
+            _set_attentions(self.stock_attentions)
         return self._take("padded", longest, problem)
 
     def _take(self, route: Route, longest: int, reason: str | None) -> Route:
@@ -314,19 +337,23 @@ class CompletionModel(nn.Module):
 
     @contextmanager
     def _attention(self, name: str) -> Iterator[None]:
-        before = self.model.config._attn_implementation
+        before = attentions_of(self.model)
         with _from_the_model():
             self.model.set_attn_implementation(name)
         try:
             yield
         finally:
-            self.model.set_attn_implementation(before)
+            _set_attentions(before)
 
     @contextmanager
     def stock(self) -> Iterator[PreTrainedModel]:
         """The wrapped model with the attention that it came with: for `generate`, or for saving."""
-        with self._attention(self._stock_attention):
+        before = attentions_of(self.model)
+        _set_attentions(self.stock_attentions)
+        try:
             yield self.model
+        finally:
+            _set_attentions(before)
 
     # What the Trainer and accelerate ask of a model, passed on.
     @property
@@ -344,6 +371,19 @@ class CompletionModel(nn.Module):
         self.model.activation_checkpointing_enable(*args, **kwargs)
 
 
+def attentions_of(model: PreTrainedModel) -> list[tuple[PretrainedConfig, str]]:
+    """The attention of each part of a model: that of a text part need not be that of the whole, as where a vision part
+    knows but one."""
+    parts = [model.config, model.config.get_text_config()]
+    parts += [part.config for part in model.modules() if isinstance(part, PreTrainedModel)]
+    return [(config, config._attn_implementation) for config in {id(part): part for part in parts}.values()]
+
+
+def _set_attentions(attentions: Sequence[tuple[PretrainedConfig, str]]) -> None:
+    for config, name in attentions:
+        config._attn_implementation_internal = name  # the property would set the parts of this part as well
+
+
 @contextmanager
 def _from_the_model() -> Iterator[None]:
     """Marks exceptions as the model's own, for `lm.logprobs.trial.of_the_model`."""
@@ -354,9 +394,14 @@ def _from_the_model() -> Iterator[None]:
         raise
 
 
-def _single(rewards_R1: Tensor) -> Tensor:
-    """[R, 1] -> [R]; no view, which FSDP warns of where a model returns one."""
-    return at_least_float32(rewards_R1[:, 0]).clone()
+def state_width(model: PreTrainedModel) -> int:
+    """How wide the last hidden state is, by a pass of one token: the config's hidden_size need not say (OPT-350m)."""
+    was_training = model.training
+    with torch.no_grad():
+        ids = torch.zeros(1, 1, dtype=torch.long, device=model.device)
+        states = model.eval().base_model(input_ids=ids, use_cache=False)[0]
+    model.train(was_training)
+    return int(states.shape[-1])
 
 
 def _log_softmax(logits_CV: Tensor, targets_C: Tensor) -> Tensor:

@@ -74,8 +74,10 @@ def precise(model: CompletionModel, device: torch.device, *, shaken: bool = Fals
     except Exception as error:
         raise Unbuildable(f"no copy can be made for a trial ({described(error)})") from error
     subject.reward_head = head
-    if subject._stock_attention.startswith("flash"):  # which knows no float32
-        subject._stock_attention = "sdpa"
+    # Flash attention knows no float32.
+    subject.stock_attentions = [
+        (config, "sdpa" if name.startswith("flash") else name) for config, name in subject.stock_attentions
+    ]
     return subject
 
 

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from transformers import PretrainedConfig, PreTrainedModel
 
-from lm.logprobs.kernels import STORED_LOGITS, at_least_float32
+from lm.logprobs.kernels import STORED_LOGITS, at_least_float32, rewards_of
 
 if TYPE_CHECKING:
     from lm.logprobs.completions import CompletionModel, CompletionOutput
@@ -165,17 +165,19 @@ def alone(model: CompletionModel, rows: Sequence[tuple[list[int], int]]) -> Valu
     with model.stock() as plain:
         for ids, count in rows:
             row = torch.tensor([ids], device=device)
+            inputs = {"input_ids": row, "use_cache": False}
             if model.is_reward_model:
-                states = model.call(plain.base_model, input_ids=row).last_hidden_state
-                rewards.append(at_least_float32(plain.score(states[:, -1]))[0, 0])
+                states = model.call(plain.base_model, **inputs).last_hidden_state
+                rewards.append(rewards_of(plain.score, states[:, -1])[0])
                 continue
             large = len(ids) * plain.config.get_text_config().vocab_size > STORED_LOGITS
             keep = {"logits_to_keep": count + 1} if large else {}
-            output = model.call(plain, input_ids=row, output_hidden_states=model.reward_head is not None, **keep)
+            with model.last_states() as found:
+                output = model.call(plain, **inputs, **keep)
             logprobs = at_least_float32(output.logits[0, -count - 1 : -1]).log_softmax(-1)
             logps.append(logprobs.gather(1, row[0, -count:, None]).sum())
             if model.reward_head is not None:
-                rewards.append(at_least_float32(model.reward_head(output.hidden_states[-1][:, -1]))[0, 0])
+                rewards.append(rewards_of(model.reward_head, found[-1][:, -1])[0])
     lengths = torch.tensor([count for _, count in rows], device=device)
     return Values(torch.stack(logps) if logps else None, torch.stack(rewards) if rewards else None, lengths)
 

@@ -17,10 +17,28 @@ from torch import Tensor, nn
 STORED_LOGITS = 2**27
 """Most entries of a [C, V] buffer kept from forward to backward; above it chunks are computed again in the backward."""
 
+WITHOUT_FLOAT64 = {"mps"}
+"""Accelerators that refuse it, also where a tensor is only moved to them."""
+
 
 def at_least_float32(values: Tensor) -> Tensor:
     """Low-precision values as float32: sums over tokens, and losses, need the digits."""
     return values if values.dtype == torch.float64 else values.float()
+
+
+def widest(device: torch.device) -> torch.dtype:
+    """float64, or float32 on a kind of accelerator that has none."""
+    return torch.float32 if device.type in WITHOUT_FLOAT64 else torch.float64
+
+
+def rewards_of(head: nn.Module, states_RH: Tensor) -> Tensor:
+    """A head's single column, [R], in float32 or float64: in 16 bits, also of autocast, different rewards would tie."""
+    parameters = {name: at_least_float32(parameter) for name, parameter in head.named_parameters()}
+    wide = parameters and next(iter(parameters.values())).dtype
+    with torch.autocast(states_RH.device.type, enabled=False):
+        states = states_RH.to(wide) if wide else at_least_float32(states_RH)
+        rewards_R1: Tensor = torch.func.functional_call(head, parameters, (states,))
+    return rewards_R1[:, 0].clone()  # no view, which FSDP warns of where a model returns one
 
 
 class _LinearLogProbs(torch.autograd.Function):

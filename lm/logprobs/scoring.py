@@ -84,7 +84,8 @@ def over_ranks(
     with torch.inference_mode(), progress.bar(what, total=total) as bar:
         for batch in mine:
             rows = [i for example in batch for i in example]
-            found.append((rows, scores_of(batch).double().cpu()))
+            # On the CPU first: not every accelerator has float64.
+            found.append((rows, scores_of(batch).cpu().double()))
             bar.update(len(rows))
     scores = torch.zeros(count, dtype=torch.float64)
     times = torch.zeros(count, dtype=torch.long)

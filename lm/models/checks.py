@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import copy
 import json
+import random
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -18,8 +19,10 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
+from lm.config import LoraConfig
 from lm.logprobs.completions import CompletionModel, Lengths
 from lm.logprobs.kernels import at_least_float32
+from lm.models.lora import check_target_modules, not_adaptable
 
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 """Where transformers looks for the weights of a folder: one file, or what tells the shards."""
@@ -282,7 +285,7 @@ def train_equals_eval(model: CompletionModel, input_ids: Tensor, lengths: Length
             off = torch.zeros(())
             for seed in range(passes):
                 torch.manual_seed(seed)
-                np.random.seed(seed)
+                random.seed(seed)
                 got = _numbers(model, batch, lengths)
                 off = torch.maximum(off, ((got - expected).abs() / (1 + expected.abs())).amax())
     finally:
@@ -310,35 +313,37 @@ def _numbers(model: CompletionModel, input_ids: Tensor, lengths: Lengths) -> Ten
 @contextmanager
 def _own_generators(device: torch.device) -> Iterator[None]:
     """Draws inside are not felt outside."""
-    state = np.random.get_state()
+    state, of_python = np.random.get_state(), random.getstate()  # noqa: NPY002
     devices = [] if device.type == "cpu" else [device.index or 0]
     try:
         with torch.random.fork_rng(devices, device_type=device.type if devices else "cuda"):
             yield
     finally:
-        np.random.set_state(state)
+        np.random.set_state(state)  # noqa: NPY002
+        random.setstate(of_python)
 
 
 # ---------------------------------------------------------------- what can be added to it
 
 
-def lora_targets(layers: Sequence[str], without: Mapping[str, int], parameters: int) -> Check:
-    """What adapters (`lora`) can be put on.
+def lora_targets(model: PreTrainedModel, options: LoraConfig) -> Check:
+    """What adapters can be put on, and in the advice what can have none: fused experts are no linear layers.
 
     Args:
-        layers: the linear layers, of `lm.models.lora.check_target_modules`.
-        without: numbers of the parameters that can have none, of `lm.models.lora.not_adaptable`.
-        parameters: numbers of the whole model.
+        model: not adapted, also on the device "meta".
+        options: of the adapters.
     """
-    names = sorted({name.rsplit(".", 1)[-1] for name in layers})
-    if not names:
-        advice = "there is no linear layer beside its head for an adapter; lora.rank null trains all parameters"
-        return Check("LoRA targets", False, names, "some", advice)
+    name, limit = "LoRA targets", "some"
+    try:
+        layers = check_target_modules(model, options)
+    except ValueError as error:
+        return Check(name, False, [], limit, str(error))
+    without, total = not_adaptable(model, layers), sum(parameter.numel() for parameter in model.parameters())
     remark = ""
     if without:
-        share = sum(without.values()) / parameters
-        remark = f"no adapter on {_listed(sorted(without))} (fused weights, {share:.0%} of the parameters)"
-    return Check("LoRA targets", True, names, "some", remark)
+        share = sum(without.values()) / total
+        remark = f"no adapter goes on {_listed(sorted(without))}, which are no linear layers ({share:.1%} of all)"
+    return Check(name, True, sorted({layer.rsplit(".", 1)[-1] for layer in layers}), limit, remark)
 
 
 def reward_head(model: PreTrainedModel) -> Check:

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import copy
+import gc
 import json
-from collections.abc import Iterable
+import logging
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from torch import Tensor, nn
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
@@ -18,49 +22,41 @@ from transformers import (
     AutoModelForCausalLM,
     AutoModelForSequenceClassification,
     AutoTokenizer,
+    GenerationConfig,
     LlamaConfig,
     PretrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
     PreTrainedTokenizerFast,
 )
+from transformers.utils import logging as transformers_logging
 
 from lm.base.files import sha256_of
 from lm.config import Config, LoraConfig
+from lm.models import checks, noise
+from lm.models.heads import ensure_reward_class
 from lm.models.lora import add_adapter
 
 SCRATCH = {"scratch:tiny": {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2, "vocab_size": 4096}}
 """Models from random weights, by name."""
 END, PAD = "<|endoftext|>", "<|padding|>"
+log = logging.getLogger(__name__)
 
 
 def check_model(spec: str, trust_remote_code: bool) -> None:
     """Raises ValueError, before anything is computed, for what could be known to fail later.
 
     A local folder needs a config, a tokenizer and safetensors weights; pickled weights are refused, as loading them
-    runs code from the file; so is code of the model's own unless `trust_remote_code`.
+    runs code from the file; so is code of the model's own unless `trust_remote_code`. The weights have to be plain,
+    whole, and all that the config wants, and the tokenizer's ids within the embedding: of the files the headers are
+    read. Of a model on the hub the same is found where it is loaded.
     """
     if spec.startswith("scratch:"):
         if spec not in SCRATCH:
             raise ValueError(f"model {spec!r}: the models from scratch are {', '.join(SCRATCH)}")
         return
-    folder = Path(spec)
-    if not folder.exists():
-        if spec.startswith((".", "/", "~")) or spec.count("/") > 1:
-            raise ValueError(f"model {spec!r}: there is no such folder")
-        return  # a hub name: the hub's answer comes when it is loaded
-    if not (folder / "config.json").is_file():
-        raise ValueError(f"model {spec!r}: the folder has no config.json")
-    if not any((folder / name).is_file() for name in ("tokenizer.json", "tokenizer_config.json", "tokenizer.model")):
-        raise ValueError(f"model {spec!r}: the folder has no tokenizer (tokenizer.json); save one with the model")
-    if not any(folder.glob("*.safetensors")):
-        pickled = [file.name for pattern in ("*.bin", "*.pt", "*.pth", "*.ckpt") for file in folder.glob(pattern)]
-        found = (
-            f"only pickled ones ({', '.join(sorted(pickled))}), which can run code when loaded" if pickled else "none"
-        )
-        raise ValueError(f"model {spec!r}: safetensors weights are needed, the folder has {found}")
-    if "auto_map" in json.loads((folder / "config.json").read_text()) and not trust_remote_code:
-        raise ValueError(f"model {spec!r} brings code of its own; set trust_remote_code to true to run it")
+    if (folder := _check_folder("model", spec, trust_remote_code)) is not None:
+        _check_weights(AutoModelForCausalLM, "model", spec, folder, trust_remote_code)
 
 
 def check_reward_model(spec: str, trust_remote_code: bool, *, option: str = "oracle_model") -> None:
@@ -71,22 +67,96 @@ def check_reward_model(spec: str, trust_remote_code: bool, *, option: str = "ora
     if spec.startswith("scratch:"):
         hint = "; null trains one" if option == "oracle_model" else ""
         raise ValueError(f"{option} {spec!r}: a trained reward model is needed{hint}")
-    check_model(spec, trust_remote_code)
+    folder = _check_folder(option, spec, trust_remote_code)
     config = _config_of(option, spec, trust_remote_code)
     kinds = config.architectures or ["model of no named class"]
     if not any("ForSequenceClassification" in kind for kind in kinds):
         raise ValueError(f"{option} {spec!r}: a sequence-classification model is needed, it is a {kinds[0]}")
     if config.num_labels != 1:
         raise ValueError(f"{option} {spec!r}: a reward model has one label, it has {config.num_labels}")
+    if folder is not None:
+        _check_weights(AutoModelForSequenceClassification, option, spec, folder, trust_remote_code)
+    else:
+        checks.require(f"{option} {spec!r}", checks.not_quantised(config))
+
+
+def _check_folder(option: str, spec: str, trust_remote_code: bool) -> Path | None:
+    """The folder, where it is one and has all files of a model; None for a hub's name."""
+    folder, what = Path(spec), f"{option} {spec!r}"
+    if not folder.exists():
+        if spec.startswith((".", "/", "~")) or spec.count("/") > 1:
+            raise ValueError(f"{what}: there is no such folder")
+        return None  # the hub's answer comes when it is loaded
+    checks.require(what, checks.no_adapter(folder))
+    if not (folder / "config.json").is_file():
+        raise ValueError(f"{what}: the folder has no config.json")
+    if not any((folder / name).is_file() for name in ("tokenizer.json", "tokenizer_config.json", "tokenizer.model")):
+        raise ValueError(f"{what}: the folder has no tokenizer (tokenizer.json); save one with the model")
+    if not any(folder.glob("*.safetensors")):
+        pickled = [file.name for pattern in ("*.bin", "*.pt", "*.pth", "*.ckpt") for file in folder.glob(pattern)]
+        found = (
+            f"only pickled ones ({', '.join(sorted(pickled))}), which can run code when loaded" if pickled else "none"
+        )
+        raise ValueError(f"{what}: safetensors weights are needed, the folder has {found}")
+    try:
+        own_code = "auto_map" in json.loads((folder / "config.json").read_text())
+    except ValueError as error:
+        raise ValueError(f"{what}: its config.json is no JSON ({error})") from None
+    if own_code and not trust_remote_code:
+        raise ValueError(f"{what} brings code of its own; set trust_remote_code to true to run it")
+    return folder
+
+
+def _check_weights(auto: Any, option: str, spec: str, folder: Path, trust_remote_code: bool) -> None:
+    """Opens the model without its numbers; see `check_model`."""
+    what = f"{option} {spec!r}"
+    checks.require(what, checks.weights_whole(folder))
+    if "auto_map" in json.loads((folder / "config.json").read_text()):
+        return  # its own code says what it is, when it is loaded
+    model, complete = opened_without_weights(auto, option, spec, trust_remote_code)
+    if complete.advice:
+        log.warning("%s: %s", what, complete.advice)
+    fits = checks.tokenizer_fits(load_tokenizer(spec, (), trust_remote_code, needs_end=False), model)
+    checks.require(what, fits)
+    if fits.advice:
+        log.warning("%s: %s", what, fits.advice)
+
+
+def opened_without_weights(
+    auto: Any, option: str, spec: str, trust_remote_code: bool
+) -> tuple[PreTrainedModel, checks.Check]:
+    """A model on the device "meta", and whether its weights are complete, which is read from the files' headers.
+
+    Raises ValueError where they are not.
+    """
+    return _from_pretrained(auto, option, spec, trust_remote_code=trust_remote_code, device_map="meta")
 
 
 def check_lora(spec: str, options: LoraConfig, trust_remote_code: bool) -> None:
-    """Raises ValueError where the base model cannot have these adapters; nothing of it but its config is read."""
+    """Raises ValueError where the base model cannot have these adapters; nothing of it but its config is read. Says
+    which of its weights are left without one because they are no linear layers."""
     if options.rank is None:
         return
     config = LlamaConfig(num_hidden_layers=1) if spec in SCRATCH else _config_of("model", spec, trust_remote_code)
     with torch.device("meta"):
-        add_adapter(AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code), options, base=spec)
+        model = AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code)
+        targets = checks.lora_targets(model, options)
+        if targets.advice:
+            log.warning("model %r, lora: %s", spec, targets.advice)
+        add_adapter(model, options, base=spec)
+
+
+def check_reward_base(spec: str, trust_remote_code: bool) -> None:
+    """Raises ValueError where no reward model can be made of the base model, which otherwise would be told after SFT."""
+    if spec in SCRATCH:
+        return
+    try:
+        ensure_reward_class(_config_of("model", spec, trust_remote_code))
+    except ValueError as error:
+        raise ValueError(
+            f"model {spec!r}: no reward model can be started from it ({error}); name another model, or train none: "
+            "give oracle_model, and data.rewards given or oracle"
+        ) from None
 
 
 def _config_of(option: str, spec: str, trust_remote_code: bool) -> PretrainedConfig:
@@ -163,9 +233,11 @@ def reward_tokenizer(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase)
 
 
 def load_policy(spec: str | Path, tokenizer: PreTrainedTokenizerBase, config: Config) -> PreTrainedModel:
-    """A causal LM in the run's dtype, on the CPU; from scratch under the current torch seed.
+    """A causal LM in the run's dtype, on the CPU, without noise; from scratch under the current torch seed. It
+    generates as it is trained: see `generation_config`.
 
-    Raises ValueError where it has fewer positions than the longest row of the configured data.
+    Raises ValueError where weights are missing, the model is not causal, or it has fewer rows in its embedding than the
+    tokenizer has ids, or fewer positions than the longest row of the configured data.
     """
     longest = config.data.max_prompt_length + config.data.max_completion_length + 1  # evaluation may add end-of-text
     if str(spec) in SCRATCH:
@@ -188,8 +260,13 @@ def load_policy(spec: str | Path, tokenizer: PreTrainedTokenizerBase, config: Co
             dtype=getattr(torch, config.dtype),
         )
     else:
-        model = _from_pretrained(AutoModelForCausalLM, spec, config)
-    _disable_dropout(model)
+        model = open_weights(AutoModelForCausalLM, "model", spec, **_as_of(config))
+        if str(spec) == config.model:  # what came from it is as it is
+            what = f"model {str(spec)!r}"
+            checks.require(what, checks.tokenizer_fits(tokenizer, model), checks.causal(model))
+    noise.turn_off(model)
+    model.config.get_text_config().eos_token_id = tokenizer.eos_token_id
+    model.generation_config = generation_config(tokenizer)
     positions = getattr(model.config.get_text_config(), "max_position_embeddings", None)
     if positions is not None and positions < longest:
         raise ValueError(
@@ -199,11 +276,32 @@ def load_policy(spec: str | Path, tokenizer: PreTrainedTokenizerBase, config: Co
     return model
 
 
-def load_reward_model(spec: str | Path, config: Config) -> PreTrainedModel:
-    """A sequence-classification model with one label; a head that the weights lack is drawn under the torch seed."""
-    model = _from_pretrained(AutoModelForSequenceClassification, spec, config, num_labels=1)
-    _disable_dropout(model)
+def generation_config(tokenizer: PreTrainedTokenizerBase) -> GenerationConfig:
+    """How a policy generates: it draws from its own distribution, as evaluation does, until the end-of-text that it was
+    trained with. A base model's own settings (other ends, penalties, top-k) would sample from another policy."""
+    return GenerationConfig(
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+        do_sample=True,
+        temperature=1.0,
+        top_k=0,
+        top_p=1.0,
+    )
+
+
+def load_reward_model(spec: str | Path, config: Config, *, new_head: bool = False) -> PreTrainedModel:
+    """A sequence-classification model with one label, without noise. A head that the weights lack is drawn under the
+    torch seed where it may be a `new_head`, which is then to be trained; else ValueError."""
+    option = "oracle_model" if str(spec) == config.oracle_model else "reward model"
+    auto = AutoModelForSequenceClassification
+    model = open_weights(auto, option, spec, new_head=new_head, num_labels=1, **_as_of(config))
+    noise.turn_off(model)
     return model
+
+
+def _as_of(config: Config) -> dict[str, Any]:
+    return {"trust_remote_code": config.trust_remote_code, "dtype": getattr(torch, config.dtype)}
 
 
 def is_sharded(model: nn.Module) -> bool:
@@ -212,9 +310,12 @@ def is_sharded(model: nn.Module) -> bool:
 
 
 def state_of(model: nn.Module) -> dict[str, Tensor]:
-    """The state on the CPU. Of a sharded model it is gathered: every rank calls this, and the first gets it."""
+    """The state on the CPU, tied tensors as one. Of a sharded model it is gathered: every rank calls this, and the
+    first gets it."""
     if not is_sharded(model):
-        return {name: value.cpu() for name, value in model.state_dict().items()}
+        copies: dict[Any, Tensor] = {}
+        own = model.state_dict(keep_vars=True)  # where tied tensors are one object
+        return {name: copies.setdefault(id(value), value.detach().cpu()) for name, value in own.items()}
     whole = StateDictOptions(full_state_dict=True, cpu_offload=True)
     state: dict[str, Any] = get_model_state_dict(model, options=whole)
     first: dict[nn.Parameter, str] = {}
@@ -224,28 +325,65 @@ def state_of(model: nn.Module) -> dict[str, Tensor]:
     return state
 
 
-def _disable_dropout(model: PreTrainedModel) -> None:
-    """Log-ratios and rewards compare models: noise in one is no regulariser. The config keeps its values."""
-    for module in model.modules():
-        if isinstance(module, nn.Dropout):
-            module.p = 0.0
-        for name, value in vars(module).items():
-            if "dropout" in name and isinstance(value, float):
-                setattr(module, name, 0.0)
+def open_weights(
+    auto: Any, option: str, spec: str | Path, *, trust_remote_code: bool, new_head: bool = False, **extra: Any
+) -> PreTrainedModel:
+    """A model with the weights of a folder or of the hub. ValueError, with the option, where they do not fit.
+
+    Args:
+        auto: transformers' AutoModelFor...
+        option: that names the model.
+        spec: its value.
+        trust_remote_code: whether it may bring code of its own.
+        new_head: as of `lm.models.checks.weights_complete`.
+        extra: for `from_pretrained`.
+    """
+    gc.collect()  # models that nothing needs any more die before there is another one: a Trainer is full of circles
+    return _from_pretrained(auto, option, str(spec), trust_remote_code=trust_remote_code, new_head=new_head, **extra)[0]
 
 
-def _from_pretrained(auto: Any, spec: str | Path, config: Config, **extra: Any) -> PreTrainedModel:
+def _from_pretrained(
+    auto: Any, option: str, spec: str, *, trust_remote_code: bool, new_head: bool = False, **extra: Any
+) -> tuple[PreTrainedModel, checks.Check]:
+    """The model, and the check of its weights, which holds."""
+    what = f"{option} {spec!r}"
+    config = _config_of(option, spec, trust_remote_code)
+    checks.require(what, checks.not_quantised(config))
     try:
-        model: PreTrainedModel = auto.from_pretrained(
-            str(spec),
-            dtype=getattr(torch, config.dtype),
-            use_safetensors=True,
-            trust_remote_code=config.trust_remote_code,
-            **extra,
-        )
-    except (OSError, ValueError) as error:
-        raise ValueError(f"model {str(spec)!r} cannot be loaded: {error}") from None
-    return model
+        if auto is AutoModelForSequenceClassification:
+            ensure_reward_class(config)
+        with _without_report():
+            model, found = auto.from_pretrained(
+                spec,
+                use_safetensors=True,
+                trust_remote_code=trust_remote_code,
+                output_loading_info=True,
+                ignore_mismatched_sizes=True,  # to be refused by name
+                **extra,
+            )
+    except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as error:
+        raise ValueError(f"{what} cannot be loaded: {_shortened(error)}") from None
+    if getattr(model, "_hf_peft_config_loaded", False):  # a hub's, which has no folder to be looked at before
+        raise ValueError(f"{what}: it is an adapter; merge it into the weights of its base and name that model")
+    complete = checks.weights_complete(model, found, new_head=new_head)
+    checks.require(what, complete)
+    return model, complete
+
+
+@contextmanager
+def _without_report() -> Iterator[None]:
+    """transformers prints a table of weights that are missing or left over, of which the checks speak."""
+    before = transformers_logging.get_verbosity()
+    transformers_logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        transformers_logging.set_verbosity(before)
+
+
+def _shortened(error: Exception) -> str:
+    """The first line of what went wrong; transformers goes on with a list of all its architectures."""
+    return (str(error) or type(error).__name__).strip().splitlines()[0]
 
 
 def content_of(path: str | Path | None) -> str | None:

@@ -8,6 +8,7 @@ pi_ref, and log-probs of the model that was adapted are the reference's.
 from __future__ import annotations
 
 import copy
+import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -48,12 +49,37 @@ def check_target_modules(model: PreTrainedModel, options: LoraConfig) -> dict[st
         if not any(name == target or name.endswith(f".{target}") for name in layers)
     ]
     if lacking:
+        if fused := [name for name in not_adaptable(model, layers) if any(t in name.split(".") for t in lacking)]:
+            raise ValueError(
+                f"lora.target_modules: {', '.join(lacking)} of {type(model).__name__} are fused weights "
+                f"({', '.join(fused)}) and no linear layers, which alone can have adapters; leave them out"
+            )
         known = ", ".join(sorted({name.rsplit(".", 1)[-1] for name in layers}))
         raise ValueError(
             f"lora.target_modules: {type(model).__name__} has no linear layer named {', '.join(lacking)}; name some "
             f"of {known}, or null for all of them"
         )
     return layers
+
+
+def not_adaptable(model: PreTrainedModel, layers: Mapping[str, nn.Module]) -> dict[str, int]:
+    """Weights that no adapter can change, as they are no linear layers' (fused experts, mostly): how many numbers they
+    are, by name with * for the number of a layer. Embeddings and heads are not counted, which `layers` leaves out too.
+
+    Args:
+        model: before it is adapted.
+        layers: of `check_target_modules`.
+    """
+    heads = (model.get_output_embeddings(), getattr(model, "score", None))
+    found: dict[str, int] = {}
+    for name, module in model.named_modules():
+        if name in layers or isinstance(module, nn.Embedding) or any(module is head for head in heads):
+            continue
+        for own, parameter in module.named_parameters(recurse=False):
+            if parameter.ndim > 1:
+                told = re.sub(r"(^|\.)\d+(?=\.)", r"\1*", f"{name}.{own}")
+                found[told] = found.get(told, 0) + parameter.numel()
+    return found
 
 
 def add_adapter(model: PreTrainedModel, options: LoraConfig, *, base: str) -> None:
@@ -131,4 +157,5 @@ def merged(model: PreTrainedModel, state: Mapping[str, Tensor]) -> PreTrainedMod
         adapted = peft.LoraModel(plain, copy.deepcopy(model.peft_config[NAME]), NAME)
     plain.load_state_dict(copy.deepcopy(dict(state)), assign=True)
     result: PreTrainedModel = adapted.merge_and_unload()
+    result.generation_config = model.generation_config
     return result

@@ -34,12 +34,14 @@ class Run:
     """
 
     def __init__(self, config: Config, *, read_only: frozenset[str] = frozenset()) -> None:
-        from lm.models.loading import check_lora, check_model, check_reward_model
+        from lm.models.loading import check_lora, check_model, check_reward_base, check_reward_model
         from lm.training import trackers
 
         trackers.check(config.report_to)
         check_model(config.model, config.trust_remote_code)
         check_lora(config.model, config.lora, config.trust_remote_code)
+        if trains_reward_models(config) and Path(config.model).exists():  # else the hub's answer comes before SFT
+            check_reward_base(config.model, config.trust_remote_code)
         if config.oracle_model is not None:
             check_reward_model(config.oracle_model, config.trust_remote_code)
         self.config = config
@@ -54,6 +56,12 @@ class Run:
     def like(self, config: Config) -> Run:
         """A run of other options that makes no more than this one."""
         return Run(config, read_only=self.store.read_only)
+
+
+def trains_reward_models(config: Config) -> bool:
+    """Whether something that the options ask for is a reward model started from pi_ref."""
+    judged = config.oracle_model is None and config.oracle.is_given
+    return judged or (config.data.rewards == "models" and any(config.method(name).needs for name in config.methods))
 
 
 def once(stage: Callable[Concatenate[Run, P], T]) -> Callable[Concatenate[Run, P], T]:

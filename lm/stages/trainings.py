@@ -19,6 +19,7 @@ from lm.data.lengths import LengthClass, length_class
 from lm.logprobs.completions import CompletionModel
 from lm.logprobs.scoring import score_pairs
 from lm.models.loading import (
+    check_reward_base,
     content_of,
     is_sharded,
     load_policy,
@@ -27,10 +28,11 @@ from lm.models.loading import (
     state_of,
 )
 from lm.models.lora import add_adapter, is_adapted, merged, save_adapter
+from lm.models.noise import own_config
 from lm.models.opening import open_policy, open_reward_model
 from lm.objectives import JointOracle
 from lm.stages.data import data, references, tokenizer
-from lm.stages.run import Run, once
+from lm.stages.run import Run, once, trains_reward_models
 from lm.training.batches import CompletionArguments, pair_collator, sft_collator
 from lm.training.loop import fit, training_arguments
 from lm.training.trainer import JointOracleTrainer, RewardTrainer, SFTTrainer
@@ -85,12 +87,13 @@ def save_model(run: Run, model: CompletionModel, folder: Path) -> None:
     if not ranks.is_first():
         return
     own, plain = {n.removeprefix("model."): v for n, v in state.items() if n.startswith("model.")}, model.model
-    if is_adapted(plain):
-        save_adapter(plain, own, folder / "adapter")
-        plain = merged(plain, own)
-        own = plain.state_dict()
-    beside = reward_tokenizer(plain, tokenizer(run)) if model.is_reward_model else tokenizer(run)
-    plain.save_pretrained(folder, state_dict=own)
+    with own_config(plain):
+        if is_adapted(plain):
+            save_adapter(plain, own, folder / "adapter")
+            plain = merged(plain, own)
+            own = plain.state_dict()
+        beside = reward_tokenizer(plain, tokenizer(run)) if model.is_reward_model else tokenizer(run)
+        plain.save_pretrained(folder, state_dict=own)
     beside.save_pretrained(folder)
     if model.reward_head is not None:
         save_file({"weight": state["reward_head.weight"].contiguous()}, folder / "reward_head.safetensors")
@@ -111,6 +114,8 @@ def sft(run: Run) -> Artifact:
     """pi_ref: the base model trained on the reference completions."""
 
     def make(folder: Path, scratch: Path) -> dict[str, Any]:
+        if trains_reward_models(run.config):
+            check_reward_base(run.config.model, run.config.trust_remote_code)
         seed = run.seed("sft")
         torch.manual_seed(seed)
         base = load_policy(run.config.model, tokenizer(run), run.config)
@@ -141,7 +146,7 @@ def reward_model(
     def make(folder: Path, scratch: Path) -> dict[str, Any]:
         seed = run.seed(stage, name)
         torch.manual_seed(seed)
-        base = load_reward_model(sft(run).path, run.config)
+        base = load_reward_model(sft(run).path, run.config, new_head=True)
         model = CompletionModel(adapted(run, stage, base), options=run.config.logprobs)
         arguments = arguments_of(run, training, scratch, seed)
         history = fit(RewardTrainer, model, pairs(), pair_collator(), arguments)

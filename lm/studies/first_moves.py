@@ -20,7 +20,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from lm.base import progress
 from lm.config import Config, DataConfig, TrainingConfig
 from lm.data.tokens import completion_ids, prompt_ids
-from lm.logprobs.kernels import at_least_float32
+from lm.logprobs.kernels import widest
 from lm.models.loading import SCRATCH, check_model, load_policy
 from lm.models.opening import device_named
 from theory.first_to_fall import Completion, Moves, head_gram, moves
@@ -131,4 +131,4 @@ def seen_by_head(model: PreTrainedModel, prompt: Ids, completion: Ids) -> Comple
 
 
 def _precise(values: Tensor) -> Tensor:
-    return at_least_float32(values) if values.device.type == "mps" else values.double()
+    return values.to(widest(values.device))

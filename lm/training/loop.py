@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import signal
 import sys
@@ -21,9 +22,14 @@ from lm.base import progress, ranks
 from lm.base.store import last_checkpoint
 from lm.config import TrainingConfig
 from lm.logprobs.completions import CompletionModel
+from lm.models import checks
+from lm.models.noise import turn_off_dropout
 from lm.training import trackers
 from lm.training.batches import Batch, CompletionArguments
 from lm.training.trainer import SPEED, CompletionTrainer
+from lm.training.unreached import freeze_unreached
+
+log = logging.getLogger(__name__)
 
 # ---------------------------------------------------------------- running
 
@@ -183,10 +189,14 @@ def fit(
 ) -> list[dict[str, float]]:
     """Trains, from the last whole checkpoint in the arguments' folder where there is one; returns the log history.
 
+    Raises ValueError where the model is another one in training than in evaluation; freezes what gets no gradient.
     SIGTERM ends it after a checkpoint of the step under way, also where no others are kept.
     """
     assert arguments.output_dir is not None
-    longest = collator([max(dataset, key=_tokens)])
+    if on := turn_off_dropout(model):  # of a model that `load_policy` has not opened
+        log.warning("the dropout of %d layers is turned off: losses compare passes of models", on)
+    sizes = [_tokens(row) for row in dataset]
+    longest, shortest = (collator([dataset[pick(range(len(sizes)), key=sizes.__getitem__)]]) for pick in (max, min))
     model.settle(longest["input_ids"], longest["lengths"], arguments.device)
     reporting = trackers.callbacks(arguments.trackers, Path(arguments.logs or arguments.output_dir))
     trainer = trainer_class(
@@ -197,6 +207,10 @@ def fit(
         callbacks=[*callbacks, *reporting],
         **extra,
     )
+    # After the Trainer has put the model where it trains, and before there is an optimiser.
+    example = shortest["input_ids"], shortest["lengths"]
+    checks.require(f"model {model.model.config.name_or_path!r}", checks.train_equals_eval(model, *example))
+    freeze_unreached(model, *example)
     folder = Path(arguments.output_dir)
     checkpoint = ranks.from_first(lambda: last_checkpoint(folder))
     if checkpoint is not None:

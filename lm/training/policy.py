@@ -13,6 +13,7 @@ from datasets import Dataset
 from torch import Tensor
 
 from lm.data.rewards import MARGIN, MEMBER_MARGINS
+from lm.logprobs.kernels import widest
 from lm.objectives import Method, PairBatch
 from lm.training.batches import Batch, cut, pair_collator
 from lm.training.trainer import CompletionTrainer, Logged
@@ -55,14 +56,15 @@ class PolicyTrainer(CompletionTrainer):
     def _probed(self, batch: Batch) -> dict[str, Tensor]:
         """What the probe tells of each pair, [N]."""
         scores = batch["scores"]
-        logps = self.model(batch["input_ids"], batch["lengths"]).logps.double().view(self.units(batch), -1)
+        logps = self.model(batch["input_ids"], batch["lengths"]).logps
+        logps = logps.to(widest(logps.device)).view(self.units(batch), -1)
         chosen, rejected = logps[:, 0] - scores["ref_chosen_logps"], logps[:, 1] - scores["ref_rejected_logps"]
         result = {
             "chosen_logps": logps[:, 0],
             "rejected_logps": logps[:, 1],
             "chosen_logratio": chosen,
             "rejected_logratio": rejected,
-            "accuracy": (chosen > rejected).double(),
+            "accuracy": (chosen > rejected).to(logps.dtype),
             "forward_kl_reference": losses.forward_kl(_over_samples(logps[:, 2:], scores)),
             "forward_kl_preferences": (losses.forward_kl(chosen) + losses.forward_kl(rejected)) / 2,
         }
@@ -71,7 +73,7 @@ class PolicyTrainer(CompletionTrainer):
             members = scores[MEMBER_MARGINS]
             nearest = (members - beta * (chosen - rejected)[:, None]).abs().argmin(1)
             for k in range(members.shape[1]):
-                result[f"member_{k}"] = (nearest == k).double()
+                result[f"member_{k}"] = (nearest == k).to(logps.dtype)
         return result
 
     def before_step(self, model: torch.nn.Module, parts: Sequence[tuple[Batch, float]], units: int) -> Tensor | None:

@@ -25,6 +25,7 @@ from transformers import Trainer
 
 from lm.base import ranks
 from lm.base.store import seal
+from lm.logprobs.kernels import widest
 from lm.models.lora import is_adapted
 from lm.objectives import JointOracle
 from lm.training.batches import Batch, CompletionArguments, cut
@@ -61,6 +62,12 @@ class CompletionTrainer(Trainer):  # type: ignore[misc]
         if state.distributed_type == DistributedType.MULTI_CPU and ranks.sharding():
             state.distributed_type, state.fsdp_plugin = DistributedType.FSDP, FullyShardedDataParallelPlugin()
             self.is_fsdp_enabled = True
+
+    def _prepare_input(self, data: Any) -> Any:
+        """On the device; scores, float64, as wide as it has them."""
+        if isinstance(data, Tensor) and data.dtype == torch.float64:
+            data = data.to(widest(self.args.device))
+        return super()._prepare_input(data)
 
     def units(self, batch: Batch) -> int:
         """How many equally weighted losses a batch has."""
