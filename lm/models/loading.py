@@ -114,6 +114,7 @@ def _check_weights(auto: Any, option: str, spec: str, folder: Path, trust_remote
     if "auto_map" in json.loads((folder / "config.json").read_text()):
         return  # its own code says what it is, when it is loaded
     model, complete = opened_without_weights(auto, option, spec, trust_remote_code)
+    checks.require(what, complete)
     if complete.advice:
         log.warning("%s: %s", what, complete.advice)
     fits = checks.tokenizer_fits(load_tokenizer(spec, (), trust_remote_code, needs_end=False), model)
@@ -127,9 +128,9 @@ def opened_without_weights(
 ) -> tuple[PreTrainedModel, checks.Check]:
     """A model on the device "meta", and whether its weights are complete, which is read from the files' headers.
 
-    Raises ValueError where they are not.
+    Raises ValueError where it cannot be opened at all.
     """
-    return _from_pretrained(auto, option, spec, trust_remote_code=trust_remote_code, device_map="meta")
+    return _from_pretrained(auto, option, spec, trust_remote_code=trust_remote_code, refuse=False, device_map="meta")
 
 
 def check_lora(spec: str, options: LoraConfig, trust_remote_code: bool) -> None:
@@ -343,9 +344,16 @@ def open_weights(
 
 
 def _from_pretrained(
-    auto: Any, option: str, spec: str, *, trust_remote_code: bool, new_head: bool = False, **extra: Any
+    auto: Any,
+    option: str,
+    spec: str,
+    *,
+    trust_remote_code: bool,
+    new_head: bool = False,
+    refuse: bool = True,
+    **extra: Any,
 ) -> tuple[PreTrainedModel, checks.Check]:
-    """The model, and the check of its weights, which holds."""
+    """The model, and the check of its weights, which holds where those that lack something are to be refused."""
     what = f"{option} {spec!r}"
     config = _config_of(option, spec, trust_remote_code)
     checks.require(what, checks.not_quantised(config))
@@ -366,7 +374,8 @@ def _from_pretrained(
     if getattr(model, "_hf_peft_config_loaded", False):  # a hub's, which has no folder to be looked at before
         raise ValueError(f"{what}: it is an adapter; merge it into the weights of its base and name that model")
     complete = checks.weights_complete(model, found, new_head=new_head)
-    checks.require(what, complete)
+    if refuse:
+        checks.require(what, complete)
     return model, complete
 
 

@@ -6,7 +6,7 @@ config: a few layers of random weights, in which each kind of its layers shows.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -28,12 +28,12 @@ from transformers import (
 from lm.config import Config, DataConfig, LoraConfig, TrainingConfig
 from lm.logprobs.completions import CompletionModel, collate
 from lm.logprobs.kernels import free_memory
-from lm.logprobs.trial import RouteReport, examples_of, route_report, vocabulary_of
+from lm.logprobs.definition import examples_of, vocabulary_of
+from lm.logprobs.trial import RouteReport, route_report
 from lm.models import checks, noise
 from lm.models.checks import Check
 from lm.models.heads import ensure_reward_class
 from lm.models.loading import SCRATCH, check_model, load_policy, load_tokenizer, open_weights, opened_without_weights
-from lm.models.lora import check_target_modules, not_adaptable
 from lm.models.opening import device_named
 from lm.studies.architectures import build, small
 
@@ -309,9 +309,7 @@ def _possible(report: Report, model: PreTrainedModel) -> None:
         value = f"transformers' {type(made).__name__}" if stock else "one of ours, on the last hidden state"
         report.checks.append(Check(name, True, value, "a reward model can be made of it", ""))
     with report.row("LoRA targets"):
-        layers = check_target_modules(model, LoraConfig(rank=8))
-        without = {n: p.numel() for n, p in not_adaptable(model).items()}
-        report.checks.append(checks.lora_targets(list(layers), without, sum(p.numel() for p in model.parameters())))
+        report.checks.append(checks.lora_targets(model, LoraConfig(rank=8)))
 
 
 # ---------------------------------------------------------------- for people
