@@ -27,6 +27,7 @@ from transformers import (
 
 from lm.base.files import sha256_of
 from lm.config import Config, LoraConfig
+from lm.logprobs.definition import check_positions
 from lm.models.lora import add_adapter
 
 SCRATCH = {"scratch:tiny": {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2, "vocab_size": 4096}}
@@ -196,6 +197,7 @@ def load_policy(spec: str | Path, tokenizer: PreTrainedTokenizerBase, config: Co
             f"data.max_prompt_length {config.data.max_prompt_length} + data.max_completion_length "
             f"{config.data.max_completion_length} + 1 must be at most the {positions} positions of model {str(spec)!r}"
         )
+    check_positions(model.config, longest, f"model {str(spec)!r}")
     return model
 
 

@@ -6,8 +6,9 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import closing
+from itertools import chain
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -20,7 +21,7 @@ from transformers import PrinterCallback, TrainerCallback, TrainerControl, Train
 from lm.base import progress, ranks
 from lm.base.store import last_checkpoint
 from lm.config import TrainingConfig
-from lm.logprobs.completions import CompletionModel
+from lm.logprobs.completions import CompletionModel, longest_row
 from lm.training import trackers
 from lm.training.batches import Batch, CompletionArguments
 from lm.training.trainer import SPEED, CompletionTrainer
@@ -186,7 +187,7 @@ def fit(
     SIGTERM ends it after a checkpoint of the step under way, also where no others are kept.
     """
     assert arguments.output_dir is not None
-    longest = collator([max(dataset, key=_tokens)])
+    longest = _longest(chain(dataset, extra.get("eval_dataset") or ()), collator)
     model.settle(longest["input_ids"], longest["lengths"], arguments.device)
     reporting = trackers.callbacks(arguments.trackers, Path(arguments.logs or arguments.output_dir))
     trainer = trainer_class(
@@ -209,7 +210,13 @@ def fit(
     return list(trainer.state.log_history)
 
 
-def _tokens(row: dict[str, Any]) -> int:
-    """Prompt and all completions of a dataset row: what the collator makes of it is at most that long."""
-    own = sum(len(row[name]) for name in ("prompt_ids", "completion_ids", "chosen_ids", "rejected_ids") if name in row)
-    return own + sum(map(len, row.get("sample_ids") or ()))
+def _longest(rows: Iterable[dict[str, Any]], collator: Callable[[list[dict[str, Any]]], Batch]) -> Batch:
+    """The batch of the row with the longest prompt and completion; samples count if the collator reads them."""
+    best: dict[bool, tuple[int, dict[str, Any]]] = {}
+    for row in rows:
+        given = [len(row[name]) for name in ("completion_ids", "chosen_ids", "rejected_ids") if name in row]
+        for sampled, own in ((False, given), (True, [*given, *map(len, row.get("sample_ids") or ())])):
+            tokens = len(row["prompt_ids"]) + max(own)
+            if sampled not in best or tokens > best[sampled][0]:
+                best[sampled] = (tokens, row)
+    return max((collator([row]) for _, row in best.values()), key=lambda batch: longest_row(batch["lengths"]))
