@@ -161,9 +161,8 @@ def cache_size(config: PretrainedConfig, tokens: int, itemsize: int) -> int:
     if not heads:
         return 0
     width = getattr(text, "head_dim", None) or text.hidden_size // heads
-    return (
-        2 * text.num_hidden_layers * (getattr(text, "num_key_value_heads", None) or heads) * width * tokens * itemsize
-    )
+    heads = getattr(text, "num_key_value_heads", None) or heads
+    return int(2 * text.num_hidden_layers * heads * width * tokens * itemsize)
 
 
 def fitting(model: CompletionModel, batch: int, tokens: int) -> int:

@@ -132,8 +132,9 @@ class Layout:
             inside, tokens = tokens < self.total, tokens.clamp(max=self.total - 1)
             step = max(1, MASK_CELLS // (FLEX_BLOCK * len(tokens))) * FLEX_BLOCK
             anything, everything = [], []
-            for queries, real in zip(tokens.split(step), inside.split(step), strict=True):
-                allowed = self.sees(queries[:, None], tokens[None], window) & real[:, None] & inside[None]
+            for start in range(0, len(tokens), step):
+                rows = slice(start, start + step)
+                allowed = self.sees(tokens[rows, None], tokens[None], window) & inside[rows, None] & inside[None]
                 cells = allowed.view(-1, FLEX_BLOCK, count, FLEX_BLOCK)
                 anything.append(cells.any(3).any(1))
                 everything.append(cells.all(3).all(1))
