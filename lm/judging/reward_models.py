@@ -188,9 +188,9 @@ class RewardModel:
             expected = None if self.is_ours else torch.cat([self._forward([inputs[row]]) for row in rows])
             try:
                 model.settle(**batch)
-                got = model(**batch).rewards
-            except Exception as error:  # whatever an architecture does with what it does not know
-                return f"{type(error).__name__}: {error}".splitlines()[0]
+            except ValueError as error:
+                return f"as sharing is refused: {error}"
+            got = model(**batch).rewards
         if expected is None:
             return None
         # A prompt that is computed with others rounds otherwise; a wrong token or mask is off by far more.

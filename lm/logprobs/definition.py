@@ -30,24 +30,23 @@ Example = tuple[list[int], list[list[int]]]
 def position_limit(config: PretrainedConfig) -> int | None:
     """Longest row, tokens, whose log-prob depends on nothing but itself; None where there is no such limit.
 
-    Rotary frequencies of the kinds "longrope" and "dynamic" are chosen by the longest row of a batch, beyond the
-    context that the model was first trained with.
+    Rotary frequencies are chosen by the longest row of a batch beyond the context that the model was first trained
+    with if they are of kind "longrope", and beyond `max_position_embeddings` if of kind "dynamic".
     """
     text = config.get_text_config()
     given = getattr(text, "rope_parameters", None) or getattr(text, "rope_scaling", None) or {}
-    each = [given, *(value for value in given.values() if isinstance(value, dict))]
+    most = getattr(text, "max_position_embeddings", None)
     limits = []
-    for rope in each:
+    for rope in (given, *(value for value in given.values() if isinstance(value, dict))):
         kind = str(rope.get("rope_type", rope.get("type", "")))
-        if kind == "longrope" or "dynamic" in kind:
-            names = (rope.get("original_max_position_embeddings"), *_context(text))
-            limits += [int(n) for n in names if n is not None][:1]
-    return min(limits, default=None)
-
-
-def _context(config: PretrainedConfig) -> Iterator[int | None]:
-    for name in ("original_max_position_embeddings", "max_position_embeddings"):
-        yield getattr(config, name, None)
+        if kind == "longrope":
+            own = rope.get("original_max_position_embeddings") or getattr(
+                text, "original_max_position_embeddings", None
+            )
+            limits.append(own or most)
+        elif "dynamic" in kind:
+            limits.append(most)
+    return min((int(limit) for limit in limits if limit is not None), default=None)
 
 
 def check_positions(config: PretrainedConfig, longest: int, what: str) -> None:
@@ -61,10 +60,9 @@ def check_positions(config: PretrainedConfig, longest: int, what: str) -> None:
     limit = position_limit(config)
     if limit is not None and longest > limit:
         raise ValueError(
-            f"{what}: rows of up to {longest} tokens, but beyond {limit} (original_max_position_embeddings) this "
-            "model's rope_scaling chooses its frequencies by the longest row of a batch, so that a row's log-prob "
-            f"depends on its neighbours; data.max_prompt_length + data.max_completion_length + 1 must be at most "
-            f"{limit}"
+            f"{what}: rows may have {longest} tokens, but beyond {limit} the rotary frequencies (rope_scaling in the "
+            "model's config.json) are chosen by the longest row of a batch, so that a row's log-prob depends on its "
+            f"neighbours; data.max_prompt_length + data.max_completion_length + 1 must be at most {limit}"
         )
 
 

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn.attention.flex_attention import BlockMask, create_block_mask
+from torch.nn.attention.flex_attention import BlockMask
 from transformers import AttentionInterface
 
 PACKED = "lm_packed"
@@ -32,6 +32,12 @@ QUERY_ROWS = 96
 
 KEPT_SCORES = 2**24
 """Most attention probabilities that one layer keeps for the backward; above it the fused kernel takes over."""
+
+FLEX_BLOCK = 128
+"""Queries, and keys, that FlexAttention takes or skips together."""
+
+MASK_CELLS = 2**25
+"""Most entries of its mask that are looked at together."""
 
 
 class Layout:
@@ -104,26 +110,42 @@ class Layout:
         return self._index(np.repeat(np.arange(len(self.lengths)), [sum(example) for example in self.lengths]))
 
     def sees(self, query: Any, key: Any, window: int | None = None) -> Any:
-        """Whether tokens `query` may look at tokens `key` (index tensors that broadcast): the one definition."""
-        behind = self.positions_T[query] - self.positions_T[key]
-        allowed = (
-            (behind >= 0)
-            & (self.examples_T[query] == self.examples_T[key])
-            & ((self.blocks_T[key] == 0) | (self.blocks_T[query] == self.blocks_T[key]))
-        )
-        return allowed if window is None else allowed & (behind < window)
+        """Whether tokens `query` may look at tokens `key` (index tensors that broadcast)."""
+        return _sees(self.positions_T, self.examples_T, self.blocks_T, query, key, window)
 
     def flex_mask(self, window: int | None) -> BlockMask:
-        """[1, 1, T, T], for `flex_attention`."""
+        """[1, 1, T, T], for `flex_attention`.
+
+        What `create_block_mask` gives, without its [T, T] of integers: so many rows at a time as fit MASK_CELLS.
+        """
         key = (window, torch.bool, "flex")
         if key not in self._masks:
-            self._masks[key] = create_block_mask(
-                lambda _b, _h, query, key: self.sees(query, key, window),
-                B=None,
-                H=None,
-                Q_LEN=self.total,
-                KV_LEN=self.total,
-                device=self.device,
+            # Tensors, not the layout: what is compiled for one batch then serves the next.
+            positions, examples, blocks = self.positions_T, self.examples_T, self.blocks_T
+
+            def mask_mod(_b: Tensor, _h: Tensor, query: Tensor, key: Tensor) -> Tensor:
+                seen: Tensor = _sees(positions, examples, blocks, query, key, window)
+                return seen
+
+            count = -(-self.total // FLEX_BLOCK)
+            tokens = torch.arange(count * FLEX_BLOCK, device=self.device)
+            inside, tokens = tokens < self.total, tokens.clamp(max=self.total - 1)
+            step = max(1, MASK_CELLS // (FLEX_BLOCK * len(tokens))) * FLEX_BLOCK
+            anything, everything = [], []
+            for start in range(0, len(tokens), step):
+                rows = slice(start, start + step)
+                allowed = self.sees(tokens[rows, None], tokens[None], window) & inside[rows, None] & inside[None]
+                cells = allowed.view(-1, FLEX_BLOCK, count, FLEX_BLOCK)
+                anything.append(cells.any(3).any(1))
+                everything.append(cells.all(3).all(1))
+            full = torch.cat(everything)
+            partial_ = torch.cat(anything) & ~full
+            self._masks[key] = BlockMask.from_kv_blocks(
+                *_listed(partial_),
+                *_listed(full),
+                BLOCK_SIZE=FLEX_BLOCK,
+                mask_mod=mask_mod,
+                seq_lengths=(self.total,) * 2,
             )
         mask: BlockMask = self._masks[key]
         return mask
@@ -171,6 +193,19 @@ class Layout:
             self._masks[key] = masks
         result: list[tuple[Tensor | None, Tensor]] = self._masks[key]
         return result
+
+
+def _sees(positions: Any, examples: Any, blocks: Any, query: Any, key: Any, window: int | None) -> Any:
+    """The one definition of who sees whom."""
+    behind = positions[query] - positions[key]
+    allowed = (behind >= 0) & (examples[query] == examples[key]) & ((blocks[key] == 0) | (blocks[query] == blocks[key]))
+    return allowed if window is None else allowed & (behind < window)
+
+
+def _listed(blocks_QK: Tensor) -> tuple[Tensor, Tensor]:
+    """As `BlockMask` has it: how many blocks of keys each block of queries has, and which, those first."""
+    order = torch.argsort(blocks_QK.int(), dim=1, descending=True, stable=True)
+    return blocks_QK.sum(1, dtype=torch.int32)[None, None], order.int()[None, None]
 
 
 def _additive(allowed: Tensor, dtype: torch.dtype) -> Tensor:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import logging
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from itertools import groupby
 
 import torch
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
@@ -12,7 +14,11 @@ from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerB
 from lm.base import progress, ranks
 from lm.config import Config
 from lm.logprobs.completions import CompletionModel
+from lm.logprobs.definition import check_positions
+from lm.logprobs.generation import fitting, generation_of, left_padded, own_draws
 from lm.logprobs.scoring import Ids
+
+log = logging.getLogger(__name__)
 
 
 def sample_completions(
@@ -40,13 +46,14 @@ def sample_completions(
             policy.generation_config = GenerationConfig(eos_token_id=end)
             if config.sampling.engine == "vllm":
                 return _sample_by_vllm(policy, prompts, tokenizer, config, seed)
-            return _sample_by_generate(policy, prompts, tokenizer, config, seed, what)
+            return _sample_by_generate(model, policy, prompts, tokenizer, config, seed, what)
 
     samples = ranks.from_first(drawn)
     return [tokens[: tokens.index(end) + 1] if end in tokens else tokens for tokens in samples]
 
 
 def _sample_by_generate(
+    model: CompletionModel,
     policy: PreTrainedModel,
     prompts: Sequence[Ids],
     tokenizer: PreTrainedTokenizerBase,
@@ -54,22 +61,28 @@ def _sample_by_generate(
     seed: int,
     what: str,
 ) -> list[list[int]]:
-    device = policy.device
-    order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]), reverse=True)
     result: list[list[int]] = [[] for _ in prompts]
-    size = config.sampling.batch_size
+    if not prompts:
+        return result
+    sizes, most = [len(prompt) for prompt in prompts], config.data.max_completion_length
+    check_positions(policy.config, max(sizes) + most, type(policy).__name__)
+    how = generation_of(model, max(sizes), pads=len(set(sizes)) > 1)
+    if how.reason is not None:
+        log.warning(
+            "%s is sampled %s%s: %s",
+            type(policy).__name__,
+            "in batches of mixed lengths" if how.pads else "in batches of one length",
+            "" if how.caches else ", without its cache",
+            how.reason,
+        )
+    size = fitting(model, config.sampling.batch_size, max(sizes) + most)
     with (
-        torch.random.fork_rng([device.index or 0] if device.type == "cuda" else []),
-        progress.bar(what, total=len(order)) as bar,
+        own_draws(policy.device, seed),
+        model._precision(policy.device),
+        progress.bar(what, total=len(prompts)) as bar,
     ):
-        torch.manual_seed(seed)
-        for start in range(0, len(order), size):
-            batch = order[start : start + size]
-            longest = len(prompts[batch[0]])
-            ids = torch.tensor([[0] * (longest - len(prompts[i])) + list(prompts[i]) for i in batch], device=device)
-            mask = torch.tensor(
-                [[0] * (longest - len(prompts[i])) + [1] * len(prompts[i]) for i in batch], device=device
-            )
+        for batch in _batches(sizes, size, mixed=how.pads):
+            ids, mask = left_padded([prompts[i] for i in batch], policy.device)
             output = policy.generate(
                 input_ids=ids,
                 attention_mask=mask,
@@ -77,14 +90,24 @@ def _sample_by_generate(
                 temperature=config.sampling.temperature,
                 top_k=0,
                 top_p=1.0,
-                max_new_tokens=config.data.max_completion_length,
+                max_new_tokens=most,
+                use_cache=how.caches,
                 eos_token_id=tokenizer.eos_token_id,
                 pad_token_id=tokenizer.pad_token_id,
             )
-            for i, tokens in zip(batch, output[:, longest:].tolist(), strict=True):
+            for i, tokens in zip(batch, output[:, ids.shape[1] :].tolist(), strict=True):
                 result[i] = tokens
             bar.update(len(batch))
     return result
+
+
+def _batches(sizes: Sequence[int], most: int, *, mixed: bool) -> Iterator[list[int]]:
+    """Rows from the longest to the shortest, at most so many at a time, and of one length unless they are mixed."""
+    order = sorted(range(len(sizes)), key=lambda i: sizes[i], reverse=True)
+    groups = [order] if mixed else [list(group) for _, group in groupby(order, key=lambda i: sizes[i])]
+    for group in groups:
+        for start in range(0, len(group), most):
+            yield group[start : start + most]
 
 
 def _sample_by_vllm(

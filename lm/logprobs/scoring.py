@@ -50,8 +50,9 @@ def score_rows(
         batch = collate([prompts[rows[0]] for rows in chosen], [[completions[i] for i in rows] for rows in chosen])
         return {**batch, "input_ids": batch["input_ids"].to(device)}
 
-    if examples and model.route is None:
-        model.settle(**batch_of(examples[:1]))
+    rows = [len(prompt) + len(completion) for prompt, completion in zip(prompts, completions, strict=True)]
+    if rows and (model.route is None or max(rows) > model.tried):
+        model.settle(**batch_of([[rows.index(max(rows))]]))
 
     def scores_of(batch: list[list[int]]) -> Tensor:
         output = model(**batch_of(batch))

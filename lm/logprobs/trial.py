@@ -30,6 +30,7 @@ from lm.logprobs.definition import (
     described,
     examples_of,
     of_the_model,
+    position_limit,
     rows_of,
     some,
     trying,
@@ -109,7 +110,9 @@ class Trial:
     def _reactions(self) -> dict[str, float]:
         """How far log-probs are off where they see what they should not: what a leak would look like here."""
         (before, _), _, (prompt, (one, other)) = self.examples
-        most = getattr(self.subject.model.config.get_text_config(), "max_position_embeddings", None)
+        config = self.subject.model.config
+        limits = (position_limit(config), getattr(config.get_text_config(), "max_position_embeddings", None))
+        most = min((limit for limit in limits if limit is not None), default=None)
         cases = {
             "another example in front": ([*before, *prompt, *one], len(one), 4),
             "a completion's sibling in front": ([*prompt, *one, *other], len(other), 5),

@@ -33,6 +33,7 @@ from transformers.utils import logging as transformers_logging
 
 from lm.base.files import sha256_of
 from lm.config import Config, LoraConfig
+from lm.logprobs.definition import check_positions
 from lm.models import checks, noise
 from lm.models.heads import ensure_reward_class
 from lm.models.lora import add_adapter
@@ -274,6 +275,7 @@ def load_policy(spec: str | Path, tokenizer: PreTrainedTokenizerBase, config: Co
             f"data.max_prompt_length {config.data.max_prompt_length} + data.max_completion_length "
             f"{config.data.max_completion_length} + 1 must be at most the {positions} positions of model {str(spec)!r}"
         )
+    check_positions(model.config, longest, f"model {str(spec)!r}")
     return model
 
 

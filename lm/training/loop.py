@@ -7,8 +7,9 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import closing
+from itertools import chain
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -21,7 +22,7 @@ from transformers import PrinterCallback, TrainerCallback, TrainerControl, Train
 from lm.base import progress, ranks
 from lm.base.store import last_checkpoint
 from lm.config import TrainingConfig
-from lm.logprobs.completions import CompletionModel
+from lm.logprobs.completions import CompletionModel, longest_row
 from lm.models import checks
 from lm.models.noise import turn_off_dropout
 from lm.training import trackers
@@ -195,8 +196,8 @@ def fit(
     assert arguments.output_dir is not None
     if on := turn_off_dropout(model):  # of a model that `load_policy` has not opened
         log.warning("the dropout of %d layers is turned off: losses compare passes of models", on)
-    sizes = [_tokens(row) for row in dataset]
-    longest, shortest = (collator([dataset[pick(range(len(sizes)), key=sizes.__getitem__)]]) for pick in (max, min))
+    longest = _longest(chain(dataset, extra.get("eval_dataset") or ()), collator)
+    shortest = collator([min(dataset, key=_tokens)])
     model.settle(longest["input_ids"], longest["lengths"], arguments.device)
     reporting = trackers.callbacks(arguments.trackers, Path(arguments.logs or arguments.output_dir))
     trainer = trainer_class(
@@ -221,6 +222,18 @@ def fit(
         trainer.add_callback(stop)
         trainer.train(resume_from_checkpoint=checkpoint)
     return list(trainer.state.log_history)
+
+
+def _longest(rows: Iterable[dict[str, Any]], collator: Callable[[list[dict[str, Any]]], Batch]) -> Batch:
+    """The batch of the row with the longest prompt and completion; samples count if the collator reads them."""
+    best: dict[bool, tuple[int, dict[str, Any]]] = {}
+    for row in rows:
+        given = [len(row[name]) for name in ("completion_ids", "chosen_ids", "rejected_ids") if name in row]
+        for sampled, own in ((False, given), (True, [*given, *map(len, row.get("sample_ids") or ())])):
+            tokens = len(row["prompt_ids"]) + max(own)
+            if sampled not in best or tokens > best[sampled][0]:
+                best[sampled] = (tokens, row)
+    return max((collator([row]) for _, row in best.values()), key=lambda batch: longest_row(batch["lengths"]))
 
 
 def _tokens(row: dict[str, Any]) -> int:

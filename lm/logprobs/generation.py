@@ -1,0 +1,213 @@
+"""What `generate` does to a policy's distribution: whether padding on the left and the cache leave it what it is.
+
+Prompts of unequal length are padded on the left, and a recurrent state that is not masked, or positions that are not
+shifted, then make samples of another policy. As with the log-probs' routes, that is tried before it is relied on.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from transformers import GenerationConfig, PretrainedConfig
+
+from lm.logprobs.completions import CompletionModel
+from lm.logprobs.copies import Unbuildable, precise
+from lm.logprobs.definition import described, examples_of, of_the_model, trying, vocabulary_of
+from lm.logprobs.kernels import at_least_float32, free_memory
+from lm.logprobs.trial import MARGIN, ROUNDING
+
+log = logging.getLogger(__name__)
+PAD = 0
+"""The token that fills rows on the left; it is masked, so that any will do."""
+STEPS = 3
+"""Tokens that a trial generates."""
+SHARE = 0.8
+"""Of the memory that is free, what the caches of a batch may take."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Generation:
+    """How a policy's own distribution is drawn from."""
+
+    pads: bool
+    """Whether prompts of unequal length may go together, padded on the left."""
+    caches: bool
+    """Whether keys, values and states of earlier tokens may be kept."""
+    reason: str | None
+    """What is wrong with the one or the other."""
+    gap: float | None
+    """Largest difference of a token's log-prob that is left, nats; None where it could not be measured."""
+
+
+def generation_of(model: CompletionModel, tokens: int, *, pads: bool = True) -> Generation:
+    """Tries `generate` against the plain forward of each row alone: every token's log-prob, for three new tokens.
+
+    Args:
+        model: a causal LM; it is left as it was.
+        tokens: of the longest prompt; a window shows only in prompts that are longer.
+        pads: whether prompts are of unequal length.
+
+    Raises:
+        ValueError: what `generate` draws from is not the plain forward's distribution, whatever it is asked for.
+    """
+    try:
+        subject = precise(model, model.model.device) if model.model.dtype.itemsize < 4 else model
+        found = _tried(subject, tokens, pads)
+        if found is None:  # it reacts to nothing
+            subject = model  # not two copies at a time
+            subject = precise(model, model.model.device, shaken=True)
+            found = _tried(subject, tokens, pads)
+    except Unbuildable as error:
+        return Generation(pads=False, caches=True, reason=str(error), gap=None)
+    if found is None:
+        return Generation(pads=False, caches=True, reason="it reacts too little for a trial", gap=None)
+    return found
+
+
+def _tried(model: CompletionModel, tokens: int, pads: bool) -> Generation | None:
+    """None where nothing can be told: unmasked padding would make no difference to this model."""
+    (short, _), (beginning, (rest, _)), _ = examples_of(vocabulary_of(model.model), max(2, tokens))
+    prompts = [short[:2], [*beginning, *rest]]
+    reason = None
+    if pads:
+        with trying(model):
+            seen, right = (_plain(model, [*pad, *prompts[0]], 1) for pad in ([PAD] * len(prompts[1]), []))
+        if _off(seen, right) < MARGIN * ROUNDING:
+            return None
+        problem, gap = _problem(model, prompts, caches=True)
+        if problem is None:
+            return Generation(pads=True, caches=True, reason=None, gap=gap)
+        reason = f"left padding: {problem}"
+    for caches in (True, False):
+        each = [_problem(model, [prompt], caches=caches) for prompt in prompts]
+        problem = next((problem for problem, _ in each if problem is not None), None)
+        if problem is None:
+            return Generation(pads=False, caches=caches, reason=reason, gap=max(gap for _, gap in each))
+        reason = f"{'with' if caches else 'without'} its cache: {problem}"
+    raise ValueError(
+        f"{type(model.model).__name__} cannot be sampled from: what `generate` draws from is not the plain forward's "
+        f"distribution ({reason})"
+    )
+
+
+def _problem(model: CompletionModel, prompts: Sequence[Sequence[int]], *, caches: bool) -> tuple[str | None, float]:
+    """What is wrong with generating after these prompts in one batch, and the largest difference in nats."""
+    longest = max(map(len, prompts))
+    with trying(model), model.stock() as policy:
+        before = policy.generation_config
+        policy.generation_config = GenerationConfig()
+        try:
+            ids, mask = left_padded(prompts, policy.device)
+            output = model.call(
+                policy.generate,
+                input_ids=ids,
+                attention_mask=mask,
+                do_sample=False,
+                max_new_tokens=STEPS,
+                use_cache=caches,
+                pad_token_id=PAD,
+                output_logits=True,
+                return_dict_in_generate=True,
+            )
+        except Exception as error:
+            if not of_the_model(error):
+                raise
+            return described(error), float("inf")
+        finally:
+            policy.generation_config = before
+        worst, gap = 0.0, 0.0
+        for row, prompt in enumerate(prompts):
+            drawn = output.sequences[row, longest:].tolist()
+            got = torch.stack([at_least_float32(step[row]) for step in output.logits]).log_softmax(-1)
+            right = _plain(model, [*prompt, *drawn[:-1]], len(drawn))
+            worst = max(worst, _off(got, right))
+            gap = max(gap, float((got - right).abs().nan_to_num(float("inf")).max()))
+    return (None if worst <= ROUNDING else f"a token's log-prob is off by {gap:.2g} nats"), gap
+
+
+def _plain(model: CompletionModel, row: Sequence[int], count: int) -> Tensor:
+    """[count, V], log-probs of what comes after each of the last tokens, by the plain forward of the row alone."""
+    with model.stock() as policy:
+        logits = model.call(policy, input_ids=torch.tensor([list(row)], device=policy.device), use_cache=False).logits
+    return at_least_float32(logits[0, -count:]).log_softmax(-1)
+
+
+def _off(got: Tensor, right: Tensor) -> float:
+    """Largest difference, in proportion to the numbers' size; infinite where one is not finite."""
+    return float(((got - right).abs() / (1 + right.abs())).nan_to_num(float("inf")).max())
+
+
+def left_padded(prompts: Sequence[Sequence[int]], device: torch.device) -> tuple[Tensor, Tensor]:
+    """Token ids and mask of prompts that end together, [R, P]."""
+    longest = max(map(len, prompts))
+    pads = [longest - len(prompt) for prompt in prompts]
+    ids = [[PAD] * pad + list(prompt) for pad, prompt in zip(pads, prompts, strict=True)]
+    mask = [[0] * pad + [1] * (longest - pad) for pad in pads]
+    return torch.tensor(ids, device=device), torch.tensor(mask, device=device)
+
+
+# ---------------------------------------------------------------- memory and draws
+
+
+def cache_size(config: PretrainedConfig, tokens: int, itemsize: int) -> int:
+    """Bytes of one row's keys and values in all layers, an upper bound; 0 for a model without attention heads."""
+    text = config.get_text_config()
+    heads = getattr(text, "num_attention_heads", None)
+    if not heads:
+        return 0
+    width = getattr(text, "head_dim", None) or text.hidden_size // heads
+    heads = getattr(text, "num_key_value_heads", None) or heads
+    return int(2 * text.num_hidden_layers * heads * width * tokens * itemsize)
+
+
+def fitting(model: CompletionModel, batch: int, tokens: int) -> int:
+    """How many of a batch's rows may be sampled at once: all, or so many that their caches fit the free memory.
+
+    Args:
+        model: where it is.
+        batch: rows asked for.
+        tokens: of the longest row, with what is to be sampled.
+    """
+    policy = model.model
+    itemsize = 2 if model.options.autocast else policy.dtype.itemsize
+    logits = 3 * 4 * getattr(policy.config.get_text_config(), "vocab_size", 0)  # in float32, their softmax, a draw
+    row, free = cache_size(policy.config, tokens, itemsize) + logits, free_memory(policy.device)
+    if free is None or batch * row <= SHARE * free:
+        return batch
+    most = max(1, int(SHARE * free / row))
+    log.warning(
+        "sampling.batch_size %d is cut to %d: the cache of a row of %d tokens takes %.2g GB, and %.3g GB are free on "
+        "%s; the draws are those of batch_size %d",
+        batch,
+        most,
+        tokens,
+        row / 2**30,
+        free / 2**30,
+        policy.device,
+        most,
+    )
+    return most
+
+
+@contextmanager
+def own_draws(device: torch.device, seed: int) -> Iterator[None]:
+    """Draws from a state of their own, on the CPU and on this device; no other device's is touched."""
+    generators = [torch.default_generator]
+    if device.type == "mps":
+        generators.append(torch.mps._get_default_mps_generator())
+    elif device.type != "cpu":
+        module = torch.get_device_module(device)
+        generators.append(module.default_generators[module.current_device() if device.index is None else device.index])
+    states = [generator.get_state() for generator in generators]
+    try:
+        for generator in generators:
+            generator.manual_seed(seed)
+        yield
+    finally:
+        for generator, state in zip(generators, states, strict=True):
+            generator.set_state(state)
