@@ -6,6 +6,7 @@ import copy
 import gc
 import json
 import logging
+import weakref
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -41,6 +42,9 @@ from lm.models.lora import add_adapter
 SCRATCH = {"scratch:tiny": {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2, "vocab_size": 4096}}
 """Models from random weights, by name."""
 END, PAD = "<|endoftext|>", "<|padding|>"
+MANY = 10**7
+"""Parameters of models, opened before and still there, for which it is worth to look for what nothing needs."""
+_OPENED: weakref.WeakSet[PreTrainedModel] = weakref.WeakSet()
 log = logging.getLogger(__name__)
 
 
@@ -149,7 +153,7 @@ def check_lora(spec: str, options: LoraConfig, trust_remote_code: bool) -> None:
 
 
 def check_reward_base(spec: str, trust_remote_code: bool) -> None:
-    """Raises ValueError where no reward model can be made of the base model, which otherwise would be told after SFT."""
+    """Raises ValueError where no reward model can be made of the base model, which would be told after SFT."""
     if spec in SCRATCH:
         return
     try:
@@ -341,8 +345,11 @@ def open_weights(
         new_head: as of `lm.models.checks.weights_complete`.
         extra: for `from_pretrained`.
     """
-    gc.collect()  # models that nothing needs any more die before there is another one: a Trainer is full of circles
-    return _from_pretrained(auto, option, str(spec), trust_remote_code=trust_remote_code, new_head=new_head, **extra)[0]
+    if sum(one.num_parameters() for one in _OPENED) > MANY:
+        gc.collect()  # what nothing needs any more, but for circles (DDP's), dies before there is another one
+    model, _ = _from_pretrained(auto, option, str(spec), trust_remote_code=trust_remote_code, new_head=new_head, **extra)
+    _OPENED.add(model)
+    return model
 
 
 def _from_pretrained(

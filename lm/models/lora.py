@@ -157,5 +157,6 @@ def merged(model: PreTrainedModel, state: Mapping[str, Tensor]) -> PreTrainedMod
         adapted = peft.LoraModel(plain, copy.deepcopy(model.peft_config[NAME]), NAME)
     plain.load_state_dict(copy.deepcopy(dict(state)), assign=True)
     result: PreTrainedModel = adapted.merge_and_unload()
-    result.generation_config = model.generation_config
+    if model.can_generate():
+        result.generation_config = model.generation_config
     return result

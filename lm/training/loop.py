@@ -217,11 +217,14 @@ def fit(
     if checkpoint is not None:
         arguments.eval_on_start = False  # the probe before the first step is in its log
     trainer.remove_callback(PrinterCallback)
-    with closing(Bar()) as bar, StopBetweenSteps() as stop:
-        trainer.add_callback(bar)
-        trainer.add_callback(stop)
-        trainer.train(resume_from_checkpoint=checkpoint)
-    return list(trainer.state.log_history)
+    try:
+        with closing(Bar()) as bar, StopBetweenSteps() as stop:
+            trainer.add_callback(bar)
+            trainer.add_callback(stop)
+            trainer.train(resume_from_checkpoint=checkpoint)
+        return list(trainer.state.log_history)
+    finally:
+        trainer.release()
 
 
 def _longest(rows: Iterable[dict[str, Any]], collator: Callable[[list[dict[str, Any]]], Batch]) -> Batch:

@@ -69,6 +69,17 @@ class CompletionTrainer(Trainer):  # type: ignore[misc]
             data = data.to(widest(self.args.device))
         return super()._prepare_input(data)
 
+    def release(self) -> None:
+        """Lets go of the model and of what AdamW knows of it, for good: a finished Trainer, in circles of callbacks and
+        closures, would keep them until a garbage collection, beside the models of the stages that follow."""
+        if self.optimizer is not None:
+            self.optimizer.state.clear()
+            self.optimizer.param_groups.clear()
+        for held in ("_models", "_optimizers", "_schedulers", "_dataloaders"):
+            getattr(self.accelerator, held).clear()
+        vars(self.callback_handler).clear()
+        vars(self).clear()
+
     def units(self, batch: Batch) -> int:
         """How many equally weighted losses a batch has."""
         return len(batch["ids"])
