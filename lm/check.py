@@ -15,26 +15,26 @@ def main(arguments: Sequence[str]) -> int:
     """The command."""
     parser = argument_parser(
         "lm.check",
-        "Opens a model as a training would and checks it: weights, tokenizer, causality, the route of its log-probs and "
-        "their difference from transformers' plain forward, gradients, samples, end-of-text, reward heads, adapters. "
-        "Where memory does not allow for it, a small copy of its config is checked. Status 1 where something does not "
-        "hold.",
+        "Opens a model as a training would and checks it: weights, tokenizer, causality, the route of its log-probs "
+        "and their difference from transformers' plain forward, gradients, samples, end-of-text, reward heads, "
+        "adapters. Where memory does not allow for it, a small copy of its config is checked. Status 1 where something "
+        "does not hold.",
         "scratch:tiny",
         "Qwen/Qwen2.5-0.5B-Instruct --json check.json",
         "runs/own/reward/rho --reward-model",
         "--architectures --markdown docs/models.md",
     )
-    parser.add_argument("model", nargs="?", metavar="MODEL", help="hub name (downloaded), local folder, or scratch:tiny")
+    parser.add_argument("model", nargs="?", metavar="MODEL", help="hub name, local folder, or scratch:tiny")
     parser.add_argument("--reward-model", action="store_true", help="it is to judge: check its head, and its rewards")
     parser.add_argument("--json", type=output_file, metavar="FILE", help="also write what was found as JSON")
     parser.add_argument("--tokens", type=int, metavar="N", help="of the longest row tried; 64, or beyond its window")
-    parser.add_argument("--small", action="store_true", help="a small copy of its config, also where the whole would fit")
+    parser.add_argument("--small", action="store_true", help="a small copy of its config, though the whole would fit")
     parser.add_argument("--device", choices=["auto", "cpu"], default="auto", help="default: %(default)s")
     parser.add_argument("--trust-remote-code", action="store_true", help="let the model run its own code")
     parser.add_argument(
         "--architectures", action="store_true", help="instead of a model: all of transformers', small, as a table"
     )
-    parser.add_argument("--markdown", type=output_file, metavar="FILE", help="put that table between the marks of this file")
+    parser.add_argument("--markdown", type=output_file, metavar="FILE", help="put it between the marks of this file")
     options = parser.parse_args(arguments)
     if (options.model is None) is not options.architectures:
         parser.error("name a MODEL, or --architectures")

@@ -37,7 +37,7 @@ from lm.studies.parity import Example, examples, plain_logps, rows_of, values
 from lm.training.batches import pair_collator
 from lm.training.loop import fit, training_arguments
 from lm.training.policy import PolicyTrainer
-from tests.tiny import END, PACKED, PADDED, VOCABULARY, causal_lm, pairs, training
+from tests.tiny import END, PACKED, VOCABULARY, causal_lm, pairs, training
 
 SECONDS = 540
 """After which no further check is begun."""
@@ -231,7 +231,9 @@ def scored(device: torch.device) -> str:
     with torch.no_grad():
         right = plain_logps(causal_lm(), rows)
     got = score_rows(CompletionModel(here("llama", device)), prompts, own, "scores")
-    assert (got.dtype, got.device.type) == (torch.float64, "cpu"), f"scores are {got.dtype} on {got.device}, not float64"
+    assert (got.dtype, got.device.type) == (torch.float64, "cpu"), (
+        f"scores are {got.dtype} on {got.device}, not float64"
+    )
     off = a_token(got, right, rows)
     assert off < OFF, f"off by {off:.2g} nats a token"
     return f"off by {off:.1g} nats a token"

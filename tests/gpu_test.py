@@ -31,7 +31,9 @@ def test_a_check_holds_on_the_cpu(name: str) -> None:
         assert name in ("flex-attention stays compiled", "mask of a long row"), why
 
 
-def test_without_an_accelerator_none_applies(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_without_an_accelerator_none_applies(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     monkeypatch.setattr(torch.accelerator, "is_available", lambda: False)
     assert gpu.main([]) == 0
     *lines, last = capsys.readouterr().out.splitlines()

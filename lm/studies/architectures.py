@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping
 from typing import Any
 
 import torch
-from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
+from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    PretrainedConfig,
+    PreTrainedModel,
+)
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+
+from lm.models.heads import ensure_reward_class
 
 TYPES = tuple(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES)
 """Names of the architectures that transformers calls causal language models."""
@@ -23,6 +31,10 @@ def _each(names: str, value: Any) -> dict[str, Any]:
     return dict.fromkeys(names.split(), value)
 
 
+def _types(names: str, **fields: Any) -> dict[str, dict[str, Any]]:
+    return dict.fromkeys(names.split(), fields)
+
+
 OF_THE_VOCABULARY = {
     **_each("vocab_size vocab_size_per_layer_input unpadded_vocab_size decoder_vocab_size", VOCABULARY),
     "bos_token_id": 2,
@@ -31,7 +43,8 @@ OF_THE_VOCABULARY = {
 }
 SMALL: dict[str, Any] = {
     **_each("hidden_size d_model n_embd embedding_dim emb_dim lru_width embedding_size word_embed_proj_dim n_ctx", 64),
-    **_each("input_embedding_size output_embedding_size hidden_size_per_layer_input ple_embed_dim adapter_in_dim adapter_input_size", 64),
+    **_each("input_embedding_size output_embedding_size hidden_size_per_layer_input ple_embed_dim", 64),
+    **_each("adapter_in_dim adapter_input_size", 64),
     **_each("attention_hidden_size", 128),
     **_each("intermediate_size ffn_dim decoder_ffn_dim encoder_ffn_dim moe_intermediate_size n_inner dff dim_ff", 96),
     **_each("d_inner shared_expert_intermediate_size shared_intermediate_size shared_experts_intermediate_size", 96),
@@ -70,12 +83,15 @@ GROUPS = (
 )
 """Fields with the heads of queries, and of keys."""
 _ROPE = {"rope_type": "default", "rope_theta": 1e4}
-_INDEXER = {"n_heads": 2, "kv_heads": 1, "head_dim": 16, "budget": 8, "compress_ratio": 2}
+_INDEXER = {
+    f"indexer_{name}": value
+    for name, value in {"n_heads": 2, "kv_heads": 1, "head_dim": 16, "budget": 8, "compress_ratio": 2}.items()
+}
 NEEDED: dict[str, dict[str, Any]] = {
-    **dict.fromkeys(("axk1", "deepseek_v3", "youtu", "longcat_flash"), {"head_dim": 8}),  # of the rotary part alone
-    **dict.fromkeys(("gemma3n_text", "gemma4_unified_text"), {"num_kv_shared_layers": 0}),
-    **dict.fromkeys(("hunyuan_v1_dense", "hunyuan_v1_moe", "ministral"), {"head_dim": 16}),
-    **dict.fromkeys(("qwen4_exp_text", "qwen4_exp"), {f"indexer_{name}": n for name, n in _INDEXER.items()}),
+    **_types("axk1 deepseek_v3 youtu longcat_flash", head_dim=8),  # of the rotary part alone
+    **_types("gemma3n_text gemma4_unified_text", num_kv_shared_layers=0),
+    **_types("hunyuan_v1_dense hunyuan_v1_moe ministral", head_dim=16),
+    **_types("qwen4_exp_text qwen4_exp", **_INDEXER),
     "cohere_compass_text": {"rope_parameters": dict.fromkeys(("full_attention", "sliding_attention"), _ROPE)},
     "dbrx": {
         "attn_config": {"kv_n_heads": 2, "rope_theta": 1e4, "clip_qkv": 8.0},
@@ -105,15 +121,13 @@ SHOWN: dict[str, dict[str, Any]] = {
     "bamba": {"attn_layer_indices": [1]},
     "granitemoehybrid": {"layer_types": ["linear_attention", "full_attention"]},
     "jamba": {"attn_layer_period": 2, "attn_layer_offset": 1},
-    **dict.fromkeys(("lfm2", "lfm2_moe"), {"num_hidden_layers": 2, "layer_types": ["conv", "full_attention"]}),
+    **_types("lfm2 lfm2_moe", num_hidden_layers=2, layer_types=["conv", "full_attention"]),
     "recurrent_gemma": {"num_hidden_layers": 3},
-    **dict.fromkeys(
-        ("qwen2", "qwen2_moe"),
-        {
-            "use_sliding_window": True,
-            "sliding_window": WINDOW,
-            "layer_types": ["full_attention", "sliding_attention"],
-        },
+    **_types(
+        "qwen2 qwen2_moe",
+        use_sliding_window=True,
+        sliding_window=WINDOW,
+        layer_types=["full_attention", "sliding_attention"],
     ),
 }
 """What shows a kind of layer that the type has, but not by default."""
@@ -177,7 +191,9 @@ def of_type(model_type: str) -> PretrainedConfig:
     return small(CONFIG_MAPPING[model_type](), **SHOWN.get(model_type, {}))
 
 
-def build(config: PretrainedConfig, *, seed: int = 0, auto: Any = AutoModelForCausalLM, **options: Any) -> PreTrainedModel:
+def build(
+    config: PretrainedConfig, *, seed: int = 0, auto: Any = AutoModelForCausalLM, **options: Any
+) -> PreTrainedModel:
     """A random model whose weights are far from the initialisation, in float32 and in eval mode.
 
     Args:
@@ -193,3 +209,15 @@ def build(config: PretrainedConfig, *, seed: int = 0, auto: Any = AutoModelForCa
             if parameter.is_floating_point():
                 parameter.add_(torch.randn_like(parameter) * SPREAD)
     return model.eval()
+
+
+def reward_model_of(config: PretrainedConfig) -> PreTrainedModel:
+    """What a reward model of this config is, on the device "meta"; whatever its class raises where there is none."""
+    ensure_reward_class(config)
+    one = copy.deepcopy(config)
+    one.num_labels = 1
+    with torch.device("meta"):
+        model: PreTrainedModel = AutoModelForSequenceClassification.from_config(one)
+    if not hasattr(model, "score"):
+        raise ValueError(f"{type(model).__name__} has no `score` head, which reads the state of a reply's last token")
+    return model

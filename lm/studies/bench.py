@@ -46,7 +46,6 @@ from lm.studies.bench_plan import (
 from theory.records import table, write_text
 
 
-
 def marks(command: str) -> tuple[str, str]:
     """Lines of a Markdown file between which this command writes."""
     return f"<!-- {command}: begin -->", f"<!-- {command}: end -->"
@@ -306,7 +305,7 @@ def render(document: dict[str, Any]) -> str:
 
 
 def put_between_marks(path: Path, text: str, command: str = "lm.bench") -> None:
-    """Replaces what stands between a command's marks in a Markdown file; ValueError where it does not have both once."""
+    """Replaces what stands between a command's marks in a Markdown file; ValueError where it has not both once."""
     begin, end = marks(command)
     before = path.read_text(encoding="utf-8") if path.is_file() else ""
     if before.count(begin) != 1 or before.count(end) != 1 or before.index(begin) > before.index(end):

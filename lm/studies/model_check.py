@@ -6,14 +6,18 @@ config: a few layers of random weights, in which each kind of its layers shows.
 
 from __future__ import annotations
 
+import logging
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 from transformers import (
     AutoConfig,
@@ -27,20 +31,22 @@ from transformers import (
 
 from lm.config import Config, DataConfig, LoraConfig, TrainingConfig
 from lm.logprobs.completions import CompletionModel, collate
-from lm.logprobs.kernels import free_memory
 from lm.logprobs.definition import examples_of, vocabulary_of
-from lm.logprobs.trial import RouteReport, route_report
+from lm.logprobs.generation import Generation, generation_of
+from lm.logprobs.kernels import free_memory
+from lm.logprobs.trial import ROUNDING, RouteReport, route_report
 from lm.models import checks, noise
 from lm.models.checks import Check
 from lm.models.heads import ensure_reward_class
 from lm.models.loading import SCRATCH, check_model, load_policy, load_tokenizer, open_weights, opened_without_weights
 from lm.models.opening import device_named
-from lm.studies.architectures import build, small
+from lm.studies.architectures import build, reward_model_of, small
 
 COPIES = 5
 """Times the parameters in float32 that are held at most: the weights, a copy for the trial, three gradients."""
 ROOM = 0.8
 """Share of the free memory that may be taken."""
+NOT_TAKEN = "not the route that is taken"
 TEXTS = ("What is it? It is what it is.", "Who has seen it? Nobody has, and nobody will.")
 """For a tokenizer from scratch."""
 
@@ -71,9 +77,8 @@ class Report:
             yield
         except Exception as error:
             text = " ".join(str(error).split())
-            self.checks.append(
-                Check(name, False, None, None, text if isinstance(error, ValueError) else f"{type(error).__name__}: {text}")
-            )
+            said = text if isinstance(error, ValueError) else f"{type(error).__name__}: {text}"
+            self.checks.append(Check(name, False, None, None, said))
 
 
 def examine(
@@ -99,7 +104,14 @@ def examine(
     Raises:
         ValueError: there is no such model, or it has no config or no tokenizer.
     """
-    report, target = Report(spec), device_named(device)
+    with quiet_routes():
+        return _examined(Report(spec), reward_model, tokens, copy, device_named(device), trust_remote_code)
+
+
+def _examined(
+    report: Report, reward_model: bool, tokens: int | None, copy: bool, target: torch.device, trust_remote_code: bool
+) -> Report:
+    spec = report.model
     auto = AutoModelForSequenceClassification if reward_model else AutoModelForCausalLM
     folder = _folder_of(spec, trust_remote_code)
     if folder is None:
@@ -128,6 +140,20 @@ def examine(
     return report
 
 
+@contextmanager
+def quiet_routes() -> Iterator[None]:
+    """Inside nothing is said of the route that a model takes, nor warned of: a table says it."""
+    routes = logging.getLogger("lm.logprobs")
+    before = routes.level
+    routes.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        routes.setLevel(before)
+
+
 # ---------------------------------------------------------------- opening
 
 
@@ -139,12 +165,12 @@ def _folder_of(spec: str, trust_remote_code: bool) -> Path | None:
     if spec in SCRATCH:
         return None
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HFValidationError, HfHubHTTPError, LocalEntryNotFoundError
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
     wanted = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja", "*.py"]
     try:
         return Path(snapshot_download(spec, allow_patterns=wanted))
-    except (HFValidationError, HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
+    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
         why = str(error).strip().splitlines()[0]
         raise ValueError(f"model {spec!r}: no such folder, and the hub does not give it ({why})") from None
 
@@ -187,9 +213,10 @@ def _opened(
     else:
         free = free_memory(device)
         if free is None or need <= ROOM * free:
-            with report.row("weights complete"):
-                run = _run_of(str(folder), trust_remote_code)
-                model: PreTrainedModel = open_weights(auto, "model", folder, run)
+            with report.row("weights loaded"):
+                model = open_weights(
+                    auto, "model", folder, trust_remote_code=trust_remote_code, dtype=getattr(torch, Config.dtype)
+                )
                 report.opened = f"whole, {_size(model)}"
                 return model
         report.opened = (
@@ -233,6 +260,9 @@ def _measure(report: Report, model: PreTrainedModel, tokens: int) -> None:
         found = route_report(subject, tokens)
         report.route = found.route
         report.checks += _of_the_route(found, "rewards" if subject.is_reward_model else "log-probs", tokens)
+        if not subject.is_reward_model:
+            with report.row("samples"):
+                report.checks.append(_of_the_samples(generation_of(subject, tokens)))
 
 
 def _of_the_route(found: RouteReport, what: str, tokens: int) -> Iterator[Check]:
@@ -243,7 +273,7 @@ def _of_the_route(found: RouteReport, what: str, tokens: int) -> Iterator[Check]
         for which, many in (("one", "one completion"), ("several", "several completions")):
             value: float | None = getattr(found, f"{route}_{which}")
             ok = value is not None and value <= found.limit_several
-            advice = "" if taken or found.route is None else "not the route that is taken"
+            advice = "" if taken else NOT_TAKEN
             if taken and not ok:
                 advice = f"{what} are off by {value} in rows of up to {tokens} tokens; please report this model"
             yield Check(f"{what}, {many}, {route}", ok or not taken, value, found.limit_several, advice)
@@ -252,6 +282,15 @@ def _of_the_route(found: RouteReport, what: str, tokens: int) -> Iterator[Check]
         ok = slope is not None and slope <= found.gradient_limit
         advice = "" if ok else f"gradients are off by {slope}, relatively; please report this model"
         yield Check(f"gradients, {found.route}", ok, slope, found.gradient_limit, advice)
+
+
+def _of_the_samples(found: Generation) -> Check:
+    """What `generate` would draw from, for unequal prompts padded on the left where that is right."""
+    how = "padded on the left" if found.pads else "prompts of one length a batch"
+    if not found.caches:
+        how += ", without a cache"
+    advice = f"{how}: {found.reason}" if found.reason else ""
+    return Check("samples", True, "not tried" if found.gap is None else found.gap, ROUNDING, advice)
 
 
 # ---------------------------------------------------------------- what it says of itself, and what can be made of it
@@ -273,11 +312,11 @@ def _end_token(tokenizer: PreTrainedTokenizerBase, folder: Path | None) -> Check
     remark = ""
     if apart:
         remark = (
-            f"completions end with {check.value} here, the tokenizer's, its own files say {' and '.join(apart)}; if that "
-            "is how it is to end, set eos_token in tokenizer_config.json"
+            f"completions end with {check.value} here, the tokenizer's, its own files say {' and '.join(apart)}; if "
+            "that is how it is to end, set eos_token in tokenizer_config.json"
         )
     elif more:
-        remark = f"its own generation also ends with others: {' and '.join(more)}; one trained here ends with {check.value}"
+        remark = f"it generates until {' and '.join(more)}; what is trained here ends with {check.value} alone"
     return Check(check.name, check.ok, value, check.limit, remark if check.ok else check.advice)
 
 
@@ -302,11 +341,8 @@ def _possible(report: Report, model: PreTrainedModel) -> None:
     name = "reward head"
     with report.row(name):
         stock = type(model.config) in AutoModelForSequenceClassification._model_mapping
-        ensure_reward_class(model.config)
-        with torch.device("meta"):
-            made = AutoModelForSequenceClassification.from_config(model.config, num_labels=1)
-        CompletionModel(made)
-        value = f"transformers' {type(made).__name__}" if stock else "one of ours, on the last hidden state"
+        made = reward_model_of(model.config)
+        value = f"transformers' {type(made).__name__}" if stock else "ours, on the last hidden state"
         report.checks.append(Check(name, True, value, "a reward model can be made of it", ""))
     with report.row("LoRA targets"):
         report.checks.append(checks.lora_targets(model, LoraConfig(rank=8)))
@@ -317,19 +353,20 @@ def _possible(report: Report, model: PreTrainedModel) -> None:
 
 def show(report: Report, console: Console) -> None:
     """The table, and a line of what to do for each check that does not hold."""
-    console.print(f"{report.model}: {report.opened}", highlight=False, markup=False)
-    table = Table("check", "", "found", "limit")
+    said = partial(console.print, highlight=False, markup=False, soft_wrap=True)
+    said(f"{report.model}: {report.opened}")
+    table = Table("check", "", "found", "at most")
+    table.columns[0].no_wrap = table.columns[1].no_wrap = True
     for check in report.checks:
-        mark = "[green]holds[/]" if check.ok else "[red]fails[/]"
-        table.add_row(check.name, mark, _text(check.value), _text(check.limit))
+        mark = "[red]fails[/]" if not check.ok else "-" if check.advice == NOT_TAKEN else "[green]holds[/]"
+        limit = _text(check.limit) if isinstance(check.limit, int | float) else ""
+        table.add_row(check.name, mark, escape(_text(check.value)), limit)
     console.print(table)
     for check in sorted(report.checks, key=lambda check: check.ok):
-        if check.advice and not (check.ok and check.advice.startswith("not the route")):
-            sign = "note" if check.ok else "FAILS"
-            console.print(f"{sign} {check.name}: {check.advice}", highlight=False, markup=False, soft_wrap=True)
+        if check.advice and check.advice != NOT_TAKEN:
+            said(f"{'note' if check.ok else 'FAILS'} {check.name}: {check.advice}")
     failing = [check.name for check in report.checks if not check.ok]
-    said = f"{len(failing)} of {len(report.checks)} do not hold: {', '.join(failing)}" if failing else "all hold"
-    console.print(said, highlight=False, markup=False, soft_wrap=True)
+    said(f"{len(failing)} of {len(report.checks)} do not hold: {', '.join(failing)}" if failing else "all hold")
 
 
 def _text(value: Any) -> str:

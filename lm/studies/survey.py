@@ -6,10 +6,8 @@ log-probs move when the end of the prompt is another one: a difference that is f
 
 from __future__ import annotations
 
-import logging
 import signal
 import threading
-import warnings
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -19,14 +17,14 @@ from typing import Any
 
 import torch
 from rich.console import Console
-from transformers import AutoModelForSequenceClassification
+from transformers import AutoModelForSequenceClassification, PretrainedConfig
 
 from lm.base import progress
 from lm.logprobs.completions import CompletionModel, collate
 from lm.models import checks, noise
-from lm.models.heads import ensure_reward_class
-from lm.studies.architectures import TYPES, VOCABULARY, build, of_type
+from lm.studies.architectures import TYPES, VOCABULARY, build, of_type, reward_model_of
 from lm.studies.bench import put_between_marks
+from lm.studies.model_check import quiet_routes
 from lm.studies.parity import Example, difference, examples, plain_logps, values
 from theory.records import provenance, table, write_json
 
@@ -62,7 +60,7 @@ class Row:
 def survey_of(types: Iterable[str] = TYPES) -> list[Row]:
     """A row for each of these architectures."""
     chosen = list(types)
-    with progress.bar("architectures", total=len(chosen)) as bar, _quiet():
+    with progress.bar("architectures", total=len(chosen)) as bar, quiet_routes():
         rows = []
         for name in chosen:
             rows.append(row_of(name))
@@ -111,20 +109,13 @@ def _ending_otherwise(examples: Sequence[Example]) -> list[Example]:
     return [([*p[:-2], *((t + 7) % (VOCABULARY - 3) + 3 for t in p[-2:])], own) for p, own in examples]
 
 
-def _head(config: Any) -> str:
-    if type(config) in AutoModelForSequenceClassification._model_mapping:
-        try:
-            with torch.device("meta"):
-                made = AutoModelForSequenceClassification.from_config(config, num_labels=1)
-            CompletionModel(made)
-        except Exception as error:  # of the class, which may lack a head that reads one state
-            return f"none ({_line(error)})"
-        return "transformers'"
+def _head(config: PretrainedConfig) -> str:
+    stock = type(config) in AutoModelForSequenceClassification._model_mapping
     try:
-        ensure_reward_class(config)
-    except ValueError as error:
+        reward_model_of(config)
+    except Exception as error:  # of the class, which may lack a head that reads one state
         return f"none ({_line(error)})"
-    return "ours"
+    return "transformers'" if stock else "ours"
 
 
 def _line(error: Exception) -> str:
@@ -151,20 +142,6 @@ def _limited(seconds: int) -> Iterator[None]:
         signal.signal(signal.SIGALRM, before)
 
 
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """The table says it."""
-    routes = logging.getLogger("lm.logprobs")
-    before = routes.level
-    routes.setLevel(logging.ERROR)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        routes.setLevel(before)
-
-
 # ---------------------------------------------------------------- the table
 
 
@@ -178,14 +155,16 @@ def counted(rows: Sequence[Row]) -> str:
 def markdown(rows: Sequence[Row]) -> str:
     """The table of those that were built, and the others below it."""
     lines = [
-        (row.type, row.name, row.outcome, "" if row.difference is None else f"{row.difference:.1e}", row.head, _short(row))
-        for row in rows
-        if row.outcome != NOT_BUILT
+        (row.type, row.name, row.outcome, _off(row), row.head, _short(row)) for row in rows if row.outcome != NOT_BUILT
     ]
     header = ("type", "class", "route", "nats off", "reward head", "why not packed")
     made = table(header, lines, numbers=False)
     others = "\n".join(f"- `{row.type}`: {_short(row)}" for row in rows if row.outcome == NOT_BUILT)
     return f"{counted(rows)}.\n\n{made}\n\nNot built from a small config here:\n\n{others or 'none'}"
+
+
+def _off(row: Row) -> str:
+    return "" if row.difference is None else f"{row.difference:.1e}"
 
 
 def _short(row: Row, most: int = 160) -> str:
@@ -207,7 +186,6 @@ def survey(page: Path | None, json: Path | None) -> int:
         put_between_marks(page, f"{said}.\n\n{markdown(rows)}", "lm.check")
     console = Console()
     for row in rows:
-        off = "" if row.difference is None else f"{row.difference:.1e}"
-        console.print(f"{row.type:28} {row.outcome:9} {off:8} {_short(row, 90)}", highlight=False, markup=False)
+        console.print(f"{row.type:28} {row.outcome:9} {_off(row):8} {_short(row, 90)}", highlight=False, markup=False)
     console.print(counted(rows), highlight=False)
     return int(any(row.outcome == WRONG for row in rows))
