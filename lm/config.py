@@ -131,6 +131,16 @@ class DataConfig:
     RETIRED: ClassVar[Mapping[str, Any]] = {"subset": None}
     """Options that are no more, with the one value that the keys of artifacts still have of them."""
 
+    @property
+    def limits(self) -> tuple[int, int]:
+        """max_prompt_length and max_completion_length. ValueError where one is still to be taken from the data."""
+        if self.max_prompt_length is None or self.max_completion_length is None:
+            raise ValueError(
+                "DataConfig.max_prompt_length and max_completion_length must be numbers here, where no data is read; "
+                f"got {self.max_prompt_length} and {self.max_completion_length}"
+            )
+        return self.max_prompt_length, self.max_completion_length
+
     def __post_init__(self) -> None:
         limits = ("max_prompt_length", "max_completion_length")
         _positive(self, *(name for name in limits if getattr(self, name) is not None))

@@ -365,6 +365,6 @@ def _check_groups(parser: Parser, options: Namespace) -> None:
         if group not in (parser.groups or ()):
             continue
         try:
-            parser.instantiate(Namespace({group: options[group]}))
+            parser.instantiate(Namespace({group: options[group]}))  # type: ignore[no-untyped-call]
         except ValueError as error:
             raise ValueError(str(error) if method.__name__ in str(error) else f"{error} for {group}") from None

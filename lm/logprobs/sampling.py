@@ -77,7 +77,7 @@ def _sample_by_generate(
                 temperature=config.sampling.temperature,
                 top_k=0,
                 top_p=1.0,
-                max_new_tokens=config.data.max_completion_length,
+                max_new_tokens=config.data.limits[1],
                 eos_token_id=tokenizer.eos_token_id,
                 pad_token_id=tokenizer.pad_token_id,
             )
@@ -102,7 +102,7 @@ def _sample_by_vllm(
             f'sampling.engine is "vllm", but it cannot be imported ({error}); install the extra "vllm", or take '
             '"transformers"'
         ) from None
-    device, longest = policy.device, config.data.max_completion_length
+    device, longest = policy.device, config.data.limits[1]
     try:
         with tempfile.TemporaryDirectory() as folder:
             policy.to("cpu")

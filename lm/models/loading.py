@@ -25,6 +25,7 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
+from lm.base import hub
 from lm.base.files import sha256_of
 from lm.config import Config, LoraConfig
 from lm.models.lora import add_adapter
@@ -46,9 +47,11 @@ def check_model(spec: str, trust_remote_code: bool) -> None:
         return
     folder = Path(spec)
     if not folder.exists():
-        if spec.startswith((".", "/", "~")) or spec.count("/") > 1:
-            raise ValueError(f"model {spec!r}: there is no such folder")
-        return  # a hub name: the hub's answer comes when it is loaded
+        if not hub.NAME.fullmatch(spec):
+            raise ValueError(f"model {spec!r}: there is no such folder{hub.meant(spec)}")
+        return  # a hub name: the hub is asked when it is loaded
+    if not folder.is_dir():
+        raise ValueError(f"model {spec!r}: a folder is needed, it is a file")
     if not (folder / "config.json").is_file():
         raise ValueError(f"model {spec!r}: the folder has no config.json")
     if not any((folder / name).is_file() for name in ("tokenizer.json", "tokenizer_config.json", "tokenizer.model")):
@@ -59,7 +62,7 @@ def check_model(spec: str, trust_remote_code: bool) -> None:
             f"only pickled ones ({', '.join(sorted(pickled))}), which can run code when loaded" if pickled else "none"
         )
         raise ValueError(f"model {spec!r}: safetensors weights are needed, the folder has {found}")
-    if "auto_map" in json.loads((folder / "config.json").read_text()) and not trust_remote_code:
+    if "auto_map" in json.loads((folder / "config.json").read_text(encoding="utf-8")) and not trust_remote_code:
         raise ValueError(f"model {spec!r} brings code of its own; set trust_remote_code to true to run it")
 
 
@@ -89,8 +92,16 @@ def check_lora(spec: str, options: LoraConfig, trust_remote_code: bool) -> None:
         add_adapter(AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code), options, base=spec)
 
 
+def expect(spec: str | Path, option: str = "model") -> None:
+    """Raises ValueError, within seconds, for a name that is no folder here and no model that the hub knows: loading
+    would ask the hub again and again."""
+    if str(spec) not in SCRATCH and not Path(spec).exists():
+        hub.expect(f"{option} {str(spec)!r}", str(spec), "model")
+
+
 def _config_of(option: str, spec: str, trust_remote_code: bool) -> PretrainedConfig:
     try:
+        expect(spec, "model")
         return AutoConfig.from_pretrained(spec, trust_remote_code=trust_remote_code)
     except (OSError, ValueError) as error:
         raise ValueError(f"{option} {spec!r}: its config cannot be loaded ({error})") from None
@@ -105,6 +116,7 @@ def load_tokenizer(
     """
     if spec in SCRATCH:
         return _train_bpe(texts, SCRATCH[spec]["vocab_size"])
+    expect(spec)
     try:
         tokenizer = AutoTokenizer.from_pretrained(spec, trust_remote_code=trust_remote_code)
     except Exception as error:
@@ -167,7 +179,7 @@ def load_policy(spec: str | Path, tokenizer: PreTrainedTokenizerBase, config: Co
 
     Raises ValueError where it has fewer positions than the longest row of the configured data.
     """
-    longest = config.data.max_prompt_length + config.data.max_completion_length + 1  # evaluation may add end-of-text
+    longest = sum(config.data.limits) + 1  # evaluation may add end-of-text
     if str(spec) in SCRATCH:
         shape = SCRATCH[str(spec)]
         model = AutoModelForCausalLM.from_config(
@@ -235,6 +247,7 @@ def _disable_dropout(model: PreTrainedModel) -> None:
 
 
 def _from_pretrained(auto: Any, spec: str | Path, config: Config, **extra: Any) -> PreTrainedModel:
+    expect(spec)
     try:
         model: PreTrainedModel = auto.from_pretrained(
             str(spec),
@@ -248,8 +261,9 @@ def _from_pretrained(auto: Any, spec: str | Path, config: Config, **extra: Any) 
     return model
 
 
-def content_of(path: str | Path | None) -> str | None:
-    """What a path stands for in an artifact's key: a digest of local content, a name otherwise."""
+def content_of(path: str | Path | None, commit: str | None = None) -> str | None:
+    """What a path stands for in an artifact's key: a digest of local content; of a name its commit on the hub, or the
+    name where that cannot be told."""
     if path is None or str(path) in SCRATCH or not Path(path).exists():
-        return None if path is None else str(path)
+        return None if path is None else commit or str(path)
     return sha256_of(Path(path))

@@ -19,7 +19,6 @@ from lm.data.lengths import LengthClass, length_class
 from lm.logprobs.completions import CompletionModel
 from lm.logprobs.scoring import score_pairs
 from lm.models.loading import (
-    content_of,
     is_sharded,
     load_policy,
     load_reward_model,
@@ -29,7 +28,7 @@ from lm.models.loading import (
 from lm.models.lora import add_adapter, is_adapted, merged, save_adapter
 from lm.models.opening import open_policy, open_reward_model
 from lm.objectives import JointOracle
-from lm.stages.data import data, references, tokenizer
+from lm.stages.data import data, references, sized, tokenizer
 from lm.stages.run import Run, once
 from lm.training.batches import CompletionArguments, pair_collator, sft_collator
 from lm.training.loop import fit, training_arguments
@@ -43,7 +42,7 @@ def inputs_of(run: Run, stage: str, training: TrainingConfig, **inputs: Any) -> 
     keys = {"training": replace(training, **training.INDIFFERENT), "seed": run.seed(stage), "precision": precision(run)}
     if _has_adapters(run, stage):
         keys["lora"] = {name: value for name, value in keyed(run.config.lora).items() if name != "stages"}
-    return {**keys, "base": content_of(run.config.model), **inputs}
+    return {**keys, "base": run.content(run.config.model), **inputs}
 
 
 def precision(run: Run) -> str:
@@ -113,7 +112,7 @@ def sft(run: Run) -> Artifact:
     def make(folder: Path, scratch: Path) -> dict[str, Any]:
         seed = run.seed("sft")
         torch.manual_seed(seed)
-        base = load_policy(run.config.model, tokenizer(run), run.config)
+        base = load_policy(run.config.model, tokenizer(run), sized(run))
         model = CompletionModel(adapted(run, "sft", base), options=run.config.logprobs)
         arguments = arguments_of(run, run.config.sft, scratch, seed)
         history = fit(SFTTrainer, model, references(run), sft_collator(), arguments)
@@ -167,13 +166,13 @@ def joint_oracle(
     def make(folder: Path, scratch: Path) -> dict[str, Any]:
         seed = run.seed("reward", name)
         torch.manual_seed(seed)
-        policy = adapted(run, "reward", load_policy(sft(run).path, tokenizer(run), run.config))
+        policy = adapted(run, "reward", load_policy(sft(run).path, tokenizer(run), sized(run)))
         model = CompletionModel(policy, reward_head=True, options=run.config.logprobs)
         arguments = arguments_of(run, run.config.reward, scratch, seed)
         history = fit(JointOracleTrainer, model, pairs(), pair_collator(), arguments, oracle=oracle)
         save_model(run, model, folder)
         valid = held_out()
-        scorer = _whole(model, folder, lambda saved: open_policy(saved, tokenizer(run), run.config, reward_head=True))
+        scorer = _whole(model, folder, lambda saved: open_policy(saved, tokenizer(run), sized(run), reward_head=True))
         chosen, rejected = score_pairs(scorer, valid, f"{name}'s oracle on validation pairs", rewards=True)
         return {"accuracy": accuracy(run, valid, chosen > rejected), "history": history}
 
