@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 from lm.base import progress
 from lm.base.command import add_common, as_command, epilog
 from lm.config import TASKS, EvaluationConfig
-from lm.judging.llm import LLMJudge, Log
+from lm.judging.llm import LLMJudge, Log, spelled
 
 if TYPE_CHECKING:
     from jsonargparse import Namespace
@@ -92,9 +92,9 @@ def parse(arguments: Sequence[str] | None) -> tuple[Namespace, EvaluationConfig,
     parser.add_argument("--seed", type=int, default=0, help="Seed of the bootstrap.")
     add_common(parser)
     parser.add_argument("--task", choices=list(TASKS), help="What an LLM compares.")
-    parser.add_argument("--model", type=str | None, help="An LLM's name at its endpoint.")
+    parser.add_argument("--model", "--judge-model", type=str | None, help="An LLM's name at its endpoint.")
     names = parser.add_class_arguments(LLMJudge, skip={"task", "model"})
-    options = parser.parse_args(arguments)
+    options = parser.parse_args(spelled(sys.argv[1:] if arguments is None else arguments))
     unset = parser.get_defaults()
     given = {name: options[name] for name in (*names, "task", "model") if options[name] != unset[name]}
     if len(options.sources) > 2:

@@ -83,7 +83,7 @@ class Store:
 
     def has(self, stage: str, name: str, inputs: Mapping[str, Any]) -> bool:
         """Whether the artifact of these inputs is there. All ranks call this."""
-        return ranks.from_first(lambda: (self.root / stage / f"{name}-{key_of(stage, name, inputs)}").exists())
+        return ranks.from_first((self.root / stage / f"{name}-{key_of(stage, name, inputs)}").exists)
 
     def get(
         self,
