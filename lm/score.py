@@ -11,11 +11,10 @@ import argparse
 import os
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lm.base import progress, ranks
-from lm.base.command import argument_parser, as_command, said_once
+from lm.base.command import add_force, argument_parser, as_command, path, place, said_once
 from lm.config import DTYPES, TASKS, Scoring
 from lm.stages.run import Run, command
 
@@ -42,17 +41,21 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         "--data pairs.jsonl --reward-model runs/own/reward/* --out scored.parquet",
         "--data pairs.jsonl --judge-model NAME --task helpfulness --base_url http://localhost:8000/v1 --out s.jsonl",
     )
-    parser.add_argument("--data", required=True, help="hub name, .jsonl, .jsonl.gz or .parquet file, or folder of them")
+    parser.add_argument(
+        "--data", type=place, required=True, help="hub name, .jsonl, .jsonl.gz or .parquet file, or folder of them"
+    )
     parser.add_argument("--subset", metavar="NAME", help="folder of a hub dataset")
     parser.add_argument(
         "--reward-model",
         action="extend",
         nargs="+",
+        type=place,
         default=[],
         metavar="A",
         help="hub name or folder; several, or the option again, for an ensemble",
     )
-    parser.add_argument("--out", type=Path, required=True, metavar="FILE", help=".jsonl, .jsonl.gz or .parquet")
+    parser.add_argument("--out", type=path, required=True, metavar="FILE", help=".jsonl, .jsonl.gz or .parquet")
+    add_force(parser)
     parser.add_argument("--dtype", choices=DTYPES, default="auto", help="of the parameters; by default as saved")
     parser.add_argument("--device", choices=("auto", "cpu"), default="auto", help="default: the accelerator, if any")
     parser.add_argument("--batch-tokens", type=int, default=Scoring.batch_tokens, help="default: %(default)s")
@@ -108,7 +111,13 @@ def main(arguments: Sequence[str]) -> None:
         judge = LLMJudge(task=options.task, model=options.judge_model, **given)
     with ranks.together(options.device):
         summary = score_set(
-            options.data, options.out, options.reward_model, scoring, subset=options.subset, judge=judge
+            options.data,
+            options.out,
+            options.reward_model,
+            scoring,
+            subset=options.subset,
+            judge=judge,
+            force=options.force,
         )
         report(summary, options.data)
         progress.say(f"written: {options.out}")

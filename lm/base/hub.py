@@ -61,7 +61,7 @@ def meant(path: str) -> str:
                 close = difflib.get_close_matches(part, os.listdir(found), n=1, cutoff=0.7)
                 if not close:
                     return ""
-                part = close[0]  # noqa: PLW2901
+                part = close[0]
             found /= part
     except OSError:
         return ""

@@ -354,10 +354,9 @@ def _check_kinds(parser: Parser, options: Namespace) -> None:
 
 def _check_groups(parser: Parser, options: Namespace) -> None:
     """ValueError for a group of options that cannot be, with the group where others are of the same kind."""
-    alike = {stage: TrainingConfig for stage in _trainings(parser)}
-    for name, kind in alike.items():
+    for name in _trainings(parser):
         try:
-            kind(**options[name].as_dict())
+            TrainingConfig(**options[name].as_dict())
         except ValueError as error:
             raise ValueError(f"{error} for {name}") from None
     for name, method in METHODS.items():

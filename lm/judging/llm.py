@@ -313,7 +313,7 @@ class LLMJudge:
         example = f"for example {shown}" if text else "for example an empty one, its tokens spent on hidden reasoning"
         return (
             f"none of {which} of {self.model} ends in a verdict (VERDICT: A, B or TIE), {example}; nothing more is "
-            f"asked. A larger --max_tokens than {self.max_tokens} or another model may do; all that was answered is kept"
+            f"asked. A larger --max_tokens than {self.max_tokens} or another model may do; the answers are kept"
         )
 
     def _client(self) -> Any:

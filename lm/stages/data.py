@@ -24,6 +24,7 @@ from lm.models.loading import SCRATCH, content_of, load_tokenizer, same_tokenize
 from lm.stages.run import Run, once
 
 LIMITS = ("max_prompt_length", "max_completion_length")
+SPLITS = ("train", "valid", "test")
 FEW = 100
 """Pairs of a split that are too few to go by without being told."""
 
@@ -63,6 +64,12 @@ def data(run: Run) -> Artifact:
             own = load_tokenizer(run.config.model, (), run.config.trust_remote_code)
         render = chat_renderer(own, run.config.model)
         loaded = load(config, run.config.seed, scratch, world=source, render=render)
+        if 0 < (prompts := len(loaded.preferences.unique("prompt"))) < len(SPLITS):
+            raise ValueError(
+                f"{config.path}: all {len(loaded.preferences):,} pairs are of {prompts} "
+                f"prompt{'s' * (prompts > 1)}, and a prompt is in one split: for {', '.join(SPLITS)} there must be "
+                f"{len(SPLITS)} or more"
+            )
         texts = (
             row[column]
             for rows in (loaded.references, loaded.preferences)
