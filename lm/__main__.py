@@ -9,6 +9,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from theory.shell import print_anywhere
+
 GUARD = 'if __name__ == "__main__":'
 
 
@@ -24,6 +26,7 @@ def commands() -> dict[str, str]:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Prints the list; returns the exit status."""
+    print_anywhere()
     width = max(map(len, commands()))
     listing = "\n".join(f"  python -m {name:<{width}}  {text}" for name, text in commands().items())
     parser = argparse.ArgumentParser(

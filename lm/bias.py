@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from lm.base import progress
-from lm.base.command import argument_parser, as_command
-from lm.config import BiasConfig
+from lm.base.command import add_force, argument_parser, as_command, check_free, path, place
+from lm.config import BiasConfig, check_seed
 from lm.stages.run import Run, command
 
 
@@ -21,8 +21,9 @@ def table(report: dict[str, Any], title: str) -> Any:
     """The report of `bias_file` as a rich table."""
     from rich import box
     from rich.table import Table
+    from rich.text import Text
 
-    view = Table("", "before", "after", title=title, box=box.SIMPLE)
+    view = Table("", "before", "after", title=Text(title), box=box.SIMPLE)  # a file's name is no markup
     for column in view.columns[1:]:
         column.justify = "right"
 
@@ -52,7 +53,9 @@ def main(arguments: Sequence[str]) -> None:
         "pairs.jsonl --rho 0.2 --out biased.jsonl",
         "pairs.jsonl --rho 0.2 --size 30000 --tokenizer Qwen/Qwen2.5-0.5B --out biased.jsonl",
     )
-    parser.add_argument("data", metavar="DATA", help="hub name, .jsonl, .jsonl.gz or .parquet file, or folder of them")
+    parser.add_argument(
+        "data", type=place, metavar="DATA", help="hub name, .jsonl, .jsonl.gz or .parquet file, or folder of them"
+    )
     parser.add_argument("--rho", type=float, required=True, help="share of the pairs that prefer the longer completion")
     parser.add_argument("--size", type=int, help="pairs; the largest feasible number by default")
     parser.add_argument(
@@ -63,17 +66,26 @@ def main(arguments: Sequence[str]) -> None:
     )
     parser.add_argument("--seed", type=int, default=0, help="of the draw (default: %(default)s)")
     parser.add_argument(
-        "--tokenizer", metavar="NAME", help="hub name or folder; lengths are in characters without, in tokens with it"
+        "--tokenizer",
+        type=place,
+        metavar="NAME",
+        help="hub name or folder; lengths are in characters without, in tokens with it",
     )
     parser.add_argument(
-        "--out", type=Path, required=True, metavar="FILE", help="file to write: .jsonl, .jsonl.gz or .parquet"
+        "--out", type=path, required=True, metavar="FILE", help="file to write: .jsonl, .jsonl.gz or .parquet"
     )
+    add_force(parser)
     options = parser.parse_args(arguments)
+    check_seed(options.seed, "--seed")
+    check_free("--out", options.out, force=options.force or options.out.resolve() == Path(options.data).resolve())
     config = BiasConfig(rho=options.rho, size=options.size, length_ratio=options.length_ratio)
     from rich.console import Console
 
     from lm.data.lengths import bias_file
+    from lm.data.places import check
     from lm.models.loading import SCRATCH, load_tokenizer
+
+    check(options.data)
 
     if options.tokenizer in SCRATCH:
         raise ValueError(f"--tokenizer must be a hub name or a folder, got {options.tokenizer!r}")

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 
-from lm.base.command import argument_parser, as_command
+from lm.base.command import add_force, argument_parser, as_command, check_free, path
 from lm.objectives import METHODS
 from theory.records import write_text
 
@@ -17,10 +16,15 @@ from theory.records import write_text
 def main(arguments: Sequence[str]) -> None:
     """The command."""
     parser = argument_parser("lm.card", __doc__, "runs/demo e-dpo", "runs/demo e-dpo --output CARD.md")
-    parser.add_argument("run", metavar="RUN", type=Path, help="output_dir of a finished run")
+    parser.add_argument("run", metavar="RUN", type=path, help="output_dir of a finished run")
     parser.add_argument("method", metavar="METHOD", help=f"one of {', '.join(METHODS)}")
-    parser.add_argument("--output", type=Path, metavar="FILE", help="write it there instead of printing it")
+    parser.add_argument("--output", type=path, metavar="FILE", help="write it there instead of printing it")
+    add_force(parser)
     options = parser.parse_args(arguments)
+    if options.output:
+        check_free("--output", options.output, force=options.force)
+    elif options.force:
+        parser.error("--force goes with --output")
     from lm.reporting.card import card
 
     text = card(options.run, options.method)

@@ -19,12 +19,24 @@ TASKS = ("summary", "helpfulness")
 """What an LLM can be asked to compare, see `lm.judging.llm`."""
 SFT = "sft"
 """pi_ref's name among the policies."""
+OWN_SET: Mapping[str, Any] = {
+    "data": {"labels": "given", "max_prompt_length": None, "max_completion_length": None},
+    "bias": {"rho": None},
+}
+"""Options of a command where the data is a set that is read, and neither a file nor the command line says them: its own
+labels, every pair, and limits from the data. The embedded world has the dataclasses' defaults."""
 
 
 def _check(owner: object, condition: str, **values: tuple[Any, bool]) -> None:
     for name, (value, good) in values.items():
         if not good:
             raise ValueError(f"{type(owner).__name__}.{name} must be {condition}, got {value!r}")
+
+
+def check_seed(seed: int, option: str) -> None:
+    """ValueError for what no generator takes."""
+    if seed < 0:
+        raise ValueError(f"{option} must be >= 0, got {seed}")
 
 
 def _positive(owner: object, *names: str) -> None:
@@ -86,7 +98,7 @@ class DataConfig:
         sft_path: reference completions, likewise; needed by "tldr", and read by "preferences" (prompt and completion,
             or messages) where given. Without it the chosen completions are the references.
         labels: "oracle" relabels every pair by the oracle; "given" keeps the set's own labels. The oracle judges the
-            policies either way.
+            policies either way. Of a command's options, "given" for every kind but "world", see `OWN_SET`.
         rewards: "models" trains reward models; "given" distils the set's own rewards ("preferences" only), in the
             columns that `lm.data.rewards` lists: the one reward is chosen_reward and rejected_reward, or
             reward_margin, or else the members' mean; the members of the ensemble, two or more, are the entries of
@@ -94,8 +106,9 @@ class DataConfig:
             "oracle" distils the judge's own rewards, as a control: what is left to gain by better reward models. No
             ensemble, and labels must be "oracle".
         prompt_template: how a "tldr" or "world" prompt is written, with {subreddit}, {title} and {post}.
-        max_prompt_length: longest prompt, tokens; longer rows are dropped and counted.
-        max_completion_length: longest completion, tokens, end-of-text included; longer rows are dropped and counted.
+        max_prompt_length: longest prompt, tokens; longer rows are dropped and counted. Null takes it from the data: the
+            least that 99% of the rows keep to, see `lm.data.limits`.
+        max_completion_length: longest completion, tokens, end-of-text included; likewise.
         valid_fraction: share of the prompts held out for validation.
         test_fraction: share of the prompts held out for evaluation.
         limit: use only this many preference rows, drawn by the seed; null for all.
@@ -108,8 +121,8 @@ class DataConfig:
     labels: Literal["oracle", "given"] = "oracle"
     rewards: Literal["models", "given", "oracle"] = "models"
     prompt_template: str = "SUBREDDIT: r/{subreddit}\n\nTITLE: {title}\n\nPOST: {post}\n\nTL;DR:"
-    max_prompt_length: int = 512
-    max_completion_length: int = 128
+    max_prompt_length: int | None = 512
+    max_completion_length: int | None = 128
     valid_fraction: float = 0.05
     test_fraction: float = 0.1
     limit: int | None = None
@@ -118,8 +131,19 @@ class DataConfig:
     RETIRED: ClassVar[Mapping[str, Any]] = {"subset": None}
     """Options that are no more, with the one value that the keys of artifacts still have of them."""
 
+    @property
+    def limits(self) -> tuple[int, int]:
+        """max_prompt_length and max_completion_length. ValueError where one is still to be taken from the data."""
+        if self.max_prompt_length is None or self.max_completion_length is None:
+            raise ValueError(
+                "DataConfig.max_prompt_length and max_completion_length must be numbers here, where no data is read; "
+                f"got {self.max_prompt_length} and {self.max_completion_length}"
+            )
+        return self.max_prompt_length, self.max_completion_length
+
     def __post_init__(self) -> None:
-        _positive(self, "max_prompt_length", "max_completion_length")
+        limits = ("max_prompt_length", "max_completion_length")
+        _positive(self, *(name for name in limits if getattr(self, name) is not None))
         _share(self, "valid_fraction", "test_fraction")
         if self.valid_fraction + self.test_fraction >= 1:
             raise ValueError(
@@ -489,6 +513,7 @@ class Config:
             raise ValueError(f"Config.methods must name one or more of {', '.join(METHODS)}; got {self.methods}")
         if len(set(self.methods)) < len(self.methods):
             raise ValueError(f"Config.methods names a method twice: {self.methods}")
+        check_seed(self.seed, "Config.seed")
         if not self.output_dir or not self.model:
             raise ValueError("Config.output_dir and Config.model must not be empty")
         self._check_trainings()
@@ -614,6 +639,7 @@ class ExactConfig:
     def __post_init__(self) -> None:
         if not self.output_dir:
             raise ValueError("ExactConfig.output_dir must not be empty")
+        check_seed(self.seed, "ExactConfig.seed")
         _positive(self, "max_length", "prompts", "reward_range", "disagreement", "reference_samples")
         _check(self, "at least 2", tokens=(self.tokens, self.tokens >= 2), members=(self.members, self.members >= 2))
         _check(self, "at most tokens", prompts=(self.prompts, self.prompts <= self.tokens))

@@ -8,10 +8,9 @@ import os
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict
-from pathlib import Path
 
 from lm.base import progress
-from lm.base.command import argument_parser, as_command
+from lm.base.command import add_force, argument_parser, as_command, check_free, path, place
 from lm.config import KINDS, DataConfig
 
 # ---------------------------------------------------------------- the command
@@ -27,11 +26,16 @@ def main(arguments: Sequence[str]) -> None:
         "pairs.jsonl.gz --json report.json --tokenizer gpt2",
         "pairs.jsonl.gz --reward-error 0.3 1.5 --model runs/own/sft/NAME",
     )
-    parser.add_argument("data", metavar="DATA", help="hub name (owner/name), .jsonl, .jsonl.gz, .parquet, or a folder")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="also write the report as JSON")
+    parser.add_argument(
+        "data", type=place, metavar="DATA", help="hub name (owner/name), .jsonl, .jsonl.gz, .parquet, or a folder"
+    )
+    parser.add_argument("--json", type=path, metavar="FILE", help="also write the report as JSON")
+    add_force(parser)
     parser.add_argument("--kind", choices=["auto", *KINDS], default="auto", help="schema; default: by the columns")
     parser.add_argument("--subset", metavar="NAME", help="folder of a hub dataset")
-    parser.add_argument("--tokenizer", metavar="MODEL", help="measure lengths in this model's tokens, and check limits")
+    parser.add_argument(
+        "--tokenizer", type=place, metavar="MODEL", help="measure lengths in this model's tokens, and check limits"
+    )
     for what in ("prompt", "completion"):
         default = getattr(DataConfig, f"max_{what}_length")
         parser.add_argument(
@@ -46,6 +50,7 @@ def main(arguments: Sequence[str]) -> None:
     )
     parser.add_argument(
         "--model",
+        type=place,
         metavar="MODEL",
         help="the causal LM that is to be pi_ref, hub name or folder: which winners fall at the first step?",
     )
@@ -64,13 +69,20 @@ def main(arguments: Sequence[str]) -> None:
             parser.error(
                 f"--reward-error needs a finite bias and a finite variance >= 0, got {bias:g} and {variance:g}"
             )
+    if options.json:
+        check_free("--json", options.json, force=options.force)
+    elif options.force:
+        parser.error("--force goes with --json")
     from rich.console import Console
+    from rich.text import Text
 
+    from lm.data.places import check
     from lm.studies.diagnosis import MODEL_PAIRS, measure, read, renderer_of, show
     from theory.records import write_json
 
     os.environ["TOKENIZERS_PARALLELISM"] = "true"  # nothing forks here
-    with Console(stderr=True, quiet=progress.is_quiet()).status(f"reading {options.data}"):
+    with Console(stderr=True, quiet=progress.is_quiet()).status(Text(f"reading {options.data}")):
+        check(options.data)
         render = renderer_of(options.model, options.tokenizer)
         comparisons = read(options.data, kind=options.kind, subset=options.subset, render=render)
         report = measure(

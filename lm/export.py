@@ -1,4 +1,4 @@
-"""Writes the scored pairs of D_rho for other trainers to --out FILE (.jsonl, .jsonl.gz or .parquet).
+"""Writes the scored pairs of D_rho for other trainers to --out FILE (.jsonl, .jsonl.gz or .parquet) [--force].
 
 All other options are the run's, as for `lm.score`. A row has prompt, chosen and rejected as text, the reward of each
 side by the model of D_rho (chosen_reward, rejected_reward), their difference (reward_margin), the rewards by the
@@ -15,7 +15,10 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from lm.base.command import add_force, check_free
+from lm.base.files import expanded
 from lm.stages.run import Run, command
+from theory.shell import MISTAKEN, print_anywhere
 
 
 def export(run: Run, out: Path) -> None:
@@ -35,13 +38,21 @@ def export(run: Run, out: Path) -> None:
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command; returns its exit status."""
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    parser.add_argument("--out", type=Path)
+    parser.add_argument("--out")
+    add_force(parser)
     own, rest = parser.parse_known_args(arguments)
-    if own.out is None and not {"-h", "--help"} & set(rest):
-        print("error: --out FILE is needed: .jsonl, .jsonl.gz or .parquet", file=sys.stderr)
-        return 2
+    print_anywhere()
+    out = Path()
+    if not {"-h", "--help"} & set(rest):
+        try:
+            if own.out is None:
+                raise ValueError("--out FILE is needed: .jsonl, .jsonl.gz or .parquet")
+            check_free("--out", out := Path(expanded(own.out)), force=own.force)
+        except ValueError as error:
+            print(f"error: {error}", file=sys.stderr)
+            return MISTAKEN
     examples = ("--out scored.jsonl", "--out scored.parquet --config runs/demo/config.yaml")
-    return command("lm.export", lambda run: export(run, own.out), examples=examples, arguments=rest)
+    return command("lm.export", lambda run: export(run, out), examples=examples, arguments=rest)
 
 
 if __name__ == "__main__":

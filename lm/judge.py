@@ -12,6 +12,7 @@ run that broke goes on without asking again.
 
 from __future__ import annotations
 
+import json
 import os
 import sys
 from collections import defaultdict
@@ -21,9 +22,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lm.base import progress
-from lm.base.command import add_common, as_command, epilog
-from lm.config import TASKS, EvaluationConfig
-from lm.judging.llm import LLMJudge, Log
+from lm.base.command import add_common, add_force, as_command, check_free, epilog
+from lm.base.files import expanded
+from lm.config import TASKS, EvaluationConfig, check_seed
+from lm.judging.llm import LLMJudge, Log, spelled
 
 if TYPE_CHECKING:
     from jsonargparse import Namespace
@@ -33,6 +35,7 @@ def table(report: dict[str, Any]) -> Any:
     """Win, tie and loss in percent, with intervals, as a rich table."""
     from rich import box
     from rich.table import Table
+    from rich.text import Text
 
     from lm.judging.matches import BASELINE
     from lm.judging.statistics import SIGNS
@@ -40,7 +43,7 @@ def table(report: dict[str, Any]) -> Any:
     judge = report["judge"]
     by = "the oracle" if judge["kind"] == "oracle" else f"{judge['model']} ({judge['task']})"
     title = f"Judged by {by}, percent, {report['confidence']:.0%} intervals"
-    view = Table(title=title, box=box.SIMPLE, padding=0)
+    view = Table(title=Text(title), box=box.SIMPLE, padding=0)
     rows = [(name, other, row) for name, others in report["wins"].items() for other, row in others.items()]
     malformed = any(row.get("malformed") for *_, row in rows)
     for heading in ("policy", "against", *SIGNS, "n", *(["malformed"] if malformed else [])):
@@ -52,7 +55,7 @@ def table(report: dict[str, Any]) -> Any:
             shares = [
                 f"{100 * row[name]:.1f} [{100 * low:.1f}, {100 * high:.1f}]" for name, (low, high) in row["ci"].items()
             ]
-        view.add_row(name, other, *shares, str(row["n"]), *([str(row["malformed"])] if malformed else []))
+        view.add_row(Text(name), Text(other), *shares, str(row["n"]), *([str(row["malformed"])] if malformed else []))
     return view
 
 
@@ -91,10 +94,16 @@ def parse(arguments: Sequence[str] | None) -> tuple[Namespace, EvaluationConfig,
     parser.add_argument("--resamples", type=int, default=10_000, help="Bootstrap resamples over prompts.")
     parser.add_argument("--seed", type=int, default=0, help="Seed of the bootstrap.")
     add_common(parser)
+    add_force(parser)
     parser.add_argument("--task", choices=list(TASKS), help="What an LLM compares.")
-    parser.add_argument("--model", type=str | None, help="An LLM's name at its endpoint.")
+    parser.add_argument("--model", "--judge-model", type=str | None, help="An LLM's name at its endpoint.")
     names = parser.add_class_arguments(LLMJudge, skip={"task", "model"})
-    options = parser.parse_args(arguments)
+    options = parser.parse_args(spelled(sys.argv[1:] if arguments is None else arguments))
+    options.sources = [Path(expanded(str(source))) for source in options.sources]
+    for name in ("out", "log"):
+        if options[name] is not None:
+            options[name] = Path(expanded(str(options[name])))
+    check_seed(options.seed, "--seed")
     unset = parser.get_defaults()
     given = {name: options[name] for name in (*names, "task", "model") if options[name] != unset[name]}
     if len(options.sources) > 2:
@@ -111,6 +120,15 @@ def parse(arguments: Sequence[str] | None) -> tuple[Namespace, EvaluationConfig,
     return options, shown, LLMJudge(**given) if options.judge == "llm" else None
 
 
+def _is_report(file: Path) -> bool:
+    """Whether this command wrote a file."""
+    try:
+        report = json.loads(file.read_text(encoding="utf-8"))
+        return isinstance(report, dict) and {"judge", "wins"} <= report.keys()
+    except (OSError, ValueError):
+        return False
+
+
 @as_command
 def main(arguments: Sequence[str]) -> None:
     """The command."""
@@ -122,6 +140,9 @@ def main(arguments: Sequence[str]) -> None:
     from theory.records import write_json
 
     out = options.out or options.sources[0] / "judge.json"
+    check_free(
+        "--out", out, force=options.force or _is_report(out)
+    )  # its own is kept up to date: replies are in the log
     column = "completion" if judge else "oracle_reward"
     if len(options.sources) == 1:
         comparisons = comparisons_of(options.sources[0], shown.prompts, column)

@@ -8,9 +8,8 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 
-from lm.base.command import argument_parser, as_command
+from lm.base.command import argument_parser, as_command, path
 from lm.objectives import METHODS
 
 
@@ -23,7 +22,7 @@ def main(arguments: Sequence[str]) -> None:
         "runs/demo e-dpo --repo-id me/e-dpo-demo --private",
         "runs/helpfulness hull-dpo --repo-id my-lab/qwen-hull-dpo",
     )
-    parser.add_argument("run", metavar="RUN", type=Path, help="output_dir of a finished run")
+    parser.add_argument("run", metavar="RUN", type=path, help="output_dir of a finished run")
     parser.add_argument("method", metavar="METHOD", help=f"one of {', '.join(METHODS)}")
     parser.add_argument("--repo-id", required=True, metavar="OWNER/NAME", help="repository on the hub, made if needed")
     parser.add_argument("--private", action="store_true", help="for nobody else; refused if it is there and public")

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 
-from lm.base.command import argument_parser, as_command
+from lm.base.command import argument_parser, as_command, path
 
 # ---------------------------------------------------------------- the command
 
@@ -15,7 +14,7 @@ from lm.base.command import argument_parser, as_command
 def main(arguments: Sequence[str]) -> None:
     """The command."""
     parser = argument_parser("lm.report", __doc__, "runs/demo")
-    parser.add_argument("run", metavar="RUN", type=Path, help="output_dir of a finished run")
+    parser.add_argument("run", metavar="RUN", type=path, help="output_dir of a finished run")
     options = parser.parse_args(arguments)
     from lm.reporting.page import write_report
 

@@ -11,11 +11,10 @@ import argparse
 import os
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lm.base import progress, ranks
-from lm.base.command import argument_parser, as_command, said_once
+from lm.base.command import add_force, argument_parser, as_command, path, place, said_once
 from lm.config import DTYPES, TASKS, Scoring
 from lm.stages.run import Run, command
 
@@ -33,41 +32,63 @@ def is_for_any_set(arguments: Sequence[str]) -> bool:
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     """The options. Leaves with status 2 and a message for one that is unknown, missing, or without effect."""
+    from lm.judging.llm import spelled
+
     parser = argument_parser(
         "lm.score",
         __doc__,
         "--data pairs.jsonl --reward-model Skywork/Skywork-Reward-V2-Qwen3-0.6B --out scored.jsonl",
         "--data pairs.jsonl --reward-model runs/own/reward/* --out scored.parquet",
-        "--data pairs.jsonl --judge-model NAME --task helpfulness --endpoint http://localhost:8000/v1 --out s.jsonl",
+        "--data pairs.jsonl --judge-model NAME --task helpfulness --base_url http://localhost:8000/v1 --out s.jsonl",
     )
-    parser.add_argument("--data", required=True, help="hub name, .jsonl, .jsonl.gz or .parquet file, or folder of them")
+    parser.add_argument(
+        "--data", type=place, required=True, help="hub name, .jsonl, .jsonl.gz or .parquet file, or folder of them"
+    )
     parser.add_argument("--subset", metavar="NAME", help="folder of a hub dataset")
     parser.add_argument(
         "--reward-model",
         action="extend",
         nargs="+",
+        type=place,
         default=[],
         metavar="A",
         help="hub name or folder; several, or the option again, for an ensemble",
     )
-    parser.add_argument("--out", type=Path, required=True, metavar="FILE", help=".jsonl, .jsonl.gz or .parquet")
+    parser.add_argument("--out", type=path, required=True, metavar="FILE", help=".jsonl, .jsonl.gz or .parquet")
+    add_force(parser)
     parser.add_argument("--dtype", choices=DTYPES, default="auto", help="of the parameters; by default as saved")
     parser.add_argument("--device", choices=("auto", "cpu"), default="auto", help="default: the accelerator, if any")
     parser.add_argument("--batch-tokens", type=int, default=Scoring.batch_tokens, help="default: %(default)s")
     parser.add_argument("--max-length", type=int, metavar="N", help="longest text, tokens; the model's own by default")
     parser.add_argument(
-        "--judge-model", metavar="NAME", help="an LLM at an OpenAI-compatible endpoint, the last member"
+        "--judge-model", "--model", metavar="NAME", help="an LLM at an OpenAI-compatible endpoint, the last member"
     )
-    parser.add_argument("--endpoint", metavar="URL", help="its base URL, usually ending in /v1; default: OpenAI's")
     parser.add_argument("--task", choices=TASKS, help="what the judge compares")
-    options = parser.parse_args(arguments)
+    for name, kind in JUDGES.items():
+        parser.add_argument(f"--{name}", type=kind, help="of the judge, see lm.judge --help")
+    written = sys.argv[1:] if arguments is None else arguments
+    options = parser.parse_args(spelled(written))
     if not options.reward_model and options.judge_model is None:
         parser.error("name one or more models by --reward-model, or a judge by --judge-model")
     if (options.judge_model is None) != (options.task is None):
         parser.error("--judge-model and --task go together")
-    if options.endpoint is not None and options.judge_model is None:
-        parser.error("--endpoint goes with --judge-model")
+    given = [name for name in JUDGES if getattr(options, name) is not None]
+    if given and options.judge_model is None:
+        typed = next(one.partition("=")[0] for one in written if spelled([one])[0].startswith(f"--{given[0]}"))
+        parser.error(f"{typed} goes with --judge-model")
     return options
+
+
+JUDGES = {
+    "base_url": str,
+    "temperature": float,
+    "max_tokens": int,
+    "timeout": float,
+    "retries": int,
+    "attempts": int,
+    "parallel": int,
+}
+"""Options of `lm.judging.llm.LLMJudge`, which explains them, beside task and model."""
 
 
 @as_command
@@ -85,11 +106,18 @@ def main(arguments: Sequence[str]) -> None:
     )
     judge = None
     if options.judge_model is not None:
-        url = options.endpoint or os.environ.get("OPENAI_BASE_URL")
-        judge = LLMJudge(task=options.task, model=options.judge_model, base_url=url)
+        given = {name: value for name in JUDGES if (value := getattr(options, name)) is not None}
+        given.setdefault("base_url", os.environ.get("OPENAI_BASE_URL"))
+        judge = LLMJudge(task=options.task, model=options.judge_model, **given)
     with ranks.together(options.device):
         summary = score_set(
-            options.data, options.out, options.reward_model, scoring, subset=options.subset, judge=judge
+            options.data,
+            options.out,
+            options.reward_model,
+            scoring,
+            subset=options.subset,
+            judge=judge,
+            force=options.force,
         )
         report(summary, options.data)
         progress.say(f"written: {options.out}")

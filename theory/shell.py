@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import codecs
 import functools
 import importlib.util
+import io
 import os
 import re
 import signal
@@ -72,6 +74,7 @@ def as_command(
     @functools.wraps(main)
     def guarded(arguments: Sequence[str] | None = None, **more: Any) -> int:
         given = list(sys.argv[1:] if arguments is None else arguments)
+        print_anywhere()
 
         def ended(text: str, status: int) -> int:
             say(f"{traceback.format_exc() if '--debug' in given else ''}{text}")
@@ -95,6 +98,24 @@ def as_command(
             return ended(f"error: {error}", statuses[kind])
 
     return guarded
+
+
+PLAIN = {"Δ": "D", "δ": "d", "α": "a", "β": "b", "π": "p", "ρ": "r", "−": "-", "–": "-", "—": "-", "→": ">", "…": "."}
+"""What stands for a character where a terminal has no such one, as wide as it is; an escape stands for the others."""
+
+
+def print_anywhere() -> None:
+    """Whatever is printed can be, on a terminal of any encoding: also names of files that are no text."""
+
+    def plain(error: UnicodeError) -> tuple[str | bytes, int]:
+        if isinstance(error, UnicodeEncodeError) and error.object[error.start] in PLAIN:
+            return PLAIN[error.object[error.start]], error.start + 1
+        return codecs.backslashreplace_errors(error)
+
+    codecs.register_error("plain", plain)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="plain")
 
 
 # ---------------------------------------------------------------- libraries of extras

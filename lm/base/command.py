@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from lm.base import progress, ranks
+from lm.base.files import expanded
 from lm.base.store import CorruptArtifact, MissingArtifact
 from theory import shell
 from theory.shell import DONE, FAILED, INTERRUPTED, MISTAKEN
@@ -84,6 +85,32 @@ def add_common(parser: argparse.ArgumentParser) -> None:
     """The options that `as_command` reads."""
     parser.add_argument("--debug", action="store_true", help="show tracebacks of errors")
     parser.add_argument("--quiet", action="store_true", help="no progress bars and no information on stderr")
+
+
+def path(text: str) -> Path:
+    """The type of an option that names a file or folder: with ~ and $VARIABLES filled in."""
+    return Path(place(text))
+
+
+def place(text: str) -> str:
+    """As `path`, of an option that may also be a hub name."""
+    try:
+        return expanded(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+
+
+def add_force(parser: argparse.ArgumentParser) -> None:
+    """The option that `check_free` reads."""
+    parser.add_argument("--force", action="store_true", help="overwrite the file to write where it is there")
+
+
+def check_free(option: str, file: Path, *, force: bool) -> None:
+    """ValueError where a file that is to be written is there, or is a folder: before anything is computed."""
+    if file.is_dir():
+        raise ValueError(f"{option} {file} is a folder; a file is needed")
+    if not force and os.path.lexists(file):
+        raise ValueError(f"{option} {file} exists; name another file, or remove it, or overwrite it by --force")
 
 
 # ---------------------------------------------------------------- running

@@ -7,6 +7,7 @@ import gzip
 import hashlib
 import json
 import os
+import re
 import shutil
 import zlib
 from collections.abc import Iterable, Iterator
@@ -54,6 +55,21 @@ def read_jsonl(path: Path, kinds: Iterable[str] = (".jsonl", ".jsonl.gz")) -> It
                 f"{path}, after line {number}: cannot be read ({error}); what is read is {', '.join(kinds)}, "
                 "JSON lines as text in UTF-8"
             ) from None
+
+
+def expanded(path: str) -> str:
+    """A path or name with its `~` and `$VARIABLES` filled in, unless it is there as it is written.
+
+    Raises ValueError for a variable that is not set, and for a user without a home.
+    """
+    if ("~" not in path and "$" not in path) or os.path.lexists(path):
+        return path
+    filled = os.path.expanduser(os.path.expandvars(path))
+    if left := re.search(r"\$(\w+|\{[^}]*\})", filled):
+        raise ValueError(f"path {path!r}: the environment has no variable {left[1].strip('{}')}")
+    if filled.startswith("~"):
+        raise ValueError(f"path {path!r}: there is no home {filled.split('/')[0]}")
+    return filled
 
 
 def inside(folder: Path, name: str) -> Path:

@@ -7,25 +7,25 @@ import json
 import re
 import reprlib
 import types
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, NoReturn, Union, get_args, get_origin
 
 import yaml
-from jsonargparse import ArgumentParser, DefaultHelpFormatter, Namespace, get_loader, set_loader
+from jsonargparse import ArgumentParser, DefaultHelpFormatter, Namespace
 
+from lm.base import effects
 from lm.base.command import Help, add_common, epilog
-from lm.config import Config, ExactConfig
+from lm.base.documents import Document, load_yaml, read_document, told
+from lm.base.files import expanded
+from lm.config import KINDS, OWN_SET, Config, ExactConfig, TrainingConfig
 from lm.objectives import METHODS, option_of
 from theory.shell import MISTAKEN
 
 CONFIGS = Path(__file__).parents[1] / "configs"
-RETIRED: dict[str, tuple[Any, str]] = {
-    "data.subset": (None, "name the folder in data.path, as owner/name/folder"),
-    "lora.dropout": (0.0, "there is none: completions share their prompt's forward pass, and would share its noise"),
-    "drdo_oracle_alpha": (None, "it is drdo.oracle_alpha now"),
-}
-"""Options of earlier versions -> the value at which they did nothing, and what to do about another one."""
+PATHS = ("output_dir", "model", "oracle_model", "data.path", "data.sft_path", "evaluation.out_of_domain.path")
+"""Options that may name a file or folder."""
 
 
 class ConfigHelp(Help, DefaultHelpFormatter):
@@ -34,6 +34,11 @@ class ConfigHelp(Help, DefaultHelpFormatter):
 
 class Parser(ArgumentParser):
     """Says a mistake in a line that names the option, what it was given and what would be right; takes whole names."""
+
+    sources: Sources | None = None
+    """What is parsed."""
+    reading: Document | None = None
+    """The file that is, now."""
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
         super().__init__(*arguments, **{"allow_abbrev": False, **options})
@@ -52,16 +57,22 @@ class Parser(ArgumentParser):
                 return f"{line}; all arguments are options, --OPTION VALUE"
             return line + "".join(map(self.meant, names))
         if key := re.fullmatch("Group '(.+?)' does not accept option '(.+?)'", line):
-            name = f"--{key[1]}.{key[2]}"
-            return f"there is no option {name}{self.meant(name)}"
+            name = f"{key[1]}.{key[2]}"
+            return f"{self.at(name)}there is no option --{name}{self.meant(f'--{name}')}"
         if key := re.fullmatch("Option '(.+?)' is not accepted", line):
-            return f"there is no option --{key[1]}{self.meant(f'--{key[1]}')}"
-        if key := re.fullmatch('Parser key "config": File does not exist: (.*)', line):
-            presets = ", ".join(sorted(path.name for path in CONFIGS.glob("*.yaml")))
-            return f"--config: there is no file {key[1]}; the presets in {CONFIGS} are {presets}"
+            return f"{self.at(key[1])}there is no option --{key[1]}{self.meant(f'--{key[1]}')}"
         if key := re.match(r'Parser key "([^"]+)":\s', message):
-            return self.about(key[1], message) or line
+            return self.at(key[1].partition("[")[0]) + (self.about(key[1], message) or line)
         return line
+
+    def at(self, name: str) -> str:
+        """Where a file has an option, to begin a message with; empty where the command line has it."""
+        if self.reading is not None:
+            return f"{self.reading.where(name) or self.reading.path}: "
+        if self.sources is None or name in self.sources.given:
+            return ""
+        places = (document.where(name) for document in reversed(self.sources.documents) if name in document.lines)
+        return "".join(f"{place}: " for place in [*places][:1])
 
     def meant(self, name: str) -> str:
         """A hint at the options that are most like an unknown one; empty where none is."""
@@ -110,15 +121,17 @@ def in_words(hint: Any) -> str:
 
 def parser_of(
     command: str, description: str, preset: str = "demo.yaml", examples: Sequence[str] | None = None
-) -> ArgumentParser:
+) -> Parser:
     """All fields of `lm.config.Config` as dotted options, plus --config, --print_config, --debug and --quiet."""
     if examples is None:
         examples = ("", "--config lm/configs/helpfulness.yaml --output_dir runs/helpfulness", "--print_config")
     parser = Parser(
         prog=f"python -m {command}",
         usage="%(prog)s [--config FILE] [--OPTION VALUE ...]",  # the generated one hides an error under 90 lines
-        description=f"{description} Without --config, the preset {preset} (the embedded world) is used; other presets "
-        f"are in {CONFIGS}.",
+        description=f"{description} Without --config, the preset {preset} (the embedded world) is used, for a set of "
+        f"your own (--data.kind) scratch.yaml, or {PRETRAINED} with a --model of yours; others are in {CONFIGS}. A set "
+        "that is read keeps its own labels and all its pairs, and its lengths are the limits, where nothing else is "
+        "said.",
         epilog=epilog(command, examples),
         formatter_class=ConfigHelp,
     )
@@ -128,7 +141,7 @@ def parser_of(
 
 def add_config(parser: ArgumentParser, kind: type[Config] | type[ExactConfig]) -> None:
     """--config, the fields of a config, a group of options for each method, and what every command has."""
-    parser.add_argument("--config", action="config", help="YAML file with options; later ones and options win.")
+    parser.add_argument("--config", action="config", help="YAML file with options; later ones win, options over all.")
     add_common(parser)
     parser.add_class_arguments(kind, skip={"options"}, fail_untyped=True)
     for name, method in kind.KNOWN.items():
@@ -137,44 +150,82 @@ def add_config(parser: ArgumentParser, kind: type[Config] | type[ExactConfig]) -
 
 # ---------------------------------------------------------------- options
 
-DEEPEST = 20
-"""Levels of lists and mappings in options."""
-_jsonargparse_load = get_loader("yaml")
 
+@dataclass
+class Sources:
+    """Where options come from: files, of which later ones win, then the command line, wherever --config stands in it.
 
-def load_yaml(text: str) -> Any:
-    """jsonargparse's loader, kept from what it hangs on or falls over. Raises yaml.YAMLError.
-
-    An alias to what it stands in sends it round for ever, others can stand for billions of values: none is read.
+    Args:
+        documents: the files.
+        rest: the command line without --config.
     """
-    depth = 0
+
+    documents: list[Document]
+    rest: list[str]
+    given: dict[str, str | None] = field(init=False)
+    """Options of the command line, by name, with their text."""
+
+    def __post_init__(self) -> None:
+        self.given = dict(_named(self.rest))
+
+    def last(self, name: str) -> Any:
+        """What an option is set to; `...` where it is not."""
+        if name in self.given:
+            return self.given[name]
+        group, _, own = name.rpartition(".")
+        if group in self.given and isinstance(value := _loaded(self.given[group]), dict) and own in value:
+            return value[own]
+        values = (document.value(name) for document in reversed(self.documents))
+        return next((value for value in values if value is not ...), ...)
+
+
+def _named(arguments: Sequence[str]) -> Iterator[tuple[str, str | None]]:
+    for number, argument in enumerate(arguments):
+        if argument.startswith("--"):
+            name, equals, value = argument[2:].partition("=")
+            after = arguments[number + 1] if number + 1 < len(arguments) else "--"
+            yield name, value if equals else None if after.startswith("--") else after
+
+
+def _loaded(text: str | None) -> Any:
     try:
-        for event in yaml.parse(text, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader)):
-            if isinstance(event, yaml.AliasEvent):
-                raise yaml.YAMLError("aliases (*name) are not read; write out what they stand for")
-            depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
-            if depth > DEEPEST:
-                raise yaml.YAMLError(f"it is nested more than {DEEPEST} deep")
-        return without_retired(_jsonargparse_load(text))
-    except (ValueError, TypeError) as error:  # numbers of thousands of digits, lists as names
-        raise yaml.YAMLError(f"not YAML that can be read ({error})") from None
+        return load_yaml(text or "")
+    except yaml.YAMLError:
+        return text
 
 
-def without_retired(options: Any) -> Any:
-    """Options of an earlier version's file without those that did nothing there. yaml.YAMLError for one that did."""
-    for name, (value, cure) in RETIRED.items():
-        *above, last = name.split(".")
-        group = options
-        for part in above:
-            group = group.get(part) if isinstance(group, dict) else None
-        if isinstance(group, dict) and last in group:
-            if group[last] != value:
-                raise yaml.YAMLError(f"option {name} is no more, got {group[last]!r}: {cure}")
-            del group[last]
-    return options
-
-
-set_loader("yaml", load_yaml, (yaml.YAMLError,))
+def sources_of(parser: Parser, arguments: Sequence[str]) -> Sources:
+    """Reads the files. Leaves with a message for one that is no file of options, and for a name that stands twice."""
+    paths, rest, waiting = [], [], False
+    for argument in arguments:
+        if waiting or argument.startswith("--config="):
+            paths.append(argument if waiting else argument.partition("=")[2])
+            waiting = False
+        elif argument == "--config":
+            waiting = True
+        else:
+            rest.append(argument)
+    if waiting or "" in paths:
+        parser.error("--config needs a file")
+    documents = []
+    try:
+        for path in map(expanded, paths):
+            if not Path(path).exists():
+                presets = ", ".join(sorted(file.name for file in CONFIGS.glob("*.yaml")))
+                parser.error(f"--config: there is no file {path!r}; the presets in {CONFIGS} are {presets}")
+            documents.append(document := read_document(Path(path)))
+            for name in {"config", "debug", "quiet"} & document.values.keys():
+                raise ValueError(f"{document.where(name)}: {name} is an option of the command line alone")
+        for name, value in _named(rest):
+            if value is not None and value.lstrip()[:1] in ("{", "["):
+                try:
+                    load_yaml(value)
+                except yaml.YAMLError as error:
+                    if not isinstance(error, yaml.scanner.ScannerError | yaml.parser.ParserError):
+                        raise ValueError(f"--{name}{told(error)}") from None
+    except (ValueError, OSError) as error:
+        parser.error(str(error))
+    return Sources(documents, rest)
 
 
 def parse(
@@ -183,33 +234,112 @@ def parse(
     arguments: Sequence[str],
     preset: str = "demo.yaml",
     examples: Sequence[str] | None = None,
+    *,
+    shared: bool = False,
 ) -> tuple[Config, str]:
     """(config, resolved YAML). Leaves with status 2 and a message where an option is unknown or of the wrong type;
-    raises ValueError where its value is out of range."""
+    raises ValueError where its value is out of range, or where it has no effect (see `lm.base.effects`).
+
+    Args:
+        command: its module.
+        description: for the help text.
+        arguments: the command line.
+        preset: the config that is used without --config, and where the data is no set of one's own.
+        examples: for the help text.
+        shared: the options are those of several runs, and may be about others than this one.
+    """
     parser = parser_of(command, description, preset, examples)
-    if not any(argument == "--config" or argument.startswith("--config=") for argument in arguments):
-        arguments = ["--config", str(CONFIGS / preset), *arguments]
-    fields, resolved = resolve(parser, arguments)
-    return Config(**fields), resolved
+    sources = sources_of(parser, arguments)
+    own = sources.last("data.kind") in KINDS
+    if not sources.documents:
+        if own:
+            preset = "scratch.yaml" if str(sources.last("model")).startswith(("scratch:", "Ellipsis")) else PRETRAINED
+        sources.documents = [read_document(CONFIGS / preset)]
+    if own:
+        sources.documents = [Document(CONFIGS / OWN, dict(OWN_SET), {}), *sources.documents]
+    fields, resolved = _resolve(parser, sources)
+    config = Config(**fields)
+    if not shared:
+        users = [one for one in sources.documents if one.path.resolve().parent != CONFIGS.resolve()]
+        given = {name: _loaded(value) for name, value in sources.given.items()}
+        effects.check(config, command, given, users, {action.dest: action.default for action in parser._actions})
+    return config, resolved
 
 
-def resolve(parser: ArgumentParser, arguments: Sequence[str]) -> tuple[dict[str, Any], str]:
+PRETRAINED = "pretrained.yaml"
+OWN = "(a set of one's own)"
+
+
+def resolve(parser: Parser, arguments: Sequence[str]) -> tuple[dict[str, Any], str]:
     """(fields of the config, YAML of them), without the options that are about the command and not the run."""
-    try:
-        options = parser.parse_args(list(arguments))
-    except UnicodeDecodeError as error:
-        raise ValueError(f"--config: the file is not text in UTF-8 ({error})") from None
+    return _resolve(parser, sources_of(parser, arguments))
+
+
+def _resolve(parser: Parser, sources: Sources) -> tuple[dict[str, Any], str]:
+    options, rest = None, sources.rest
+    parser.sources = sources
+    for document in sources.documents:
+        parser.reading = document
+        values = _with_one_length(parser, document.values)
+        options = parser.parse_object(values, namespace=options, _skip_validation=True)
+    parser.reading = None
+    said = _with_one_length(parser, _nested({name: _loaded(value) for name, value in sources.given.items()}))
+    unsaid = [
+        f"--{stage}.{name}=null"
+        for stage in _trainings(parser)
+        for name in LENGTHS
+        if f"{stage}.{name}" not in sources.given and said.get(stage, {}).get(name, ...) is None
+    ]
+    options = parser.parse_args([*unsaid, *rest], namespace=options)
     _check_kinds(parser, options)
+    for name in PATHS:
+        if isinstance(options.get(name), str):
+            options[name] = expanded(options[name])
+    _check_groups(parser, options)
     fields = vars(parser.instantiate(options))
     for own in ("debug", "quiet"):
         del fields[own], options[own]
     resolved = parser.dump(options, skip_unset=False, skip_validation=True)
-    del fields["config"]
+    fields.pop("config", None)
     fields["options"] = {name: fields.pop(option_of(name)) for name in METHODS if option_of(name) in fields}
     return fields, resolved
 
 
-def _check_kinds(parser: ArgumentParser, options: Namespace) -> None:
+LENGTHS = ("epochs", "max_steps")
+
+
+def _trainings(parser: Parser) -> list[str]:
+    """Names of the groups that are a `TrainingConfig`."""
+    return [name for name in parser.groups or () if f"{name}.max_steps" in (a.dest for a in parser._actions)]
+
+
+def _with_one_length(parser: Parser, values: Mapping[str, Any]) -> dict[str, Any]:
+    """Options of one source, in which a training that says how long says it alone: the length in the other unit, which
+    an earlier source may have given, is null."""
+    changed = dict(values)
+    for stage in _trainings(parser):
+        group = values.get(stage)
+        if isinstance(group, dict) and len(said := [n for n in LENGTHS if group.get(n) is not None]) == 1:
+            changed[stage] = {**dict.fromkeys(LENGTHS), **group} if said else group
+    return changed
+
+
+def _nested(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Dotted names as mappings in mappings."""
+    nested: dict[str, Any] = {}
+    for name, value in options.items():
+        *above, last = name.split(".")
+        group = nested
+        for part in above:
+            group = group.setdefault(part, {})
+            if not isinstance(group, dict):
+                break
+        else:
+            group[last] = value
+    return nested
+
+
+def _check_kinds(parser: Parser, options: Namespace) -> None:
     """ValueError where one value stands for a group of options, or null for what cannot be null: jsonargparse lets
     both through."""
     for group in parser.groups or ():
@@ -220,3 +350,20 @@ def _check_kinds(parser: ArgumentParser, options: Namespace) -> None:
         hint = getattr(action, "_typehint", None)
         if hint is not None and options.get(action.dest, ...) is None and type(None) not in get_args(hint):
             raise ValueError(f"--{action.dest} must not be null")
+
+
+def _check_groups(parser: Parser, options: Namespace) -> None:
+    """ValueError for a group of options that cannot be, with the group where others are of the same kind."""
+    for name in _trainings(parser):
+        try:
+            TrainingConfig(**options[name].as_dict())
+        except ValueError as error:
+            raise ValueError(f"{error} for {name}") from None
+    for name, method in METHODS.items():
+        group = option_of(name)
+        if group not in (parser.groups or ()):
+            continue
+        try:
+            parser.instantiate(Namespace({group: options[group]}))  # type: ignore[no-untyped-call]
+        except ValueError as error:
+            raise ValueError(str(error) if method.__name__ in str(error) else f"{error} for {group}") from None

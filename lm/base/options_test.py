@@ -223,7 +223,7 @@ def test_a_mistake_in_a_file_is_a_message_too(
     (tmp_path / "mine.yaml").write_text(f"{text}\n")
     demo = ["--config", str(CONFIGS / "demo.yaml")]
     assert attempt(tmp_path, *demo, "--config", str(tmp_path / "mine.yaml")) == 2
-    assert capsys.readouterr().err == f"error: {message}\n"
+    assert capsys.readouterr().err == f"error: {tmp_path / 'mine.yaml'}, line 1: {message}\n"
 
 
 @pytest.mark.parametrize("arguments", [["lm.exact", "--prompts", "1.5"], ["lm.judge", "x", "--resamples", "1.5"]])

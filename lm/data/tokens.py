@@ -184,6 +184,7 @@ def tokenise(
     """
     columns = [name for name in ("completion", "chosen", "rejected") if name in rows.column_names]
     dropped, present = Counter[str](), Counter[str]()
+    longest = dict(zip(("prompt", "completion"), config.limits, strict=True))
 
     def kept() -> Iterator[Row]:
         for start in progress.bar("tokenising", range(0, len(rows), BATCH), unit="batch"):
@@ -193,10 +194,10 @@ def tokenise(
             table = {**batch, **ids}
             for values in zip(*table.values(), strict=True):
                 row = dict(zip(table, values, strict=True))
-                if len(row["prompt_ids"]) > config.max_prompt_length:
-                    dropped[f"prompt longer than {config.max_prompt_length} tokens"] += 1
-                elif max(len(row[f"{name}_ids"]) for name in columns) > config.max_completion_length:
-                    dropped[f"completion longer than {config.max_completion_length} tokens"] += 1
+                if len(row["prompt_ids"]) > longest["prompt"]:
+                    dropped[f"prompt longer than {longest['prompt']} tokens"] += 1
+                elif max(len(row[f"{name}_ids"]) for name in columns) > longest["completion"]:
+                    dropped[f"completion longer than {longest['completion']} tokens"] += 1
                 else:
                     present[row["split"]] += 1
                     yield row

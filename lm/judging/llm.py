@@ -7,11 +7,11 @@ import hashlib
 import itertools
 import json
 import os
+import re
 import threading
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, NamedTuple, Self, TextIO
@@ -28,6 +28,10 @@ class EndpointError(ConnectionError):
 
     def __str__(self) -> str:
         return f"{super().__str__()}; what was answered is in the log, the same command goes on from there"
+
+
+class MalformedReplies(OSError):
+    """The judge answers, and not with verdicts: asking on would only cost."""
 
 
 # ---------------------------------------------------------------- what an LLM is asked, and what it answers
@@ -62,7 +66,14 @@ VERDICT: B
 VERDICT: TIE"""
 
 Verdict = Literal["A", "B", "TIE"]
-_VERDICTS: dict[str, Verdict] = {"VERDICT: A": "A", "VERDICT: B": "B", "VERDICT: TIE": "TIE"}
+_VERDICTS: dict[str, Verdict] = {"A": "A", "B": "B", "TIE": "TIE", "DRAW": "TIE"}
+_MARKUP = r"[\s*_`~#>|<$\"'“”‘’()\[\]{}\\]*"
+"""What a model may set around its words, as **VERDICT: A** or \\boxed{A}."""
+_VERDICT = re.compile(
+    rf"(?:^|[.!?]\s){_MARKUP}(?:final\s)?{_MARKUP}verdict{_MARKUP}[:：=–—-]?{_MARKUP}(?:(?:boxed|text|mathbf|summary|"
+    rf"reply|response){_MARKUP})*(A|B|(?:a\s)?TIE|(?:a\s)?DRAW){_MARKUP}[.!]*{_MARKUP}$",
+    re.IGNORECASE,
+)
 
 
 class Pair(NamedTuple):
@@ -90,8 +101,16 @@ def question(task: str, pair: Pair) -> str:
 
 
 def verdict_of(reply: str) -> Verdict | None:
-    """The verdict in the last line of a reply; None where that line is anything else."""
-    return _VERDICTS.get(reply.rstrip().rpartition("\n")[2].strip())
+    """The verdict at the end of a reply; None where it ends otherwise, or its last line gives two that differ.
+
+    Markup around it, capitals and a full stop are no part of it; a sentence may stand before it in its line.
+    """
+    line = next((line for line in reversed(reply.splitlines()) if re.search(r"\w", line)), "")
+    found = _VERDICT.search(line)
+    named = re.findall(r"verdict\W*(A|B|TIE|DRAW)\b", line, re.IGNORECASE)
+    if found is None or len({name.upper() for name in named}) > 1:
+        return None
+    return _VERDICTS[found[1].upper().split()[-1]]
 
 
 def outcome(first: Verdict | None, second: Verdict | None) -> int | None:
@@ -120,7 +139,10 @@ class Log:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._verdicts: dict[str, list[Verdict | None]] = {}  # of a key: None for malformed ones, the good one last
+        self._replies: dict[str, list[tuple[Verdict | None, int | None]]] = {}
+        """Of a key: verdict, None for a malformed one, and the most tokens that it might have. The good one is last."""
+        self.last_reply = ""
+        """Of those that are malformed."""
         self._lock = threading.Lock()
         self._file: TextIO
 
@@ -141,7 +163,8 @@ class Log:
             for number, row in read_jsonl(self.path):
                 if not {"key", "verdict"} <= row.keys():
                     raise ValueError(f"{self.path}, line {number}: not from the log of a judge; name another --log")
-                self._verdicts.setdefault(row["key"], []).append(row["verdict"])
+                self._replies.setdefault(row["key"], []).append((row["verdict"], row.get("max_tokens")))
+                self.last_reply = str(row.get("reply", "")) if row["verdict"] is None else self.last_reply
         except BaseException:
             self._file.close()
             raise
@@ -150,25 +173,49 @@ class Log:
     def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, at: TracebackType | None) -> None:
         self._file.close()
 
-    def append(self, key: str, verdict: Verdict | None, **said: str) -> None:
+    def append(self, key: str, verdict: Verdict | None, max_tokens: int | None = None, **said: str) -> None:
         """Writes one reply, through to the disk."""
-        line = json.dumps({"key": key, "verdict": verdict, **said})
+        line = json.dumps({"key": key, "verdict": verdict, "max_tokens": max_tokens, **said})
         with self._lock:
             self._file.write(line + "\n")
             self._file.flush()
             os.fsync(self._file.fileno())
-            self._verdicts.setdefault(key, []).append(verdict)
+            self._replies.setdefault(key, []).append((verdict, max_tokens))
+            self.last_reply = said.get("reply", "") if verdict is None else self.last_reply
+
+    def adopt(self, key: str, earlier: str, max_tokens: int) -> None:
+        """Reads the replies that an earlier version kept under another key as this one's, where this one has none."""
+        if key not in self._replies and earlier in self._replies:
+            self._replies[key] = [(verdict, max_tokens) for verdict, _ in self._replies[earlier]]
 
     def verdict(self, key: str) -> Verdict | None:
         """The verdict, None where there is none yet or all replies were malformed."""
-        return self._verdicts.get(key, [None])[-1]
+        return self._replies.get(key, [(None, None)])[-1][0]
 
-    def is_open(self, key: str, attempts: int) -> bool:
-        """Whether there is no verdict, and there are fewer replies than attempts."""
-        return self.verdict(key) is None and len(self._verdicts.get(key, ())) < attempts
+    def is_open(self, key: str, attempts: int, max_tokens: int | None = None) -> bool:
+        """Whether there is no verdict, and there are fewer replies of as many tokens than attempts: one that was cut
+        short says nothing of a longer one."""
+        alike = [limit for _, limit in self._replies.get(key, ()) if limit == max_tokens]
+        return self.verdict(key) is None and len(alike) < attempts
 
 
 # ---------------------------------------------------------------- the LLM
+
+SPELLINGS = {
+    "--judge_model": "--judge-model",
+    "--endpoint": "--base_url",
+    "--base-url": "--base_url",
+    "--max-tokens": "--max_tokens",
+}
+"""Of options of a judge, which `lm.judge` and `lm.score` both take as each used to call them."""
+
+
+def spelled(arguments: Sequence[str]) -> list[str]:
+    """A command line with a judge's options under one name each."""
+    return [
+        SPELLINGS.get(name, name) + equals + value
+        for name, equals, value in (argument.partition("=") for argument in arguments)
+    ]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -222,13 +269,13 @@ class LLMJudge:
         body: dict[str, Any] = {
             "model": self.model,
             "messages": [{"role": "user", "content": question(self.task, pair)}],
-            "max_completion_tokens": self.max_tokens,
         }
         return body if self.temperature is None else {**body, "temperature": self.temperature}
 
-    def key(self, pair: Pair) -> str:
-        """Digest of everything that is asked: texts, template, model and its settings."""
-        return hashlib.sha256(json.dumps(self.request(pair), sort_keys=True).encode()).hexdigest()[:32]
+    def key(self, pair: Pair, **more: Any) -> str:
+        """Digest of everything that is asked: texts, template, the endpoint's model and its temperature; not how long
+        the answer may be."""
+        return hashlib.sha256(json.dumps({**self.request(pair), **more}, sort_keys=True).encode()).hexdigest()[:32]
 
     def verdicts(self, pairs: Sequence[Pair], log: Log) -> list[Verdict | None]:
         """A verdict on each pair, from the log or from the endpoint; None where every reply was malformed.
@@ -236,21 +283,38 @@ class LLMJudge:
         Raises:
             ValueError: no client or no key.
             EndpointError: a request failed for good. What was answered until then is in the log.
+            MalformedReplies: the first FEW replies are all malformed, or all replies on all pairs.
         """
         keys = [self.key(pair) for pair in pairs]
-        open_pairs = {key: pair for key, pair in zip(keys, pairs, strict=True) if log.is_open(key, self.attempts)}
+        for key, pair in zip(keys, pairs, strict=True):
+            log.adopt(key, self.key(pair, max_completion_tokens=self.max_tokens), self.max_tokens)
+        open_pairs = {
+            key: pair for key, pair in zip(keys, pairs, strict=True) if log.is_open(key, self.attempts, self.max_tokens)
+        }
         progress.say(f"{len(set(keys))} questions, {len(open_pairs)} of them open")
         if open_pairs:
-            stop = threading.Event()
             with self._client() as client, ThreadPoolExecutor(self.parallel) as pool:
-                ask = partial(self._settle, client, log, stop)
-                futures = [pool.submit(ask, key, pair) for key, pair in open_pairs.items()]
+                asking = _Asking(self, client, log)
+                futures = [pool.submit(asking.settle, key, pair) for key, pair in open_pairs.items()]
                 try:
                     for future in progress.bar("judging", as_completed(futures), total=len(futures), unit="reply"):
                         future.result()
                 finally:
-                    stop.set()  # what is under way ends and is logged, what waits is not asked
-        return [log.verdict(key) for key in keys]
+                    asking.stop.set()  # what is under way ends and is logged, what waits is not asked
+        verdicts = [log.verdict(key) for key in keys]
+        if keys and not any(verdicts):
+            raise MalformedReplies(self.malformed(f"the replies on {len(set(keys))} questions", log.last_reply))
+        return verdicts
+
+    def malformed(self, which: str, reply: str) -> str:
+        """What is wrong with replies that are no verdicts, and one of them."""
+        text = " ".join(reply.split())
+        shown = repr(text if len(text) <= 310 else f"{text[:150]} ... {text[-150:]}")
+        example = f"for example {shown}" if text else "for example an empty one, its tokens spent on hidden reasoning"
+        return (
+            f"none of {which} of {self.model} ends in a verdict (VERDICT: A, B or TIE), {example}; nothing more is "
+            f"asked. A larger --max_tokens than {self.max_tokens} or another model may do; the answers are kept"
+        )
 
     def _client(self) -> Any:
         try:
@@ -264,35 +328,70 @@ class LLMJudge:
             api_key=key or "none", base_url=self.base_url, timeout=self.timeout, max_retries=self.retries
         )
 
-    def _settle(self, client: Any, log: Log, stop: threading.Event, key: str, pair: Pair) -> None:
-        while log.is_open(key, self.attempts) and not stop.is_set():
-            try:
-                reply = self._reply(client, self.request(pair))
-            except EndpointError:
-                stop.set()
-                raise
-            log.append(key, verdict_of(reply), model=self.model, task=self.task, **pair._asdict(), reply=reply)
 
-    def _reply(self, client: Any, request: dict[str, Any]) -> str:
+FEW = 10
+"""Replies after which a judge that has given no verdict is not asked on."""
+LIMITS = ("max_completion_tokens", "max_tokens")
+"""What endpoints call the longest reply; the later is the older name."""
+
+
+class _Asking:
+    """One judge at work: what its endpoint takes, and what came of it."""
+
+    def __init__(self, judge: LLMJudge, client: Any, log: Log) -> None:
+        self.judge, self.client, self.log = judge, client, log
+        self.stop = threading.Event()
+        self.refused: dict[str, str] = {}
+        """Of LIMITS, which the endpoint does not take, and what it says."""
+        self._replies = itertools.count(1)
+        self._has_verdict = threading.Event()
+
+    def settle(self, key: str, pair: Pair) -> None:
+        """Asks about a pair until there is a verdict, or there were as many replies as attempts."""
+        judge = self.judge
+        while self.log.is_open(key, judge.attempts, judge.max_tokens) and not self.stop.is_set():
+            try:
+                reply = self._reply(judge.request(pair))
+            except EndpointError:
+                self.stop.set()
+                raise
+            said = {"model": judge.model, "task": judge.task, **pair._asdict(), "reply": reply}
+            verdict = verdict_of(reply)
+            self.log.append(key, verdict, judge.max_tokens, **said)
+            if verdict is not None:
+                self._has_verdict.set()
+            if next(self._replies) >= FEW and not self._has_verdict.is_set():
+                self.stop.set()
+                raise MalformedReplies(judge.malformed(f"the first {FEW} replies", reply))
+
+    def _reply(self, request: dict[str, Any]) -> str:
         import openai
 
-        where, secret = client.base_url, os.environ.get(KEY)
+        where, secret = self.client.base_url, os.environ.get(KEY)
 
         def without_key(text: str) -> str:  # an endpoint may quote it
             return text.replace(secret, "***") if secret else text
 
+        limit = next((name for name in LIMITS if name not in self.refused), LIMITS[-1])
         try:
-            return without_key(client.chat.completions.create(**request).choices[0].message.content or "")
+            answer = self.client.chat.completions.create(**request, **{limit: self.judge.max_tokens})
+            return without_key(answer.choices[0].message.content or "")
         except openai.APITimeoutError:
-            times = f"{self.retries + 1} times" if self.retries else "once"
-            raise EndpointError(f"{where} gave no answer within {self.timeout:g} s, asked {times}") from None
+            times = f"{self.judge.retries + 1} times" if self.judge.retries else "once"
+            raise EndpointError(f"{where} gave no answer within {self.judge.timeout:g} s, asked {times}") from None
         except openai.APIConnectionError as error:
             raise EndpointError(f"{where} cannot be reached ({type(error.__cause__).__name__})") from None
         except openai.AuthenticationError:
             what = f"refuses the key in {KEY}" if secret else f"asks for a key: set {KEY} in the environment"
             raise EndpointError(f"{where} {what} (HTTP 401)") from None
         except openai.APIStatusError as error:
-            raise EndpointError(f"{where}: {without_key(error.message)[:300]} (HTTP {error.status_code})") from None
+            about_limits = error.status_code in (400, 422) and any(name in str(error.message) for name in LIMITS)
+            said = f"{without_key(error.message)[:300]} (HTTP {error.status_code})"
+            if about_limits and limit == LIMITS[0]:
+                self.refused[limit] = said  # the other name is tried, once for all
+                return self._reply(request)
+            earlier = "".join(f"; before that, {told}" for told in self.refused.values()) if about_limits else ""
+            raise EndpointError(f"{where}: {said}{earlier}") from None
         except (openai.OpenAIError, json.JSONDecodeError, AttributeError, TypeError, IndexError):
             raise EndpointError(f"{where} answered no chat completion; base URLs usually end in /v1") from None
 

@@ -33,6 +33,7 @@ from lm.judging.llm import LLMJudge, Log, Pair, outcome, question, verdict_of
 from lm.judging.statistics import win_rates
 from lm.models.loading import load_tokenizer
 from lm.objectives import DPO, EnsembleDPO
+from lm.score import main as score
 from tests.recorded import recorded
 from tests.tiny import causal_lm
 from theory.records import write_json
@@ -59,6 +60,7 @@ class Endpoint:
 
     def __init__(self, answer: Callable[[dict[str, str], int], Answer], content_type: str = "application/json") -> None:
         self.received: list[dict[str, str]] = []
+        self.bodies: list[dict[str, Any]] = []
         self.answered: list[tuple[str, ...]] = []
         self.keys: set[str | None] = set()
         lock = threading.Lock()
@@ -70,6 +72,7 @@ class Endpoint:
                 texts = texts_of(body["messages"][-1]["content"])
                 with lock:
                     endpoint.received.append(texts)
+                    endpoint.bodies.append(body)
                     turn = len(endpoint.received)
                     endpoint.keys.add(self.headers["Authorization"])
                 result = answer(texts, turn)
@@ -220,13 +223,23 @@ def test_a_code_that_a_text_contains_is_not_taken(monkeypatch: pytest.MonkeyPatc
         ("VERDICT: A", "A"),
         ("Both fail.\n\nVERDICT: TIE\n", "TIE"),
         ("VERDICT: A\nOn reflection:\n  VERDICT: B ", "B"),
-        *((bad, None) for bad in ("", "A", "verdict: A", "VERDICT:A", "VERDICT: C", "VERDICT: A.", "**VERDICT: A**")),
+        *((good, "A") for good in ("VERDICT:A", "verdict: a", "VERDICT: A.", "**VERDICT: A**", "**Verdict:** a.")),
+        *((good, "B") for good in ("### Verdict: `B`", "Verdict - (B)", "VERDICT: **B**\n---\n", "> VERDICT: [[B]]")),
+        *((good, "TIE") for good in ("Verdict: Tie!", "*verdict*: a tie", "```\nVERDICT: TIE\n```", "Verdict: draw")),
+        ("A is shorter and right. VERDICT: A", "A"),
+        ("The verdict is a matter of taste.\nFinal verdict: \\boxed{B}", "B"),
+        ("VERDICT: summary B", "B"),
+        *((bad, None) for bad in ("", "A", "VERDICT: C", "VERDICT:", "VERDICT: AB", "A better verdict", "VERDICT: A?")),
         ("My VERDICT: A", None),
+        ("I would not say VERDICT: A", None),
         ("VERDICT: A\nis what I would say if", None),
-        ("VERDICT: A or VERDICT: B", None),
+        *(
+            (bad, None)
+            for bad in ("VERDICT: A or VERDICT: B", "VERDICT: A/B", "VERDICT: A. VERDICT: B", "VERDICT: A B")
+        ),
     ],
 )
-def test_only_an_exact_last_line_is_a_verdict(reply: str, verdict: str | None) -> None:
+def test_the_last_line_is_a_verdict_however_it_is_marked_up_and_two_are_none(reply: str, verdict: str | None) -> None:
     assert verdict_of(reply) == verdict
 
 
@@ -320,6 +333,108 @@ def test_other_questions_are_other_entries_of_the_log(tmp_path: Path) -> None:
             assert len(endpoint.received) - before == asked, options
         judge(tmp_path, endpoint.url, ours=["6 new", *OURS[1:]])
         assert len(endpoint.received) == 36 + 2
+
+
+def test_verdicts_are_kept_whatever_their_length_and_malformed_ones_are_asked_again_at_another(tmp_path: Path) -> None:
+    """As where reasoning ate the tokens of post 0: the log of verdicts stays good, and only it is asked anew."""
+    short = [True]
+
+    def answer(texts: dict[str, str], turn: int) -> str:
+        return "Let me think" if texts["text"] == "post 0" and short[0] else fair(texts, turn)
+
+    with Endpoint(answer) as endpoint:
+        assert judge(tmp_path, endpoint.url, "--attempts", "1")[1]["malformed"] == 1
+        assert len(endpoint.received) == 12
+        short[0] = False
+        assert judge(tmp_path, endpoint.url, "--attempts", "1")[1]["malformed"] == 1, "one attempt was paid"
+        assert len(endpoint.received) == 12
+        assert judge(tmp_path, endpoint.url, "--attempts", "1", "--max_tokens", "9999")[1]["malformed"] == 0
+        assert len(endpoint.received) == 14
+
+
+def test_a_log_of_the_first_edition_is_not_paid_again(tmp_path: Path) -> None:
+    """Its keys counted the longest reply, and its rows did not tell it."""
+    with Endpoint(fair) as endpoint:
+        _, result = judge(tmp_path, endpoint.url)
+        llm = LLMJudge(task="summary", model="m")
+        rows = []
+        for row in replies(tmp_path):
+            pair = Pair(row["prompt"], row["first"], row["second"])
+            assert row["key"] == llm.key(pair)
+            del row["max_tokens"]
+            rows.append({**row, "key": llm.key(pair, max_completion_tokens=2048)})
+        write_jsonl(tmp_path / "report.jsonl", rows)
+        assert judge(tmp_path, endpoint.url) == (0, result)
+        assert len(endpoint.received) == 12
+
+
+@pytest.mark.parametrize("posts", [1, 40])
+def test_a_judge_without_verdicts_is_not_asked_on(
+    posts: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    ours, theirs = ([f"{i} {whose}" for i in range(posts)] for whose in ("ours", "theirs"))
+    with Endpoint(lambda *_: f"I cannot\nchoose. {SECRET}") as endpoint:
+        status, result = judge(tmp_path, endpoint.url, "--parallel", "2", ours=ours, theirs=theirs)
+    assert (status, result) == (1, None), "no report of nothing"
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
+    assert "ends in a verdict (VERDICT: A, B or TIE), for example 'I cannot choose. ***'" in line
+    assert len(endpoint.received) == len(replies(tmp_path)) == 6 if posts == 1 else len(endpoint.received) <= 11
+    assert not any(row["verdict"] for row in replies(tmp_path))
+
+
+@pytest.mark.parametrize("taken", ["max_tokens", "max_completion_tokens"])
+@pytest.mark.parametrize("status", [400, 422])
+def test_the_longest_reply_is_called_as_the_endpoint_calls_it(taken: str, status: int, tmp_path: Path) -> None:
+    def answer(texts: dict[str, str], turn: int) -> Answer:
+        body = endpoint.bodies[-1]
+        refused = {"max_tokens", "max_completion_tokens"} - {taken}
+        if refused & body.keys():
+            return status, f"Unsupported parameter: {refused}. Use {taken!r} instead."
+        assert body[taken] == 77
+        return fair(texts, turn)
+
+    with Endpoint(answer) as endpoint:
+        assert judge(tmp_path, endpoint.url, "--parallel", "1", "--max_tokens", "77")[0] == 0
+    assert len(endpoint.received) == 12 + (taken == "max_tokens"), "it is learnt once"
+
+
+def test_an_endpoint_that_takes_neither_name_is_told_with_both_answers(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def answer(*_: Any) -> Answer:
+        (name,) = {"max_tokens", "max_completion_tokens"} & endpoint.bodies[-1].keys()
+        return 400, f"{name} is too large"
+
+    with Endpoint(answer) as endpoint:
+        assert judge(tmp_path, endpoint.url, "--parallel", "1")[0] == 1
+    said = capsys.readouterr().err
+    assert "max_tokens is too large (HTTP 400); before that, " in said
+    assert "max_completion_tokens is too large (HTTP 400)" in said
+    assert len(endpoint.received) == 2
+
+
+def test_options_of_a_judge_have_the_names_that_lm_score_gives_them(tmp_path: Path) -> None:
+    one, other = samples(tmp_path, "one.jsonl", OURS), samples(tmp_path, "other.jsonl", THEIRS)
+    with Endpoint(fair) as endpoint:
+        named = ["--judge-model", "m", f"--endpoint={endpoint.url}", "--max-tokens", "50", "--task", "summary"]
+        assert main([str(one), str(other), *named, "--out", str(tmp_path / "out.json")]) == 0
+        assert endpoint.bodies[0]["max_completion_tokens"] == 50
+        pairs, out = tmp_path / "pairs.jsonl", tmp_path / "scored.jsonl"
+        write_jsonl(pairs, [{"prompt": "p", "chosen": "2 a", "rejected": "1 b"}])
+        named = [
+            "--model",
+            "m",
+            "--base_url",
+            endpoint.url,
+            "--max_tokens",
+            "51",
+            "--task",
+            "summary",
+            "--retries",
+            "0",
+        ]
+        assert score(["--data", str(pairs), "--out", str(out), *named]) == 0
+        assert endpoint.bodies[-1]["max_completion_tokens"] == 51
 
 
 # ---------------------------------------------------------------- failures of the endpoint
@@ -644,7 +759,7 @@ def test_transformers_serve(
     assert (status, result["tie"], result["disagreed"], result["n"]) == (0, 1, 2, 2)
     aimless = (*few, "--model", str(models / "random"), "--max_tokens", "4", "--attempts", "2")
     status, nothing = judge(models, url, *aimless)
-    assert (status, nothing["malformed"], nothing["n"], nothing["win"]) == (0, 2, 0, None)
+    assert (status, nothing) == (1, result), "no verdict, and no report"
     assert Counter(row["verdict"] for row in replies(models)) == {"A": 4, None: 8}
     process.kill()
     process.wait()

@@ -28,6 +28,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import os
 import shutil
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -41,9 +42,9 @@ from torch import Tensor
 from transformers import AutoConfig
 
 from lm.base import progress, ranks
-from lm.base.command import only_run_in
+from lm.base.command import check_free, only_run_in
 from lm.config import Scoring
-from lm.data import rewards
+from lm.data import places, rewards
 from lm.data.rows import Row, check_suffix, read_rows, write_rows
 from lm.data.schemas import Drop, any_pair, is_tldr
 from lm.judging.llm import LLMJudge, Log, Pair, shares_won
@@ -132,7 +133,7 @@ def column_names(specs: Sequence[str]) -> list[str]:
     """What each model is called in the columns: the last part of its name, all of it where that is not its alone."""
     short = [spec.rstrip("/").rpartition("/")[2] for spec in specs]
     names = [one if short.count(one) == 1 else spec for one, spec in zip(short, specs, strict=True)]
-    if len(set(names)) < len(names):
+    if len({os.path.realpath(spec) if Path(spec).exists() else spec for spec in specs}) < len(specs):
         raise ValueError(f"--reward-model and --judge-model name one model twice: {', '.join(specs)}")
     return names
 
@@ -221,27 +222,32 @@ def score_set(
     *,
     subset: str | None = None,
     judge: LLMJudge | None = None,
+    force: bool = False,
 ) -> Summary:
     """Writes the set with rewards to `out`, see the top of this file. All ranks call this, the first one writes.
 
     Args:
         path: a set in any schema, as of `lm.data.rows.read_rows`. It is read several times and never held, but for a
             judge's questions.
-        out: .jsonl, .jsonl.gz or .parquet file, which must not be there yet.
+        out: .jsonl, .jsonl.gz or .parquet file, which must not be there yet, unless by `force`.
         specs: reward models, hub names or local folders.
         scoring: how they are run.
         subset: as of `lm.data.rows.read_rows`.
         judge: an LLM, the last of the ensemble.
+        force: overwrite `out`.
 
     Raises:
         ValueError: an unfit model, file or row, or no comparison among the rows.
         FileNotFoundError: no such data.
         FloatingPointError: a reward is not finite.
         EndpointError: the judge's endpoint failed for good.
+        MalformedReplies: it gives no verdicts. Rewards by models are kept for the next try, as after any error.
     """
     check_suffix(out)
-    if out.exists():
-        raise ValueError(f"--out {out} exists; name another file, or remove it")
+    check_free("--out", out, force=force)
+    if force and out.exists() and Path(path).exists() and out.samefile(path):
+        raise ValueError(f"--out {out} is the data itself; name another file")
+    places.check(path)
     if not specs and judge is None:
         raise ValueError("name a model by --reward-model or --judge-model")
     specs, unused = told_apart(specs)
@@ -260,7 +266,8 @@ def score_set(
     versions = {"torch": torch.__version__, "transformers": transformers.__version__}
     how = {**vars(scoring), "device": device_named(scoring.device).type, "shard": SHARD, **versions}
     with only_run_in(folder):
-        parts = [Parts(folder, i, {"model": identity(spec), "spec": spec, **how}) for i, spec in enumerate(specs)]
+        spelled = [os.path.realpath(spec) if Path(spec).exists() else spec for spec in specs]
+        parts = [Parts(folder, i, {"model": identity(spec), "spec": spec, **how}) for i, spec in enumerate(spelled)]
         for name, spec, own in zip(names, specs, parts, strict=False):
             _score_shards(own, spec, scoring, in_shards(comparisons(path, subset)), f"{name}, {total:,} pairs")
         shares = ranks.from_first(lambda: _judged(judge, comparisons(path, subset), out)) if judge else None

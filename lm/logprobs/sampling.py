@@ -64,7 +64,7 @@ def _sample_by_generate(
     result: list[list[int]] = [[] for _ in prompts]
     if not prompts:
         return result
-    sizes, most = [len(prompt) for prompt in prompts], config.data.max_completion_length
+    sizes, most = [len(prompt) for prompt in prompts], config.data.limits[1]
     check_positions(policy.config, max(sizes) + most, type(policy).__name__)
     how = generation_of(model, max(sizes), pads=len(set(sizes)) > 1)
     if how.reason is not None:
@@ -125,7 +125,7 @@ def _sample_by_vllm(
             f'sampling.engine is "vllm", but it cannot be imported ({error}); install the extra "vllm", or take '
             '"transformers"'
         ) from None
-    device, longest = policy.device, config.data.max_completion_length
+    device, longest = policy.device, config.data.limits[1]
     try:
         with tempfile.TemporaryDirectory() as folder:
             policy.to("cpu")

@@ -32,6 +32,7 @@ from transformers import (
 )
 from transformers.utils import logging as transformers_logging
 
+from lm.base import hub
 from lm.base.files import sha256_of
 from lm.config import Config, LoraConfig
 from lm.logprobs.definition import check_positions
@@ -89,9 +90,11 @@ def _check_folder(option: str, spec: str, trust_remote_code: bool) -> Path | Non
     """The folder, where it is one and has all files of a model; None for a hub's name."""
     folder, what = Path(spec), f"{option} {spec!r}"
     if not folder.exists():
-        if spec.startswith((".", "/", "~")) or spec.count("/") > 1:
-            raise ValueError(f"{what}: there is no such folder")
-        return None  # the hub's answer comes when it is loaded
+        if not hub.NAME.fullmatch(spec):
+            raise ValueError(f"{what}: there is no such folder{hub.meant(spec)}")
+        return None  # a hub name: the hub is asked when it is loaded
+    if not folder.is_dir():
+        raise ValueError(f"{what}: a folder is needed, it is a file")
     checks.require(what, checks.no_adapter(folder))
     if not (folder / "config.json").is_file():
         raise ValueError(f"{what}: the folder has no config.json")
@@ -104,7 +107,7 @@ def _check_folder(option: str, spec: str, trust_remote_code: bool) -> Path | Non
         )
         raise ValueError(f"{what}: safetensors weights are needed, the folder has {found}")
     try:
-        own_code = "auto_map" in json.loads((folder / "config.json").read_text())
+        own_code = "auto_map" in json.loads((folder / "config.json").read_text(encoding="utf-8"))
     except ValueError as error:
         raise ValueError(f"{what}: its config.json is no JSON ({error})") from None
     if own_code and not trust_remote_code:
@@ -116,7 +119,7 @@ def _check_weights(auto: Any, option: str, spec: str, folder: Path, trust_remote
     """Opens the model without its numbers; see `check_model`."""
     what = f"{option} {spec!r}"
     checks.require(what, checks.weights_whole(folder))
-    if "auto_map" in json.loads((folder / "config.json").read_text()):
+    if "auto_map" in json.loads((folder / "config.json").read_text(encoding="utf-8")):
         return  # its own code says what it is, when it is loaded
     model, complete = opened_without_weights(auto, option, spec, trust_remote_code)
     checks.require(what, complete)
@@ -165,8 +168,16 @@ def check_reward_base(spec: str, trust_remote_code: bool) -> None:
         ) from None
 
 
+def expect(spec: str | Path, option: str = "model") -> None:
+    """Raises ValueError, within seconds, for a name that is no folder here and no model that the hub knows: loading
+    would ask the hub again and again."""
+    if str(spec) not in SCRATCH and not Path(spec).exists():
+        hub.expect(f"{option} {str(spec)!r}", str(spec), "model")
+
+
 def _config_of(option: str, spec: str, trust_remote_code: bool) -> PretrainedConfig:
     try:
+        expect(spec, option)
         return AutoConfig.from_pretrained(spec, trust_remote_code=trust_remote_code)
     except (OSError, ValueError) as error:
         raise ValueError(f"{option} {spec!r}: its config cannot be loaded ({error})") from None
@@ -181,6 +192,7 @@ def load_tokenizer(
     """
     if spec in SCRATCH:
         return _train_bpe(texts, SCRATCH[spec]["vocab_size"])
+    expect(spec)
     try:
         tokenizer = AutoTokenizer.from_pretrained(spec, trust_remote_code=trust_remote_code)
     except Exception as error:
@@ -245,7 +257,7 @@ def load_policy(spec: str | Path, tokenizer: PreTrainedTokenizerBase, config: Co
     Raises ValueError where weights are missing, the model is not causal, or it has fewer rows in its embedding than the
     tokenizer has ids, or fewer positions than the longest row of the configured data.
     """
-    longest = config.data.max_prompt_length + config.data.max_completion_length + 1  # evaluation may add end-of-text
+    longest = sum(config.data.limits) + 1  # evaluation may add end-of-text
     if str(spec) in SCRATCH:
         shape = SCRATCH[str(spec)]
         model = AutoModelForCausalLM.from_config(
@@ -406,8 +418,9 @@ def _shortened(error: Exception) -> str:
     return (str(error) or type(error).__name__).strip().splitlines()[0]
 
 
-def content_of(path: str | Path | None) -> str | None:
-    """What a path stands for in an artifact's key: a digest of local content, a name otherwise."""
+def content_of(path: str | Path | None, commit: str | None = None) -> str | None:
+    """What a path stands for in an artifact's key: a digest of local content; of a name its commit on the hub, or the
+    name where that cannot be told."""
     if path is None or str(path) in SCRATCH or not Path(path).exists():
-        return None if path is None else str(path)
+        return None if path is None else commit or str(path)
     return sha256_of(Path(path))

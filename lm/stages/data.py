@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
@@ -12,12 +13,20 @@ import datasets
 from datasets import Dataset
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
+from lm.base import progress
 from lm.base.store import Artifact
-from lm.data import rewards, world
+from lm.config import Config
+from lm.data import places, rewards, world
+from lm.data.limits import SHARE, with_limits
 from lm.data.schemas import chat_renderer
 from lm.data.tokens import load, tokenise
 from lm.models.loading import SCRATCH, content_of, load_tokenizer, same_tokenizer
 from lm.stages.run import Run, once
+
+LIMITS = ("max_prompt_length", "max_completion_length")
+SPLITS = ("train", "valid", "test")
+FEW = 100
+"""Pairs of a split that are too few to go by without being told."""
 
 
 @once
@@ -27,12 +36,20 @@ def data(run: Run) -> Artifact:
     Raises ValueError where a method that was asked for needs an ensemble, and the rewards are none.
     """
     config = run.config.data
+    paths = (config.path, config.sft_path)
+    alike = replace(config, rewards="models") if config.rewards == "oracle" else config  # until then
+    # Of an earlier version, whose keys counted a path's spelling and a hub name: the folder goes on with them.
     inputs = {
-        "data": replace(config, rewards="models") if config.rewards == "oracle" else config,  # alike until then
-        "content": [content_of(path) for path in (config.path, config.sft_path)],
+        "data": alike,
+        "content": [content_of(path) for path in paths],
         "model": content_of(run.config.model),
         "seed": run.config.seed,
     }
+    run.by_name = run.store.has("data", config.kind, inputs)
+    if not run.by_name:
+        inputs["content"] = [run.content(path, "dataset") for path in paths]
+        inputs["model"] = run.content(run.config.model)
+        inputs["data"] = replace(alike, path=places.placeless(config.path), sft_path=places.placeless(config.sft_path))
 
     def make(folder: Path, scratch: Path) -> dict[str, Any]:
         source, own = None, None
@@ -40,10 +57,19 @@ def data(run: Run) -> Artifact:
             source = folder / "source"
             source.mkdir()
             world.generate(config.world, run.config.seed, source)
+        for path in paths:
+            if path is not None:
+                places.check(path)
         if run.config.model not in SCRATCH:
             own = load_tokenizer(run.config.model, (), run.config.trust_remote_code)
         render = chat_renderer(own, run.config.model)
         loaded = load(config, run.config.seed, scratch, world=source, render=render)
+        if 0 < (prompts := len(loaded.preferences.unique("prompt"))) < len(SPLITS):
+            raise ValueError(
+                f"{config.path}: all {len(loaded.preferences):,} pairs are of {prompts} "
+                f"prompt{'s' * (prompts > 1)}, and a prompt is in one split: for {', '.join(SPLITS)} there must be "
+                f"{len(SPLITS)} or more"
+            )
         texts = (
             row[column]
             for rows in (loaded.references, loaded.preferences)
@@ -54,9 +80,11 @@ def data(run: Run) -> Artifact:
         )
         made = load_tokenizer(run.config.model, texts, run.config.trust_remote_code) if own is None else own
         made.save_pretrained(folder / "tokenizer")
-        report: dict[str, Any] = {}
+        limited = with_limits(config, (loaded.preferences, loaded.references), made)
+        limits = {name: getattr(limited, name) for name in LIMITS}
+        report: dict[str, Any] = {"limits": limits} if limited is not config else {}
         for name, rows in (("preferences", loaded.preferences), ("references", loaded.references)):
-            dataset, too_long = tokenise(rows, made, config, scratch / f"{name}-ids.arrow")
+            dataset, too_long = tokenise(rows, made, limited, scratch / f"{name}-ids.arrow")
             save(dataset, folder / name)
             splits = Counter(dataset["split"])
             report[name] = {"kept": dict(splits), "dropped": {**loaded.dropped[name], **too_long}}
@@ -68,6 +96,7 @@ def data(run: Run) -> Artifact:
         return report
 
     artifact = run.store.get("data", config.kind, inputs, make, alone=True)
+    _say(artifact.metrics)
     _checked_tokenizer(run, artifact)  # before anything reads the ids, and not when it is first decoded
     ensembles = [name for name in run.config.methods if "members" in run.config.method(name).needs]
     if config.rewards == "given" and artifact.metrics["members"] < 2 and ensembles:
@@ -81,6 +110,30 @@ def data(run: Run) -> Artifact:
             "completion, so leave these methods out"
         )
     return artifact
+
+
+def _say(report: dict[str, Any]) -> None:
+    """What is to be known of a set before its numbers are believed."""
+    if limits := report.get("limits"):
+        prompt, completion = (limits[name] for name in LIMITS)
+        progress.say(
+            f"limits from the data: prompts of at most {prompt:,} tokens, completions of at most {completion:,}, to "
+            f"which {SHARE:.0%} of the rows keep"
+        )
+    kept = report.get("preferences", {}).get("kept", {})
+    for split in ("valid", "test"):
+        if 0 < (n := kept.get(split, FEW)) < FEW:
+            progress.say(
+                f"warning: the {split} split has n = {n:,} pairs, so that shares of them are known to "
+                f"+-{98 / math.sqrt(n):.0f} points (95%); data.{split}_fraction says how many there are"
+            )
+
+
+def sized(run: Run) -> Config:
+    """The options with limits that are numbers, those from the data too: what models and samplers are given."""
+    if not (limits := data(run).metrics.get("limits")):
+        return run.config
+    return replace(run.config, data=replace(run.config.data, **limits))
 
 
 @once

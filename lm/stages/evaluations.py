@@ -19,7 +19,7 @@ from lm.logprobs.sampling import sample_completions
 from lm.logprobs.scoring import score_pairs, score_rows
 from lm.models.opening import open_policy
 from lm.objectives import Method
-from lm.stages.data import tokenizer
+from lm.stages.data import sized, tokenizer
 from lm.stages.labels import labelled_pairs, labels, open_oracle, oracle_input
 from lm.stages.policies import policies
 from lm.stages.run import Run, once
@@ -42,12 +42,12 @@ def evaluation(run: Run, name: str) -> Artifact:
     def make(folder: Path, _: Path) -> dict[str, Any]:
         pairs = labelled_pairs(run, "test")
         prompts = prompts_of(pairs, config.evaluation.prompts, run.seed("prompts"))
-        policy = open_policy(model, tokenizer(run), config)
+        policy = open_policy(model, tokenizer(run), sized(run))
         ids = list(prompts.values())
         samples, rewards = judged_samples(run, policy, ids, name)
         end = tokenizer(run).eos_token_id
         logps = score_rows(policy, ids, samples, f"{name} log-probs")
-        reference = open_policy(sft(run).path, tokenizer(run), config)
+        reference = open_policy(sft(run).path, tokenizer(run), sized(run))
         ratios = (logps - score_rows(reference, ids, samples, "reference log-probs")).tolist()
         rows = [
             {
@@ -106,7 +106,7 @@ def judged_samples(
     run: Run, policy: CompletionModel, prompts: list[list[int]], name: str, temperature: float | None = None
 ) -> tuple[list[list[int]], list[float]]:
     """A completion of each prompt and its oracle reward, at another temperature than the configured where given."""
-    config = run.config
+    config = sized(run)
     if temperature is not None:
         config = replace(config, sampling=replace(config.sampling, temperature=temperature))
     samples = sample_completions(
@@ -177,7 +177,7 @@ def validation(run: Run, name: str, trained: Artifact) -> Artifact:
         prompts = list(prompts_of(pairs, config.valid_prompts, run.seed("prompts"), "valid").values())
 
         def rewards(model: Path) -> list[float]:
-            opened = open_policy(model, tokenizer(run), run.config)
+            opened = open_policy(model, tokenizer(run), sized(run))
             return judged_samples(run, opened, prompts, f"{name} validation")[1]
 
         if base is None:

@@ -17,7 +17,6 @@ from lm.data.rewards import ORACLE
 from lm.data.tokens import mapped
 from lm.logprobs.completions import CompletionModel
 from lm.logprobs.scoring import score_pairs
-from lm.models.loading import content_of
 from lm.models.opening import open_reward_model
 from lm.stages.data import data, given_pairs, of_split, opened, save
 from lm.stages.run import Run, once
@@ -55,7 +54,7 @@ def open_oracle(run: Run) -> CompletionModel:
 
 def oracle_input(run: Run) -> Artifact | str | None:
     """What the oracle counts as in an artifact's key."""
-    return content_of(run.config.oracle_model) if run.config.oracle_model is not None else oracle(run)
+    return run.content(run.config.oracle_model) if run.config.oracle_model is not None else oracle(run)
 
 
 def oracle_accuracy(run: Run) -> dict[str, Any] | None:

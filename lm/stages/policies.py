@@ -14,7 +14,7 @@ from lm.base.store import Artifact
 from lm.logprobs.completions import CompletionModel
 from lm.models.loading import load_policy
 from lm.objectives import Method
-from lm.stages.data import tokenizer
+from lm.stages.data import sized, tokenizer
 from lm.stages.run import Run, once
 from lm.stages.scores import PROBE, own_scores, scored_pairs, scores
 from lm.stages.trainings import adapted, arguments_of, inputs_of, save_model, sft
@@ -39,7 +39,7 @@ def policy(run: Run, name: str, method: Method | None = None) -> Artifact:
     def make(folder: Path, scratch: Path) -> dict[str, Any]:
         seed = run.seed("policy")  # the same for every method: they see the same batches
         torch.manual_seed(seed)
-        model = adapted(run, "policy", load_policy(sft(run).path, tokenizer(run), run.config))
+        model = adapted(run, "policy", load_policy(sft(run).path, tokenizer(run), sized(run)))
         wrapped = CompletionModel(model, reward_head=method.needs_reward_head, options=run.config.logprobs)
         probe = scored_pairs(run, method, name, PROBE) if run.config.probe.pairs else None
         probes = run.config.probe.times if probe is not None else 0

@@ -6,18 +6,21 @@ Nothing here imports torch until a run begins: `--help`, and mistakes in options
 from __future__ import annotations
 
 import functools
+import json
 import sys
 import zlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Concatenate, ParamSpec, TypeVar, cast
 
-from lm.base import ranks
+from lm.base import hub, progress, ranks
 from lm.base.command import as_command, only_run_in, said_once
 from lm.base.store import Store
 from lm.config import Config
 from theory.records import write_text
 
+COMMITS = "commits.json"
+"""In a run's folder: what the hub names in its options stood for."""
 P = ParamSpec("P")
 T = TypeVar("T")
 
@@ -48,10 +51,42 @@ class Run:
         self.store = Store(Path(config.output_dir), seed=config.seed, read_only=read_only)
         self.kept: dict[Any, Any] = {}
         """What `once` has seen."""
+        self.commits: dict[str, str | None] = {}
+        """What hub names stand for."""
+        self.by_name = False
+        """Whether the folder's artifacts are of a version that keyed hub names as they are."""
 
     def seed(self, *what: str) -> int:
         """A seed of its own for everything that draws, from the run's seed and the drawer's name."""
         return (self.config.seed * 1_000_003 + zlib.crc32("/".join(what).encode())) % 2**31
+
+    def content(self, path: str | None, kind: hub.Kind = "model") -> str | None:
+        """What a model or set counts as in a key: its content, however it is spelled, see `content_of`.
+
+        A hub name counts by its commit, which is kept in the run's folder: where neither the hub nor its cache can
+        tell, it is the one that the folder had before, or else the name, and that is said.
+        """
+        from lm.models.loading import SCRATCH, content_of
+
+        if path is None or path in SCRATCH or Path(path).exists() or self.by_name:
+            return content_of(path)
+        if (name := f"{kind} {path}") not in self.commits:
+            self.commits[name] = ranks.from_first(lambda: self._commit(name, path, kind))
+        return content_of(path, self.commits[name])
+
+    def _commit(self, name: str, path: str, kind: hub.Kind) -> str | None:
+        from lm.data import places
+
+        commit = hub.commit_of(path, kind) if kind == "model" else places.commit_of(path)
+        file = self.store.root / COMMITS
+        known = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+        if commit is None:
+            stands = f"the one that it had, {known[name]}," if name in known else "the name"
+            progress.say(f"{name}: neither the hub nor its cache tells the commit; {stands} stands for it in keys")
+            return known.get(name)
+        if known.get(name) != commit:
+            write_text(file, json.dumps({**known, name: commit}, indent=2) + "\n")
+        return commit
 
     def like(self, config: Config) -> Run:
         """A run of other options that makes no more than this one."""

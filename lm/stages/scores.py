@@ -16,7 +16,7 @@ from lm.logprobs.sampling import sample_completions
 from lm.logprobs.scoring import score_pairs, score_rows
 from lm.models.opening import open_policy, open_reward_model
 from lm.objectives import MAIN, Method
-from lm.stages.data import opened, save, tokenizer
+from lm.stages.data import opened, save, sized, tokenizer
 from lm.stages.labels import labelled_pairs
 from lm.stages.rewards import own_oracle, planned, reward, stored_rewards, teachers
 from lm.stages.run import Run, once
@@ -40,7 +40,7 @@ def scores(run: Run) -> Artifact:
         probe = _drawn(labelled_pairs(run, "valid"), run.config.probe.pairs, run.seed("probe"))
         of_training = subset(run, MAIN)
         pairs = datasets.concatenate_datasets([of_training, probe])
-        policy = open_policy(sft(run).path, tokenizer(run), run.config)
+        policy = open_policy(sft(run).path, tokenizer(run), sized(run))
         ref_chosen, ref_rejected = score_pairs(policy, pairs, "reference log-probs")
         prompts = dict(zip(pairs["prompt"][:], pairs["prompt_ids"][:], strict=True))
         each = run.config.sampling.reference_samples
@@ -49,7 +49,7 @@ def scores(run: Run) -> Artifact:
             policy,
             repeated,
             tokenizer(run),
-            run.config,
+            sized(run),
             seed=run.seed("score"),
             what="reference samples",
         )
@@ -99,7 +99,7 @@ def own_scores(run: Run, name: str, method: Method) -> Artifact:
 
     def make(folder: Path, _: Path) -> dict[str, Any]:
         pairs = subset(run, MAIN)
-        model = open_policy(own_oracle(run, name, method).path, tokenizer(run), run.config, reward_head=True)
+        model = open_policy(own_oracle(run, name, method).path, tokenizer(run), sized(run), reward_head=True)
         both = score_pairs(model, pairs, f"rewards of {name}'s oracle", rewards=True)
         sides = dict(zip(rewards.ONE, (side.tolist() for side in both), strict=True))
         save(Dataset.from_dict({"id": pairs["id"][:], **sides}), folder / PAIRS)

@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
 from scipy.stats import binomtest
 
 from lm.config import DataConfig
@@ -780,8 +780,13 @@ def advise(report: Report) -> list[Advice]:
             "make no margin finite that is not.",
             "prop1-scc",
         )
-    if report.identical or report.empty:
-        add(f"Remove {report.identical:,} rows with identical completions and {report.empty:,} with an empty side.")
+    useless = [
+        f"{count:,} row{'s' * (count > 1)} with {what}"
+        for count, what in ((report.identical, "identical completions"), (report.empty, "an empty side"))
+        if count
+    ]
+    if useless:
+        add(f"Remove {' and '.join(useless)}.")
     if report.tokens and report.tokens.too_long:
         add(
             f"{report.tokens.too_long:,} comparisons exceed the limits. A trainer that cuts them compares other texts "
@@ -799,7 +804,7 @@ def show(report: Report, console: Console) -> None:
     def share(value: float | None) -> str:
         return "-" if value is None else f"{value:.1%}"
 
-    table = Table(title=escape(f"{report.data} ({report.kind})"), title_justify="left", show_header=False)
+    table = Table(title=Text(f"{report.data} ({report.kind})"), title_justify="left", show_header=False)
     table.add_column()
     table.add_column(justify="right")
     rows: list[tuple[str, str] | None] = [

@@ -236,7 +236,7 @@ class Cost:
         """GPU hours of a stage."""
         computing = 2 * self.parameters * work.passes / (self.peak * self.utilisation)
         step = max(STEP_SECONDS, self.model_bytes / (self.gpu.bandwidth * self.utilisation))
-        sampling = work.batches * self.config.data.max_completion_length * step
+        sampling = work.batches * self.config.data.limits[1] * step
         hours: float = (computing + sampling) / 3600
         return hours
 

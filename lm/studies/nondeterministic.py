@@ -27,14 +27,13 @@ from lm.base import progress, ranks
 from lm.base.files import read_jsonl, write_jsonl
 from lm.base.store import Artifact, provenance
 from lm.config import SFT, Pairs
-from lm.data import world
+from lm.data import places, world
 from lm.data.rows import read_rows
 from lm.data.schemas import tldr_prompt
 from lm.judging.statistics import bootstrap_interval, wald, win_rates
-from lm.models.loading import content_of
 from lm.models.opening import open_policy
 from lm.objectives import MAIN, HullDPO, looks
-from lm.stages.data import data, opened, tokenizer
+from lm.stages.data import data, opened, sized, tokenizer
 from lm.stages.evaluations import choose, judged_samples, probe_history, prompts_of, trained_policy, truth
 from lm.stages.labels import labelled_pairs, labels, oracle_accuracy, oracle_input
 from lm.stages.rewards import asked, reward_accuracy
@@ -68,9 +67,11 @@ def out_of_domain(run: Run) -> Artifact | None:
     config, wanted = run.config, run.config.evaluation.out_of_domain
     if wanted.path is None and config.data.kind != "world":
         return None
+    longest = sized(run).data.limits[0]
 
     def texts(scratch: Path) -> Iterator[str]:
         if wanted.path is not None:
+            places.check(wanted.path, option="evaluation.out_of_domain.path")
             for where, row in read_rows(wanted.path):
                 if not isinstance(row.get("article"), str):
                     raise ValueError(f"{where}: a column 'article' of text is needed, there are {sorted(row)}")
@@ -97,14 +98,14 @@ def out_of_domain(run: Run) -> Artifact | None:
             if len(rows) == wanted.prompts:
                 break
             ids = tokenizer(run)(prompts[index])["input_ids"]
-            if len(ids) > config.data.max_prompt_length:
+            if len(ids) > longest:
                 too_long += 1
             else:
                 rows.append({"prompt": prompts[index], "prompt_ids": ids})
         if not rows or (wanted.path is not None and wanted.prompts is not None and len(rows) < wanted.prompts):
             raise ValueError(
                 f"evaluation.out_of_domain.prompts is {wanted.prompts}, but of the {len(prompts)} prompts of "
-                f"{wanted.path or 'the world'} only {len(rows)} have at most {config.data.max_prompt_length} tokens "
+                f"{wanted.path or 'the world'} only {len(rows)} have at most {longest} tokens "
                 "(data.max_prompt_length)"
             )
         write_jsonl(folder / "prompts.jsonl", rows)
@@ -112,9 +113,9 @@ def out_of_domain(run: Run) -> Artifact | None:
 
     inputs = {
         "data": data(run),
-        "prompts": wanted,
-        "content": content_of(wanted.path),
-        "longest": config.data.max_prompt_length,
+        "prompts": wanted if run.by_name else replace(wanted, path=places.placeless(wanted.path)),
+        "content": run.content(wanted.path, "dataset"),
+        "longest": longest,
         "seed": run.seed(OUT),
     }
     return run.store.get("prompts", OUT, inputs, make)
@@ -137,7 +138,7 @@ def judged(run: Run, name: str, domain: str, temperature: float) -> Artifact:
             rows = [row for _, row in read_jsonl(other.path / "prompts.jsonl")]
             prompts = {row["prompt"]: row["prompt_ids"] for row in rows}
         ids = list(prompts.values())
-        policy = open_policy(model, tokenizer(run), config)
+        policy = open_policy(model, tokenizer(run), sized(run))
         samples, rewards = judged_samples(run, policy, ids, f"{name} at {temperature:g}", temperature)
         result = [
             {

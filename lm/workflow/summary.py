@@ -127,7 +127,7 @@ def with_defaults(options: Mapping[str, Any]) -> dict[str, Any]:
     """
     import yaml
 
-    from lm.base.options import without_retired  # here, as it needs an extra, which a message then names
+    from lm.base.documents import without_retired  # here, as it needs an extra, which a message then names
 
     try:
         whole = _filled(Config, without_retired(deepcopy(dict(options))))
