@@ -11,7 +11,7 @@ from typing import Any, ClassVar, Literal
 from lm.objectives import METHODS, PAPERS, Method, option_of
 
 Kind = Literal["world", "tldr", "hh", "preferences"]
-ControlTokens = Literal["text", "control", "drop", "refuse"]
+ControlTokens = Literal["auto", "text", "control", "drop", "refuse"]
 KINDS = ("preferences", "hh", "tldr")
 """Of sets that are read."""
 Pairs = Literal["all", "hc_he", "lc_le"]
@@ -107,7 +107,8 @@ class DataConfig:
         control_tokens: what is done where a text of the set names a control token of the tokenizer, such as
             <|im_end|>. "text" reads it as the characters that it is made of, and counts; "control" reads it as the
             token, for texts that a chat template has written, and counts; "drop" leaves such rows out; "refuse" stops.
-            A prompt may begin with beginning-of-text and a completion end with end-of-text.
+            "auto" is "text", but refused where most prompts are text that begins with a control token, as chat
+            templates write it. A prompt may begin with beginning-of-text and a completion end with end-of-text.
         world: the embedded world; "world" only.
     """
 
@@ -123,7 +124,7 @@ class DataConfig:
     test_fraction: float = 0.1
     limit: int | None = None
     split: Literal["drawn", "own"] = "drawn"
-    control_tokens: ControlTokens = "text"
+    control_tokens: ControlTokens = "auto"
     world: WorldConfig = field(default_factory=WorldConfig)
 
     RETIRED: ClassVar[Mapping[str, Any]] = {"subset": None}

@@ -33,11 +33,10 @@ def write_jsonl(path: Path, rows: Iterable[Any]) -> None:
 
 def json_line(row: Any, where: str) -> bytes:
     """A value as a line of JSON. ValueError, with `where` and the column, for what JSON has not: numbers that are not
-    finite, dates and times, bytes, names that are no text, halves of surrogate pairs. None of these is written as
-    something else."""
+    finite, dates and times, bytes, halves of surrogate pairs and the like. None of these becomes something else."""
     try:
         return (json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n").encode()
-    except (TypeError, ValueError, RecursionError):
+    except (TypeError, ValueError):
         column, value = next(_not_json(row, ""), ("", row))
         named = f", column {column!r}" if column else ""
         raise ValueError(

@@ -18,9 +18,10 @@ from lm.config import ControlTokens
 from lm.data.rows import Row, shown
 from lm.data.schemas import Drop, Message, Renderer
 
-MARK = "\ufdd0"
-"""Stands before each character of what is marked, and after the last. Unicode gives it no meaning, for such uses."""
-_MARKED = re.compile(f"(?:{MARK}[^{MARK}])+{MARK}")
+MARK, LAST = "\ufdd0", "\ufdd1"
+"""What stands before each character of what is marked, and after the last. Unicode has them for such uses: they are no
+characters."""
+_MARKED = re.compile(f"(?:{MARK}[^{MARK}{LAST}])+{LAST}")
 COMPLETIONS = ("completion", "chosen", "rejected")
 TEXTS = ("prompt", *COMPLETIONS)
 
@@ -52,6 +53,8 @@ class Names:
         self._how, self._begin, self._end = how, begin, end
         self.found: dict[str, set[str]] = {}
         """Where a row stands -> names in it, of rows that have some."""
+        self.rows, self.written = 0, 0
+        """Rows, and those whose prompt is text that begins with one, as chat templates write it."""
 
     @classmethod
     def by(cls, tokenizer: PreTrainedTokenizerBase, how: ControlTokens) -> Names:
@@ -85,8 +88,11 @@ class Names:
             ValueError: where control tokens are refused.
         """
         texts = {name: pair[name] for name in TEXTS if name in pair}
+        self.rows += 1
         if not rendered:
             texts = {name: self._mark(text, name, where) for name, text in texts.items()}
+            prompt = texts["prompt"].removeprefix(self._begin or "")
+            self.written += prompt.lstrip().startswith(MARK)
         found = {name for text in texts.values() for name in _names_in(text)}
         if not found:
             return pair
@@ -99,14 +105,25 @@ class Names:
         if self._how == "drop":
             return Drop("control tokens in a text")
         self.found.setdefault(where, set()).update(found)
-        return pair | (texts if self._how == "text" else {name: unmarked(text) for name, text in texts.items()})
+        return pair | ({name: unmarked(text) for name, text in texts.items()} if self._how == "control" else texts)
+
+    def settle(self, path: str) -> None:
+        """After all rows. ValueError where it is not said how they are to be read, and most look as if a chat template
+        had written them."""
+        if self._how == "auto" and 2 * self.written > self.rows:
+            where, names = next(iter(self.found.items()))
+            raise ValueError(
+                f"{path}: {self.written:,} of {self.rows:,} prompts are text that begins with a control token "
+                f"({where}: {', '.join(sorted(names))}), as if a chat template had written it; set data.control_tokens to "
+                '"control" to read them as control tokens, or to "text" to read them as characters'
+            )
 
     def report(self) -> dict[str, Any] | None:
         """Rows that have control tokens, where the first of them stand, and rows by token; None of none."""
         if not self.found:
             return None
         return {
-            "read_as": self._how,
+            "read_as": "control" if self._how == "control" else "text",
             "rows": len(self.found),
             "first": list(self.found)[:3],
             "tokens": dict(sorted(Counter(name for names in self.found.values() for name in names).items())),
@@ -139,12 +156,12 @@ class Names:
         return self._marked(bare.removesuffix(self._end)) + self._end + text[len(bare) :]
 
     def _marked(self, text: str) -> str:
-        return self._names.sub(lambda found: "".join(MARK + character for character in found[0]) + MARK, text)
+        return self._names.sub(lambda found: "".join(MARK + character for character in found[0]) + LAST, text)
 
 
 def _check(text: str, where: str) -> None:
-    if MARK in text:
-        raise ValueError(f"{where}: U+FDD0, which is no character, in {shown(text)}")
+    if MARK in text or LAST in text:
+        raise ValueError(f"{where}: U+FDD0 or U+FDD1, which are no characters, in {shown(text)}")
 
 
 def remark(found: Mapping[str, Any], what: str) -> str:
@@ -159,7 +176,7 @@ def remark(found: Mapping[str, Any], what: str) -> str:
 
 def unmarked(text: str) -> str:
     """The text as it was."""
-    return text.replace(MARK, "")
+    return text.replace(MARK, "").replace(LAST, "")
 
 
 def _names_in(text: str) -> list[str]:

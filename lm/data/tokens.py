@@ -177,7 +177,9 @@ class _Set:
                     **dict(zip(KEYS, map(splits.digest, (group, splits.letters(group))), strict=True)),
                 }
 
-        return self._mapped(kept(), columns)
+        rows = self._mapped(kept(), columns)
+        self.control.settle(self.path)
+        return rows
 
     def _group(self, row: Row) -> str:
         if self.config.kind == "world":  # as its prompts are written in our presets, whose splits stay what they were
@@ -259,9 +261,9 @@ def _put_before(tokenizer: PreTrainedTokenizerBase, texts: list[str]) -> list[in
 
 
 def completion_ids(tokenizer: PreTrainedTokenizerBase, texts: list[str]) -> list[list[int]]:
-    """Token ids of completions, which end with end-of-text, once."""
+    """Token ids of completions, which end with end-of-text, once; white space after one that is there is left out."""
     end = tokenizer.eos_token_id
-    ids = token_ids(tokenizer, texts)
+    ids = token_ids(tokenizer, [bare if (bare := t.rstrip()).endswith(str(tokenizer.eos_token)) else t for t in texts])
     return [completion if completion[-1:] == [end] else [*completion, end] for completion in ids]
 
 
