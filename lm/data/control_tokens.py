@@ -114,8 +114,8 @@ class Names:
             where, names = next(iter(self.found.items()))
             raise ValueError(
                 f"{path}: {self.written:,} of {self.rows:,} prompts are text that begins with a control token "
-                f"({where}: {', '.join(sorted(names))}), as if a chat template had written it; set data.control_tokens to "
-                '"control" to read them as control tokens, or to "text" to read them as characters'
+                f"({where}: {', '.join(sorted(names))}), as if a chat template had written it; set "
+                'data.control_tokens to "control" to read them as control tokens, or to "text" to read them as characters'
             )
 
     def report(self) -> dict[str, Any] | None:
