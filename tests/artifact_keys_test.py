@@ -1,7 +1,7 @@
 """Artifacts that were finished before a change of the code are found after it: their keys are a committed list.
 
-Where the same options are to give something else, the keys have to change (`lm.data.tokens.FORM`, `lm.base.store.FORMAT`)
-and `python -m tests.artifact_keys_test` writes the list anew; CHANGELOG.md says what is computed again.
+Where the same options are to give something else, the keys have to change (`lm.data.tokens.FORM`,
+`lm.base.store.FORMAT`) and `python -m tests.artifact_keys_test` writes the list anew; CHANGELOG.md says what is computed again.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ from lm.stages.run import Run
 
 LIST = Path(__file__).with_name("artifact_keys.json")
 CASES = json.loads(LIST.read_text())
-"""The options of a run, and the keys of all that it made, by stage and name: what the first edition made at 518f96f, with
-the keys since form 2 of the data."""
+"""The options of a run, and the keys of all that it made, by stage and name: what the first edition made at 518f96f,
+with the keys since form 2 of the data."""
 METRICS = {
     "members": 3,
     "accuracy": {"all": {}},

@@ -115,7 +115,7 @@ class Names:
             raise ValueError(
                 f"{path}: {self.written:,} of {self.rows:,} prompts are text that begins with a control token "
                 f"({where}: {', '.join(sorted(names))}), as if a chat template had written it; set "
-                'data.control_tokens to "control" to read them as control tokens, or to "text" to read them as characters'
+                'data.control_tokens to "control" to read them so, or to "text" to read them as characters'
             )
 
     def report(self) -> dict[str, Any] | None:
