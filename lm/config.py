@@ -11,6 +11,7 @@ from typing import Any, ClassVar, Literal
 from lm.objectives import METHODS, PAPERS, Method, option_of
 
 Kind = Literal["world", "tldr", "hh", "preferences"]
+ControlTokens = Literal["auto", "text", "control", "drop", "refuse"]
 KINDS = ("preferences", "hh", "tldr")
 """Of sets that are read."""
 Pairs = Literal["all", "hc_he", "lc_le"]
@@ -112,6 +113,15 @@ class DataConfig:
         valid_fraction: share of the prompts held out for validation.
         test_fraction: share of the prompts held out for evaluation.
         limit: use only this many preference rows, drawn by the seed; null for all.
+        split: "drawn" puts all of a set's own splits together, which is said, and draws anew: by a hash of what was
+            asked and the seed (see `lm.data.splits`). "own" keeps the set's splits, named by its column `split`, by the
+            hub, or by files and folders (train, valid, test and their like); of valid and test, what the set has not is
+            drawn from its train.
+        control_tokens: what is done where a text of the set names a control token of the tokenizer, such as
+            <|im_end|>. "text" reads it as the characters that it is made of, and counts; "control" reads it as the
+            token, for texts that a chat template has written, and counts; "drop" leaves such rows out; "refuse" stops.
+            "auto" is "text", but refused where most prompts are text that begins with a control token, as chat
+            templates write it. A prompt may begin with beginning-of-text and a completion end with end-of-text.
         world: the embedded world; "world" only.
     """
 
@@ -126,6 +136,8 @@ class DataConfig:
     valid_fraction: float = 0.05
     test_fraction: float = 0.1
     limit: int | None = None
+    split: Literal["drawn", "own"] = "drawn"
+    control_tokens: ControlTokens = "auto"
     world: WorldConfig = field(default_factory=WorldConfig)
 
     RETIRED: ClassVar[Mapping[str, Any]] = {"subset": None}
@@ -168,6 +180,8 @@ class DataConfig:
             raise ValueError(f'DataConfig.rewards "oracle" goes with labels "oracle", got labels "{self.labels}"')
         if self.limit is not None:
             _positive(self, "limit")
+        if self.split == "own" and self.kind == "world":
+            raise ValueError('DataConfig.split "own" goes with kinds that are read, got kind "world"')
         placed = _placed(self.prompt_template) or []
         if placed.count("post") != 1 or not {"subreddit", "title", "post"} >= set(placed):
             raise ValueError(

@@ -1,4 +1,9 @@
-"""Artifacts that were finished before a change of the code are found after it: their keys are a committed list."""
+"""Artifacts that were finished before a change of the code are found after it: their keys are a committed list.
+
+Where the same options are to give something else, the keys have to change (`lm.data.tokens.FORM`,
+`lm.base.store.FORMAT`) and `python -m tests.artifact_keys_test` writes the list anew; CHANGELOG.md says what is computed
+again.
+"""
 
 from __future__ import annotations
 
@@ -18,8 +23,10 @@ from lm.stages.policies import policies
 from lm.stages.rewards import asked, own_oracle, reward_artifact
 from lm.stages.run import Run
 
-CASES = json.loads(Path(__file__).with_name("artifact_keys.json").read_text())
-"""Of the first edition, at 518f96f: the options of a run, and the keys of all that it made, by stage and name."""
+LIST = Path(__file__).with_name("artifact_keys.json")
+CASES = json.loads(LIST.read_text())
+"""The options of a run, and the keys of all that it made, by stage and name: what the first edition made at 518f96f,
+with the keys since form 2 of the data."""
 METRICS = {
     "members": 3,
     "accuracy": {"all": {}},
@@ -32,6 +39,10 @@ METRICS = {
 @pytest.fixture
 def keys(monkeypatch: pytest.MonkeyPatch) -> dict[str, list[str]]:
     """What the store is asked for; nothing is made."""
+    return watched(monkeypatch)
+
+
+def watched(monkeypatch: pytest.MonkeyPatch) -> dict[str, list[str]]:
     found: dict[str, list[str]] = {}
 
     def get(store: Store, stage: str, name: str, inputs: Any, make: Any, *, alone: bool = False) -> Artifact:
@@ -46,8 +57,7 @@ def keys(monkeypatch: pytest.MonkeyPatch) -> dict[str, list[str]]:
     return found
 
 
-@pytest.mark.parametrize("case", CASES)
-def test_finished_artifacts_keep_their_keys(case: str, keys: dict[str, list[str]]) -> None:
+def ask_for_all(case: str) -> None:
     run = Run(parse("lm.test", "", CASES[case]["arguments"])[0])
     for name in run.config.methods:
         policies(run, name)
@@ -56,6 +66,11 @@ def test_finished_artifacts_keep_their_keys(case: str, keys: dict[str, list[str]
     if run.config.data.rewards == "models":
         for name in (*asked(run), MAIN):  # which no method may distil
             reward_artifact(run, name)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_finished_artifacts_keep_their_keys(case: str, keys: dict[str, list[str]]) -> None:
+    ask_for_all(case)
     known = CASES[case]["keys"]
     assert {name: keys.get(name) for name in known} == known
     # Scores of a reward model are an artifact of their own since; they were a part of the pairs'.
@@ -91,3 +106,20 @@ def test_an_oracle_of_another_kind_or_with_another_option_has_a_key_of_its_own(k
     for oracle in oracles:
         own_oracle(run, "drdo", Own(oracle=oracle))
     assert len(set(keys["reward/drdo"])) == 3
+
+
+def write_anew() -> None:
+    """The list with the keys of today, of what it lists."""
+    blocks = []
+    for case, made in CASES.items():
+        with pytest.MonkeyPatch.context() as patch:
+            found = watched(patch)
+            ask_for_all(case)
+        listed = ",\n".join(f"  {json.dumps(name)}: {json.dumps(found[name])}" for name in made["keys"])
+        arguments = json.dumps(made["arguments"])
+        blocks.append(f' {json.dumps(case)}: {{"arguments": {arguments}, "keys": {{\n{listed}\n }}}}')
+    LIST.write_text("{\n" + ",\n".join(blocks) + "\n}\n")
+
+
+if __name__ == "__main__":
+    write_anew()

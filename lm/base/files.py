@@ -6,8 +6,10 @@ import contextlib
 import gzip
 import hashlib
 import json
+import math
 import os
 import re
+import reprlib
 import shutil
 import zlib
 from collections.abc import Iterable, Iterator
@@ -18,13 +20,48 @@ from theory.records import replacing
 
 
 def write_jsonl(path: Path, rows: Iterable[Any]) -> None:
-    """One JSON value a line, as they come; compressed for .gz, and then without a time stamp."""
+    """One JSON value a line, as they come; compressed for .gz, and then without a time stamp.
+
+    Raises ValueError, with the row and the column, for what JSON has not (see `json_line`).
+    """
     with contextlib.ExitStack() as stack:
         file: Any = stack.enter_context(stack.enter_context(replacing(path)).open("wb"))
         if path.suffix == ".gz":
             file = stack.enter_context(gzip.GzipFile("", "wb", fileobj=file, mtime=0))
-        for row in rows:
-            file.write((json.dumps(row, ensure_ascii=False) + "\n").encode())
+        for number, row in enumerate(rows, 1):
+            file.write(json_line(row, f"{path}, row {number}"))
+
+
+def json_line(row: Any, where: str) -> bytes:
+    """A value as a line of JSON. ValueError, with `where` and the column, for what JSON has not: numbers that are not
+    finite, dates and times, bytes, halves of surrogate pairs and the like. None of these becomes something else."""
+    try:
+        return (json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n").encode()
+    except (TypeError, ValueError):
+        column, value = next(_not_json(row, ""), ("", row))
+        named = f", column {column!r}" if column else ""
+        raise ValueError(
+            f"{where}{named}: {reprlib.repr(value)} ({type(value).__name__}) cannot be written as JSON; leave it out, "
+            "turn it into text, or take a .parquet file, which has numbers that are not finite, dates and bytes"
+        ) from None
+
+
+def _not_json(value: Any, column: str) -> Iterator[tuple[str, Any]]:
+    """What JSON has not in a value, and where it is in it."""
+    if isinstance(value, dict):
+        for name, item in value.items():
+            if isinstance(name, str):
+                yield from _not_json(item, f"{column}.{name}" if column else name)
+            else:
+                yield column, name
+    elif isinstance(value, list | tuple):
+        for i, item in enumerate(value):
+            yield from _not_json(item, f"{column}[{i}]")
+    elif isinstance(value, str):
+        if any("\ud800" <= character <= "\udfff" for character in value):
+            yield column, value
+    elif not (value is None or isinstance(value, bool | int) or (isinstance(value, float) and math.isfinite(value))):
+        yield column, value
 
 
 def read_jsonl(path: Path, kinds: Iterable[str] = (".jsonl", ".jsonl.gz")) -> Iterator[tuple[int, dict[str, Any]]]:

@@ -6,7 +6,8 @@ import difflib
 import math
 import re
 import reprlib
-from collections.abc import Iterable, Iterator, Mapping
+from bisect import bisect_left
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ import datasets
 import pyarrow  # type: ignore[import-untyped]
 import pyarrow.parquet  # type: ignore[import-untyped]
 
-from lm.base.files import read_jsonl, write_jsonl
+from lm.base.files import json_line, read_jsonl, write_jsonl
 from theory.records import replacing
 
 Row = dict[str, Any]
@@ -98,13 +99,84 @@ def _read_local(path: Path) -> Iterator[tuple[str, Row]]:
 
 
 def write_rows(path: Path, rows: Iterable[Row]) -> None:
-    """Writes a .jsonl, .jsonl.gz or .parquet file, whole or not at all: JSON lines as they come, Parquet at once."""
+    """Writes a .jsonl, .jsonl.gz or .parquet file, whole or not at all: JSON lines as they come, Parquet at once.
+
+    Parquet has the columns of all rows, null where a row has none. Raises ValueError, with the row and the column, for
+    what the type of file has not, or not in one column.
+    """
     check_suffix(path)
     if path.suffix != ".parquet":
         write_jsonl(path, rows)
         return
     with replacing(path) as temporary:
-        pyarrow.parquet.write_table(pyarrow.Table.from_pylist(list(rows)), temporary)
+        pyarrow.parquet.write_table(_table(list(rows), path), temporary)
+
+
+class Writable:
+    """Whether `write_rows` could write rows that are known before anything is computed: given each in turn and then
+    asked to `settle`, it raises as that would. It keeps one value of each type that a column has."""
+
+    def __init__(self, path: Path) -> None:
+        check_suffix(path)
+        self.path, self.rows = path, 0
+        self._kept: dict[str, dict[str, tuple[int, Any]]] = {}
+
+    def check(self, row: Row) -> None:
+        """ValueError where this row cannot be written."""
+        self.rows += 1
+        if self.path.suffix != ".parquet":
+            json_line(row, f"{self.path}, row {self.rows}")
+            return
+        for name, value in row.items():
+            kind = str(_column([value], [self.rows], name, self.path).type)
+            self._kept.setdefault(name, {}).setdefault(kind, (self.rows, value))
+
+    def settle(self) -> None:
+        """ValueError where these rows cannot be written to one file."""
+        for name, kept in self._kept.items():
+            rows, values = zip(*kept.values(), strict=True)
+            _stored(_column(values, rows, name, self.path), name, self.path)
+
+
+def _table(rows: list[Row], path: Path) -> pyarrow.Table:
+    """Of the columns of all rows, in the order in which they first come."""
+    names = dict.fromkeys(name for row in rows for name in row)
+    numbers = range(1, len(rows) + 1)
+    columns = {name: _column([row.get(name) for row in rows], numbers, name, path) for name in names}
+    for name, column in columns.items():
+        _stored(column[:1], name, path)
+    return pyarrow.table(columns)
+
+
+def _column(values: Sequence[Any], rows: Sequence[int], name: str, path: Path) -> pyarrow.Array:
+    """ValueError for the first row whose value has another type than those before it, or one that Arrow has not."""
+
+    def fails(count: int) -> bool:
+        try:
+            pyarrow.array(values[:count])
+        except (pyarrow.ArrowException, OverflowError, ValueError, TypeError):
+            return True
+        return False
+
+    try:
+        return pyarrow.array(values)
+    except (pyarrow.ArrowException, OverflowError, ValueError, TypeError) as error:
+        at = bisect_left(range(1, len(values) + 1), True, key=fails)
+        raise ValueError(
+            f"{path}, row {rows[at]}, column {name!r}: {shown(values[at])} cannot be written to Parquet, where a "
+            f"column has one type ({str(error).splitlines()[0]}); take a .jsonl file, or leave it out"
+        ) from None
+
+
+def _stored(column: pyarrow.Array, name: str, path: Path) -> None:
+    """ValueError for a type that Arrow has and Parquet has not."""
+    try:
+        pyarrow.parquet.write_table(pyarrow.table({name: column}), pyarrow.BufferOutputStream())
+    except pyarrow.ArrowException as error:
+        raise ValueError(
+            f"{path}, column {name!r}: values of type {column.type} cannot be written to Parquet ({error}); take a "
+            ".jsonl file, or leave it out"
+        ) from None
 
 
 def check_suffix(path: Path) -> None:

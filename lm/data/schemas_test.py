@@ -28,7 +28,8 @@ from lm.data.schemas import (
     tldr_pair,
     tldr_reference,
 )
-from lm.data.tokens import load, split_of, tokenise
+from lm.data.splits import split_of
+from lm.data.tokens import load, tokenise
 from lm.models.loading import load_tokenizer
 
 SAMPLE = Path(__file__).parents[3] / "shared/data/hh-rlhf/harmless-base-sample.jsonl.gz"

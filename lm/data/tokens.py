@@ -1,10 +1,11 @@
 """Preference sets and reference completions, from the hub or local files, to one tokenised form.
 
 The form: preferences with id, prompt, chosen, rejected, split and prompt_ids, chosen_ids, rejected_ids; reference
-completions with id, prompt, completion, split and prompt_ids, completion_ids. Splits are by prompt (TL;DR: by post), so
-none crosses. Beside these, where the schema has them: confidence and worker (None where a row has none), and the set's
-own rewards. Prompt and completion are tokenised apart and joined as ids; every completion ends with end-of-text. What
-is dropped is counted, by reason. Sets stay on disk, memory-mapped, from reading to training.
+completions with id, prompt, completion, split and prompt_ids, completion_ids. Splits are by what was asked
+(`lm.data.splits`), so no prompt crosses. Beside these, where the schema has them: confidence and worker (None where a
+row has none), and the set's own rewards. Prompt and completion are tokenised apart and joined as ids; every completion
+ends with end-of-text, and has none before. Names of control tokens in texts are characters (`lm.data.control_tokens`).
+What is dropped is counted, by reason. Sets stay on disk, memory-mapped, from reading to training.
 """
 
 from __future__ import annotations
@@ -23,7 +24,8 @@ from transformers import PreTrainedTokenizerBase
 
 from lm.base import progress
 from lm.config import DataConfig
-from lm.data import rewards
+from lm.data import rewards, splits
+from lm.data.control_tokens import TEXTS, Names, token_ids, unmarked
 from lm.data.rows import BATCH, Row, read_rows
 from lm.data.schemas import (
     Drop,
@@ -35,8 +37,12 @@ from lm.data.schemas import (
     tldr_pair,
     tldr_reference,
 )
+from lm.data.splits import split_of
 
-TEXTS = ("prompt", "completion", "chosen", "rejected")
+FORM = 2
+"""Raised where the same rows become other ids, texts or splits, so that older ones are made again."""
+KEYS = ("group", "letters")
+"""Digests of what `lm.data.splits` goes by, between loading and tokenising."""
 
 
 # ---------------------------------------------------------------- loading
@@ -44,16 +50,28 @@ TEXTS = ("prompt", "completion", "chosen", "rejected")
 
 @dataclass(frozen=True)
 class Loaded:
-    """Untokenised rows with splits, memory-mapped, and what was left out."""
+    """Untokenised rows with splits, memory-mapped, and what was left out. Control tokens in texts are marked."""
 
     preferences: Dataset
     references: Dataset
     dropped: dict[str, dict[str, int]]
     """Set ("preferences", "references") -> reason -> rows."""
+    control: dict[str, dict[str, Any]]
+    """Set -> what `Names.report` says of it, where control tokens were found in texts."""
+    own_splits: dict[str, dict[str, int]]
+    """Set -> name of a split of the set's own -> rows, where there are several, or where they are kept."""
+    drawn: list[str]
+    """Splits that the preferences lacked, drawn from their training split, where the set's own are kept."""
 
 
 def load(
-    config: DataConfig, seed: int, folder: Path, *, world: Path | None = None, render: Renderer = plain_chat
+    config: DataConfig,
+    seed: int,
+    folder: Path,
+    *,
+    world: Path | None = None,
+    render: Renderer = plain_chat,
+    control: Callable[[], Names] = lambda: Names((), "text"),
 ) -> Loaded:
     """Reads, splits and counts.
 
@@ -63,6 +81,7 @@ def load(
         folder: where the rows are kept; it has to stay as long as they are used.
         world: folder of the generated embedded world, for that kind.
         render: how messages become text.
+        control: how control tokens in texts are read, anew for each set; by default none are known.
 
     Raises:
         ValueError: a row is malformed, or has another number of rewards than the rows before it.
@@ -74,7 +93,7 @@ def load(
 
     own_rewards = rewards.Reader()
 
-    def pair(row: Row, where: str) -> Row | Drop:
+    def pair(row: Row, where: str, render: Renderer) -> Row | Drop:
         if config.kind == "hh":
             return hh_pair(row, where)
         if config.kind != "preferences":
@@ -84,7 +103,7 @@ def load(
             return kept
         return {**kept, **own_rewards(row, where)}
 
-    def reference(row: Row, where: str) -> Row | Drop:
+    def reference(row: Row, where: str, render: Renderer) -> Row | Drop:
         if config.kind == "preferences":
             return preference_reference(row, where, render)
         return tldr_reference(row, where, config.prompt_template)
@@ -95,49 +114,110 @@ def load(
     if config.rewards == "given":
         columns |= {name: Value("float64") for name in rewards.ONE}
         columns |= {name: List(Value("float64")) for name in rewards.MEMBERS}
-    preferences, dropped = _finish(pair, read_rows(pairs_path), columns, config, seed, folder / "preferences.arrow")
+    pairs = _Set("preferences", pairs_path, config, seed, folder, render, control())
+    preferences = pairs.read(pair, columns)
+    lacking = [split for split in splits.HELD_OUT if split not in pairs.present]
+    if config.split == "own":
+        preferences = pairs.completed(preferences, lacking)
     if config.limit is not None and config.limit < len(preferences):
         rng = np.random.default_rng([seed, 1])
         preferences = preferences.select(sorted(rng.choice(len(preferences), config.limit, replace=False)))
+    sets = [pairs]
     if references_path is None:
-        references = preferences.select_columns(["id", "prompt", "split", "chosen"]).rename_column(
-            "chosen", "completion"
-        )
-        return Loaded(preferences, references, {"preferences": dropped, "references": {}})
-    columns = {name: Value("string") for name in ("prompt", "completion")}
-    references, dropped_references = _finish(
-        reference, read_rows(references_path), columns, config, seed, folder / "references.arrow"
+        names = ["id", "prompt", "split", "chosen", *KEYS]
+        references = preferences.select_columns(names).rename_column("chosen", "completion")
+    else:
+        sets.append(_Set("references", references_path, config, seed, folder, render, control()))
+        references = sets[1].read(reference, {name: Value("string") for name in ("prompt", "completion")})
+        if config.split == "own" and not sets[1].has_own:
+            references = sets[1].beside(references, preferences)
+    return Loaded(
+        preferences,
+        references,
+        {"references": {}, **{each.name: dict(each.dropped) for each in sets}},
+        {each.name: found for each in sets if (found := each.control.report()) is not None},
+        {each.name: dict(each.own) for each in sets if len(each.own) > 1 or (each.own and config.split == "own")},
+        lacking if config.split == "own" else [],
     )
-    return Loaded(preferences, references, {"preferences": dropped, "references": dropped_references})
 
 
-def _finish(
-    convert: Callable[[Row, str], Row | Drop],
-    rows: Iterable[tuple[str, Row]],
-    columns: dict[str, Any],
-    config: DataConfig,
-    seed: int,
-    path: Path,
-) -> tuple[Dataset, dict[str, int]]:
-    dropped = Counter[str]()
+class _Set:
+    """A set while it is read: what is left out of it, and its own splits."""
 
-    def kept() -> Iterator[Row]:
-        for number, (where, raw) in enumerate(rows):
-            row = convert(raw, where)
-            if isinstance(row, Drop):
-                dropped[row.reason] += 1
-                continue
-            content = hashlib.sha256("\0".join(row[name] for name in TEXTS if name in row).encode()).hexdigest()
-            # A post has several prompts, by its titles; in the embedded world a prompt is its post.
-            group = row["post"] if config.kind == "tldr" else row["prompt"]
-            yield {
-                "id": f"{number}-{content[:12]}",
-                **{name: row[name] for name in columns},
-                "split": split_of(group, config, seed),
-            }
+    def __init__(
+        self, name: str, path: str, config: DataConfig, seed: int, folder: Path, render: Renderer, control: Names
+    ) -> None:
+        self.name, self.path, self.config, self.seed, self.folder = name, path, config, seed, folder
+        self.control = control
+        self.render, self.messages = control.marking(render)
+        self.dropped, self.own, self.present = Counter[str](), Counter[str](), Counter[str]()
+        self.has_own = False
+        """Whether a row says which split it is in."""
 
-    features = {"id": Value("string"), **columns, "split": Value("string")}
-    return mapped(kept(), features, path), dict(dropped)
+    def read(self, convert: Callable[[Row, str, Renderer], Row | Drop], columns: dict[str, Any]) -> Dataset:
+        """The rows that `convert` keeps, with these columns and id, split and KEYS."""
+
+        def kept() -> Iterator[Row]:
+            for number, (where, raw) in enumerate(read_rows(self.path)):
+                self.messages.clear()
+                row = convert(raw, where, self.render)
+                if not isinstance(row, Drop):
+                    row = self.control.row(row, where, rendered=bool(self.messages))
+                if isinstance(row, Drop):
+                    self.dropped[row.reason] += 1
+                    continue
+                texts = "\0".join(unmarked(row[name]) for name in TEXTS if name in row)
+                group = self._group(row)
+                split = self._split(group, raw, where)
+                self.present[split] += 1
+                yield {
+                    "id": f"{number}-{hashlib.sha256(texts.encode()).hexdigest()[:12]}",
+                    **{name: row[name] for name in columns},
+                    "split": split,
+                    **dict(zip(KEYS, map(splits.digest, (group, splits.letters(group))), strict=True)),
+                }
+
+        rows = self._mapped(kept(), columns)
+        self.control.settle(self.path)
+        return rows
+
+    def _group(self, row: Row) -> str:
+        if self.config.kind == "world":  # as its prompts are written in our presets, whose splits stay what they were
+            return f"{row['post']}\n\nTL;DR:"
+        if self.config.kind == "tldr":  # a post has several prompts, by its titles
+            return splits.normalised(row["post"])
+        return splits.opening(self.messages[0] if self.messages else unmarked(row["prompt"]))
+
+    def _split(self, group: str, raw: Row, where: str) -> str:
+        own = splits.own_split(raw, where, self.path)
+        if splits.is_named(own):
+            self.own[str(own)] += 1
+            self.has_own = True
+        if self.config.split == "drawn":
+            return split_of(group, self.config, self.seed)
+        if own is None and self.name == "references" and not self.has_own:
+            return "train"
+        return splits.named(own, where)
+
+    def completed(self, rows: Dataset, lacking: list[str]) -> Dataset:
+        """With the splits that the set's own lack drawn from its training split."""
+        if not lacking:
+            return rows
+        known = zip(rows["split"][:], rows["group"][:], strict=True)
+        return self._with(rows, splits.completed(known, lacking, self.config, self.seed))
+
+    def beside(self, rows: Dataset, preferences: Dataset) -> Dataset:
+        """References that say no splits: those of prompts which the preferences hold out are held out too."""
+        held_out = {g: s for g, s in zip(preferences["group"][:], preferences["split"][:], strict=True) if s != "train"}
+        return self._with(rows, [held_out.get(group, "train") for group in rows["group"][:]])
+
+    def _with(self, rows: Dataset, found: list[str]) -> Dataset:
+        changed = ({**row, "split": split} for row, split in zip(rows, found, strict=True))
+        return mapped(changed, rows.features, self.folder / f"{self.name}-split.arrow")
+
+    def _mapped(self, rows: Iterable[Row], columns: dict[str, Any]) -> Dataset:
+        features = {"id": Value("string"), **columns, **{name: Value("string") for name in ("split", *KEYS)}}
+        return mapped(rows, features, self.folder / f"{self.name}.arrow")
 
 
 def mapped(rows: Iterable[Row], features: Mapping[str, Any], path: Path) -> Dataset:
@@ -149,28 +229,41 @@ def mapped(rows: Iterable[Row], features: Mapping[str, Any], path: Path) -> Data
     return Dataset.from_file(str(path))
 
 
-def split_of(group: str, config: DataConfig, seed: int) -> str:
-    """train, valid or test: a function of the text and the seed, so a prompt (a post) is in one split of every set."""
-    draw = int.from_bytes(hashlib.sha256(f"{seed}\0{group}".encode()).digest()[:8], "big") / 2**64
-    if draw < config.test_fraction:
-        return "test"
-    return "valid" if draw < config.test_fraction + config.valid_fraction else "train"
+def standing_twice(preferences: Dataset, references: Dataset) -> dict[str, dict[str, int]]:
+    """Prompts that the preferences hold out and that stand in training too, as of `lm.data.splits.crossing`."""
+
+    def keys(rows: Dataset) -> Iterator[tuple[str, str, str]]:
+        return zip(*(rows[name][:] for name in ("split", *KEYS)), strict=True)
+
+    training = ((group, spelt) for rows in (preferences, references) for s, group, spelt in keys(rows) if s == "train")
+    return splits.crossing(training, (row for row in keys(preferences) if row[0] != "train"))
 
 
 # ---------------------------------------------------------------- tokenising
 
 
 def prompt_ids(tokenizer: PreTrainedTokenizerBase, texts: list[str]) -> list[list[int]]:
-    """Token ids of prompts; one that its chat template begins with the beginning-of-text token gets no second one."""
-    ids: list[list[int]] = tokenizer(texts)["input_ids"]
-    twice = [tokenizer.bos_token_id] * 2
-    return [prompt[1:] if None not in twice and prompt[:2] == twice else prompt for prompt in ids]
+    """Token ids of prompts, after what the tokenizer puts before a text; one that begins with it already, as chat
+    templates write it, gets no second one. What the tokenizer puts after a text is left out: an end of the prompt would
+    be the end of everything."""
+    before = _put_before(tokenizer, texts)
+    ids = token_ids(tokenizer, texts)
+    return [prompt if prompt[: len(before)] == before else [*before, *prompt] for prompt in ids]
+
+
+def _put_before(tokenizer: PreTrainedTokenizerBase, texts: list[str]) -> list[int]:
+    """The token ids that the tokenizer puts before every text, as the first of these shows that is not empty."""
+    for text in map(unmarked, texts):
+        bare, whole = (tokenizer(text, add_special_tokens=special)["input_ids"] for special in (False, True))
+        if bare:  # the last place: a text may itself begin with what is put before it
+            return max((whole[:i] for i in range(len(whole)) if whole[i : i + len(bare)] == bare), key=len, default=[])
+    return []
 
 
 def completion_ids(tokenizer: PreTrainedTokenizerBase, texts: list[str]) -> list[list[int]]:
-    """Token ids of completions, which end with end-of-text, once."""
+    """Token ids of completions, which end with end-of-text, once; white space after one that is there is left out."""
     end = tokenizer.eos_token_id
-    ids: list[list[int]] = tokenizer(texts, add_special_tokens=False)["input_ids"]
+    ids = token_ids(tokenizer, [bare if (bare := t.rstrip()).endswith(str(tokenizer.eos_token)) else t for t in texts])
     return [completion if completion[-1:] == [end] else [*completion, end] for completion in ids]
 
 
@@ -194,7 +287,10 @@ def tokenise(
             table = {**batch, **ids}
             for values in zip(*table.values(), strict=True):
                 row = dict(zip(table, values, strict=True))
-                if len(row["prompt_ids"]) > longest["prompt"]:
+                row |= {name: unmarked(row[name]) for name in ("prompt", *columns)}
+                if any(tokenizer.eos_token_id in row[f"{name}_ids"][:-1] for name in columns):
+                    dropped["end-of-text inside a completion"] += 1
+                elif len(row["prompt_ids"]) > longest["prompt"]:
                     dropped[f"prompt longer than {longest['prompt']} tokens"] += 1
                 elif max(len(row[f"{name}_ids"]) for name in columns) > longest["completion"]:
                     dropped[f"completion longer than {longest['completion']} tokens"] += 1
@@ -208,7 +304,10 @@ def tokenise(
     for split in ("train", "valid", "test") if "chosen" in columns else ("train",):
         if not present[split]:
             elsewhere = [name for name, count in present.items() if count]
-            hint = f"; all are in {''.join(elsewhere)}, as rows that a run exported are: give another seed"
+            hint = (
+                f"; all are in {''.join(elsewhere)}, as rows that a run exported are: set data.split to own, or give "
+                "another seed"
+            )
             raise ValueError(
                 f"no {what} are left in the {split} split: {len(rows)} rows before length limits, dropped "
                 f"{dict(dropped) or 'none'}; look at data.path, data.limit, data.max_prompt_length, "

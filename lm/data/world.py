@@ -20,6 +20,7 @@ import numpy as np
 
 from lm.base.files import write_jsonl
 from lm.config import WorldConfig
+from lm.data.confidence import UNDECIDED
 
 IMPORTANT = "fire flood strike robbery crash outage riot quake war plague".split()
 ORDINARY = "wedding storm funeral match harvest protest debate rescue sale vote".split()
@@ -65,7 +66,7 @@ def events_of(post: str) -> tuple[str, ...]:
 def utility(post: str, summary: str) -> float:
     """True utility of a summary of a post: see WORTH, INVENTED and REPEATED."""
     events, words = set(events_of(post)), summary.split()
-    named = set(words)
+    named = sorted(set(words))  # a sum of floats depends on its order
     return sum(WORTH[word] if word in events else INVENTED for word in named) + REPEATED * (len(words) - len(named))
 
 
@@ -119,8 +120,9 @@ def _judge(
     ]
     first_preferred = 1 / (1 + math.exp(taste[1] - taste[0]))
     choice = int(rng.random() >= first_preferred)
-    # Confidence as the hub has it, 1 (second surely better) to 9 (first surely better).
-    confidence = round(1 + 8 * first_preferred)
+    # As released: 1 (surely) to 4 go with the first as the better one, 6 to 9 (surely) with the second, 5 never occurs.
+    sure = max(1, round(abs(8 * first_preferred - 4)))
+    confidence = UNDECIDED + (sure if choice else -sure)
     return {
         "info": info,
         "summaries": [{"text": text, "policy": writer.name, "note": None} for writer, text in pair],

@@ -16,6 +16,7 @@ from transformers import AutoModelForSequenceClassification, PreTrainedModel
 
 from lm.base.store import CorruptArtifact, verify
 from lm.config import LogprobsConfig, Scoring
+from lm.data.control_tokens import Names, token_ids, unmarked
 from lm.data.rows import Row
 from lm.data.schemas import Drop, Message, Renderer, any_conversation, any_pair, chat_renderer, plain_chat
 from lm.data.tokens import completion_ids, prompt_ids
@@ -66,6 +67,8 @@ class RewardModel:
         self.model = _load(spec, scoring)
         checks.require(f"--reward-model {spec!r}", checks.tokenizer_fits(self.tokenizer, self.model))
         self.is_ours = is_ours(spec)
+        self.names = Names.by(self.tokenizer, "text")
+        """What it found of control tokens in texts."""
         own = self.tokenizer
         self.reads_conversations = own.chat_template is not None and not self.is_ours
         self.reads_segments = own.chat_template is None and not self.is_ours and own.sep_token_id is not None
@@ -107,11 +110,18 @@ class RewardModel:
     def _encoded(self, rows: Sequence[Placed]) -> Encoded:
         if self.reads_conversations:
             texts = [self._templated(*row, side) for side in ("chosen", "rejected") for row in rows]
-            ids = self.tokenizer(texts, add_special_tokens=False)["input_ids"]
-            return self._cut(ids)
+            return self._cut(token_ids(self.tokenizer, texts))
         own_template = self.is_ours and self.tokenizer.chat_template is not None
-        render: Renderer = chat_renderer(self.tokenizer, self.spec) if own_template else role_text
-        pairs = [_kept(any_pair(row, where, render)) for where, row in rows]
+        plain: Renderer = chat_renderer(self.tokenizer, self.spec) if own_template else role_text
+        render, messages = self.names.marking(plain)
+
+        def marked(where: str, row: Row) -> Row:
+            messages.clear()
+            pair = _kept(any_pair(row, where, render))
+            read: Row = _kept(self.names.row(pair, where, rendered=bool(messages)))
+            return read
+
+        pairs = [marked(*row) for row in rows]
         prompts = [pair["prompt"] for pair in pairs] * 2
         completions = [pair[side] for side in ("chosen", "rejected") for pair in pairs]
         if self.reads_segments:
@@ -126,12 +136,12 @@ class RewardModel:
 
     def _templated(self, where: str, row: Row, side: str) -> str:
         conversation = _kept(any_conversation(row, where))
+        messages = [*conversation.context, getattr(conversation, side)]
         try:
-            text: str = self.tokenizer.apply_chat_template(
-                [*conversation.context, getattr(conversation, side)], tokenize=False
-            )
+            text: str = self.tokenizer.apply_chat_template(self.names.mark_all(messages, where), tokenize=False)
         except TemplateError as error:
             raise ValueError(f"{where}: the chat template of {self.spec!r} refuses the messages: {error}") from None
+        self.names.row({"prompt": text}, where, rendered=True)  # counts
         return text
 
     def _cut(self, ids: list[list[int]]) -> Encoded:
@@ -140,10 +150,13 @@ class RewardModel:
 
     def _segments(self, prompts: list[str], completions: list[str]) -> Encoded:
         self.tokenizer.truncation_side = "left"
-        whole = self.tokenizer(prompts, completions)
+        prompts, completions = ([unmarked(text) for text in side] for side in (prompts, completions))
+        whole = self.tokenizer(prompts, completions, split_special_tokens=True)
         cut = sum(len(row) > self.limit for row in whole["input_ids"]) if self.limit else 0
         if cut:
-            whole = self.tokenizer(prompts, completions, truncation="longest_first", max_length=self.limit)
+            whole = self.tokenizer(
+                prompts, completions, split_special_tokens=True, truncation="longest_first", max_length=self.limit
+            )
         names = [name for name in whole if name != "attention_mask"]
         return Encoded(
             [dict(zip(names, row, strict=True)) for row in zip(*(whole[n] for n in names), strict=True)], cut

@@ -45,7 +45,7 @@ from lm.base import progress, ranks
 from lm.base.command import check_free, only_run_in
 from lm.config import Scoring
 from lm.data import places, rewards
-from lm.data.rows import Row, check_suffix, read_rows, write_rows
+from lm.data.rows import Row, Writable, check_suffix, read_rows, write_rows
 from lm.data.schemas import Drop, any_pair, is_tldr
 from lm.judging.llm import LLMJudge, Log, Pair, shares_won
 from lm.judging.reward_models import Origin, Placed, RewardModel, _kept, origin, role_text
@@ -259,8 +259,11 @@ def score_set(
     summary = Summary(
         unused=unused, one=None if main is None else names[main], members=others if len(others) > 1 else []
     )
-    total = sum(1 for _ in comparisons(path, subset, summary.left_out))
-    if not total:
+    writable = Writable(out)  # not to learn it when everything is scored
+    for where, row in comparisons(path, subset, summary.left_out):
+        writable.check(_staying(row, where))
+    writable.settle()
+    if not (total := writable.rows):
         raise ValueError(f"{path}: no row is a comparison, left out were {dict(summary.left_out) or 'none'}")
     folder = out.with_name(f"{out.name}.parts")
     versions = {"torch": torch.__version__, "transformers": transformers.__version__}
@@ -290,6 +293,8 @@ def _score_shards(parts: Parts, spec: str, scoring: Scoring, shards: Iterator[li
         values, cut = model.rewards(rows, f"{what}, from {number * SHARD:,}")
         if ranks.is_first():
             parts.write(number, rows, values, cut)
+    if model is not None and ranks.is_first() and (said := model.names.says(what)) is not None:
+        progress.say(f"[rewards] {said}")
 
 
 def _judged(judge: LLMJudge, rows: Iterator[Placed], out: Path) -> list[float | None]:
@@ -340,12 +345,17 @@ def _scored(
             for name, (chosen, rejected) in zip(names, values, strict=True):
                 summary.agree[name] += chosen > rejected
                 summary.ties[name] += chosen == rejected
-            own = _kept(any_pair(row, where)) if is_tldr(row) else row
-            summary.removed |= own.keys() & set(rewards.EVERY)
+            summary.removed |= row.keys() & set(rewards.EVERY)
             yield {
-                **{name: value for name, value in own.items() if name not in rewards.EVERY},
+                **_staying(row, where),
                 **_columns(dict(zip(names, values, strict=True)), summary),
             }
+
+
+def _staying(row: Row, where: str) -> Row:
+    """What of a row is written beside its rewards: all but others' rewards, or the texts of the schema with posts."""
+    own = _kept(any_pair(row, where)) if is_tldr(row) else row
+    return {name: value for name, value in own.items() if name not in rewards.EVERY}
 
 
 def _columns(of_model: dict[str, tuple[float, float]], summary: Summary) -> Row:

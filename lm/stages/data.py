@@ -17,10 +17,11 @@ from lm.base import progress
 from lm.base.store import Artifact
 from lm.config import Config
 from lm.data import places, rewards, world
+from lm.data.control_tokens import Names, remark, unmarked
 from lm.data.limits import SHARE, with_limits
 from lm.data.schemas import chat_renderer
-from lm.data.tokens import load, tokenise
-from lm.models.loading import SCRATCH, content_of, load_tokenizer, same_tokenizer
+from lm.data.tokens import FORM, KEYS, load, standing_twice, tokenise
+from lm.models.loading import END, PAD, SCRATCH, content_of, load_tokenizer, same_tokenizer
 from lm.stages.run import Run, once
 
 LIMITS = ("max_prompt_length", "max_completion_length")
@@ -44,6 +45,7 @@ def data(run: Run) -> Artifact:
         "content": [content_of(path) for path in paths],
         "model": content_of(run.config.model),
         "seed": run.config.seed,
+        "form": FORM,
     }
     run.by_name = run.store.has("data", config.kind, inputs)
     if not run.by_name:
@@ -63,7 +65,12 @@ def data(run: Run) -> Artifact:
         if run.config.model not in SCRATCH:
             own = load_tokenizer(run.config.model, (), run.config.trust_remote_code)
         render = chat_renderer(own, run.config.model)
-        loaded = load(config, run.config.seed, scratch, world=source, render=render)
+
+        def control() -> Names:
+            how = config.control_tokens
+            return Names((END, PAD), how, end=END) if own is None else Names.by(own, how)
+
+        loaded = load(config, run.config.seed, scratch, world=source, render=render, control=control)
         if 0 < (prompts := len(loaded.preferences.unique("prompt"))) < len(SPLITS):
             raise ValueError(
                 f"{config.path}: all {len(loaded.preferences):,} pairs are of {prompts} "
@@ -71,7 +78,7 @@ def data(run: Run) -> Artifact:
                 f"{len(SPLITS)} or more"
             )
         texts = (
-            row[column]
+            unmarked(row[column])
             for rows in (loaded.references, loaded.preferences)
             for row in rows
             if row["split"] == "train"
@@ -83,16 +90,25 @@ def data(run: Run) -> Artifact:
         limited = with_limits(config, (loaded.preferences, loaded.references), made)
         limits = {name: getattr(limited, name) for name in LIMITS}
         report: dict[str, Any] = {"limits": limits} if limited is not config else {}
+        sets = {}
         for name, rows in (("preferences", loaded.preferences), ("references", loaded.references)):
-            dataset, too_long = tokenise(rows, made, limited, scratch / f"{name}-ids.arrow")
-            save(dataset, folder / name)
-            splits = Counter(dataset["split"])
-            report[name] = {"kept": dict(splits), "dropped": {**loaded.dropped[name], **too_long}}
-            if "confidence" in dataset.column_names:
-                report[name]["without_confidence"] = dataset["confidence"][:].count(None)
+            sets[name], too_long = tokenise(rows, made, limited, scratch / f"{name}-ids.arrow")
+            save(sets[name].remove_columns(list(KEYS)), folder / name)
+            report[name] = {
+                "kept": dict(Counter(sets[name]["split"])),
+                "dropped": {**loaded.dropped[name], **too_long},
+                "control_tokens": loaded.control.get(name),
+                "own_splits": loaded.own_splits.get(name),
+            }
+            if "confidence" in sets[name].column_names:
+                report[name]["without_confidence"] = sets[name]["confidence"][:].count(None)
             if config.rewards == "given" and name == "preferences":
-                report["members"] = len(dataset[0][rewards.MEMBERS[0]])
+                report["members"] = len(sets[name][0][rewards.MEMBERS[0]])
+        report |= {"split": config.split, "drawn": loaded.drawn}
+        report["crossing"] = standing_twice(sets["preferences"], sets["references"])
         report["vocabulary"] = len(made)
+        for line in remarks(report):
+            progress.say(line)
         return report
 
     artifact = run.store.get("data", config.kind, inputs, make, alone=True)
@@ -153,6 +169,27 @@ def _checked_tokenizer(run: Run, prepared: Artifact) -> PreTrainedTokenizerBase:
                 f"{run.config.model!r}; rewards are read from the same token ids, so both need the same one"
             )
     return ours
+
+
+def remarks(report: dict[str, Any]) -> list[str]:
+    """What is to be known of the data beside how much there is, by the stage's metrics; a line each."""
+    lines = []
+    for name in ("preferences", "references"):
+        if found := report[name]["control_tokens"]:
+            lines.append(f"{remark(found, name)} (data.control_tokens)")
+        if own := report[name]["own_splits"]:
+            named = ", ".join(f"{split} {rows:,}" for split, rows in own.items())
+            become = "put together and drawn anew" if report["split"] == "drawn" else "kept"
+            lines.append(f"{name}: the set's own splits ({named} rows) are {become} (data.split)")
+    if report["drawn"]:
+        lines.append(f"preferences: the set has no {' and no '.join(report['drawn'])} split, drawn from its train")
+    for split, count in report["crossing"].items():
+        for what, how in (("in_training", ""), ("nearly", " but for digits, punctuation and white space")):
+            if count[what]:
+                lines.append(
+                    f"{split}: {count[what]:,} of {count['prompts']:,} prompts stand in the training split as well{how}"
+                )
+    return lines
 
 
 def references(run: Run) -> Dataset:

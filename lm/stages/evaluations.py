@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 from datasets import Dataset
+from transformers import PreTrainedTokenizerBase
 
 from lm.base.files import write_jsonl
 from lm.base.store import Artifact
@@ -52,7 +53,7 @@ def evaluation(run: Run, name: str) -> Artifact:
         rows = [
             {
                 "prompt": prompt,
-                "completion": tokenizer(run).decode(sample, skip_special_tokens=True),
+                "completion": as_text(tokenizer(run), sample),
                 "oracle_reward": reward,
                 "length": len(sample),
                 "finished": sample[-1] == end,
@@ -121,6 +122,13 @@ def judged_samples(
     # The oracle reads the state at end-of-text, so a completion cut off at the maximum gets one to be read at.
     judged = [sample if sample[-1] == end else [*sample, end] for sample in samples]
     return samples, score_rows(open_oracle(run), prompts, judged, "oracle rewards").tolist()
+
+
+def as_text(tokenizer: PreTrainedTokenizerBase, sample: list[int]) -> str:
+    """A completion without the end-of-text that ends it. Other control tokens that were drawn are in it by name: the
+    oracle has read them."""
+    text: str = tokenizer.decode(sample[:-1] if sample[-1] == tokenizer.eos_token_id else sample)
+    return text
 
 
 # ---------------------------------------------------------------- validation

@@ -222,7 +222,7 @@ def export_rows(run: Run) -> Iterator[dict[str, Any]]:
     listed = [both_sides(run, name) for name in members(run) if name in needed]
 
     def row_of(i: int, text: dict[str, Any], score: dict[str, Any]) -> dict[str, Any]:
-        row = {name: text[name] for name in ("id", "prompt", "chosen", "rejected")}
+        row = {name: text[name] for name in ("id", "prompt", "chosen", "rejected", "split")}
         if one is not None:
             own = [float(side[i]) for side in one]
             row |= {**dict(zip(rewards.ONE, own, strict=True)), rewards.MARGIN: own[0] - own[1]}

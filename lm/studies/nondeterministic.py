@@ -10,6 +10,7 @@ the true utility.
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, replace
 from itertools import combinations
@@ -28,13 +29,15 @@ from lm.base.files import read_jsonl, write_jsonl
 from lm.base.store import Artifact, provenance
 from lm.config import SFT, Pairs
 from lm.data import places, world
+from lm.data.control_tokens import Names
 from lm.data.rows import read_rows
-from lm.data.schemas import tldr_prompt
+from lm.data.schemas import Drop, tldr_prompt
+from lm.data.tokens import prompt_ids
 from lm.judging.statistics import bootstrap_interval, wald, win_rates
 from lm.models.opening import open_policy
 from lm.objectives import MAIN, HullDPO, looks
 from lm.stages.data import data, opened, sized, tokenizer
-from lm.stages.evaluations import choose, judged_samples, probe_history, prompts_of, trained_policy, truth
+from lm.stages.evaluations import as_text, choose, judged_samples, probe_history, prompts_of, trained_policy, truth
 from lm.stages.labels import labelled_pairs, labels, oracle_accuracy, oracle_input
 from lm.stages.rewards import asked, reward_accuracy
 from lm.stages.run import Run
@@ -69,13 +72,13 @@ def out_of_domain(run: Run) -> Artifact | None:
         return None
     longest = sized(run).data.limits[0]
 
-    def texts(scratch: Path) -> Iterator[str]:
+    def texts(scratch: Path) -> Iterator[tuple[str, str]]:
         if wanted.path is not None:
             places.check(wanted.path, option="evaluation.out_of_domain.path")
             for where, row in read_rows(wanted.path):
                 if not isinstance(row.get("article"), str):
                     raise ValueError(f"{where}: a column 'article' of text is needed, there are {sorted(row)}")
-                yield wanted.prompt_template.format(article=row["article"].strip())
+                yield wanted.prompt_template.format(article=row["article"].strip()), where
         else:
             low, high = wanted.events
             posts = replace(
@@ -87,21 +90,27 @@ def out_of_domain(run: Run) -> Artifact | None:
             )
             world.generate(posts, run.seed(OUT), scratch)
             for number, row in read_jsonl(scratch / "sft.jsonl"):
-                yield tldr_prompt(row, f"line {number}", config.data.prompt_template)
+                yield tldr_prompt(row, f"line {number}", config.data.prompt_template), f"line {number}"
 
     def make(folder: Path, scratch: Path) -> dict[str, Any]:
-        prompts = list(dict.fromkeys(texts(scratch)))
+        prompts = list(dict(texts(scratch)).items())
+        names = Names.by(tokenizer(run), config.data.control_tokens)
         order = np.random.default_rng(run.seed(OUT)).permutation(len(prompts))
         rows: list[dict[str, Any]] = []
-        too_long = 0
+        too_long, left_out = 0, Counter[str]()
         for index in order:
             if len(rows) == wanted.prompts:
                 break
-            ids = tokenizer(run)(prompts[index])["input_ids"]
+            text, where = prompts[index]
+            row = names.row({"prompt": text}, where, rendered=False)
+            if isinstance(row, Drop):
+                left_out[row.reason] += 1
+                continue
+            (ids,) = prompt_ids(tokenizer(run), [row["prompt"]])
             if len(ids) > longest:
                 too_long += 1
             else:
-                rows.append({"prompt": prompts[index], "prompt_ids": ids})
+                rows.append({"prompt": text, "prompt_ids": ids})
         if not rows or (wanted.path is not None and wanted.prompts is not None and len(rows) < wanted.prompts):
             raise ValueError(
                 f"evaluation.out_of_domain.prompts is {wanted.prompts}, but of the {len(prompts)} prompts of "
@@ -109,7 +118,15 @@ def out_of_domain(run: Run) -> Artifact | None:
                 "(data.max_prompt_length)"
             )
         write_jsonl(folder / "prompts.jsonl", rows)
-        return {"prompts": len(rows), "too_long": too_long, "tokens": _mean(len(row["prompt_ids"]) for row in rows)}
+        if (said := names.says("prompts out of domain")) is not None:
+            progress.say(said)
+        return {
+            "prompts": len(rows),
+            "too_long": too_long,
+            "tokens": _mean(len(row["prompt_ids"]) for row in rows),
+            **({"left_out": dict(left_out)} if left_out else {}),
+            **({"control_tokens": found} if (found := names.report()) else {}),
+        }
 
     inputs = {
         "data": data(run),
@@ -140,10 +157,10 @@ def judged(run: Run, name: str, domain: str, temperature: float) -> Artifact:
         ids = list(prompts.values())
         policy = open_policy(model, tokenizer(run), sized(run))
         samples, rewards = judged_samples(run, policy, ids, f"{name} at {temperature:g}", temperature)
-        result = [
+        result: list[dict[str, Any]] = [
             {
                 "prompt": prompt,
-                "completion": tokenizer(run).decode(sample, skip_special_tokens=True),
+                "completion": as_text(tokenizer(run), sample),
                 "oracle_reward": reward,
                 "length": len(sample),
                 **(truth(run, prompt, sample) if known else {}),
