@@ -240,9 +240,9 @@ def _damage(folder: Path, files: Mapping[str, str]) -> str | None:
 
 
 def keyed(options: Any) -> dict[str, Any]:
-    """What a dataclass of options counts as in a key: its fields, those of dataclasses in it likewise, and the one value
-    of each that is RETIRED. Not those that say `keyed: False` in their metadata, nor, until that is given, those that
-    name another field there, which they go with: options that older keys have not."""
+    """What a dataclass of options counts as in a key: its fields, those of dataclasses in it likewise, and the one
+    value of each that is RETIRED. Left out are fields whose metadata say `keyed: False`, and those that name there a
+    field that is None: options that go with that one, and that older keys have not."""
 
     def counts(by: Any) -> bool:
         return by if isinstance(by, bool) else getattr(options, by) is not None

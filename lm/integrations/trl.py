@@ -338,8 +338,8 @@ def resolve(method: Method | str, beta: float) -> Method:
         )
     if method.pessimism is not None and method.pessimism.target is not None:
         raise ValueError(
-            f"{type(method).__name__}.{method.pessimism_option}.target is held by `python -m lm.policy` alone; here alpha "
-            "has a schedule: give alpha_start and alpha_end"
+            f"{type(method).__name__}.{method.pessimism_option}.target is held by `python -m lm.policy` alone; here "
+            "alpha has a schedule: give alpha_start and alpha_end"
         )
     options = dataclasses.asdict(method)
     scale = method.scale_option

@@ -1,4 +1,4 @@
-"""A KL budget in the exact world: the optimum under a constraint, against a training whose alpha the trainer ascends."""
+"""A KL budget in the exact world: the optimum under the constraint, against a training by dual ascent on alpha."""
 
 from __future__ import annotations
 
@@ -43,7 +43,9 @@ def held(method: Method, target: float, **options: Any) -> Method:
     return replace(method, **{option: Pessimism(target=target, **options)})
 
 
-def constrained_optimum(method: Method, world: World, ref: Floats, graphs: Graphs, target: float) -> tuple[Floats, float]:
+def constrained_optimum(
+    method: Method, world: World, ref: Floats, graphs: Graphs, target: float
+) -> tuple[Floats, float]:
     """log of the policy of least mean loss over all pairs with KL(pi_ref || pi) of at most `target` nats, [P, n], and
     the multiplier of that constraint: the alpha whose penalised optimum has that KL, 0 where it does not bind.
 
@@ -64,10 +66,12 @@ def constrained_optimum(method: Method, world: World, ref: Floats, graphs: Graph
     def excess(log_alpha: float) -> float:
         return float(weights @ forward_kl(ref, solved(math.exp(log_alpha)))) / target - 1
 
-    high, low = math.log(enough), math.log(enough * _SLACK)
-    if excess(low) < 0:
-        return solved(math.exp(low)), 0.0
-    alpha = math.exp(optimize.brentq(excess, low, high, xtol=1e-12, rtol=1e-12))
+    low = high = math.log(enough)
+    while excess(low) < 0:
+        high, low = low, low - math.log(10)
+        if math.exp(low) < enough * _SLACK:
+            return solved(math.exp(high)), 0.0
+    alpha = math.exp(optimize.brentq(excess, low, high, xtol=1e-12, rtol=1e-12)) if low < high else enough
     return solved(alpha), alpha
 
 

@@ -21,8 +21,8 @@ from theory.records import write_json
 SMOOTHING = 0.9
 """What the running mean of the KL keeps a step: one mini-batch's estimate has a large variance. [set]"""
 DAMPING = 1.0
-"""How many times the excess, KL / target - 1, log alpha is above the multiplier's. It is 0 where the KL is at the target,
-and keeps the two, which answer each other late, from swinging. [set]"""
+"""How many times the excess, KL / target - 1, log alpha is above the multiplier's. It is 0 where the KL is at the
+target, and keeps the two, which answer each other late, from swinging. [set]"""
 FILE = "dual_ascent.json"
 """Of a checkpoint."""
 

@@ -88,7 +88,7 @@ def constant_alpha(run: Run, like: Record, alpha: float) -> Record:
         raise ValueError(f"--constant goes with a method that has a KL term, which {name} has not")
     if (target := chosen[option].get("target")) is not None:
         raise ValueError(
-            f"--like is a cell whose KL is held at {option}.target {target:g}, where a constant alpha replaces a schedule"
+            f"--like is a cell whose KL is held at {option}.target {target:g}; a constant alpha replaces a schedule"
         )
     setting = {**chosen, option: {**chosen[option], **dict.fromkeys(ALPHAS, alpha)}}
     same = run.like(replace(config, sweep={name: [setting]}))
