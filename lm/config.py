@@ -630,6 +630,7 @@ class ExactConfig:
         members: members of the ensemble, at least 2.
         compared: share of the completions that some pair mentions, where mass transfer is shown.
         reference_samples: draws from pi_ref for each prompt that the sampled KL is estimated from.
+        kl_target: what the KL of a second p-DPO and dp-DPO is held at by their alpha, nats.
         options: hyper-parameters of the methods, as of `Config`.
     """
 
@@ -646,6 +647,7 @@ class ExactConfig:
     members: int = 3
     compared: float = 0.5
     reference_samples: int = 200_000
+    kl_target: float = 0.3
 
     KNOWN: ClassVar[Mapping[str, type[Method]]] = {name: METHODS[name] for name in PAPERS}
     """The methods that have options here: those that are trained."""
@@ -654,7 +656,7 @@ class ExactConfig:
         if not self.output_dir:
             raise ValueError("ExactConfig.output_dir must not be empty")
         check_seed(self.seed, "ExactConfig.seed")
-        _positive(self, "max_length", "prompts", "reward_range", "disagreement", "reference_samples")
+        _positive(self, "max_length", "prompts", "reward_range", "disagreement", "reference_samples", "kl_target")
         _check(self, "at least 2", tokens=(self.tokens, self.tokens >= 2), members=(self.members, self.members >= 2))
         _check(self, "at most tokens", prompts=(self.prompts, self.prompts <= self.tokens))
         _share(self, "compared")

@@ -46,19 +46,22 @@ def main(arguments: Sequence[str]) -> int:
     from rich.console import Console
 
     from figures.registry import redraw
+    from lm.studies import exact_budget
     from lm.studies.exact import experiment, failures, remarks, table
 
     folder = Path(config.output_dir)
     with only_run_in(folder), tempfile.TemporaryDirectory() as scratch:
         write_text(folder / "config.yaml", resolved)
         report = experiment(config, Path(scratch))
+        budgets = exact_budget.experiment(config, Path(scratch) / "closed")
+        report["budget"] = budgets
         report["provenance"] = provenance(config.seed)
         write_json(folder / "exact.json", report)
         written = [folder / "exact.json", *redraw("exact", folder, report)]
     Console().print(table(report))
-    print(*remarks(report), sep="\n")
+    print(*remarks(report), *(exact_budget.remark(*run) for run in budgets.items()), sep="\n")
     progress.say(f"written: {', '.join(map(str, written))}")
-    missed = failures(report)
+    missed = [*failures(report), *exact_budget.failures(budgets)]
     print(*(f"missed: {line}" for line in missed), sep="\n", end="\n" if missed else "", file=sys.stderr)
     return 1 if missed else 0
 

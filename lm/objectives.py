@@ -14,7 +14,7 @@ from typing import Any, ClassVar, Literal, NamedTuple
 
 import numpy as np
 
-from theory import losses
+from theory import budget, losses
 from theory.backend import Tensor
 
 Need = Literal["rewards", "members"]
@@ -50,6 +50,8 @@ class PairBatch:
     """[K, K], the ensemble residuals' Gram matrix over the *global* mini-batch; None: these are all of it."""
     progress: float = 0.0
     """Share of training done, 0 to 1; schedules read it."""
+    alpha: float | None = None
+    """Weight of the forward KL where a target of it decides it, see `Pessimism.target`."""
 
     @property
     def logratio_margin(self) -> Tensor:
@@ -80,6 +82,12 @@ class PairBatch:
         return tensor
 
 
+def forward_kl_of_pairs(chosen_logratios: Tensor, rejected_logratios: Tensor) -> Tensor:
+    """The forward KL's estimate by the pairs' own completions: the mean over both sides. [N] each -> [N], nats."""
+    mean: Tensor = (losses.forward_kl(chosen_logratios) + losses.forward_kl(rejected_logratios)) / 2
+    return mean
+
+
 @dataclass(frozen=True, kw_only=True)
 class Pessimism:
     """The forward-KL term alpha * KL(pi_ref || pi), [F] eq 9-13.
@@ -89,28 +97,61 @@ class Pessimism:
         alpha_end: weight at the last step, reached linearly; equal to alpha_start for a constant. [set]
         samples: where the completions of the estimate come from: "reference" (samples of pi_ref, unbiased) or
             "preferences" (the mean over the pair's two completions; Figure B.1 reports both).
+        target: what the estimate of the KL is held at by dual ascent on alpha, nats a prompt, > 0; null for the
+            schedule from alpha_start to alpha_end. With a target alpha starts at `theory.budget.alpha_for_budget`, by
+            which the tabular optimum keeps it, or at the one value that alpha_start and alpha_end are given.
+        rate: of the dual ascent: the most that log alpha moves a step, > 0. [set]
     """
 
     alpha_start: float = 1e-4
     alpha_end: float = 1e-2
     samples: Literal["reference", "preferences"] = "reference"
+    target: float | None = field(default=None, metadata={"keyed": "target"})
+    rate: float = field(default=0.05, metadata={"keyed": "target"})
 
     def __post_init__(self) -> None:
         for name in ("alpha_start", "alpha_end"):
             if not 0 <= getattr(self, name) < float("inf"):
                 raise ValueError(f"Pessimism.{name} must be a finite number >= 0, got {getattr(self, name)}")
+        if self.target is not None:
+            self._check_target(self.target)
+        elif self.rate != Pessimism.rate:
+            raise ValueError(f"Pessimism.rate is of the ascent to a target: give a target too, got rate {self.rate}")
+
+    def _check_target(self, target: float) -> None:
+        for name, value in (("target", target), ("rate", self.rate)):
+            if isinstance(value, bool | str) or not 0 < value < float("inf"):
+                raise ValueError(f"Pessimism.{name} must be a finite number > 0, got {value!r}")
+        object.__setattr__(self, "target", float(target))  # 2 and 2.0 are one setting
+        weights = self.alpha_start, self.alpha_end
+        if weights != (Pessimism.alpha_start, Pessimism.alpha_end) and (weights[0] != weights[1] or not weights[0]):
+            raise ValueError(
+                "Pessimism.alpha_start and alpha_end must be left out with a target, which decides alpha, or be one "
+                f"number > 0 for it to start at; got {weights[0]:g} and {weights[1]:g} with target {target:g}"
+            )
+
+    @property
+    def first_alpha(self) -> float | None:
+        """Where the ascent to the target starts, if that is configured."""
+        return self.alpha_start if self.alpha_start == self.alpha_end else None
 
     def alpha(self, progress: float) -> float:
-        """The weight after this share of training."""
+        """The scheduled weight after this share of training; ValueError with a target, which has no schedule."""
+        if self.target is not None:
+            raise ValueError(f"alpha is held by the target of {self.target:g} nats; give the batch its alpha")
         return self.alpha_start + (self.alpha_end - self.alpha_start) * min(max(progress, 0.0), 1.0)
+
+    def estimate(self, pairs: PairBatch) -> Tensor:
+        """Of the KL, by each pair. [N], nats."""
+        if self.samples == "reference":
+            kl: Tensor = losses.forward_kl(pairs.known("sample_logratios"))
+            return kl
+        return forward_kl_of_pairs(pairs.chosen_logratios, pairs.rejected_logratios)
 
     def add(self, loss: Tensor, pairs: PairBatch) -> Tensor:
         """The per-pair loss with the KL term. [N] -> [N]."""
-        if self.samples == "reference":
-            kl = losses.forward_kl(pairs.known("sample_logratios"))
-        else:
-            kl = (losses.forward_kl(pairs.chosen_logratios) + losses.forward_kl(pairs.rejected_logratios)) / 2
-        penalised: Tensor = losses.pessimistic(loss, kl, alpha=self.alpha(pairs.progress))
+        alpha = self.alpha(pairs.progress) if pairs.alpha is None else pairs.alpha
+        penalised: Tensor = losses.pessimistic(loss, self.estimate(pairs), alpha=alpha)
         return penalised
 
     def legend(self) -> Iterator[str]:
@@ -119,7 +160,9 @@ class Pessimism:
             yield "KL(y): −u_y of a completion y that π_ref sampled; its mean is KL(π_ref ‖ π)."
         else:
             yield "KL(y): −(u_w + u_l) / 2, over the pair's own completions."
-        if self.alpha_start == self.alpha_end:
+        if self.target is not None:
+            yield f"α: by dual ascent, so that the mean of KL(y) is {self.target:g} nats; 0 where it stays below."
+        elif self.alpha_start == self.alpha_end:
             yield f"α = {self.alpha_start:g} throughout."
         else:
             yield f"α: from {self.alpha_start:g} at the first step, linearly, to {self.alpha_end:g} at the last."
@@ -179,6 +222,13 @@ class Method:
                 f"{type(self).__name__} weighs members by their distance from the implicit reward: it must need "
                 f'"members" and have an implicit_scale; needs are {sorted(self.needs)}, the scale {self.implicit_scale}'
             )
+        kl = self.pessimism
+        known = kl is None or kl.target is None or kl.first_alpha is not None
+        if not known and type(self).divergence_constant is Method.divergence_constant:
+            raise ValueError(
+                f"{type(self).__name__}.{self.pessimism_option}: alpha_start and alpha_end must be one number > 0 with "
+                "a target, for alpha to start at: no constant of this loss is known to start by"
+            )
 
     @property
     def implicit_scale(self) -> float | None:
@@ -194,6 +244,15 @@ class Method:
     def pessimism_option(self) -> str | None:
         """The option that holds the forward-KL term."""
         return next((one.name for one in fields(self) if isinstance(getattr(self, one.name), Pessimism)), None)
+
+    def divergence_constant(self, rewards: Any, members: Any) -> float:
+        """C of `theory.budget` for its loss: at the optimum with weight alpha both KLs sum to at most C / alpha.
+
+        Args:
+            rewards: [N], the reward margins of all training pairs; None where it needs none.
+            members: [N, K], those of each ensemble member, likewise.
+        """
+        raise NotImplementedError(f"no constant of {type(self).__name__} is known")
 
     @property
     def own_oracle(self) -> JointOracle | None:
@@ -227,9 +286,9 @@ class Method:
     def check_stated(self, where: str) -> None:
         """ValueError, which begins with `where`, for options by which it has no one optimum that a paper states."""
         kl = self.pessimism
-        if kl is not None and (kl.alpha_start != kl.alpha_end or not kl.alpha_end > 0 or kl.samples != "reference"):
+        if kl is not None and (kl.first_alpha in (None, 0) or kl.samples != "reference" or kl.target is not None):
             raise ValueError(
-                f"{where}.kl must have alpha_start equal to alpha_end, > 0, and samples "
+                f"{where}.kl must have alpha_start equal to alpha_end, > 0, no target, and samples "
                 f'"reference": else there is no one optimum to compare with; got {kl}'
             )
 
@@ -370,6 +429,10 @@ class PessimisticDPO(_Pessimistic, DPO):
     look: ClassVar[Look] = Look("sky", (1, 1), "^")
     compared_with: ClassVar[str | None] = "dpo"
 
+    def divergence_constant(self, rewards: Any, members: Any) -> float:
+        """As `Method.divergence_constant`."""
+        return budget.DPO
+
     def __call__(self, pairs: PairBatch) -> Tensor:
         return self.kl.add(DPO.__call__(self, pairs), pairs)
 
@@ -386,6 +449,10 @@ class PessimisticDistilledDPO(_Pessimistic, DistilledDPO):
     title: ClassVar[str] = "dp-DPO"
     look: ClassVar[Look] = Look("green", (4, 1.5), "s")
     compared_with: ClassVar[str | None] = "d-dpo"
+
+    def divergence_constant(self, rewards: Any, members: Any) -> float:
+        """As `Method.divergence_constant`."""
+        return budget.distillation_constant(rewards)
 
     def __call__(self, pairs: PairBatch) -> Tensor:
         return self.kl.add(DistilledDPO.__call__(self, pairs), pairs)
@@ -405,6 +472,10 @@ class EnsembleDPO(_Pessimistic, _Implicit):
     compared_with: ClassVar[str | None] = "d-dpo"
     needs: ClassVar[frozenset[Need]] = frozenset({"members"})
     beta: float = 1.0
+
+    def divergence_constant(self, rewards: Any, members: Any) -> float:
+        """As `Method.divergence_constant`: the largest of a member."""
+        return max(map(budget.distillation_constant, zip(*members, strict=True)))
 
     def weights(self, gram: Tensor) -> Tensor:
         """As `Method.weights`: all on one member."""

@@ -220,6 +220,16 @@ def test_alpha_is_linear_in_progress_and_constant_outside_it() -> None:
     assert Pessimism(alpha_start=0.2, alpha_end=0.2).alpha(0.7) == 0.2
 
 
+def test_under_a_target_the_batch_says_alpha_and_nothing_is_filled_in() -> None:
+    pairs = batch()
+    assert pairs.sample_logratios is not None
+    method = PessimisticDPO(kl=Pessimism(target=2))
+    with pytest.raises(ValueError, match="alpha is held by the target of 2 nats; give the batch its alpha"):
+        method(pairs)
+    close(method(replace(pairs, alpha=0.3)), DPO()(pairs) - 0.3 * pairs.sample_logratios)
+    assert Pessimism(target=2) == Pessimism(target=2.0), "one setting"
+
+
 def test_the_kl_terms_samples_come_from_the_reference_or_from_the_pair() -> None:
     pairs = batch()
     base = losses.dpo(pairs.logratio_margin, beta=0.1)

@@ -85,6 +85,20 @@ def test_another_option_is_another_key(keys: dict[str, list[str]]) -> None:
     assert keys["policy/dpo"] != known["policy/dpo"]
 
 
+def test_a_target_of_the_kl_is_in_the_key_with_its_rate_and_only_where_there_is_one(
+    keys: dict[str, list[str]],
+) -> None:
+    def key(*options: str) -> str:
+        keys.clear()
+        policies(Run(parse("lm.test", "", list(options))[0]), "p-dpo")
+        return keys["policy/p-dpo"][0]
+
+    assert key() == key("--p_dpo.kl.target", "null") == CASES["demo"]["keys"]["policy/p-dpo"][0]
+    target = ("--p_dpo.kl.target", "2")
+    assert key(*target) == key("--p_dpo.kl.target", "2.0") == key("--sweep", "{p-dpo: [{kl: {target: 2}}]}")
+    assert len({key(), key(*target), key("--p_dpo.kl.target", "3"), key(*target, "--p_dpo.kl.rate", "0.1")}) == 4
+
+
 @dataclass(frozen=True)
 class Warm(JointOracle):
     """An oracle with an option more."""

@@ -15,7 +15,7 @@ from lm.config import LogprobsConfig, LoraConfig
 from lm.logprobs.completions import CompletionModel
 from lm.models.loading import state_of
 from lm.models.lora import add_adapter
-from lm.objectives import METHODS, PAPERS
+from lm.objectives import METHODS, PAPERS, Pessimism
 from lm.training.batches import pair_collator, sft_collator
 from lm.training.loop import fit, training_arguments
 from lm.training.policy import PolicyTrainer
@@ -34,9 +34,10 @@ class Job:
     route: str = "packed"
     trainer: type[PolicyTrainer] = PolicyTrainer
     lora: LoraConfig | None = None
+    hyper: dict[str, Any] = field(default_factory=dict)
 
     def run(self, folder: Path) -> dict[str, Tensor]:
-        """Parameters after training, and under "loss" and "accuracy" what was logged at the last step.
+        """Parameters after training, and under "loss", "accuracy" and "alpha" what was logged at the last step.
 
         Sharded ones are gathered on the first rank, the others have none.
         """
@@ -49,14 +50,14 @@ class Job:
         elif self.method == "reward":
             model, trainer = CompletionModel(self.base(), options=options), RewardTrainer  # type: ignore[assignment]
         else:
-            method = METHODS[self.method]()
+            method = METHODS[self.method](**self.hyper)
             model = CompletionModel(self.base(), reward_head=method.needs_reward_head, options=options).double()
             collator, extra = pair_collator(sample=method.needs_samples), {"method": method}
         config = training(max_steps=self.steps, **self.options)
         arguments = training_arguments(config, folder / self.method, seed=3, device="cpu")
         history = fit(trainer, model, data, collator, arguments, **extra)
         logged = [row for row in history if "loss" in row][-1]
-        report = {name: torch.tensor(logged[name]) for name in ("loss", "accuracy") if name in logged}
+        report = {name: torch.tensor(logged[name]) for name in ("loss", "accuracy", "alpha") if name in logged}
         return {**self.state(model), **report}
 
     def state(self, model: CompletionModel) -> dict[str, Tensor]:
@@ -77,6 +78,7 @@ TWO_RANKS: dict[str, Job] = {
     "more ranks than pairs": Job("dpo", pairs=9, steps=2, options={"micro_batch_size": 1}),
     "checkpointing": Job("e-dpo", options={"activation_checkpointing": True}),
     "padded": Job("p-dpo", route="padded", options={"micro_batch_size": 2}),
+    "KL target": Job("p-dpo", pairs=11, steps=4, hyper={"kl": Pessimism(target=150.0, rate=0.5)}),
     "adapters": Job("e-dpo", steps=2, options={"micro_batch_size": 2}, lora=LoraConfig(rank=2)),
 }
 """What is run on two processes too."""

@@ -244,10 +244,19 @@ def _damage(folder: Path, files: Mapping[str, str]) -> str | None:
 
 
 def keyed(options: Any) -> dict[str, Any]:
-    """What a dataclass of options counts as in a key: its fields, but for those that say `keyed: False` in their
-    metadata, and the one value of each that is RETIRED."""
-    left_out = {each.name for each in fields(options) if not each.metadata.get("keyed", True)}
-    values = {name: value for name, value in asdict(options).items() if name not in left_out}
+    """What a dataclass of options counts as in a key: its fields, those of dataclasses in it likewise, and the one
+    value of each that is RETIRED. Left out are fields whose metadata say `keyed: False`, and those that name there a
+    field that is None: options that go with that one, and that older keys have not."""
+
+    def counts(by: Any) -> bool:
+        return by if isinstance(by, bool) else getattr(options, by) is not None
+
+    plain = asdict(options)
+    values = {
+        each.name: keyed(own) if is_dataclass(own := getattr(options, each.name)) else plain[each.name]
+        for each in fields(options)
+        if counts(each.metadata.get("keyed", True))
+    }
     return {**getattr(options, "RETIRED", {}), **values}
 
 

@@ -323,8 +323,8 @@ class RewardDistillationTrainer(DPOTrainer):  # type: ignore[misc]
 def resolve(method: Method | str, beta: float) -> Method:
     """The method of this name with beta (IPO: tau) from TRL's option, or the method that was given.
 
-    Raises ValueError for an unknown name, for one that needs a reward head or trains an oracle of its own, and where
-    the two scales differ.
+    Raises ValueError for an unknown name, for one that needs a reward head, trains an oracle of its own or holds the KL
+    at a target, and where the two scales differ.
     """
     by_name = isinstance(method, str)
     if isinstance(method, str):
@@ -342,6 +342,11 @@ def resolve(method: Method | str, beta: float) -> Method:
         raise ValueError(
             f"{method} distils an oracle of its own, which is not trained here; train it with `python -m lm.policy`, "
             "or leave the oracle out to distil the rewards of the set"
+        )
+    if method.pessimism is not None and method.pessimism.target is not None:
+        raise ValueError(
+            f"{type(method).__name__}.{method.pessimism_option}.target is held by `python -m lm.policy` alone; here "
+            "alpha has a schedule: give alpha_start and alpha_end"
         )
     options = dataclasses.asdict(method)
     scale = method.scale_option

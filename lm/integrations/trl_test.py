@@ -533,6 +533,12 @@ def test_an_option_that_would_be_ignored_is_refused(name: str, tmp_path: Path) -
         ("drdo", 1.0, ValueError, "needs a reward head, which TRL's model does not have"),
         (DRDO(), 1.0, ValueError, "needs a reward head"),
         (
+            EnsembleDPO(kl=Pessimism(target=1.0)),
+            1.0,
+            ValueError,
+            r"EnsembleDPO.kl.target is held by .*lm.policy. alone",
+        ),
+        (
             DRDO(reward_estimate="implicit", beta=1.0, oracle_alpha=0.01),
             1.0,
             ValueError,

@@ -81,7 +81,7 @@ def card(run: Path, method: str, name: str = "FOLDER_OR_NAME") -> str:
         [
             f"---\n{head.to_yaml()}\n---",
             f"# {method} on {where}",
-            *_method(distilling, made.policy["inputs"]["method"]),
+            *_method(distilling, made.policy),
             *_data(made, data, local),
             *_reward_models(distilling, made),
             "## Training",
@@ -150,15 +150,21 @@ def _record(run: Path, key: str, what: str) -> Record:
 # ---------------------------------------------------------------- sections
 
 
-def _method(method: Method, options: Mapping[str, Any]) -> Iterable[str]:
-    says = method.says()
+def _method(method: Method, policy: Record) -> Iterable[str]:
+    says, options, kl, term = method.says(), policy["inputs"]["method"], method.pessimism, method.pessimism_option
     cited = [
         f"[{key}]: {name}, [arXiv {number}](https://arxiv.org/abs/{number})"
         for key, (name, number) in PAPERS.items()
         if f"[{key}]" in says
     ]
     yield f"## Method\n\n{says}"
-    yield table(("hyper-parameter", "value"), _pairs(options))
+    rows = _pairs(options)
+    if kl is not None and kl.target is not None:  # there is no schedule of alpha
+        last = next(line["alpha"] for line in reversed(policy["metrics"]["history"]) if "alpha" in line)
+        scheduled = {f"{term}.alpha_start", f"{term}.alpha_end"}
+        rows = [row for row in rows if row[0] not in scheduled]
+        rows.append((f"{term}.alpha", f"by dual ascent; {last:.4g} at the last logged step"))
+    yield table(("hyper-parameter", "value"), rows)
     yield from cited
 
 

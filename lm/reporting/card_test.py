@@ -18,15 +18,15 @@ import huggingface_hub
 import pytest
 import yaml
 
-from lm.base.store import CorruptArtifact, MissingArtifact
+from lm.base.store import CorruptArtifact, MissingArtifact, keyed
 from lm.card import main
 from lm.config import BiasConfig, Config, DataConfig, EvaluationConfig, SamplingConfig, TrainingConfig, WorldConfig
 from lm.logprobs.scoring import score_rows
 from lm.models.loading import SCRATCH
 from lm.models.opening import open_policy, open_reward_model
-from lm.objectives import DPO, DRDO, DistilledDPO, EnsembleDPO, Pessimism
+from lm.objectives import DPO, DRDO, DistilledDPO, EnsembleDPO, Pessimism, PessimisticDPO
 from lm.push import main as push_command
-from lm.reporting.card import card
+from lm.reporting.card import _method, card
 from lm.reporting.hub import push
 from lm.reporting.results import results
 from lm.stages.data import tokenizer
@@ -102,6 +102,16 @@ def test_the_method_its_scales_and_its_source(name: str, values: list[str], sour
         assert value in method
     assert ("2405.19316" in method) == ("[F]" in source)
     assert ("2410.08458" in method) == ("[N]" in source)
+
+
+def test_under_a_target_the_card_has_the_alpha_that_was_reached_and_no_schedule() -> None:
+    method = PessimisticDPO(kl=Pessimism(target=1.5))
+    history = [{"step": 5, "alpha": 0.2}, {"step": 10, "alpha": 0.0123456}, {"step": 10, "train_runtime": 1.0}]
+    text = "\n".join(_method(method, {"inputs": {"method": keyed(method)}, "metrics": {"history": history}}))
+    assert "| kl.target | 1.5 |" in text
+    assert "| kl.alpha | by dual ascent; 0.01235 at the last logged step |" in text
+    assert "alpha_start" not in text
+    assert "alpha_end" not in text
 
 
 @pytest.mark.parametrize(

@@ -104,7 +104,7 @@ def _with_letters(method: Method) -> Method:
             letters = sympy.Symbol(field.metadata.get("letter", field.name), positive=True)
         elif isinstance(value, Pessimism):
             alpha: Any = sympy.Symbol("alpha", positive=True)
-            letters = replace(value, alpha_start=alpha, alpha_end=alpha)
+            letters = Pessimism(alpha_start=alpha, alpha_end=alpha, samples=value.samples)  # a target's is a letter too
         if letters is not None:
             with contextlib.suppress(TypeError):  # it has bounds that a letter is on neither side of: its number stays
                 method = replace(method, **{field.name: letters})

@@ -257,6 +257,13 @@ def test_options_that_change_the_objective_change_what_is_said() -> None:
     assert "α = 0.5 throughout" in where("p-dpo", PessimisticDPO(kl=constant))
     assert "pair's own completions" in where("p-dpo", PessimisticDPO(kl=constant))
     assert "from 0.0001 at the first step, linearly, to 0.01" in where("p-dpo", PessimisticDPO())
+    held = where("p-dpo", PessimisticDPO(kl=Pessimism(target=1.5)))
+    assert "α: by dual ascent, so that the mean of KL(y) is 1.5 nats" in held
+    assert "first step" not in held
+
+
+def test_a_target_leaves_the_formula_with_alpha_as_a_letter() -> None:
+    assert formula(PessimisticDPO(kl=Pessimism(target=1.5))) == formula(PessimisticDPO())
 
 
 def test_members_are_drawn_of_methods_that_distil_them(run: Path, parsed: Parsed, tmp_path: Path) -> None:

@@ -576,6 +576,8 @@ class Trained:
     """(step, mean log-ratio margin) over training."""
     rewards: Floats | None
     """The policy's own estimates, [P, n], where it has a reward head."""
+    alpha: float | None = None
+    """The KL term's weight at the last logged step, of a method that has one."""
 
 
 def train(run: Run) -> Trained:
@@ -595,6 +597,7 @@ def train(run: Run) -> Trained:
         loss=logged[-1]["loss"],
         margins=[(line["step"], line["chosen_logratio"] - line["rejected_logratio"]) for line in logged],
         rewards=_head_rewards(model, world) if model.reward_head is not None else None,
+        alpha=logged[-1].get("alpha"),
     )
 
 

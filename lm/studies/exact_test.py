@@ -432,6 +432,9 @@ def test_the_command_writes_its_results_and_says_what_they_miss(
         assert f"missed: {name}, guarantee, trained, prompt 0: residual" in said.err
         assert f"missed: {name}, guarantee, optimum" not in said.err
         assert f"{name}, mean over prompts, trained (optimum): true advantage" in said.out
+        assert set(report["budget"][name]) == {"target", "kl", "alpha", "multiplier", "tv", "tv_ref"}
+        assert f"missed: {name}, KL target: an alpha of" in said.err
+        assert f"{name} with a KL target of 0.3 nats: KL" in said.out
     assert (tmp_path / "exact.png").stat().st_size > 0
     assert "tokens: 2" in (tmp_path / "config.yaml").read_text()
 

@@ -6,6 +6,7 @@ import time
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -14,8 +15,9 @@ from torch import Tensor
 
 from lm.data.rewards import MARGIN, MEMBER_MARGINS
 from lm.logprobs.kernels import widest
-from lm.objectives import Method, PairBatch
+from lm.objectives import Method, PairBatch, forward_kl_of_pairs
 from lm.training.batches import Batch, cut, pair_collator
+from lm.training.dual_ascent import ascent_of
 from lm.training.trainer import CompletionTrainer, Logged
 from theory import losses
 
@@ -27,6 +29,8 @@ class PolicyTrainer(CompletionTrainer):
     def __init__(self, *args: Any, method: Method, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.method = method
+        self._ascent = ascent_of(method, self.train_dataset)
+        self._held = "forward_kl" if method.needs_samples else "forward_kl_preferences"
 
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
         """Probes the policy on held-out pairs, `eval_dataset`; logs and returns means over the pairs, of nats.
@@ -66,7 +70,7 @@ class PolicyTrainer(CompletionTrainer):
             "rejected_logratio": rejected,
             "accuracy": (chosen > rejected).to(logps.dtype),
             "forward_kl_reference": losses.forward_kl(_over_samples(logps[:, 2:], scores)),
-            "forward_kl_preferences": (losses.forward_kl(chosen) + losses.forward_kl(rejected)) / 2,
+            "forward_kl_preferences": forward_kl_of_pairs(chosen, rejected),
         }
         beta = self.method.implicit_scale
         if beta is not None and MEMBER_MARGINS in scores:
@@ -120,6 +124,7 @@ class PolicyTrainer(CompletionTrainer):
             estimated_reward_margin=None if rewards is None else rewards[:, 0] - rewards[:, 1],
             gram=gram,
             progress=self._progress(self.state.global_step),
+            alpha=None if self._ascent is None else self._ascent.alpha,
         )
 
     def losses(self, model: torch.nn.Module, batch: Batch, known: Tensor | None = None) -> tuple[Tensor, Logged]:
@@ -137,7 +142,7 @@ class PolicyTrainer(CompletionTrainer):
             "rejected_logratio": rejected,
             "margin": margin,
             "accuracy": (chosen > rejected).float(),
-            "forward_kl_preferences": (losses.forward_kl(chosen) + losses.forward_kl(rejected)) / 2,
+            "forward_kl_preferences": forward_kl_of_pairs(chosen, rejected),
         }
         if pairs.sample_logratios is not None:
             logged["forward_kl"] = losses.forward_kl(pairs.sample_logratios)
@@ -153,10 +158,36 @@ class PolicyTrainer(CompletionTrainer):
         return self.method(pairs), logged
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Adds alpha, the weight of the forward KL at the last step, to the log lines of methods that have it."""
-        if self.method.pessimism is not None and "loss" in logs:
-            logs["alpha"] = self.method.pessimism.alpha(self._progress(self.state.global_step - 1))
+        """Adds alpha, the weight of the forward KL at the last step, to the log lines of methods that have it, and
+        kl_target where a target decides it."""
+        kl = self.method.pessimism
+        if kl is not None and "loss" in logs:
+            if self._ascent is None:
+                logs["alpha"] = kl.alpha(self._progress(self.state.global_step - 1))
+            else:
+                logs |= {"alpha": self._ascent.last, "kl_target": self._ascent.target}
         super().log(logs, start_time)
+
+    # ------------------------------------------------------------ a target of the forward KL
+
+    def after_step(self, told: Sequence[tuple[Logged, float]], units: int) -> None:
+        """With a target, the next step's alpha, by the mini-batch's mean KL: the same on all ranks."""
+        if self._ascent is None:
+            return
+        sums = [weight * logged[self._held].double().sum() for logged, weight in told]
+        total = self.accelerator.reduce(torch.stack(sums).sum(), "sum")
+        self._ascent.step(float(total) / units)
+
+    def _save_rng_state(self, output_dir: str) -> None:
+        """With the ascent to a target: a resumed run takes it up to the bit."""
+        super()._save_rng_state(output_dir)
+        if self._ascent is not None and self.args.should_save:
+            self._ascent.save(Path(output_dir))
+
+    def _load_rng_state(self, checkpoint: str | None) -> None:
+        super()._load_rng_state(checkpoint)
+        if self._ascent is not None and checkpoint is not None:
+            self._ascent.load(Path(checkpoint))
 
 
 def _over_samples(logps: Tensor, scores: dict[str, Tensor]) -> Tensor:

@@ -99,6 +99,10 @@ class CompletionTrainer(Trainer):  # type: ignore[misc]
         with their weights, are differentiated."""
         return None
 
+    def after_step(self, told: Sequence[tuple[Logged, float]], units: int) -> None:
+        """What is to be learnt from the whole mini-batch (`units` units) once its parts, this rank's micro-batches with
+        their weights, are differentiated: what is logged of each."""
+
     def get_train_dataloader(self) -> DataLoader[Any]:
         """Global mini-batches, the same on every rank, in an order that only the seed decides."""
         size = self.args.per_device_train_batch_size * self.args.world_size
@@ -124,6 +128,7 @@ class CompletionTrainer(Trainer):  # type: ignore[misc]
         mine = cut(batch, self.args)[self.args.process_index :: self.args.world_size]
         known = self.before_step(model, mine, units)
         share = torch.zeros((), device=self.args.device)
+        told = []
         for index, (part, weight) in enumerate(mine):
             with nullcontext() if index == len(mine) - 1 else self.accelerator.no_sync(model):
                 each, logged = self.losses(model, part, known)
@@ -136,8 +141,11 @@ class CompletionTrainer(Trainer):  # type: ignore[misc]
                 loss = total * (self.args.world_size / units)
                 self.accelerator.backward(loss)
             share = share + loss.detach()
+            logged = {name: values.detach() for name, values in logged.items()}
             for name, values in logged.items():
-                self._sums[name] = self._sums[name] + weight * values.detach().sum().float()
+                self._sums[name] = self._sums[name] + weight * values.sum().float()
+            told.append((logged, weight))
+        self.after_step(told, units)
         self._units_seen += units
         self._tokens_seen += sum(map(sum, batch["lengths"]))
         return share

@@ -433,6 +433,7 @@ RESUMED: dict[str, tuple[Method, dict[str, Any]]] = {
     "dropout": (DistilledDPO(), {"architecture": "gpt2"}),
     "reward head": (DRDO(), {}),
     "annealed alpha, ensemble": (HullDPO(kl=Pessimism(alpha_start=0.0, alpha_end=1.0)), {}),
+    "KL target": (PessimisticDPO(kl=Pessimism(target=150.0, rate=0.5)), {}),
 }
 
 
@@ -460,7 +461,8 @@ def test_a_resumed_run_is_bit_identical_to_an_uninterrupted_one(case: str, tmp_p
     assert resumed.parameters.keys() == whole.parameters.keys()
     for name, value in whole.parameters.items():
         assert torch.equal(resumed.parameters[name], value), name
-    assert [row["loss"] for row in resumed.history[:7]] == [row["loss"] for row in whole.history[:7]]
+    for key in ("loss", "alpha"):
+        assert [row.get(key) for row in resumed.history[:7]] == [row.get(key) for row in whole.history[:7]]
 
 
 # ---------------------------------------------------------------- the probe

@@ -72,7 +72,8 @@ def constant_alpha(run: Run, like: Record, alpha: float) -> Record:
         alpha: weight of the KL term throughout training, >= 0.
 
     Raises:
-        ValueError: the record is no cell's, the cell is of another method, seed or rho, or the method has no KL term.
+        ValueError: the record is no cell's, the cell is of another method, seed or rho, or holds its KL at a target, or
+            the method has no KL term.
     """
     from lm.reporting.results import cell
 
@@ -85,6 +86,10 @@ def constant_alpha(run: Run, like: Record, alpha: float) -> Record:
     option, chosen = config.method(name).pessimism_option, like["chosen"]["setting"]
     if option is None:
         raise ValueError(f"--constant goes with a method that has a KL term, which {name} has not")
+    if (target := chosen[option].get("target")) is not None:
+        raise ValueError(
+            f"--like is a cell whose KL is held at {option}.target {target:g}; a constant alpha replaces a schedule"
+        )
     setting = {**chosen, option: {**chosen[option], **dict.fromkeys(ALPHAS, alpha)}}
     same = run.like(replace(config, sweep={name: [setting]}))
     return {**cell(same, name), "alpha": alpha}

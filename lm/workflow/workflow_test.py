@@ -280,6 +280,11 @@ def test_a_cell_is_of_one_method(preset: Path, tmp_path: Path, capsys: pytest.Ca
         ("p-dpo", {"seed": 1}, r"--like is a cell of \('p-dpo', 1, 0.2\)"),
         ("p-dpo", {"method": "e-dpo"}, r"--like is a cell of \('e-dpo', 0, 0.2\)"),
         ("dpo", {"method": "dpo"}, "--constant goes with a method that has a KL term, which dpo has not"),
+        (
+            "p-dpo",
+            {"chosen": {"setting": {"kl": {"target": 2.0}}}},
+            "--like is a cell whose KL is held at kl.target 2,",
+        ),
     ],
 )
 def test_a_constant_alpha_is_of_the_same_cell(
