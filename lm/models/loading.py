@@ -1,4 +1,4 @@
-"""Models and tokenizers: from the hub, from a local folder, or from scratch; safetensors only."""
+"""Models and tokenizers: from the hub, from a local folder or GGUF file, or from scratch; safetensors, never pickles."""
 
 from __future__ import annotations
 
@@ -27,6 +27,7 @@ from transformers import (
 
 from lm.base.files import sha256_of
 from lm.config import Config, LoraConfig
+from lm.models.gguf import as_folder
 from lm.models.lora import add_adapter
 
 SCRATCH = {"scratch:tiny": {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2, "vocab_size": 4096}}
@@ -44,7 +45,7 @@ def check_model(spec: str, trust_remote_code: bool) -> None:
         if spec not in SCRATCH:
             raise ValueError(f"model {spec!r}: the models from scratch are {', '.join(SCRATCH)}")
         return
-    folder = Path(spec)
+    folder = Path(as_folder(spec))
     if not folder.exists():
         if spec.startswith((".", "/", "~")) or spec.count("/") > 1:
             raise ValueError(f"model {spec!r}: there is no such folder")
@@ -91,7 +92,7 @@ def check_lora(spec: str, options: LoraConfig, trust_remote_code: bool) -> None:
 
 def _config_of(option: str, spec: str, trust_remote_code: bool) -> PretrainedConfig:
     try:
-        return AutoConfig.from_pretrained(spec, trust_remote_code=trust_remote_code)
+        return AutoConfig.from_pretrained(as_folder(spec), trust_remote_code=trust_remote_code)
     except (OSError, ValueError) as error:
         raise ValueError(f"{option} {spec!r}: its config cannot be loaded ({error})") from None
 
@@ -105,8 +106,9 @@ def load_tokenizer(
     """
     if spec in SCRATCH:
         return _train_bpe(texts, SCRATCH[spec]["vocab_size"])
+    folder = as_folder(spec)
     try:
-        tokenizer = AutoTokenizer.from_pretrained(spec, trust_remote_code=trust_remote_code)
+        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code)
     except Exception as error:
         raise ValueError(f"model {spec!r}: its tokenizer cannot be loaded ({type(error).__name__}: {error})") from None
     if needs_end and tokenizer.eos_token_id is None:
@@ -235,9 +237,10 @@ def _disable_dropout(model: PreTrainedModel) -> None:
 
 
 def _from_pretrained(auto: Any, spec: str | Path, config: Config, **extra: Any) -> PreTrainedModel:
+    folder = as_folder(str(spec))
     try:
         model: PreTrainedModel = auto.from_pretrained(
-            str(spec),
+            folder,
             dtype=getattr(torch, config.dtype),
             use_safetensors=True,
             trust_remote_code=config.trust_remote_code,

@@ -9,6 +9,8 @@ import functools
 import sys
 import zlib
 from collections.abc import Callable, Sequence
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Concatenate, ParamSpec, TypeVar, cast
 
@@ -34,16 +36,23 @@ class Run:
     """
 
     def __init__(self, config: Config, *, read_only: frozenset[str] = frozenset()) -> None:
+        from lm.models.gguf import as_folder
         from lm.models.loading import check_lora, check_model, check_reward_model
         from lm.training import trackers
 
         trackers.check(config.report_to)
+        self.store = Store(Path(config.output_dir), seed=config.seed, read_only=read_only)
+        kept = self.store.root / "models"
+        named = {name: getattr(config, name) for name in ("model", "oracle_model")}
+        config = replace(
+            config,
+            **{name: ranks.from_first(partial(as_folder, spec, kept)) for name, spec in named.items() if spec is not None},
+        )
         check_model(config.model, config.trust_remote_code)
         check_lora(config.model, config.lora, config.trust_remote_code)
         if config.oracle_model is not None:
             check_reward_model(config.oracle_model, config.trust_remote_code)
         self.config = config
-        self.store = Store(Path(config.output_dir), seed=config.seed, read_only=read_only)
         self.kept: dict[Any, Any] = {}
         """What `once` has seen."""
 
