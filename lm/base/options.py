@@ -139,6 +139,8 @@ def add_config(parser: ArgumentParser, kind: type[Config] | type[ExactConfig]) -
 
 DEEPEST = 20
 """Levels of lists and mappings in options."""
+NOTHING = {"train": "nothing", "epochs": None, "max_steps": None}
+"""What `sft: null` stands for."""
 _jsonargparse_load = get_loader("yaml")
 
 
@@ -155,7 +157,10 @@ def load_yaml(text: str) -> Any:
             depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
             if depth > DEEPEST:
                 raise yaml.YAMLError(f"it is nested more than {DEEPEST} deep")
-        return without_retired(_jsonargparse_load(text))
+        options = without_retired(_jsonargparse_load(text))
+        if isinstance(options, dict) and "sft" in options and options["sft"] is None:
+            options["sft"] = dict(NOTHING)
+        return options
     except (ValueError, TypeError) as error:  # numbers of thousands of digits, lists as names
         raise yaml.YAMLError(f"not YAML that can be read ({error})") from None
 
@@ -187,10 +192,23 @@ def parse(
     """(config, resolved YAML). Leaves with status 2 and a message where an option is unknown or of the wrong type;
     raises ValueError where its value is out of range."""
     parser = parser_of(command, description, preset, examples)
+    arguments = _spelled_out(arguments)
     if not any(argument == "--config" or argument.startswith("--config=") for argument in arguments):
         arguments = ["--config", str(CONFIGS / preset), *arguments]
     fields, resolved = resolve(parser, arguments)
     return Config(**fields), resolved
+
+
+def _spelled_out(arguments: Sequence[str]) -> list[str]:
+    """`--sft null` as the options that it stands for."""
+    found = list(arguments)
+    for at, argument in reversed(list(enumerate(found))):
+        size = 1 if argument == "--sft=null" else 2 if found[at : at + 2] == ["--sft", "null"] else 0
+        if size:
+            found[at : at + size] = [
+                part for name, value in NOTHING.items() for part in (f"--sft.{name}", value or "null")
+            ]
+    return found
 
 
 def resolve(parser: ArgumentParser, arguments: Sequence[str]) -> tuple[dict[str, Any], str]:

