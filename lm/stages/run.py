@@ -43,15 +43,12 @@ class Run:
         trackers.check(config.report_to)
         self.store = Store(Path(config.output_dir), seed=config.seed, read_only=read_only)
         kept = self.store.root / "models"
-        named = {name: getattr(config, name) for name in ("model", "oracle_model", "reward_base")}
-        config = replace(
-            config,
-            **{
-                name: ranks.from_first(partial(as_folder, spec, kept))
-                for name, spec in named.items()
-                if spec is not None
-            },
-        )
+        folders: dict[str, Any] = {
+            name: ranks.from_first(partial(as_folder, spec, kept))
+            for name in ("model", "oracle_model", "reward_base")
+            if (spec := getattr(config, name)) is not None
+        }
+        config = replace(config, **folders)
         check_model(config.model, config.trust_remote_code)
         if config.reward_base is not None:
             if config.reward_base.startswith("scratch:"):
