@@ -209,6 +209,12 @@ class TrainingConfig:
         max_grad_norm: gradient-norm clip.
         logging_steps: steps between log lines.
         save_steps: steps between resumable checkpoints; null for none.
+        train: of sft, "nothing" where the model is pi_ref as it is, which `sft: null` stands for; else null. Of
+            reward and oracle, "all" parameters; "lora", adapters as the group `lora` says, and the
+            head; "head", a linear head on the last hidden states of a frozen body, which are computed once for all
+            pairs: each model is then one convex problem, which is solved, with the strength of its L2 penalty chosen on
+            validation pairs, and epochs and max_steps are null, unless a method trains a reward model of its own by
+            them (DRDO). null: "lora" where lora.stages names the stage, else "all".
     """
 
     epochs: float | None = None
@@ -224,6 +230,7 @@ class TrainingConfig:
     max_grad_norm: float = 1.0
     logging_steps: int = 25
     save_steps: int | None = None
+    train: Literal["all", "lora", "head", "nothing"] | None = field(default=None, metadata={"keyed": False})
 
     INDIFFERENT: ClassVar[dict[str, Any]] = {
         "micro_batch_size": None,
@@ -237,7 +244,13 @@ class TrainingConfig:
 
     @property
     def is_given(self) -> bool:
-        """Whether it says how long to train: a training that nothing asks for can be left out."""
+        """Whether it says how long to train, which a head needs not: a training that nothing asks for can be left
+        out."""
+        return self.train == "head" or self.has_steps
+
+    @property
+    def has_steps(self) -> bool:
+        """Whether it says how long to take gradient steps."""
         return self.epochs is not None or self.max_steps is not None
 
     def __post_init__(self) -> None:
@@ -464,8 +477,9 @@ class Config:
 
     Args:
         output_dir: where everything goes. Finished stages found there are reused.
-        model: base model: a hub name, a local folder, or "scratch:tiny" (a small Llama-type model from random weights
-            with a BPE tokenizer trained on the data).
+        model: base model: a hub name, a local folder, a .gguf file, "real:smollm2" or "real:gemma3" (files that
+            packages of the index have, see docs/real-models.md), or "scratch:tiny" (a small Llama-type model from
+            random weights with a BPE tokenizer trained on the data).
         methods: which methods to train and compare; by default those of both papers, and hull-DPO.
         oracle_model: a reward model to judge by (hub name or local folder, one label, the tokenizer of `model`); null
             to train the oracle on the full training split.
@@ -476,7 +490,9 @@ class Config:
         report_to: trackers that every training reports to as well, by transformers' own support: tensorboard, wandb,
             trackio, mlflow and others (see `lm.training.trackers`).
         data: preferences and reference completions.
-        sft: training of pi_ref on the reference completions.
+        sft: training of pi_ref on the reference completions; null where the model is pi_ref as it is.
+        reward_base: what reward models and the oracle start from, likewise, with the tokenizer of `model`; null for
+            pi_ref.
         oracle: training of the oracle reward model on the full training split; left out where none is trained.
         bias: the biased training set and the ensemble's subsets.
         reward: training of the reward models on the biased set and its subsets; left out where none is trained.
@@ -499,6 +515,7 @@ class Config:
     policy: TrainingConfig
     oracle: TrainingConfig = field(default_factory=TrainingConfig)
     reward: TrainingConfig = field(default_factory=TrainingConfig)
+    reward_base: str | None = None
     methods: list[str] = field(default_factory=lambda: list(PAPERS))
     oracle_model: str | None = None
     seed: int = 0
@@ -551,7 +568,18 @@ class Config:
 
     def _check_trainings(self) -> None:
         """ValueError for a training without a length that something asks for."""
-        needed = {"sft": "pi_ref is trained", "policy": "policies are trained"}
+        needed = {"policy": "policies are trained"}
+        if self.sft.train != "nothing":
+            needed["sft"] = "pi_ref is trained; sft null says that the model is pi_ref as it is"
+        elif self.sft.has_steps:
+            raise ValueError(
+                'Config.sft.train "nothing" takes no steps: epochs and max_steps must be null, got '
+                f"{self.sft.epochs} and {self.sft.max_steps}"
+            )
+        elif self.model.startswith("scratch:"):
+            raise ValueError(f"Config.sft must say how pi_ref is trained, as {self.model} is random; got null")
+        elif self.lora.rank is not None and "sft" in self.lora.stages:
+            raise ValueError("Config.lora.stages has sft, and sft is null: nothing is trained there; leave it out")
         if self.oracle_model is None and self.data.labels == "oracle":
             needed["oracle"] = 'with data.labels "oracle" and no oracle_model the oracle is trained'
         distilling = [name for name in self.methods if self.method(name).needs]
@@ -561,8 +589,38 @@ class Config:
         if own:
             needed["reward"] = f"{', '.join(own)} trains an oracle of its own as reward models are trained"
         for stage, why in needed.items():
-            if not getattr(self, stage).is_given:
+            training: TrainingConfig = getattr(self, stage)
+            if not (training.has_steps if stage == "reward" and own else training.is_given):
                 raise ValueError(f"{TrainingConfig.ONE_LENGTH}; got None and None for {stage}: {why}")
+        for stage in ("oracle", "reward"):
+            self._check_train(stage, getattr(self, stage), stepped=stage == "reward" and bool(own))
+        for stage, allowed in (("sft", ("nothing",)), ("policy", ())):
+            if (train := getattr(self, stage).train) not in (None, *allowed):
+                raise ValueError(
+                    f"Config.{stage}.train must be {' or '.join((*allowed, 'null'))}, got {train!r}; adapters of this "
+                    "training are named in lora.stages"
+                )
+
+    def _check_train(self, stage: str, training: TrainingConfig, *, stepped: bool) -> None:
+        """ValueError where what is to be trained and how do not go together."""
+        adapters = self.lora.rank is not None and stage in self.lora.stages
+        if training.train == "nothing":
+            raise ValueError(f'Config.{stage}.train must be all, lora, head or null, got "nothing"')
+        if training.train == "lora" and self.lora.rank is None:
+            raise ValueError(f'Config.{stage}.train "lora" needs lora.rank; got null')
+        if training.train in ("all", "head") and adapters:
+            raise ValueError(f'Config.{stage}.train is "{training.train}", and lora.stages has {stage}: leave one out')
+        if training.train == "head" and training.has_steps and not stepped:
+            raise ValueError(
+                f'Config.{stage}.train "head" solves for the head and takes no steps: epochs and max_steps must be '
+                f"null, got {training.epochs} and {training.max_steps}"
+            )
+
+    def adapts(self, stage: str) -> bool:
+        """Whether adapters are trained in this stage, and not all parameters."""
+        if stage in ("oracle", "reward") and getattr(self, stage).train is not None:
+            return bool(getattr(self, stage).train == "lora")
+        return self.lora.rank is not None and stage in self.lora.stages
 
     def method(self, name: str) -> Method:
         """The method of this name with its configured hyper-parameters."""

@@ -18,6 +18,8 @@ RETIRED: dict[str, tuple[Any, str]] = {
     "drdo_oracle_alpha": (None, "it is drdo.oracle_alpha now"),
 }
 """Options of earlier versions -> the value at which they did nothing, and what to do about another one."""
+NOTHING = {"train": "nothing", "epochs": None, "max_steps": None}
+"""What `sft: null` stands for: the model is pi_ref as it is."""
 _jsonargparse_load = get_loader("yaml")
 
 
@@ -61,7 +63,7 @@ def read_document(path: Path) -> Document:
     try:
         values = _strictly(text)
         lines = {name: mark.line + 1 for name, mark in _keys(_node(text))}
-        values = without_retired(values)
+        values = _spelled_out(without_retired(values))
     except Retired as error:
         raise ValueError(f"{path}, line {lines[error.name]}: {error}") from None
     except yaml.YAMLError as error:
@@ -98,7 +100,7 @@ def load_yaml(text: str) -> Any:
     An alias to what it stands in sends it round for ever, others can stand for billions of values: none is read. Of a
     name that stands twice it would take the last.
     """
-    return without_retired(_strictly(text))
+    return _spelled_out(without_retired(_strictly(text)))
 
 
 def _strictly(text: str) -> Any:
@@ -115,6 +117,13 @@ def _strictly(text: str) -> Any:
         return _jsonargparse_load(text)
     except (ValueError, TypeError) as error:  # numbers of thousands of digits, lists as names
         raise yaml.YAMLError(f"not YAML that can be read ({error})") from None
+
+
+def _spelled_out(options: Any) -> Any:
+    """With what `sft: null` stands for."""
+    if isinstance(options, dict) and "sft" in options and options["sft"] is None:
+        options["sft"] = dict(NOTHING)
+    return options
 
 
 def _error(problem: str, mark: Any) -> yaml.YAMLError:

@@ -17,7 +17,7 @@ from jsonargparse import ArgumentParser, DefaultHelpFormatter, Namespace
 
 from lm.base import effects
 from lm.base.command import Help, add_common, epilog
-from lm.base.documents import Document, load_yaml, read_document, told
+from lm.base.documents import NOTHING, Document, load_yaml, read_document, told
 from lm.base.files import expanded
 from lm.config import KINDS, OWN_SET, Config, ExactConfig, TrainingConfig
 from lm.objectives import METHODS, option_of
@@ -249,7 +249,7 @@ def parse(
         shared: the options are those of several runs, and may be about others than this one.
     """
     parser = parser_of(command, description, preset, examples)
-    sources = sources_of(parser, arguments)
+    sources = sources_of(parser, _spelled_out(arguments))
     own = sources.last("data.kind") in KINDS
     if not sources.documents:
         if own:
@@ -268,6 +268,18 @@ def parse(
 
 PRETRAINED = "pretrained.yaml"
 OWN = "(a set of one's own)"
+
+
+def _spelled_out(arguments: Sequence[str]) -> list[str]:
+    """`--sft null` as the options that it stands for."""
+    found = list(arguments)
+    for at, argument in reversed(list(enumerate(found))):
+        size = 1 if argument == "--sft=null" else 2 if found[at : at + 2] == ["--sft", "null"] else 0
+        if size:
+            found[at : at + size] = [
+                part for name, value in NOTHING.items() for part in (f"--sft.{name}", value or "null")
+            ]
+    return found
 
 
 def resolve(parser: Parser, arguments: Sequence[str]) -> tuple[dict[str, Any], str]:

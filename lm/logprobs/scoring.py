@@ -10,7 +10,7 @@ from datasets import Dataset
 from torch import Tensor
 
 from lm.base import progress, ranks
-from lm.logprobs.completions import CompletionModel, collate
+from lm.logprobs.completions import CompletionModel, CompletionOutput, collate
 
 Ids = Sequence[int]
 
@@ -38,6 +38,22 @@ def score_rows(
     all scores. Raises FloatingPointError where a score is not finite.
     """
     read_rewards = model.is_reward_model if rewards is None else rewards
+
+    def read(output: CompletionOutput) -> Tensor:
+        scores = output.rewards if read_rewards else output.logps
+        assert scores is not None
+        return scores
+
+    return _rows(model, prompts, completions, what, read)
+
+
+def _rows(
+    model: CompletionModel,
+    prompts: Sequence[Ids],
+    completions: Sequence[Ids],
+    what: str,
+    read: Callable[[CompletionOutput], Tensor],
+) -> Tensor:
     examples = _by_prompt(prompts, completions, model.options.scoring_tokens)
     tokens = [len(prompts[rows[0]]) + sum(len(completions[i]) for i in rows) for rows in examples]
     examples = [examples[i] for i in sorted(range(len(examples)), key=tokens.__getitem__, reverse=True)]
@@ -55,9 +71,7 @@ def score_rows(
         model.settle(**batch_of([[rows.index(max(rows))]]))
 
     def scores_of(batch: list[list[int]]) -> Tensor:
-        output = model(**batch_of(batch))
-        scores: Tensor = output.rewards if read_rewards else output.logps
-        return scores
+        return read(model(**batch_of(batch)))
 
     scores = over_ranks(batches(examples, tokens, model.options.scoring_tokens), len(prompts), scores_of, what)
     model.train(was_training)
@@ -67,7 +81,8 @@ def score_rows(
 def over_ranks(
     batches: Sequence[list[list[int]]], count: int, scores_of: Callable[[list[list[int]]], Tensor], what: str
 ) -> Tensor:
-    """Scores of `count` rows, [count], float64 on the CPU: ranks share the batches out, and all get all scores.
+    """Scores of `count` rows, [count] or [count, ...], float64 on the CPU: ranks share the batches out, and all get all
+    scores.
 
     Args:
         batches: of examples, each of which is the rows in it.
@@ -88,17 +103,18 @@ def over_ranks(
             # On the CPU first: not every accelerator has float64.
             found.append((rows, scores_of(batch).cpu().double()))
             bar.update(len(rows))
-    scores = torch.zeros(count, dtype=torch.float64)
+    every = [one for part in ranks.from_all(found) for one in part]
+    scores = torch.zeros(count, *(every[0][1].shape[1:] if every else ()), dtype=torch.float64)
     times = torch.zeros(count, dtype=torch.long)
-    for rows, values in (one for part in ranks.from_all(found) for one in part):
+    for rows, values in every:
         scores[rows] = values
         times[rows] += 1
     if (times != 1).any():
         bad = int((times != 1).nonzero()[0])
         raise RuntimeError(f"{what}: row {bad} was scored {int(times[bad])} times; each must be scored once")
     if not torch.isfinite(scores).all():
-        bad = int((~torch.isfinite(scores)).nonzero()[0])
-        raise ScoreError(what, bad, scores[bad].item())
+        bad = int((~torch.isfinite(scores)).nonzero()[0, 0])
+        raise ScoreError(what, bad, float(scores[bad].sum()))
     return scores
 
 
@@ -144,4 +160,23 @@ def score_pairs(
             f"{what}: the score of the {side} completion of pair {pairs['id'][row]} is {error.value}; every score must "
             "be finite"
         ) from None
+    return both[: len(pairs)], both[len(pairs) :]
+
+
+def score_states(model: CompletionModel, pairs: Dataset, what: str) -> tuple[Tensor, Tensor]:
+    """What a reward model's head reads, its last hidden states at the chosen and at the rejected completions' ends,
+    [N, H] each, float64; rows as of `score_pairs`."""
+    seen: list[Tensor] = []
+    hook = model.model.score.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+
+    def read(_: CompletionOutput) -> Tensor:
+        states = seen[-1]
+        seen.clear()
+        return states
+
+    prompts, completions = pairs["prompt_ids"][:], [*pairs["chosen_ids"][:], *pairs["rejected_ids"][:]]
+    try:
+        both = _rows(model, [*prompts, *prompts], completions, what, read)
+    finally:
+        hook.remove()
     return both[: len(pairs)], both[len(pairs) :]

@@ -1,4 +1,4 @@
-"""Models and tokenizers: from the hub, from a local folder, or from scratch; safetensors only."""
+"""Models and tokenizers: from the hub, a local folder, a GGUF file or scratch; safetensors, never pickles."""
 
 from __future__ import annotations
 
@@ -37,6 +37,7 @@ from lm.base.files import sha256_of
 from lm.config import Config, LoraConfig
 from lm.logprobs.definition import check_positions
 from lm.models import checks, noise
+from lm.models.gguf import as_folder
 from lm.models.heads import ensure_reward_class
 from lm.models.lora import add_adapter
 
@@ -88,7 +89,7 @@ def check_reward_model(spec: str, trust_remote_code: bool, *, option: str = "ora
 
 def _check_folder(option: str, spec: str, trust_remote_code: bool) -> Path | None:
     """The folder, where it is one and has all files of a model; None for a hub's name."""
-    folder, what = Path(spec), f"{option} {spec!r}"
+    folder, what = Path(as_folder(spec)), f"{option} {spec!r}"
     if not folder.exists():
         if not hub.NAME.fullmatch(spec):
             raise ValueError(f"{what}: there is no such folder{hub.meant(spec)}")
@@ -155,15 +156,15 @@ def check_lora(spec: str, options: LoraConfig, trust_remote_code: bool) -> None:
         add_adapter(model, options, base=spec)
 
 
-def check_reward_base(spec: str, trust_remote_code: bool) -> None:
+def check_reward_base(spec: str, trust_remote_code: bool, option: str = "model") -> None:
     """Raises ValueError where no reward model can be made of the base model, which would be told after SFT."""
     if spec in SCRATCH:
         return
     try:
-        ensure_reward_class(_config_of("model", spec, trust_remote_code))
+        ensure_reward_class(_config_of(option, spec, trust_remote_code))
     except ValueError as error:
         raise ValueError(
-            f"model {spec!r}: no reward model can be started from it ({error}); name another model, or train none: "
+            f"{option} {spec!r}: no reward model can be started from it ({error}); name another model, or train none: "
             "give oracle_model, and data.rewards given or oracle"
         ) from None
 
@@ -177,8 +178,9 @@ def expect(spec: str | Path, option: str = "model") -> None:
 
 def _config_of(option: str, spec: str, trust_remote_code: bool) -> PretrainedConfig:
     try:
-        expect(spec, option)
-        return AutoConfig.from_pretrained(spec, trust_remote_code=trust_remote_code)
+        folder = as_folder(spec)
+        expect(folder, option)
+        return AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code)
     except (OSError, ValueError) as error:
         raise ValueError(f"{option} {spec!r}: its config cannot be loaded ({error})") from None
 
@@ -192,9 +194,10 @@ def load_tokenizer(
     """
     if spec in SCRATCH:
         return _train_bpe(texts, SCRATCH[spec]["vocab_size"])
-    expect(spec)
+    folder = as_folder(spec)
+    expect(folder)
     try:
-        tokenizer = AutoTokenizer.from_pretrained(spec, trust_remote_code=trust_remote_code)
+        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code)
     except Exception as error:
         raise ValueError(f"model {spec!r}: its tokenizer cannot be loaded ({type(error).__name__}: {error})") from None
     if needs_end and tokenizer.eos_token_id is None:
@@ -385,7 +388,7 @@ def _from_pretrained(
             ensure_reward_class(config)
         with _without_report():
             model, found = auto.from_pretrained(
-                spec,
+                as_folder(spec),
                 use_safetensors=True,
                 trust_remote_code=trust_remote_code,
                 output_loading_info=True,

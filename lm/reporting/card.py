@@ -15,6 +15,7 @@ from huggingface_hub import ModelCardData
 from figures.record import MethodResult, PolicyResult, Results, read
 from lm.base.store import MissingArtifact, policy_folder, verify
 from lm.config import TrainingConfig
+from lm.models.gguf import quantised
 from lm.objectives import MAIN, Method
 from lm.reporting.settings import method_of
 from theory import records
@@ -89,6 +90,7 @@ def card(run: Path, method: str, name: str = "FOLDER_OR_NAME") -> str:
                 ("option", "value"),
                 [
                     ("base model", f"a local one, {base[:12]} by content" if DIGEST.fullmatch(base) else base),
+                    *_quantised(run / row.policy),
                     ("step", row.step),
                     *_flat(made.policy, "training"),
                     *_pairs(made.policy["inputs"].get("lora", {}), "lora."),
@@ -215,6 +217,11 @@ def _reward_models(method: Method, made: Made) -> Iterable[str]:
         share = pairs["longer_preferred"] / max(pairs["longer_preferred"] + pairs["shorter_preferred"], 1)
         rows.append((name, f"{pairs['pairs']:,}", f"{share:.0%}", f"{accuracy:.1%}"))
     yield table(("model", "training pairs", "longer preferred", "accuracy on validation pairs"), rows)
+
+
+def _quantised(policy: Path) -> Iterable[tuple[str, str]]:
+    origin = quantised(json.loads((policy / "config.json").read_text(encoding="utf-8")))
+    return [("its weights", origin)] if origin else []
 
 
 def _results(method: str, results: Results) -> Iterable[str]:

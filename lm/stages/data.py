@@ -159,13 +159,15 @@ def tokenizer(run: Run) -> PreTrainedTokenizerBase:
 
 
 def _checked_tokenizer(run: Run, prepared: Artifact) -> PreTrainedTokenizerBase:
-    """ValueError where a given oracle would read the token ids by another tokenizer."""
+    """ValueError where a given oracle, or what reward models start from, would read the token ids by another
+    tokenizer."""
     ours: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(prepared.path / "tokenizer")
-    if run.config.oracle_model is not None:
-        theirs = load_tokenizer(run.config.oracle_model, (), run.config.trust_remote_code)
-        if not same_tokenizer(ours, theirs):
+    for option in ("oracle_model", "reward_base"):
+        if (spec := getattr(run.config, option)) is None:
+            continue
+        if not same_tokenizer(ours, load_tokenizer(spec, (), run.config.trust_remote_code)):
             raise ValueError(
-                f"oracle_model {run.config.oracle_model!r}: its tokenizer differs from that of model "
+                f"{option} {spec!r}: its tokenizer differs from that of model "
                 f"{run.config.model!r}; rewards are read from the same token ids, so both need the same one"
             )
     return ours

@@ -19,8 +19,9 @@ from lm.logprobs.completions import CompletionModel
 from lm.logprobs.scoring import score_pairs
 from lm.models.opening import open_reward_model
 from lm.stages.data import data, given_pairs, of_split, opened, save
+from lm.stages.heads import bradley_terry_model, head_rewards
 from lm.stages.run import Run, once
-from lm.stages.trainings import inputs_of, length_classes, precision, reward_model, sft
+from lm.stages.trainings import inputs_of, length_classes, precision, start_input
 
 
 def check_judge(run: Run) -> None:
@@ -36,12 +37,12 @@ def check_judge(run: Run) -> None:
 def oracle(run: Run) -> Artifact:
     """The oracle reward model, trained on the training split's own labels."""
     check_judge(run)
-    return reward_model(
+    return bradley_terry_model(
         run,
         "oracle",
         "oracle",
         run.config.oracle,
-        inputs_of(run, "oracle", run.config.oracle, data=data(run), start=sft(run)),
+        inputs_of(run, "oracle", run.config.oracle, data=data(run), start=start_input(run)),
         lambda: given_pairs(run, "train"),
         lambda: given_pairs(run, "valid"),
     )
@@ -92,7 +93,10 @@ def _relabelled(run: Run, pairs: Dataset, path: Path) -> tuple[Dataset, dict[str
 
     ValueError where ties leave nothing of a split.
     """
-    first, second = score_pairs(open_oracle(run), pairs, "oracle rewards")
+    if run.config.oracle_model is None and run.config.oracle.train == "head":
+        first, second = head_rewards(run, oracle(run), pairs)
+    else:
+        first, second = score_pairs(open_oracle(run), pairs, "oracle rewards")
     count = Counter[str]()
 
     def rows() -> Iterator[dict[str, Any]]:

@@ -10,10 +10,11 @@ import torch
 from lm.base.store import Artifact, Planned, key_of
 from lm.data import rewards as columns
 from lm.objectives import MAIN, JointOracle, Method
+from lm.stages.heads import bradley_terry_model
 from lm.stages.labels import labelled_pairs
 from lm.stages.run import Run, once
 from lm.stages.subsets import bias, members, subset
-from lm.stages.trainings import accuracy, inputs_of, joint_oracle, reward_model, sft
+from lm.stages.trainings import accuracy, inputs_of, joint_oracle, start_input
 
 
 def teachers(run: Run, method: Method) -> list[str]:
@@ -34,7 +35,7 @@ def asked(run: Run) -> list[str]:
 
 
 def _inputs(run: Run, name: str) -> dict[str, Any]:
-    return inputs_of(run, "reward", run.config.reward, bias=bias(run), subset=name, start=sft(run))
+    return inputs_of(run, "reward", run.config.reward, bias=bias(run), subset=name, start=start_input(run))
 
 
 def planned(run: Run) -> list[Planned]:
@@ -52,7 +53,7 @@ def reward(run: Run, name: str) -> Artifact:
         raise ValueError(f"data.rewards is {rewards}: the {whose}'s own rewards are distilled, no model is trained")
     if not run.config.reward.is_given:
         raise ValueError(f"{run.config.reward.ONE_LENGTH}; got None and None for reward, of which {name} is asked for")
-    return reward_model(
+    return bradley_terry_model(
         run,
         "reward",
         name,
@@ -71,7 +72,9 @@ def own_oracle(run: Run, name: str, method: Method) -> Artifact:
         raise ValueError(f"{name} has no oracle of its own")
     # What [N]'s oracle does not have is counted besides, so that the keys of [N]'s stay what they were.
     own = {} if type(oracle) is JointOracle else {"oracle": {"kind": type(oracle).__qualname__, **asdict(oracle)}}
-    inputs = inputs_of(run, "reward", run.config.reward, bias=bias(run), alpha=oracle.alpha, start=sft(run), **own)
+    inputs = inputs_of(
+        run, "reward", run.config.reward, bias=bias(run), alpha=oracle.alpha, start=start_input(run), **own
+    )
     return joint_oracle(run, name, oracle, inputs, lambda: subset(run, MAIN), lambda: labelled_pairs(run, "valid"))
 
 

@@ -10,6 +10,8 @@ import json
 import sys
 import zlib
 from collections.abc import Callable, Sequence
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Concatenate, ParamSpec, TypeVar, cast
 
@@ -37,18 +39,32 @@ class Run:
     """
 
     def __init__(self, config: Config, *, read_only: frozenset[str] = frozenset()) -> None:
+        from lm.models.gguf import as_folder
         from lm.models.loading import check_lora, check_model, check_reward_base, check_reward_model
         from lm.training import trackers
 
         trackers.check(config.report_to)
+        self.store = Store(Path(config.output_dir), seed=config.seed, read_only=read_only)
+        kept = self.store.root / "models"
+        folders: dict[str, Any] = {
+            name: ranks.from_first(partial(as_folder, spec, kept))
+            for name in ("model", "oracle_model", "reward_base")
+            if (spec := getattr(config, name)) is not None
+        }
+        config = replace(config, **folders)
         check_model(config.model, config.trust_remote_code)
+        if config.reward_base is not None:
+            if config.reward_base.startswith("scratch:"):
+                raise ValueError(f"reward_base {config.reward_base!r} is random; null is pi_ref")
+            check_model(config.reward_base, config.trust_remote_code)
         check_lora(config.model, config.lora, config.trust_remote_code)
-        if trains_reward_models(config) and Path(config.model).exists():  # else the hub's answer comes before SFT
-            check_reward_base(config.model, config.trust_remote_code)
+        option = "model" if config.reward_base is None else "reward_base"
+        base = getattr(config, option)
+        if trains_reward_models(config) and Path(base).exists():  # else the hub's answer comes before SFT
+            check_reward_base(base, config.trust_remote_code, option)
         if config.oracle_model is not None:
             check_reward_model(config.oracle_model, config.trust_remote_code)
         self.config = config
-        self.store = Store(Path(config.output_dir), seed=config.seed, read_only=read_only)
         self.kept: dict[Any, Any] = {}
         """What `once` has seen."""
         self.commits: dict[str, str | None] = {}

@@ -17,6 +17,7 @@ from lm.logprobs.scoring import score_pairs, score_rows
 from lm.models.opening import open_policy, open_reward_model
 from lm.objectives import MAIN, Method
 from lm.stages.data import opened, save, sized, tokenizer
+from lm.stages.heads import head_rewards
 from lm.stages.labels import labelled_pairs
 from lm.stages.rewards import own_oracle, planned, reward, stored_rewards, teachers
 from lm.stages.run import Run, once
@@ -87,6 +88,8 @@ def model_scores(run: Run, name: str) -> Artifact:
     """The rewards of the scored pairs by one reward model."""
 
     def make(folder: Path, _: Path) -> dict[str, Any]:
+        if run.config.reward.train == "head":
+            return _scored(run, folder, lambda pairs: head_rewards(run, reward(run, name), pairs))
         model = open_reward_model(reward(run, name).path, run.config)
         return _scored(run, folder, lambda pairs: score_pairs(model, pairs, f"rewards of {name}"))
 

@@ -33,6 +33,7 @@ from lm.objectives import JointOracle
 from lm.stages.data import data, references, sized, tokenizer
 from lm.stages.run import Run, once, trains_reward_models
 from lm.training.batches import CompletionArguments, pair_collator, sft_collator
+from lm.training.heads import calibration
 from lm.training.loop import fit, training_arguments
 from lm.training.trainer import JointOracleTrainer, RewardTrainer, SFTTrainer
 
@@ -42,7 +43,7 @@ from lm.training.trainer import JointOracleTrainer, RewardTrainer, SFTTrainer
 def inputs_of(run: Run, stage: str, training: TrainingConfig, **inputs: Any) -> dict[str, Any]:
     """What decides a trained model, beside its data."""
     keys = {"training": replace(training, **training.INDIFFERENT), "seed": run.seed(stage), "precision": precision(run)}
-    if _has_adapters(run, stage):
+    if run.config.adapts(stage):
         keys["lora"] = {name: value for name, value in keyed(run.config.lora).items() if name != "stages"}
     return {**keys, "base": run.content(run.config.model), **inputs}
 
@@ -52,16 +53,13 @@ def precision(run: Run) -> str:
     return run.config.dtype + (" autocast" if run.config.logprobs.autocast else "")
 
 
-def _has_adapters(run: Run, stage: str) -> bool:
-    """Whether adapters are trained in this stage, and not all parameters."""
-    return run.config.lora.rank is not None and stage in run.config.lora.stages
-
-
 def adapted(run: Run, stage: str, model: PreTrainedModel) -> PreTrainedModel:
     """What the stage trains: the model, with adapters where the stage has them."""
-    if _has_adapters(run, stage):
-        # A path that is no hub name, and the same whatever the run's folder is called.
-        base = run.config.model if stage == "sft" else f"./{sft(run).path.relative_to(run.store.root)}"
+    if run.config.adapts(stage):
+        base = run.config.model if stage == "sft" else run.config.reward_base
+        if stage == "policy" or base is None:
+            # A path that is no hub name, and the same whatever the run's folder is called.
+            base = f"./{sft(run).path.relative_to(run.store.root)}"
         add_adapter(model, run.config.lora, base=base)
     return model
 
@@ -110,24 +108,43 @@ def _whole(model: CompletionModel, folder: Path, reopen: Callable[[Path], Comple
 
 @once
 def sft(run: Run) -> Artifact:
-    """pi_ref: the base model trained on the reference completions."""
+    """pi_ref: the base model trained on the reference completions, or as it is."""
+    training = run.config.sft
 
     def make(folder: Path, scratch: Path) -> dict[str, Any]:
         if trains_reward_models(run.config):
-            check_reward_base(run.config.model, run.config.trust_remote_code)
+            option = "model" if run.config.reward_base is None else "reward_base"
+            check_reward_base(getattr(run.config, option), run.config.trust_remote_code, option)
         seed = run.seed("sft")
         torch.manual_seed(seed)
         base = load_policy(run.config.model, tokenizer(run), sized(run))
+        if training.train == "nothing":
+            model = CompletionModel(base, options=run.config.logprobs)
+            save_model(run, model, folder)
+            return {"parameters": sum(p.numel() for p in model.parameters()), "history": []}
         model = CompletionModel(adapted(run, "sft", base), options=run.config.logprobs)
-        arguments = arguments_of(run, run.config.sft, scratch, seed)
+        arguments = arguments_of(run, training, scratch, seed)
         history = fit(SFTTrainer, model, references(run), sft_collator(), arguments)
         save_model(run, model, folder)
         return {"parameters": sum(p.numel() for p in model.parameters()), "history": history}
 
-    return run.store.get("sft", "policy", inputs_of(run, "sft", run.config.sft, data=data(run)), make)
+    if training.train == "nothing":
+        inputs = {"base": run.content(run.config.model), "precision": precision(run), "data": data(run)}
+        return run.store.get("sft", "as-it-is", inputs, make)
+    return run.store.get("sft", "policy", inputs_of(run, "sft", training, data=data(run)), make)
 
 
 # ---------------------------------------------------------------- reward models
+
+
+def start_of(run: Run) -> Path | str:
+    """What reward models start from: pi_ref, or `reward_base`."""
+    return sft(run).path if run.config.reward_base is None else run.config.reward_base
+
+
+def start_input(run: Run) -> Artifact | str | None:
+    """What it counts as in a key."""
+    return sft(run) if run.config.reward_base is None else run.content(run.config.reward_base)
 
 
 def reward_model(
@@ -139,13 +156,13 @@ def reward_model(
     pairs: Callable[[], Dataset],
     held_out: Callable[[], Dataset],
 ) -> Artifact:
-    """A Bradley-Terry model started from pi_ref, and its accuracy on held-out pairs; both sets are read only where it
-    is trained."""
+    """A Bradley-Terry model, trained from `start_of`, and its accuracy on held-out pairs; both sets are read only where
+    it is trained."""
 
     def make(folder: Path, scratch: Path) -> dict[str, Any]:
         seed = run.seed(stage, name)
         torch.manual_seed(seed)
-        base = load_reward_model(sft(run).path, run.config, new_head=True)
+        base = load_reward_model(start_of(run), run.config, new_head=True)
         model = CompletionModel(adapted(run, stage, base), options=run.config.logprobs)
         arguments = arguments_of(run, training, scratch, seed)
         history = fit(RewardTrainer, model, pairs(), pair_collator(), arguments)
@@ -153,7 +170,7 @@ def reward_model(
         valid = held_out()
         scorer = _whole(model, folder, lambda saved: open_reward_model(saved, run.config))
         chosen, rejected = score_pairs(scorer, valid, f"{name} on validation pairs")
-        return {"accuracy": accuracy(run, valid, chosen > rejected), "history": history}
+        return {**held_out_metrics(run, valid, chosen - rejected), "history": history}
 
     return run.store.get(stage, name, inputs, make)
 
@@ -171,7 +188,7 @@ def joint_oracle(
     def make(folder: Path, scratch: Path) -> dict[str, Any]:
         seed = run.seed("reward", name)
         torch.manual_seed(seed)
-        policy = adapted(run, "reward", load_policy(sft(run).path, tokenizer(run), sized(run)))
+        policy = adapted(run, "reward", load_policy(start_of(run), tokenizer(run), sized(run)))
         model = CompletionModel(policy, reward_head=True, options=run.config.logprobs)
         arguments = arguments_of(run, run.config.reward, scratch, seed)
         history = fit(JointOracleTrainer, model, pairs(), pair_collator(), arguments, oracle=oracle)
@@ -179,9 +196,14 @@ def joint_oracle(
         valid = held_out()
         scorer = _whole(model, folder, lambda saved: open_policy(saved, tokenizer(run), sized(run), reward_head=True))
         chosen, rejected = score_pairs(scorer, valid, f"{name}'s oracle on validation pairs", rewards=True)
-        return {"accuracy": accuracy(run, valid, chosen > rejected), "history": history}
+        return {**held_out_metrics(run, valid, chosen - rejected), "history": history}
 
     return run.store.get("reward", name, inputs, make)
+
+
+def held_out_metrics(run: Run, pairs: Dataset, margins: torch.Tensor) -> dict[str, Any]:
+    """How a reward model does on validation pairs: its accuracy, and how well its probabilities are calibrated."""
+    return {"accuracy": accuracy(run, pairs, margins > 0), "calibration": calibration(margins.numpy())}
 
 
 def accuracy(run: Run, pairs: Dataset, right: torch.Tensor) -> dict[str, Any]:

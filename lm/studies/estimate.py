@@ -82,11 +82,6 @@ class Work:
     adapters: bool = False
 
 
-def adapted(config: Config, stage: str) -> bool:
-    """Whether a stage trains adapters, and not all parameters."""
-    return config.lora.rank is not None and stage in config.lora.stages
-
-
 def stages(config: Config) -> Iterator[Work]:
     """The pipeline's stages that need a GPU.
 
@@ -110,19 +105,23 @@ def stages(config: Config) -> Iterator[Work]:
 
     def training(stage: str, size: float, completions: int, *, more: int = 0) -> float:
         options: TrainingConfig = getattr(config, stage)
+        if options.train == "head" and not options.has_steps:
+            return 0.0
         # Frozen parameters pass gradients on and have none of their own; the adapters' products are left out.
-        passes = 3 - adapted(config, stage) + options.activation_checkpointing + more
+        passes = 3 - config.adapts(stage) + options.activation_checkpointing + more
         return examples(options, size) * data.row(completions) * passes
 
     def calls(prompts: int) -> int:
         return ceil(prompts / config.sampling.batch_size)
 
-    yield Work(
-        "sft", False, training("sft", data.references * (1 - kept_out), 1), kept=1, adapters=adapted(config, "sft")
-    )
+    if config.sft.train != "nothing":
+        passed = training("sft", data.references * (1 - kept_out), 1)
+        yield Work("sft", False, passed, kept=1, adapters=config.adapts("sft"))
+    if "head" in (config.oracle.train, config.reward.train):
+        yield Work("features", False, pairs * data.row(2))
     if config.oracle_model is None:
         oracle = training("oracle", pairs - valid - test, 2) + valid * data.row(2)
-        yield Work("oracle", False, oracle, kept=1, adapters=adapted(config, "oracle"))
+        yield Work("oracle", False, oracle, kept=1, adapters=config.adapts("oracle"))
     if config.data.labels == "oracle":
         yield Work("labels", False, pairs * data.row(2))
     every = [(name, method) for name in config.methods for method in config.settings(name)]
@@ -131,7 +130,7 @@ def stages(config: Config) -> Iterator[Work]:
     models += [member_size(config, biased)] * len(config.bias.member_fractions) * ensemble
     models += [biased] * len({(name, method.own_oracle) for name, method in every if method.own_oracle})
     reward = sum(training("reward", size, 2) + valid * data.row(2) for size in models)
-    yield Work("reward", True, reward, kept=len(models), adapters=adapted(config, "reward"))
+    yield Work("reward", True, reward, kept=len(models), adapters=config.adapts("reward"))
     score = biased * (data.row(2) * (1 + len(models)) + samples * 2 * data.row(1))
     yield Work("score", True, score, batches=calls(biased * samples))
     policy, evaluated = 0.0, len(config.methods)
@@ -140,7 +139,7 @@ def stages(config: Config) -> Iterator[Work]:
         policy += training("policy", biased, completions, more="members" in method.needs)
         policy += (config.probe.times + 1) * min(config.probe.pairs, valid) * data.row(2 + samples)
     policies = len(every) * config.snapshots
-    yield Work("policy", True, policy, kept=policies, adapters=adapted(config, "policy"))
+    yield Work("policy", True, policy, kept=policies, adapters=config.adapts("policy"))
     if policies > evaluated:  # there is a choice
         yield Work(
             "validate", True, policies * valid_prompts * 2 * data.row(1), batches=policies * calls(valid_prompts)
@@ -212,7 +211,7 @@ class Cost:
         trained = {"sft", "reward", "policy"} | ({"oracle"} if self.config.oracle_model is None else set())
         copies = self.model_bytes + 2 * self.parameters * self.config.logprobs.autocast
         return copies + max(
-            4 * self.adapter_bytes if adapted(self.config, stage) else 3 * self.model_bytes for stage in trained
+            4 * self.adapter_bytes if self.config.adapts(stage) else 3 * self.model_bytes for stage in trained
         )
 
     @property
@@ -222,6 +221,8 @@ class Cost:
         unit = LAYER_BYTES * (2 if self.peak == self.gpu.float32 else 1)
 
         def of(options: TrainingConfig, completions: int) -> float:
+            if not options.has_steps:
+                return 0.0
             row = DATA[self.config.data.kind].row(completions)
             tokens = min(options.micro_batch_size or options.batch_size, options.batch_size) * row
             tokens = max(row, min(tokens, options.micro_batch_tokens or tokens))
