@@ -171,7 +171,7 @@ def _layers(given: Mapping[str, Any]) -> dict[str, Any]:
     kept = sorted({kinds.index(kind) for kind in kinds})[:6]
     while len(kept) < min(2, depth):
         kept = sorted({*kept, next(at for at in range(depth) if at not in kept)})
-    fewer = {name: len(kept) for name in DEPTHS if given.get(name) is not None}
+    fewer: dict[str, Any] = {name: len(kept) for name in DEPTHS if given.get(name) is not None}
     for name, value in given.items():
         if name in lists and not _are_layers(value):
             fewer[name] = [value[at] for at in kept]

@@ -12,6 +12,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,7 @@ from lm.models import checks, noise
 from lm.studies.architectures import TYPES, VOCABULARY, build, of_type, reward_model_of
 from lm.studies.bench import put_between_marks
 from lm.studies.model_check import quiet_routes
-from lm.studies.parity import Example, difference, examples, plain_logps, values
+from lm.studies.parity import Difference, Example, difference, examples, plain_logps, values
 from theory.records import provenance, table, write_json
 
 SECONDS = 60
@@ -78,8 +79,9 @@ def row_of(model_type: str) -> Row:
     noise.turn_off(model)
     name, head = type(model).__name__, _head(model.config)
 
-    def row(outcome: str, why: str, *numbers: float | None) -> Row:
-        return Row(model_type, name, outcome, why, *(numbers or (None, None, None)), head)
+    def row(outcome: str, why: str, off: Difference | None = None, moved: float | None = None) -> Row:
+        value, limit = (None, None) if off is None else (off.value, off.limit)
+        return Row(model_type, name, outcome, why, value, limit, moved, head)
 
     causal = checks.causal(model)
     if not causal.ok:
@@ -101,7 +103,7 @@ def row_of(model_type: str) -> Row:
         return row(REFUSED, _line(error))
     worst = max(found, key=lambda each: each.value / each.limit if each.value == each.value else float("inf"))
     outcome = route if all(each.ok for each in found) else WRONG
-    return row(outcome, ours.reason or "", worst.value, worst.limit, moved.value)
+    return row(outcome, ours.reason or "", worst, moved.value)
 
 
 def _ending_otherwise(examples: Sequence[Example]) -> list[Example]:
@@ -184,8 +186,8 @@ def survey(page: Path | None, json: Path | None) -> int:
         versions = ", ".join(f"{name} {version}" for name, version in source["versions"].items())
         said = f"`python -m lm.check --architectures --markdown {page}`, {source['date'][:10]}, {versions}"
         put_between_marks(page, f"{said}.\n\n{markdown(rows)}", "lm.check")
-    console = Console()
+    said = partial(Console().print, highlight=False, markup=False, soft_wrap=True)
     for row in rows:
-        console.print(f"{row.type:28} {row.outcome:9} {_off(row):8} {_short(row, 90)}", highlight=False, markup=False)
-    console.print(counted(rows), highlight=False)
+        said(f"{row.type:28} {row.outcome:9} {_off(row):8} {_short(row, 90)}")
+    said(counted(rows))
     return int(any(row.outcome == WRONG for row in rows))
