@@ -81,7 +81,7 @@ def ensure_reward_class(config: PretrainedConfig) -> None:
         (_BaseWithHead, own),
         {
             "__doc__": f"{name} with a linear head on its last hidden state.",
-            "__module__": __name__,
+            "__module__": causal.__module__,  # where transformers looks up what the architecture can do
             "config_class": type(config),
             "base_model_prefix": causal.base_model_prefix,
             "causal_class": causal,
