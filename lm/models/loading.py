@@ -163,6 +163,11 @@ def check_reward_base(spec: str, trust_remote_code: bool) -> None:
         ) from None
 
 
+def rows_by_config(option: str, spec: str, trust_remote_code: bool) -> int:
+    """Rows of the embedding, as the config says."""
+    return int(_config_of(option, spec, trust_remote_code).get_text_config().vocab_size)
+
+
 def _config_of(option: str, spec: str, trust_remote_code: bool) -> PretrainedConfig:
     try:
         return AutoConfig.from_pretrained(spec, trust_remote_code=trust_remote_code)
