@@ -16,7 +16,8 @@ from lm.base.store import Artifact
 from lm.data import rewards, world
 from lm.data.schemas import chat_renderer
 from lm.data.tokens import load, tokenise
-from lm.models.loading import SCRATCH, content_of, load_tokenizer, same_tokenizer
+from lm.models import checks
+from lm.models.loading import SCRATCH, content_of, load_tokenizer, rows_by_config, same_tokenizer
 from lm.stages.run import Run, once
 
 
@@ -57,6 +58,8 @@ def data(run: Run) -> Artifact:
         report: dict[str, Any] = {}
         for name, rows in (("preferences", loaded.preferences), ("references", loaded.references)):
             dataset, too_long = tokenise(rows, made, config, scratch / f"{name}-ids.arrow")
+            if own is not None:
+                _check_ids(run, own, name, dataset)
             save(dataset, folder / name)
             splits = Counter(dataset["split"])
             report[name] = {"kept": dict(splits), "dropped": {**loaded.dropped[name], **too_long}}
@@ -81,6 +84,17 @@ def data(run: Run) -> Artifact:
             "completion, so leave these methods out"
         )
     return artifact
+
+
+def _check_ids(run: Run, own: PreTrainedTokenizerBase, name: str, dataset: Dataset) -> None:
+    """ValueError where a text holds a token that the model has no embedding for. Looks only where there are such."""
+    rows = rows_by_config("model", run.config.model, run.config.trust_remote_code)
+    if max(own.get_vocab().values()) < rows:
+        return
+    columns = [column for column in dataset.column_names if column.endswith("_ids")]
+    for row in dataset:
+        for column in columns:
+            checks.ids_fit(f"{name}, row {row['id']}, {column.removesuffix('_ids')}", own, rows, row[column])
 
 
 @once

@@ -23,7 +23,8 @@ from transformers import AutoModelForSequenceClassification, PretrainedConfig
 from lm.base import progress
 from lm.logprobs.completions import CompletionModel, collate
 from lm.models import checks, noise
-from lm.studies.architectures import TYPES, VOCABULARY, build, of_type, reward_model_of
+from lm.models.heads import without_weights
+from lm.studies.architectures import TYPES, VOCABULARY, build, of_type
 from lm.studies.bench import put_between_marks
 from lm.studies.model_check import quiet_routes
 from lm.studies.parity import Difference, Example, difference, examples, plain_logps, values
@@ -114,9 +115,9 @@ def _ending_otherwise(examples: Sequence[Example]) -> list[Example]:
 def _head(config: PretrainedConfig) -> str:
     stock = type(config) in AutoModelForSequenceClassification._model_mapping
     try:
-        reward_model_of(config)
+        without_weights(config)
     except Exception as error:  # of the class, which may lack a head that reads one state
-        return f"none ({_line(error)})"
+        return f"none: {_short_of(_line(error), 70)}"
     return "transformers'" if stock else "ours"
 
 
@@ -169,8 +170,12 @@ def _off(row: Row) -> str:
     return "" if row.difference is None else f"{row.difference:.1e}"
 
 
-def _short(row: Row, most: int = 160) -> str:
-    text = row.why.replace("|", "/").replace("<", "").replace(">", "")
+def _short(row: Row, most: int = 130) -> str:
+    return _short_of(row.why, most)
+
+
+def _short_of(text: str, most: int) -> str:
+    text = text.replace("|", "/").replace("<", "").replace(">", "")
     return text if len(text) <= most else f"{text[: most - 3]}..."
 
 

@@ -13,6 +13,7 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from lm.check import main
 from lm.logprobs.completions import CompletionModel, collate
 from lm.logprobs.packing import Layout
+from lm.models.heads import without_weights
 from lm.studies import survey
 from lm.studies.architectures import TYPES, VOCABULARY, build, of_type, small
 from lm.studies.parity import Difference, difference, examples, plain_logps, values
@@ -100,6 +101,20 @@ def test_a_text_part_keeps_its_own_attention() -> None:
         with model.stock() as plain:
             assert (plain.config._attn_implementation, plain.config.get_text_config()._attn_implementation) == own
         assert difference(values(model, rows, "packed"), right, rows).ok
+
+
+def test_a_class_without_a_head_for_the_last_state_makes_no_reward_model() -> None:
+    """transformers has a class, whose head reads something else: known before SFT is trained, not after it."""
+    for kind in ("ctrl", "modernbert-decoder", "bart"):
+        with pytest.raises(ValueError, match="has no `score` head"):
+            without_weights(of_type(kind))
+    assert type(without_weights(of_type("llama"))).__name__ == "LlamaForSequenceClassification"
+
+
+def test_a_config_that_was_in_use_makes_a_reward_model_too() -> None:
+    """transformers writes the experts' implementation into a config, and asks a class's module whether it may."""
+    model = build(of_type("olmoe"))
+    assert type(without_weights(model.config)).__name__ == "OlmoeForSequenceClassification"
 
 
 def test_not_a_number_is_no_small_difference() -> None:
