@@ -164,12 +164,14 @@ def alone(model: CompletionModel, rows: Sequence[tuple[list[int], int]]) -> Valu
         for ids, count in rows:
             row = torch.tensor([ids], device=device)
             if model.is_reward_model:
-                states = model.call(plain.base_model, input_ids=row).last_hidden_state
+                states = model.call(plain.base_model, input_ids=row, use_cache=False).last_hidden_state
                 rewards.append(at_least_float32(plain.score(states[:, -1]))[0, 0])
                 continue
             large = len(ids) * plain.config.get_text_config().vocab_size > STORED_LOGITS
-            keep = {"logits_to_keep": count + 1} if large else {}
-            output = model.call(plain, input_ids=row, output_hidden_states=model.reward_head is not None, **keep)
+            asked: dict[str, Any] = {"use_cache": False, "output_hidden_states": model.reward_head is not None}
+            if large:
+                asked["logits_to_keep"] = count + 1
+            output = model.call(plain, input_ids=row, **asked)
             logprobs = at_least_float32(output.logits[0, -count - 1 : -1]).log_softmax(-1)
             logps.append(logprobs.gather(1, row[0, -count:, None]).sum())
             if model.reward_head is not None:
