@@ -25,10 +25,11 @@ ALWAYS = ("route llama", "route gemma3", "route bloom", "gradient gemma3", "auto
     ],
 )
 def test_a_check_holds_on_the_cpu(name: str) -> None:
-    try:
+    if name in ("flex-attention stays compiled", "mask of a long row"):
+        with pytest.raises(gpu.NotApplicable):
+            gpu.CHECKS[name](CPU)
+    else:
         assert gpu.CHECKS[name](CPU)
-    except gpu.NotApplicable as why:
-        assert name in ("flex-attention stays compiled", "mask of a long row"), why
 
 
 def test_without_an_accelerator_none_applies(

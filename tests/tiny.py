@@ -94,6 +94,31 @@ PADDED: Architectures = {
         {**_IDS, "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "alibi": True},
     ),
     "gptj": ("GPTJ", {**_GPT2, "rotary_dim": 4}),
+    "falcon": ("Falcon", {**_IDS, "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2}),
+    "mamba2": (
+        "Mamba2",
+        {
+            **_IDS,
+            "hidden_size": 16,
+            "num_hidden_layers": 2,
+            "state_size": 4,
+            "num_heads": 4,
+            "head_dim": 8,
+            "n_groups": 1,
+        },
+    ),
+    "jamba": (
+        "Jamba",
+        {
+            **_LLAMA,
+            "num_experts": 2,
+            "attn_layer_period": 2,
+            "attn_layer_offset": 1,
+            "mamba_d_state": 4,
+            "use_mamba_kernels": False,
+        },
+    ),
+    "rwkv": ("Rwkv", {**_IDS, "hidden_size": 16, "num_hidden_layers": 2, "attention_hidden_size": 16}),
 }
 """Architectures that cannot: recurrence, convolution, ALiBi, or attention that does not take the layout."""
 ARCHITECTURES: Architectures = PACKED | PADDED

@@ -95,6 +95,9 @@ class RewardModel:
         A function of these rows, on one type of device: whatever else is scored, by however many ranks.
         """
         encoded = self._encoded(rows)
+        most = checks.embedding_rows(self.model)
+        for index, given in enumerate(encoded.inputs):
+            checks.ids_fit(rows[index % len(rows)][0], self.tokenizer, most, given["input_ids"])
         if self.sharing is not None:
             self.sharing.route = None  # to be settled by the longest of these rows
             prompts, completions = self._shared([row["input_ids"] for row in encoded.inputs])

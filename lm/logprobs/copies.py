@@ -59,7 +59,7 @@ def precise(model: CompletionModel, device: torch.device, *, shaken: bool = Fals
             if isinstance(tensor, nn.Parameter):
                 if shaken and value.is_floating_point() and value.numel():
                     noise = torch.randn(value.shape, generator=generator, dtype=torch.float32).to(value)
-                    value += noise * (0.1 if value.dim() < 2 else 0.7 / math.sqrt(value.shape[-1]))
+                    value += noise * (0.3 if value.dim() < 2 else 0.7 / math.sqrt(value.shape[-1]))
                 value = nn.Parameter(value, requires_grad=tensor.requires_grad)
             memo[id(tensor)] = value
         if dropped and layers is not None:

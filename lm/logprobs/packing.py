@@ -430,14 +430,17 @@ class LastLayer:
             network.register_forward_pre_hook(self._pick)
             network.register_forward_hook(self._put_back)
 
+    @_ours
     def _enter(self, _: nn.Module, args: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]] | None:
         layout = kwargs.get("packed") if self.on else None
         self._layout = layout
         return None if layout is None else (args, kwargs | {"packed": layout.for_last_layer})
 
+    @_ours
     def _pick(self, _: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...] | None:
         return None if self._layout is None else (args[0][:, self._layout.read_U], *args[1:])
 
+    @_ours
     def _put_back(self, _: nn.Module, __: Any, out: Tensor) -> Tensor | None:
         if self._layout is None:
             return None

@@ -7,7 +7,7 @@ import copy
 import json
 import random
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -187,8 +187,8 @@ def _numberless(key: str) -> str:
 def tokenizer_fits(tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel) -> Check:
     """Whether every token id has a row of the embedding.
 
-    Special tokens beyond it that no text of ours can hold are let pass with a remark (Gemma 3 1B has one, of images):
-    what is tokenised is looked at again, see `ids_fit`.
+    Special tokens beyond it that only a text that names them can hold are let pass with a remark (Gemma 3 1B has one,
+    of images); such a text is refused where it is met, by `ids_fit`.
     """
     rows = embedding_rows(model)
     ids = tokenizer.get_vocab()
@@ -208,6 +208,16 @@ def tokenizer_fits(tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel) -
         return Check(name, False, largest, rows - 1, advice)
     remark = f"no text may hold {_listed(sorted(beyond))}: the embedding has no row for it" if beyond else ""
     return Check(name, True, largest, rows - 1, remark)
+
+
+def ids_fit(what: str, tokenizer: PreTrainedTokenizerBase, rows: int, ids: Iterable[int]) -> None:
+    """ValueError where one of the ids has no row of the embedding; `what` has them."""
+    if (largest := max(ids, default=-1)) >= rows:
+        token = tokenizer.convert_ids_to_tokens(largest)
+        raise ValueError(
+            f"{what} holds the special token {token!r} (id {largest}), for which the model's embedding, of {rows} rows, "
+            "has none; leave it out of the text"
+        )
 
 
 def embedding_rows(model: PreTrainedModel) -> int:

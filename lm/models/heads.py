@@ -27,6 +27,15 @@ class _BaseWithHead:
 
     causal_class: type[PreTrainedModel]
 
+    # transformers looks for these in the source of a class's module, which here is ours.
+    @classmethod
+    def _can_set_attn_implementation(cls) -> bool:
+        return bool(cls.causal_class._can_set_attn_implementation())
+
+    @classmethod
+    def _can_set_experts_implementation(cls) -> bool:
+        return bool(cls.causal_class._can_set_experts_implementation())
+
     def __init__(self, config: PretrainedConfig) -> None:
         super().__init__(config)  # type: ignore[call-arg]
         self.num_labels = config.num_labels
@@ -81,7 +90,7 @@ def ensure_reward_class(config: PretrainedConfig) -> None:
         (_BaseWithHead, own),
         {
             "__doc__": f"{name} with a linear head on its last hidden state.",
-            "__module__": __name__,
+            "__module__": causal.__module__,  # where transformers looks up what the architecture can do
             "config_class": type(config),
             "base_model_prefix": causal.base_model_prefix,
             "causal_class": causal,
@@ -100,3 +109,19 @@ def _state_width(causal: type[PreTrainedModel], config: PretrainedConfig) -> int
     if not isinstance(head, nn.Linear):
         raise ValueError(f"{causal.__name__} has no linear language-model head, so no reward model is made of it")
     return head.in_features
+
+
+def without_weights(config: PretrainedConfig) -> PreTrainedModel:
+    """A reward model of this config, on the device "meta".
+
+    Raises ValueError where there is no class for one, or only one whose head does not read the state of a reply's last
+    token (of the decoders BART's, CTRL's, ModernBERT's and Reformer's).
+    """
+    ensure_reward_class(config)
+    own = copy.deepcopy(config)
+    own.num_labels = 1
+    with torch.device("meta"):
+        model: PreTrainedModel = AutoModelForSequenceClassification.from_config(own)
+    if not hasattr(model, "score"):
+        raise ValueError(f"{type(model).__name__} has no `score` head, which reads the state of a reply's last token")
+    return model

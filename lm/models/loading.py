@@ -38,7 +38,7 @@ from lm.config import Config, LoraConfig
 from lm.logprobs.definition import check_positions
 from lm.models import checks, noise
 from lm.models.gguf import as_folder
-from lm.models.heads import ensure_reward_class
+from lm.models.heads import ensure_reward_class, without_weights
 from lm.models.lora import add_adapter
 
 SCRATCH = {"scratch:tiny": {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2, "vocab_size": 4096}}
@@ -161,7 +161,7 @@ def check_reward_base(spec: str, trust_remote_code: bool, option: str = "model")
     if spec in SCRATCH:
         return
     try:
-        ensure_reward_class(_config_of(option, spec, trust_remote_code))
+        without_weights(_config_of(option, spec, trust_remote_code))
     except ValueError as error:
         raise ValueError(
             f"{option} {spec!r}: no reward model can be started from it ({error}); name another model, or train none: "
@@ -174,6 +174,11 @@ def expect(spec: str | Path, option: str = "model") -> None:
     would ask the hub again and again."""
     if str(spec) not in SCRATCH and not Path(spec).exists():
         hub.expect(f"{option} {str(spec)!r}", str(spec), "model")
+
+
+def rows_by_config(option: str, spec: str, trust_remote_code: bool) -> int:
+    """Rows of the embedding, as the config says."""
+    return int(_config_of(option, spec, trust_remote_code).get_text_config().vocab_size)
 
 
 def _config_of(option: str, spec: str, trust_remote_code: bool) -> PretrainedConfig:
@@ -365,6 +370,8 @@ def open_weights(
     model, _ = _from_pretrained(
         auto, option, str(spec), trust_remote_code=trust_remote_code, new_head=new_head, **extra
     )
+    if model.dtype == torch.float64 and model._can_set_experts_implementation():
+        model.set_experts_implementation("eager")  # grouped products of experts do not know float64
     _OPENED.add(model)
     return model
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import copy
 import re
+import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -104,7 +105,10 @@ def add_adapter(model: PreTrainedModel, options: LoraConfig, *, base: str) -> No
         base_model_name_or_path=base,
     )
     try:
-        peft.LoraModel(model, config, NAME)  # not `get_peft_model`: its wrapper would only stand between
+        with warnings.catch_warnings():
+            # Settings that peft has ready for fused experts, on which no adapter goes.
+            warnings.filterwarnings("ignore", "The following (rank|alpha)_pattern keys", RuntimeWarning)
+            peft.LoraModel(model, config, NAME)  # not `get_peft_model`: its wrapper would only stand between
     except ValueError as error:  # layers that peft knows to be no plain linear maps, as Mamba's
         raise ValueError(f"lora.target_modules {options.target_modules}: {error}") from None
     cast_adapter_dtype(model, NAME)  # float32 over a base of 16 bits: else small updates are rounded away

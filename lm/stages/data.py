@@ -21,7 +21,8 @@ from lm.data.control_tokens import Names, remark, unmarked
 from lm.data.limits import SHARE, with_limits
 from lm.data.schemas import chat_renderer
 from lm.data.tokens import FORM, KEYS, load, standing_twice, tokenise
-from lm.models.loading import END, PAD, SCRATCH, content_of, load_tokenizer, same_tokenizer
+from lm.models import checks
+from lm.models.loading import END, PAD, SCRATCH, content_of, load_tokenizer, rows_by_config, same_tokenizer
 from lm.stages.run import Run, once
 
 LIMITS = ("max_prompt_length", "max_completion_length")
@@ -93,6 +94,8 @@ def data(run: Run) -> Artifact:
         sets = {}
         for name, rows in (("preferences", loaded.preferences), ("references", loaded.references)):
             sets[name], too_long = tokenise(rows, made, limited, scratch / f"{name}-ids.arrow")
+            if own is not None:
+                _check_ids(run, own, name, sets[name])
             save(sets[name].remove_columns(list(KEYS)), folder / name)
             report[name] = {
                 "kept": dict(Counter(sets[name]["split"])),
@@ -150,6 +153,17 @@ def sized(run: Run) -> Config:
     if not (limits := data(run).metrics.get("limits")):
         return run.config
     return replace(run.config, data=replace(run.config.data, **limits))
+
+
+def _check_ids(run: Run, own: PreTrainedTokenizerBase, name: str, dataset: Dataset) -> None:
+    """ValueError where a text holds a token that the model has no embedding for. Looks only where there are such."""
+    rows = rows_by_config("model", run.config.model, run.config.trust_remote_code)
+    if max(own.get_vocab().values()) < rows:
+        return
+    columns = [column for column in dataset.column_names if column.endswith("_ids")]
+    for row in dataset:
+        for column in columns:
+            checks.ids_fit(f"{name}, row {row['id']}, {column.removesuffix('_ids')}", own, rows, row[column])
 
 
 @once

@@ -2,21 +2,13 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Mapping
 from typing import Any
 
 import torch
-from transformers import (
-    AutoModelForCausalLM,
-    AutoModelForSequenceClassification,
-    PretrainedConfig,
-    PreTrainedModel,
-)
+from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
-
-from lm.models.heads import ensure_reward_class
 
 TYPES = tuple(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES)
 """Names of the architectures that transformers calls causal language models."""
@@ -171,7 +163,7 @@ def _layers(given: Mapping[str, Any]) -> dict[str, Any]:
     kept = sorted({kinds.index(kind) for kind in kinds})[:6]
     while len(kept) < min(2, depth):
         kept = sorted({*kept, next(at for at in range(depth) if at not in kept)})
-    fewer = {name: len(kept) for name in DEPTHS if given.get(name) is not None}
+    fewer: dict[str, Any] = {name: len(kept) for name in DEPTHS if given.get(name) is not None}
     for name, value in given.items():
         if name in lists and not _are_layers(value):
             fewer[name] = [value[at] for at in kept]
@@ -209,15 +201,3 @@ def build(
             if parameter.is_floating_point():
                 parameter.add_(torch.randn_like(parameter) * SPREAD)
     return model.eval()
-
-
-def reward_model_of(config: PretrainedConfig) -> PreTrainedModel:
-    """What a reward model of this config is, on the device "meta"; whatever its class raises where there is none."""
-    ensure_reward_class(config)
-    one = copy.deepcopy(config)
-    one.num_labels = 1
-    with torch.device("meta"):
-        model: PreTrainedModel = AutoModelForSequenceClassification.from_config(one)
-    if not hasattr(model, "score"):
-        raise ValueError(f"{type(model).__name__} has no `score` head, which reads the state of a reply's last token")
-    return model

@@ -37,10 +37,10 @@ from lm.logprobs.kernels import free_memory
 from lm.logprobs.trial import ROUNDING, RouteReport, route_report
 from lm.models import checks, noise
 from lm.models.checks import Check
-from lm.models.heads import ensure_reward_class
+from lm.models.heads import ensure_reward_class, without_weights
 from lm.models.loading import SCRATCH, check_model, load_policy, load_tokenizer, open_weights, opened_without_weights
 from lm.models.opening import device_named
-from lm.studies.architectures import build, reward_model_of, small
+from lm.studies.architectures import build, small
 
 COPIES = 5
 """Times the parameters in float32 that are held at most: the weights, a copy for the trial, three gradients."""
@@ -341,7 +341,7 @@ def _possible(report: Report, model: PreTrainedModel) -> None:
     name = "reward head"
     with report.row(name):
         stock = type(model.config) in AutoModelForSequenceClassification._model_mapping
-        made = reward_model_of(model.config)
+        made = without_weights(model.config)
         value = f"transformers' {type(made).__name__}" if stock else "ours, on the last hidden state"
         report.checks.append(Check(name, True, value, "a reward model can be made of it", ""))
     with report.row("LoRA targets"):

@@ -1,4 +1,4 @@
-"""Our numbers beside those of transformers' plain forward of each row alone: log-probs, rewards, gradients.
+"""Our log-probs beside those of transformers' plain forward of each row alone.
 
 The reference shares no code with `lm.logprobs`: a row is prompt and completion, by itself, without a mask, and a
 log-prob is read off its logits.
@@ -7,7 +7,7 @@ log-prob is read off its logits.
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -73,7 +73,8 @@ def _plain_row(model: PreTrainedModel, prompt: list[int], completion: list[int])
     ids = torch.tensor([prompt + completion], device=model.device)
     logits = model(input_ids=ids, use_cache=False).logits[0, len(prompt) - 1 : -1]
     picked = logits.double().log_softmax(-1)[torch.arange(len(completion)), completion]
-    return picked.sum()
+    total: Tensor = picked.sum()
+    return total
 
 
 def values(model: CompletionModel, examples: Sequence[Example], route: Route) -> Tensor:
@@ -102,29 +103,3 @@ def difference(values: Tensor, reference: Tensor, examples: Sequence[Example]) -
     off, allowed = (values - reference).abs(), RELATIVE * (counts + reference.abs())
     worst = int((off / allowed).nan_to_num(float("inf"), posinf=float("inf")).argmax())
     return Difference(off[worst].item(), allowed[worst].item())
-
-
-def gradients(model: torch.nn.Module, values: Callable[[], Tensor]) -> dict[str, Tensor]:
-    """Gradient of the sum of values by each parameter that has one."""
-    model.zero_grad(set_to_none=True)
-    values().double().sum().backward()  # type: ignore[no-untyped-call]
-    found = {name: p.grad.detach().clone() for name, p in model.named_parameters() if p.grad is not None}
-    model.zero_grad(set_to_none=True)
-    return found
-
-
-def gradient_difference(one: dict[str, Tensor], other: dict[str, Tensor]) -> tuple[float, str]:
-    """The largest difference of a parameter's gradient, in norm, beside its own norm or a thousandth of that of all.
-
-    Returns it, and the parameter. Raises no error where one of them lacks a gradient: that counts as zero.
-    """
-    total = torch.stack([g.double().norm() for g in other.values()]).norm().item() or 1.0
-
-    def off(name: str) -> float:
-        pair = [gradients.get(name) for gradients in (one, other)]
-        known = [g.double() for g in pair if g is not None]
-        size = 0.0 if pair[1] is None else pair[1].double().norm().item()
-        apart = (known[0] - known[1] if len(known) == 2 else known[0]).norm().item()
-        return apart / max(size, 1e-3 * total)
-
-    return max(((off(name), name) for name in one.keys() | other.keys()), default=(0.0, ""))

@@ -12,6 +12,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,10 +23,11 @@ from transformers import AutoModelForSequenceClassification, PretrainedConfig
 from lm.base import progress
 from lm.logprobs.completions import CompletionModel, collate
 from lm.models import checks, noise
-from lm.studies.architectures import TYPES, VOCABULARY, build, of_type, reward_model_of
+from lm.models.heads import without_weights
+from lm.studies.architectures import TYPES, VOCABULARY, build, of_type
 from lm.studies.bench import put_between_marks
 from lm.studies.model_check import quiet_routes
-from lm.studies.parity import Example, difference, examples, plain_logps, values
+from lm.studies.parity import Difference, Example, difference, examples, plain_logps, values
 from theory.records import provenance, table, write_json
 
 SECONDS = 60
@@ -78,8 +80,9 @@ def row_of(model_type: str) -> Row:
     noise.turn_off(model)
     name, head = type(model).__name__, _head(model.config)
 
-    def row(outcome: str, why: str, *numbers: float | None) -> Row:
-        return Row(model_type, name, outcome, why, *(numbers or (None, None, None)), head)
+    def row(outcome: str, why: str, off: Difference | None = None, moved: float | None = None) -> Row:
+        value, limit = (None, None) if off is None else (off.value, off.limit)
+        return Row(model_type, name, outcome, why, value, limit, moved, head)
 
     causal = checks.causal(model)
     if not causal.ok:
@@ -101,7 +104,7 @@ def row_of(model_type: str) -> Row:
         return row(REFUSED, _line(error))
     worst = max(found, key=lambda each: each.value / each.limit if each.value == each.value else float("inf"))
     outcome = route if all(each.ok for each in found) else WRONG
-    return row(outcome, ours.reason or "", worst.value, worst.limit, moved.value)
+    return row(outcome, ours.reason or "", worst, moved.value)
 
 
 def _ending_otherwise(examples: Sequence[Example]) -> list[Example]:
@@ -112,9 +115,9 @@ def _ending_otherwise(examples: Sequence[Example]) -> list[Example]:
 def _head(config: PretrainedConfig) -> str:
     stock = type(config) in AutoModelForSequenceClassification._model_mapping
     try:
-        reward_model_of(config)
+        without_weights(config)
     except Exception as error:  # of the class, which may lack a head that reads one state
-        return f"none ({_line(error)})"
+        return f"none: {_short_of(_line(error), 70)}"
     return "transformers'" if stock else "ours"
 
 
@@ -167,8 +170,12 @@ def _off(row: Row) -> str:
     return "" if row.difference is None else f"{row.difference:.1e}"
 
 
-def _short(row: Row, most: int = 160) -> str:
-    text = row.why.replace("|", "/").replace("<", "").replace(">", "")
+def _short(row: Row, most: int = 130) -> str:
+    return _short_of(row.why, most)
+
+
+def _short_of(text: str, most: int) -> str:
+    text = text.replace("|", "/").replace("<", "").replace(">", "")
     return text if len(text) <= most else f"{text[: most - 3]}..."
 
 
@@ -184,8 +191,8 @@ def survey(page: Path | None, json: Path | None) -> int:
         versions = ", ".join(f"{name} {version}" for name, version in source["versions"].items())
         said = f"`python -m lm.check --architectures --markdown {page}`, {source['date'][:10]}, {versions}"
         put_between_marks(page, f"{said}.\n\n{markdown(rows)}", "lm.check")
-    console = Console()
+    said = partial(Console().print, highlight=False, markup=False, soft_wrap=True)
     for row in rows:
-        console.print(f"{row.type:28} {row.outcome:9} {_off(row):8} {_short(row, 90)}", highlight=False, markup=False)
-    console.print(counted(rows), highlight=False)
+        said(f"{row.type:28} {row.outcome:9} {_off(row):8} {_short(row, 90)}")
+    said(counted(rows))
     return int(any(row.outcome == WRONG for row in rows))
