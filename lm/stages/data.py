@@ -96,7 +96,8 @@ def data(run: Run) -> Artifact:
         return report
 
     artifact = run.store.get("data", config.kind, inputs, make, alone=True)
-    _say(artifact.metrics)
+    if config.kind != "world":
+        _say(artifact.metrics)
     _checked_tokenizer(run, artifact)  # before anything reads the ids, and not when it is first decoded
     ensembles = [name for name in run.config.methods if "members" in run.config.method(name).needs]
     if config.rewards == "given" and artifact.metrics["members"] < 2 and ensembles:
