@@ -8,6 +8,7 @@ again.
 from __future__ import annotations
 
 import json
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,8 @@ from lm.objectives import MAIN, JointOracle, Method
 from lm.stages import data, evaluations
 from lm.stages.policies import policies
 from lm.stages.rewards import asked, own_oracle, reward_artifact
-from lm.stages.run import Run
+from lm.stages.run import COMMITS, Run
+from theory.records import write_json
 
 LIST = Path(__file__).with_name("artifact_keys.json")
 CASES = json.loads(LIST.read_text())
@@ -120,6 +122,97 @@ def test_an_oracle_of_another_kind_or_with_another_option_has_a_key_of_its_own(k
     for oracle in oracles:
         own_oracle(run, "drdo", Own(oracle=oracle))
     assert len(set(keys["reward/drdo"])) == 3
+
+
+# ---------------------------------------------------------------- content, and not spelling
+
+
+@pytest.fixture
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The current folder, with a set, a model and a judge that are enough to be keyed."""
+    row = {"prompt": "p", "chosen": "a", "rejected": "b"}
+    (tmp_path / "pairs.jsonl").write_text(json.dumps(row) + "\n")
+    for name, kind in (("base", "LlamaForCausalLM"), ("judge", "LlamaForSequenceClassification")):
+        one = {"model_type": "llama", "architectures": [kind], "num_labels": 1, "name": name}
+        write_json(tmp_path / name / "config.json", one)
+        for file in ("tokenizer.json", "model.safetensors"):
+            (tmp_path / name / file).write_text("{}")
+    (tmp_path / "below").mkdir()
+    (tmp_path / "link.jsonl").symlink_to("pairs.jsonl")
+    (tmp_path / "link").symlink_to("base")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("SETS", str(tmp_path / "below" / ".."))
+    return tmp_path
+
+
+def asked_keys(*options: str) -> Run:
+    """A run of a set that asks for a policy, and so for all below it."""
+    arguments = ["--data.kind", "preferences", "--methods", "[d-dpo]", "--output_dir", "run", *options]
+    run = Run(parse("lm.test", "", arguments)[0])
+    policies(run, "d-dpo")
+    return run
+
+
+@pytest.mark.parametrize("path", ["{home}/pairs.jsonl", "./pairs.jsonl", "below/../pairs.jsonl", "~/pairs.jsonl"])
+@pytest.mark.parametrize("model", ["{home}/base/", "link", "$SETS/base"])
+def test_a_path_counts_by_its_content(path: str, model: str, home: Path, keys: dict[str, list[str]]) -> None:
+    asked_keys("--data.path", "pairs.jsonl", "--model", "base", "--data.sft_path", "pairs.jsonl")
+    spelled = [option.format(home=home) for option in (path, model)]
+    again = ["--data.path", spelled[0], "--model", spelled[1], "--data.sft_path", "link.jsonl"]
+    asked_keys(*again)
+    assert all(len(found) == 1 for found in keys.values()), keys
+    (home / "base" / "tokenizer.json").write_text("{ }")
+    asked_keys(*again)
+    assert all(len(found) == 2 for found in keys.values()), "another content is another key"
+
+
+def test_a_given_judge_and_rows_of_another_type_count_likewise(home: Path, keys: dict[str, list[str]]) -> None:
+    options = ["--data.path", "pairs.jsonl", "--data.labels", "oracle", "--oracle_model"]
+    for spelled in ("judge", "./judge/", str(home / "below" / ".." / "judge")):
+        asked_keys(*options, spelled)
+    assert {name: len(found) for name, found in keys.items()} == dict.fromkeys(keys, 1)
+    (home / "pairs.json").write_bytes((home / "pairs.jsonl").read_bytes())
+    asked_keys("--data.path", "pairs.json")
+    assert len(keys["data/preferences"]) == 2, "the same bytes are read in another way"
+
+
+@pytest.fixture
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The hub's cache, of a machine without a network."""
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    return tmp_path / "hub"
+
+
+def put(cache: Path, repository: str, revision: str, commit: str) -> None:
+    """What the hub's client leaves when it loads a revision."""
+    for part in ("refs", f"snapshots/{commit}"):
+        (cache / repository / part).mkdir(parents=True, exist_ok=True)
+    (cache / repository / "refs" / revision).write_text(commit)
+
+
+def test_a_hub_name_counts_by_its_commit(
+    home: Path, cache: Path, keys: dict[str, list[str]], capsys: pytest.CaptureFixture[str]
+) -> None:
+    put(cache, "models--me--tiny", "main", "a" * 40)
+    put(cache, "datasets--me--set", "main", "b" * 40)
+    put(cache, "datasets--me--set", "v1", "b" * 40)
+    names = ("--model", "me/tiny", "--data.path")
+    for path in ("me/set", "me/set@v1", f"me/set@{'b' * 40}"):
+        asked_keys(*names, path)
+    assert all(len(found) == 1 for found in keys.values())
+    put(cache, "models--me--tiny", "main", "c" * 40)
+    asked_keys(*names, "me/set")
+    assert all(len(found) == 2 for found in keys.values()), "the name stands for another model now"
+    assert "commit" not in capsys.readouterr().err
+    os.rename(cache, home / "gone")
+    write_json(home / "run" / COMMITS, {"model me/tiny": "c" * 40, "dataset me/set": "b" * 40})
+    asked_keys(*names, "me/set")
+    assert all(len(found) == 2 for found in keys.values()), "a run's folder knows what its names stood for"
+    assert "model me/tiny: neither the hub nor its cache tells the commit" in capsys.readouterr().err
+    with pytest.raises(ValueError, match=r"model 'me/tinny': there is no such folder, and the hub's cache here has no"):
+        asked_keys("--model", "me/tinny", "--data.path", "pairs.jsonl")
 
 
 def write_anew() -> None:

@@ -59,6 +59,31 @@ def idle(config: Config, command: str) -> Iterator[tuple[str, str]]:
         yield "evaluation.out_of_domain.prompt_template", "it is of articles of evaluation.out_of_domain.path"
 
 
+def in_force(config: Config) -> str:
+    """What a run of a set that is read does with it, in one line."""
+    data, rho = config.data, config.bias.rho
+    limits = {"prompts": data.max_prompt_length, "completions": data.max_completion_length}
+    rewards = {
+        "models": "rewards of models that are trained on it",
+        "given": "the set's own rewards",
+        "oracle": "the judge's own rewards",
+    }
+    return "; ".join(
+        (
+            f"{data.path}: "
+            + ("the set's own labels" if data.labels == "given" else "every pair labelled again by the oracle"),
+            "no bias is drawn" if rho is None else f"pairs drawn so that {rho:.0%} prefer the longer completion",
+            *(
+                f"{what} of {'99% of the rows fit' if most is None else f'at most {most:,} tokens'}"
+                for what, most in limits.items()
+            ),
+            rewards[data.rewards],
+            f"methods {', '.join(config.methods)}",
+            f"model {config.model}",
+        )
+    )
+
+
 def _replaced_by_all(settings: Sequence[Mapping[str, Any]]) -> set[str]:
     """Options that every setting names, dotted."""
     named = [set(_leaves(setting)) for setting in settings]

@@ -65,7 +65,7 @@ def meant(path: str) -> str:
             found /= part
     except OSError:
         return ""
-    return f"; did you mean {str(found)!r}?" if found.parts else ""
+    return f" (is {str(found)!r} meant?)" if found.parts else ""
 
 
 def is_offline() -> bool:

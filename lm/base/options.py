@@ -214,8 +214,9 @@ def sources_of(parser: Parser, arguments: Sequence[str]) -> Sources:
                 presets = ", ".join(sorted(file.name for file in CONFIGS.glob("*.yaml")))
                 parser.error(f"--config: there is no file {path!r}; the presets in {CONFIGS} are {presets}")
             documents.append(document := read_document(Path(path)))
-            for name in {"config", "debug", "quiet"} & document.values.keys():
-                raise ValueError(f"{document.where(name)}: {name} is an option of the command line alone")
+            for name in ("config", "debug", "quiet"):
+                if document.values.get(name):  # --print_config writes the last two
+                    raise ValueError(f"{document.where(name)}: {name} is an option of the command line alone")
         for name, value in _named(rest):
             if value is not None and value.lstrip()[:1] in ("{", "["):
                 try:

@@ -81,10 +81,6 @@ class Store:
     def __init__(self, root: Path, *, seed: int, read_only: frozenset[str] = frozenset()) -> None:
         self.root, self.seed, self.read_only = root, seed, read_only
 
-    def has(self, stage: str, name: str, inputs: Mapping[str, Any]) -> bool:
-        """Whether the artifact of these inputs is there. All ranks call this."""
-        return ranks.from_first((self.root / stage / f"{name}-{key_of(stage, name, inputs)}").exists)
-
     def get(
         self,
         stage: str,

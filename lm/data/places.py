@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+import datasets
+
 from lm.base import hub
 from lm.data.rows import HUB_DATASET, shown
 
@@ -23,7 +25,13 @@ def check(path: str, *, option: str = "data path") -> None:
             f"{option} {shown(path)}: there is no such file or folder{hub.meant(path)}, and it is no hub name "
             "(owner/name)"
         )
-    hub.expect(f"{option} {shown(path)}", named[1], "dataset", named[3])
+    if not _is_prepared(named[1]):
+        hub.expect(f"{option} {shown(path)}", named[1], "dataset", named[3])
+
+
+def _is_prepared(name: str) -> bool:
+    """Whether `datasets` has made its own files of a hub dataset, which it reads without the hub."""
+    return (Path(datasets.config.HF_DATASETS_CACHE) / name.replace("/", "___")).is_dir()
 
 
 def placeless(path: str | None) -> str | None:

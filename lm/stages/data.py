@@ -22,7 +22,7 @@ from lm.data.limits import SHARE, with_limits
 from lm.data.schemas import chat_renderer
 from lm.data.tokens import FORM, KEYS, load, standing_twice, tokenise
 from lm.models import checks
-from lm.models.loading import END, PAD, SCRATCH, content_of, load_tokenizer, rows_by_config, same_tokenizer
+from lm.models.loading import END, PAD, SCRATCH, load_tokenizer, rows_by_config, same_tokenizer
 from lm.stages.run import Run, once
 
 LIMITS = ("max_prompt_length", "max_completion_length")
@@ -40,19 +40,13 @@ def data(run: Run) -> Artifact:
     config = run.config.data
     paths = (config.path, config.sft_path)
     alike = replace(config, rewards="models") if config.rewards == "oracle" else config  # until then
-    # Of an earlier version, whose keys counted a path's spelling and a hub name: the folder goes on with them.
     inputs = {
-        "data": alike,
-        "content": [content_of(path) for path in paths],
-        "model": content_of(run.config.model),
+        "data": replace(alike, path=places.placeless(config.path), sft_path=places.placeless(config.sft_path)),
+        "content": [run.content(path, "dataset") for path in paths],
+        "model": run.content(run.config.model),
         "seed": run.config.seed,
         "form": FORM,
     }
-    run.by_name = run.store.has("data", config.kind, inputs)
-    if not run.by_name:
-        inputs["content"] = [run.content(path, "dataset") for path in paths]
-        inputs["model"] = run.content(run.config.model)
-        inputs["data"] = replace(alike, path=places.placeless(config.path), sft_path=places.placeless(config.sft_path))
 
     def make(folder: Path, scratch: Path) -> dict[str, Any]:
         source, own = None, None
@@ -115,7 +109,8 @@ def data(run: Run) -> Artifact:
         return report
 
     artifact = run.store.get("data", config.kind, inputs, make, alone=True)
-    _say(artifact.metrics)
+    if config.kind != "world":
+        _say(artifact.metrics)
     _checked_tokenizer(run, artifact)  # before anything reads the ids, and not when it is first decoded
     ensembles = [name for name in run.config.methods if "members" in run.config.method(name).needs]
     if config.rewards == "given" and artifact.metrics["members"] < 2 and ensembles:

@@ -69,8 +69,6 @@ class Run:
         """What `once` has seen."""
         self.commits: dict[str, str | None] = {}
         """What hub names stand for."""
-        self.by_name = False
-        """Whether the folder's artifacts are of a version that keyed hub names as they are."""
 
     def seed(self, *what: str) -> int:
         """A seed of its own for everything that draws, from the run's seed and the drawer's name."""
@@ -81,10 +79,12 @@ class Run:
 
         A hub name counts by its commit, which is kept in the run's folder: where neither the hub nor its cache can
         tell, it is the one that the folder had before, or else the name, and that is said.
+
+        Raises FileNotFoundError or ValueError, within seconds, for what is neither here nor on the hub.
         """
         from lm.models.loading import SCRATCH, content_of
 
-        if path is None or path in SCRATCH or Path(path).exists() or self.by_name:
+        if path is None or path in SCRATCH or Path(path).exists():
             return content_of(path)
         if (name := f"{kind} {path}") not in self.commits:
             self.commits[name] = ranks.from_first(lambda: self._commit(name, path, kind))
@@ -92,11 +92,14 @@ class Run:
 
     def _commit(self, name: str, path: str, kind: hub.Kind) -> str | None:
         from lm.data import places
+        from lm.models.loading import expect
 
         commit = hub.commit_of(path, kind) if kind == "model" else places.commit_of(path)
         file = self.store.root / COMMITS
         known = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
         if commit is None:
+            if name not in known:  # so that a mistyped path is told at once, and nothing else
+                expect(path) if kind == "model" else places.check(path)
             stands = f"the one that it had, {known[name]}," if name in known else "the name"
             progress.say(f"{name}: neither the hub nor its cache tells the commit; {stands} stands for it in keys")
             return known.get(name)
@@ -155,13 +158,17 @@ def command(
     description = (sys.modules["__main__"].__doc__ or "").strip().split("\n")[0]
 
     def main(given: Sequence[str]) -> None:
+        from lm.base.effects import in_force
         from lm.base.options import parse
 
-        config, resolved = said_once(lambda: parse(name, description, given, preset, examples))
+        config, resolved = said_once(lambda: parse(name, description, given, preset, examples, shared=shared))
         folder = Path(config.output_dir)
         with ranks.together(config.device), only_run_in(folder, shared=shared):
             if ranks.is_first() and not shared:  # several configs, one folder
                 write_text(folder / "config.yaml", resolved)
-            action(Run(config, read_only=read_only))
+            run = Run(config, read_only=read_only)
+            if config.data.kind != "world" and not shared:
+                progress.say(in_force(config))
+            action(run)
 
     return as_command(main)(arguments)

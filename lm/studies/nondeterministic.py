@@ -130,7 +130,7 @@ def out_of_domain(run: Run) -> Artifact | None:
 
     inputs = {
         "data": data(run),
-        "prompts": wanted if run.by_name else replace(wanted, path=places.placeless(wanted.path)),
+        "prompts": replace(wanted, path=places.placeless(wanted.path)),
         "content": run.content(wanted.path, "dataset"),
         "longest": longest,
         "seed": run.seed(OUT),
