@@ -1,8 +1,8 @@
 """Artifacts that were finished before a change of the code are found after it: their keys are a committed list.
 
 Where the same options are to give something else, the keys have to change (`lm.data.tokens.FORM`,
-`lm.base.store.FORMAT`) and `python -m tests.artifact_keys_test` writes the list anew; CHANGELOG.md says what is computed
-again.
+`lm.base.store.FORMAT`) and `python -m tests.artifact_keys_test` writes the list anew; CHANGELOG.md says what is
+computed again.
 """
 
 from __future__ import annotations

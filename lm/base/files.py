@@ -9,7 +9,6 @@ import json
 import math
 import os
 import re
-import reprlib
 import shutil
 import zlib
 from collections.abc import Iterable, Iterator
@@ -41,7 +40,7 @@ def json_line(row: Any, where: str) -> bytes:
         column, value = next(_not_json(row, ""), ("", row))
         named = f", column {column!r}" if column else ""
         raise ValueError(
-            f"{where}{named}: {reprlib.repr(value)} ({type(value).__name__}) cannot be written as JSON; leave it out, "
+            f"{where}{named}: {repr(value)[:100]} ({type(value).__name__}) cannot be written as JSON; leave it out, "
             "turn it into text, or take a .parquet file, which has numbers that are not finite, dates and bytes"
         ) from None
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import datetime
 import json
 import math
 import os
@@ -379,6 +380,45 @@ def test_what_is_too_long_loses_its_beginning_and_is_counted(
     assert "too long" not in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("kind", ["chat", "plain", "encoder"])
+def test_names_of_control_tokens_in_texts_are_characters_and_counted(
+    kind: str, tokenizer: PreTrainedTokenizerBase, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Neither a user nor a reply ends a turn, or what is read, by writing its end."""
+    make: Any = {"chat": chat_model, "plain": plain_model, "encoder": encoder}[kind]
+    model, tokenizer, folder = make(tmp_path / "A", tokenizer)
+    name = "[SEP]" if kind == "encoder" else END
+
+    def plain(text: str) -> list[int]:
+        ids: list[int] = tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"]
+        return ids
+
+    def token(text: str) -> list[int]:
+        return [tokenizer.convert_tokens_to_ids(text)]
+
+    question, *replies = f"Which{name} sky?", f"A {name}blue one.", f"None{name} at all"
+
+    def one(reply: str) -> float:
+        if kind == "chat":
+            ids = [*plain(f"<user>{question}"), *token(END), *plain(f"\n<assistant>{reply}"), *token(END), *plain("\n")]
+            return by_transformers(model, {"input_ids": torch.tensor([ids])})
+        if kind == "plain":
+            ids = [*plain(question), *plain(f" {reply}"), *token(END)]
+            return by_transformers(model, {"input_ids": torch.tensor([ids])})
+        first, second = plain(question), plain(f" {reply}")
+        ids = [*token("[CLS]"), *first, *token("[SEP]"), *second, *token("[SEP]")]
+        types = [0] * (len(first) + 2) + [1] * (len(second) + 1)
+        return by_transformers(model, {"input_ids": torch.tensor([ids]), "token_type_ids": torch.tensor([types])})
+
+    rows = [ROWS[0], {"prompt": question, "chosen": f" {replies[0]}", "rejected": f" {replies[1]}"}]
+    scored = score(tmp_path / "out.jsonl", "--reward-model", folder, rows=rows)
+    both = [scored[1][f"{side}_reward_A"] for side in ("chosen", "rejected")]
+    assert both == pytest.approx([one(reply) for reply in replies], rel=1e-4)  # some layers compute in float32
+    said = capsys.readouterr().err
+    assert re.search(rf"1 rows name control tokens in their texts \({re.escape(name)} in 1\), read as characters", said)
+    assert "pairs.jsonl, line 2" in said.partition("first: ")[2]
+
+
 # ---------------------------------------------------------------- what is written
 
 
@@ -420,6 +460,27 @@ def test_a_model_alone_gives_the_one_reward_and_no_ensemble(
     said = capsys.readouterr().out
     assert f"left out: columns {', '.join(sorted(rewards.EVERY))}, which hold other rewards" in said
     assert "the one reward: B; the ensemble: none" in said
+
+
+def test_what_the_file_could_not_hold_is_said_before_anything_is_scored(
+    tokenizer: PreTrainedTokenizerBase,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    folder = plain_model(tmp_path / "B", tokenizer)[2]
+    path = tmp_path / "pairs.parquet"
+    when = datetime.datetime(2026, 11, 29, 12)
+    write_rows(path, [*numbered(2), {**numbered(3)[2], "made": when, "margin": 3.0}])
+    around = ["--data", str(path), "--device", "cpu", "--reward-model", folder]
+    assert main([*around, "--out", str(tmp_path / "out.parquet")]) == 0
+    written = [row for _, row in read_rows(str(tmp_path / "out.parquet"))]
+    assert [row["made"] for row in written] == [None, None, when]
+    assert "margin" not in written[2]
+    monkeypatch.setattr(scored_sets, "_score_shards", None)
+    assert main([*around, "--out", str(tmp_path / "out.jsonl")]) == 2
+    assert "out.jsonl, row 3, column 'made': datetime.datetime(2026, 11, 29, 12, 0)" in capsys.readouterr().err
+    assert not (tmp_path / "out.jsonl").exists()
 
 
 # ---------------------------------------------------------------- our own models, by name
