@@ -142,7 +142,7 @@ def test_a_run_writes_its_resolved_config(tmp_path: Path) -> None:
         (["--ipo.tau", "0"], "IPO.tau must be a finite number > 0, got 0"),
         (["--p_dpo.kl.alpha_end", "-1"], "Pessimism.alpha_end must be a finite number >= 0, got -1"),
         (["--p_dpo.kl.target", "0"], "Pessimism.target must be a finite number > 0, got 0.0"),
-        (["--e_dpo.kl.target", "inf"], "Pessimism.target must be a finite number > 0, got inf"),
+        (["--e_dpo.kl.target", ".inf"], "Pessimism.target must be a finite number > 0, got inf"),
         (["--dp_dpo.kl.target", "far"], "--dp_dpo.kl.target must be a number or null, got far$"),
         (["--p_dpo.kl.target", "1", "--p_dpo.kl.rate", "-1"], "Pessimism.rate must be a finite number > 0, got -1.0"),
         (["--p_dpo.kl.rate", "0.1"], "Pessimism.rate is of the ascent to a target: give a target too, got rate 0.1"),

@@ -31,7 +31,8 @@ def by_cone_program(method: Method, world: World, graphs: Graphs, target: float)
     """All prompts at once, and the multiplier as the solver's dual variable."""
     ref, pairs = world.target, sum(map(len, graphs))
     us = [cp.Variable(ref.shape[1]) for _ in graphs]
-    terms, kl = [], 0.0
+    terms: list[Any] = []
+    kl: Any = 0.0
     assert method.implicit_scale is not None
     for x, (graph, u) in enumerate(zip(graphs, us, strict=True)):
         implicit = method.implicit_scale * (graph.incidence @ u)

@@ -283,7 +283,7 @@ def test_a_cell_is_of_one_method(preset: Path, tmp_path: Path, capsys: pytest.Ca
         (
             "p-dpo",
             {"chosen": {"setting": {"kl": {"target": 2.0}}}},
-            "--like is a cell whose KL is held at kl.target 2,",
+            "--like is a cell whose KL is held at kl.target 2; a constant",
         ),
     ],
 )
