@@ -1,5 +1,5 @@
-"""Files of rows, one reader a type: JSON lines, a JSON array, comma- and tab-separated values, Parquet; all but the last
-also packed by gzip. A malformed row is a ValueError that says where it stands."""
+"""Files of rows, one reader a type: JSON lines, a JSON array, comma- and tab-separated values, Parquet; all but the
+last also packed by gzip. A malformed row is a ValueError that says where it stands."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from lm.base.files import parse_json, read_jsonl
 
 Row = dict[str, Any]
 TEXTS = (".jsonl", ".json", ".csv", ".tsv")
-READ = tuple(f"{suffix}{packed}" for suffix in TEXTS for packed in ("", ".gz")) + (".parquet",)
+READ = (*(f"{suffix}{packed}" for suffix in TEXTS for packed in ("", ".gz")), ".parquet")
 """Files that are read, by the ends of their names."""
 NOT_ROWS = frozenset({"dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json", "config.json"})
 """What libraries leave in a folder beside the rows."""

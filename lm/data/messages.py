@@ -85,9 +85,7 @@ def message(value: Any, where: str) -> Message:
         raise ValueError(f"{where}: {speaker!r} must be one of {', '.join(ROLES)}, got {shown(role)}{hint}")
     if found := [name for name in NOT_TEXT if not is_missing(value.get(name))]:
         raise ValueError(f"{where}: a message has {found[0]!r}; text alone is read: leave such rows out")
-    carried = {
-        name: _without_nulls(value[name]) for name in (*CARRIED, *LINKS) if not is_missing(value.get(name))
-    }
+    carried = {name: _without_nulls(value[name]) for name in (*CARRIED, *LINKS) if not is_missing(value.get(name))}
     if "tool_calls" in carried:
         carried["tool_calls"] = _calls(carried["tool_calls"], where)
     for name, what in carried.items():
@@ -204,6 +202,31 @@ def written_out(one: Message) -> str:
     return "\n".join([*([one["content"]] if one["content"] or not extra else []), *extra])
 
 
-def plain(messages: Sequence[Message]) -> str:
+def plain(messages: Sequence[Message], tools: list[Any] | None = None) -> str:
     """A dialogue as text with the roles named, for readers that have no template: people, and an LLM that judges."""
-    return "".join(f"\n\n{each['role']}: {written_out(each)}" for each in messages)
+    before = f"\n\ntools: {json.dumps(tools, ensure_ascii=False, default=str)}" if tools else ""
+    return before + "".join(f"\n\n{each['role']}: {written_out(each)}" for each in messages)
+
+
+# ---------------------------------------------------------------- kept beside the text
+
+STORED = ("prompt_messages", "chosen_messages", "rejected_messages", "tools")
+"""Columns of JSON in which a run keeps the messages that its texts were written from; null where these are the set's.
+What begins as the sides do changes places with them."""
+
+
+def stored(conversation: Conversation | None) -> dict[str, str | None]:
+    """A row's values of STORED."""
+    if conversation is None:
+        return dict.fromkeys(STORED)
+    parts = (conversation.context, [conversation.chosen], [conversation.rejected], conversation.tools)
+    return {name: part and json.dumps(part, ensure_ascii=False) for name, part in zip(STORED, parts, strict=True)}
+
+
+def restored(row: Mapping[str, Any]) -> Row:
+    """prompt, chosen and rejected (and tools) of a row of a run as a set has them: messages where it was written from
+    some, else its texts."""
+    made = {name: json.loads(row[name]) for name in STORED if row.get(name) is not None}
+    if not made:
+        return {name: row[name] for name in ("prompt", "chosen", "rejected")}
+    return {name.removesuffix("_messages"): value for name, value in made.items()}

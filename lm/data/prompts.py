@@ -29,7 +29,7 @@ METADATA = re.compile(
 
 
 @dataclass(frozen=True)
-class Reading:
+class Layout:
     """How the rows of a set are read, as `lm.data.sets.survey` decides over all of them; by default, each by itself."""
 
     prompt: str = AUTO
@@ -40,18 +40,18 @@ class Reading:
     """Whether a prompt that both sides begin with is taken off them."""
 
 
-ALONE = Reading()
+ALONE = Layout()
 
 
-def prompt_of(row: Row, where: str, reading: Reading) -> str | list[Message] | None:
+def prompt_of(row: Row, where: str, layout: Layout) -> str | list[Message] | None:
     """The prompt as text or messages, None where there is none. ValueError where the column that is named, or the
     messages in it, cannot be read, and where a prompt is to be inferred that is there."""
-    if reading.prompt not in (AUTO, INFERRED):
-        if reading.prompt in row and is_missing(row[reading.prompt]):
+    if layout.prompt not in (AUTO, INFERRED):
+        if layout.prompt in row and is_missing(row[layout.prompt]):
             return ""
-        return side(row, reading.prompt, where)
+        return side(row, layout.prompt, where)
     if row.get("prompt") is not None:
-        if reading.prompt == INFERRED:
+        if layout.prompt == INFERRED:
             raise ValueError(f"{where}: data.prompt is {INFERRED!r}, and the row has a 'prompt'; leave one of them out")
         return side(row, "prompt", where)
     return None
@@ -84,10 +84,10 @@ def text_columns(row: Row) -> list[str]:
     ]
 
 
-def refuse_others(row: Row, where: str, reading: Reading, kind: Literal["slip", "any"]) -> None:
+def refuse_others(row: Row, where: str, layout: Layout, kind: Literal["slip", "any"]) -> None:
     """ValueError where a row without a prompt has a column that may be it: one of nearly that name ("slip"), or any
     other text ("any")."""
-    if reading.prompt != AUTO:
+    if layout.prompt != AUTO:
         return
     others = text_columns(row)
     close = like("prompt", others)

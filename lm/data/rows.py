@@ -117,11 +117,13 @@ def places(first: Sequence[str], count: int) -> str:
 
 
 def left_out(counts: Mapping[str, int], first: Mapping[str, Sequence[str]]) -> list[str]:
-    """A line for each reason: how many rows, why, and the first of them."""
-    return [
-        f"left out: {count:,} rows, {reason}" + (f" ({places(first[reason], count)})" if reason in first else "")
-        for reason, count in counts.items()
-    ]
+    """Lines for each reason: how many rows, why, and where the first of them stand."""
+    lines = []
+    for reason, count in counts.items():
+        lines.append(f"left out: {count:,} rows, {reason}")
+        if reason in first:
+            lines.append(f"  first: {places(first[reason], count)}")
+    return lines
 
 
 def write_rows(path: Path, rows: Iterable[Row]) -> None:
@@ -157,7 +159,17 @@ def column(row: Mapping[str, Any], name: str, kind: type, where: str) -> Any:
 
 
 SAME = {
-    "prompt": ("question", "instruction", "input", "query", "request", "problem", "context", "conversation", "dialogue"),
+    "prompt": (
+        "question",
+        "instruction",
+        "input",
+        "query",
+        "request",
+        "problem",
+        "context",
+        "conversation",
+        "dialogue",
+    ),
     "chosen": ("preferred", "accepted", "winner", "positive", "better", "win"),
     "rejected": ("dispreferred", "unpreferred", "loser", "negative", "worse", "lose", "refused"),
     "completion": ("response", "output", "answer", "reply", "summary", "target", "text"),

@@ -6,28 +6,23 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import takewhile
-from typing import Any, Protocol
-
-from transformers import PreTrainedTokenizerBase
+from typing import Any
 
 from lm.config import DataConfig
 from lm.data.messages import (
     NOT_TEXT,
     Conversation,
-    carries,
     is_empty,
     is_missing,
-    plain,
     says,
     side,
-    written_out,
 )
 from lm.data.messages import Message as Message
 from lm.data.messages import tools as tools_of
 from lm.data.prompts import (
     ALONE,
     AUTO,
-    Reading,
+    Layout,
     begins_with,
     conversation_of,
     inferred,
@@ -36,6 +31,9 @@ from lm.data.prompts import (
     without,
 )
 from lm.data.rows import Row, column, number, shown, unicode_text
+from lm.data.templates import Renderer as Renderer
+from lm.data.templates import chat_renderer as chat_renderer
+from lm.data.templates import plain_chat as plain_chat
 
 
 @dataclass(frozen=True)
@@ -92,7 +90,7 @@ def is_dialogue(text: str) -> bool:
     return any(match.start() > 0 and text[: match.start()].strip() for match in _TURN.finditer(text))
 
 
-def _are_dialogues(chosen: str, rejected: str) -> bool:
+def are_dialogues(chosen: str, rejected: str) -> bool:
     """Whether two texts are dialogues, or one is and the other should be."""
     return is_dialogue(chosen) or is_dialogue(rejected) or all(len(turns) > 1 for turns in turns_of(chosen, rejected))
 
@@ -162,112 +160,10 @@ def tldr_prompt(info: Row, where: str, template: str) -> str:
     return template.format(**fields)
 
 
-# ---------------------------------------------------------------- messages as text
-
-
-class Renderer(Protocol):
-    """(messages, the reply to them, where they stand, tools) -> (prompt, completion)."""
-
-    def __call__(
-        self, messages: Sequence[Message], reply: Message, where: str, tools: list[Any] | None = None
-    ) -> tuple[str, str]: ...
-
-
-def plain_chat(
-    messages: Sequence[Message], reply: Message, where: str, tools: list[Any] | None = None
-) -> tuple[str, str]:
-    """A dialogue as text with the roles named, for what reads replies and has no model; a `Renderer`."""
-    return plain(messages), written_out(reply)
-
-
-def chat_renderer(tokenizer: PreTrainedTokenizerBase | None, model: str) -> Renderer:
-    """A `Renderer` by the model's chat template. End-of-text is left to the tokenising.
-
-    What it returns raises ValueError where there is no template, it leaves out a part of the messages, or it cannot
-    write them so that a prompt is the beginning of a prompt with its reply.
-    """
-
-    def render(
-        messages: Sequence[Message], reply: Message, where: str, tools: list[Any] | None = None
-    ) -> tuple[str, str]:
-        if tokenizer is None or tokenizer.chat_template is None:
-            raise ValueError(
-                f"{where}: there are messages, and model {model!r} has no chat template to write them by; give a model "
-                "that has one, or prompt, chosen and rejected as text"
-            )
-        prompt = _written(tokenizer, model, messages, where, tools, add_generation_prompt=True)
-        whole = _written(tokenizer, model, [*messages, reply], where, tools)
-        if not whole.startswith(prompt):
-            raise ValueError(
-                f"{where}: the chat template of model {model!r} writes a prompt otherwise when its reply follows, so "
-                "that the two cannot be told apart; give prompt, chosen and rejected as text"
-            )
-        _check_written(whole, tokenizer, model, [*messages, reply], where, tools)
-        return prompt, whole[len(prompt) :].rstrip().removesuffix(tokenizer.eos_token)
-
-    return render
-
-
-def templated(
-    tokenizer: PreTrainedTokenizerBase,
-    model: str,
-    messages: Sequence[Message],
-    where: str,
-    tools: list[Any] | None = None,
-) -> str:
-    """Messages as the chat template of a model writes them. ValueError where it refuses them, or leaves out tools, a
-    message, or what a message carries."""
-    text = _written(tokenizer, model, messages, where, tools)
-    _check_written(text, tokenizer, model, messages, where, tools)
-    return text
-
-
-def _written(
-    tokenizer: PreTrainedTokenizerBase,
-    model: str,
-    messages: Sequence[Message],
-    where: str,
-    tools: list[Any] | None,
-    **options: Any,
-) -> str:
-    from jinja2 import TemplateError
-
-    try:
-        text: str = tokenizer.apply_chat_template(list(messages), tools=tools, tokenize=False, **options)
-    except (TemplateError, TypeError, AttributeError, KeyError, IndexError) as error:
-        raise ValueError(f"{where}: the chat template of model {model!r} refuses the messages: {error}") from None
-    return text
-
-
-def _check_written(
-    text: str,
-    tokenizer: PreTrainedTokenizerBase,
-    model: str,
-    messages: Sequence[Message],
-    where: str,
-    tools: list[Any] | None,
-) -> None:
-    if carried := [*(["tools"] if tools else []), *carries(messages)]:
-        source = tokenizer.get_chat_template(tools=tools)
-        if left := [name for name in carried if name not in source]:
-            raise ValueError(
-                f"{where}: there {'are' if left[0].endswith('s') else 'is'} {left[0]!r}, which the chat template of "
-                f"model {model!r} does not write; leave such rows out, or give a model whose template does"
-            )
-    for i, one in enumerate(messages):
-        # Templates may write content otherwise, as in JSON; whether it counts at all, another content tells.
-        changed = [*messages[:i], {**one, "content": f"{one['content']}0"}, *messages[i + 1 :]]
-        if one["content"].strip() not in text and _written(tokenizer, model, changed, where, tools) == text:
-            raise ValueError(
-                f"{where}: the chat template of model {model!r} leaves out a message of role {one['role']!r}; give a "
-                "model whose template has the role, or leave such rows out"
-            )
-
-
 # ---------------------------------------------------------------- TRL-style sets
 
 
-def preference_pair(row: Row, where: str, render: Renderer, reading: Reading = ALONE) -> Row | Drop:
+def preference_pair(row: Row, where: str, render: Renderer, layout: Layout = ALONE) -> Row | Drop:
     """One row of a TRL-style set: prompt, chosen and rejected, as text or as messages, with or without the prompt.
 
     Text stays as written, white space too. Without a prompt, dialogues of Human and Assistant are split at the last
@@ -276,13 +172,13 @@ def preference_pair(row: Row, where: str, render: Renderer, reading: Reading = A
     differ, whether it stands in `prompt`, in both sides, or in both places. Where they do, "messages" are kept beside
     the texts as a `Conversation`. `confidence` and `worker` are kept as in `tldr_pair`.
     """
-    made = _conversation_or_texts(row, where, reading)
+    made = _conversation_or_texts(row, where, layout)
     if isinstance(made, Conversation):
         pair = _rendered(made, where, render)
     elif isinstance(made, Drop):
         return made
     else:
-        pair = _text_pair(row, where, reading, *made)
+        pair = _text_pair(row, where, layout, *made)
     return pair if isinstance(pair, Drop) else pair | _annotation(row.get("confidence"), row.get("worker"), where)
 
 
@@ -291,14 +187,14 @@ def is_tldr(row: Row) -> bool:
     return {"info", "summaries", "choice"} <= row.keys()
 
 
-def any_pair(row: Row, where: str, render: Renderer = plain_chat, reading: Reading = ALONE) -> Row | Drop:
+def any_pair(row: Row, where: str, render: Renderer = plain_chat, layout: Layout = ALONE) -> Row | Drop:
     """A comparison in the schema that its columns say, as text."""
     if is_tldr(row):
         return tldr_pair(row, where, DataConfig.prompt_template)
-    return preference_pair(row, where, render, reading)
+    return preference_pair(row, where, render, layout)
 
 
-def any_conversation(row: Row, where: str, reading: Reading = ALONE) -> Conversation | Drop:
+def any_conversation(row: Row, where: str, layout: Layout = ALONE) -> Conversation | Drop:
     """A comparison in the schema that its columns say, as messages.
 
     Text is one message of the user's and its replies, or the turns where it is a dialogue of Human and Assistant turns;
@@ -308,10 +204,10 @@ def any_conversation(row: Row, where: str, reading: Reading = ALONE) -> Conversa
     if is_tldr(row):
         pair = any_pair(row, where)
     else:
-        made = _conversation_or_texts(row, where, reading)
+        made = _conversation_or_texts(row, where, layout)
         if isinstance(made, Drop | Conversation):
             return made
-        pair = _text_pair(row, where, reading, *made)
+        pair = _text_pair(row, where, layout, *made)
     if isinstance(pair, Drop):
         return pair
     roles = {"Human": "user", "Assistant": "assistant"}
@@ -324,7 +220,7 @@ def any_conversation(row: Row, where: str, reading: Reading = ALONE) -> Conversa
     return Conversation(context, *replies)
 
 
-def preference_reference(row: Row, where: str, render: Renderer, reading: Reading = ALONE) -> Row | Drop:
+def preference_reference(row: Row, where: str, render: Renderer, layout: Layout = ALONE) -> Row | Drop:
     """One row of a set of reference completions: prompt and completion, as text or messages, or `messages` (or
     `conversations`) alone."""
     refuse_columns_of_others(row, where)
@@ -332,7 +228,7 @@ def preference_reference(row: Row, where: str, render: Renderer, reading: Readin
     completion = side(row, whole or "completion", where)
     prompt: str | list[Message] = []
     if whole is None or row.get("prompt") is not None:
-        named = reading.prompt if reading.prompt in row else "prompt"
+        named = layout.prompt if layout.prompt in row else "prompt"
         prompt = "" if named in row and is_missing(row[named]) else side(row, named, where)
     if whole is not None and isinstance(completion, str):
         raise ValueError(f"{where}: {whole!r} must be messages, got text")
@@ -346,32 +242,30 @@ def preference_reference(row: Row, where: str, render: Renderer, reading: Readin
         if is_empty(completion[-1]):
             return Drop("empty completion")
         prompt, completion = render(_with_system(row, context), completion[-1], where, tools_of(row, where))
-    elif reading.repeated and begins_with(completion, prompt):
+    elif layout.repeated and begins_with(completion, prompt):
         completion = without(completion, prompt)
     if not prompt.strip():
         return Drop("empty prompt")
     return {"prompt": prompt, "completion": completion} if completion.strip() else Drop("empty completion")
 
 
-def _conversation_or_texts(
-    row: Row, where: str, reading: Reading
-) -> Conversation | Drop | tuple[str | None, str, str]:
+def _conversation_or_texts(row: Row, where: str, layout: Layout) -> Conversation | Drop | tuple[str | None, str, str]:
     """A comparison as messages, or prompt (None where there is none), chosen and rejected as text."""
     refuse_columns_of_others(row, where)
     chosen, rejected = (side(row, name, where) for name in ("chosen", "rejected"))
     if isinstance(chosen, str) != isinstance(rejected, str):
         raise ValueError(f"{where}: 'chosen' and 'rejected' must both be text or both be messages")
-    prompt = prompt_of(row, where, reading)
-    if prompt is None and reading.prompt == AUTO:
+    prompt = prompt_of(row, where, layout)
+    if prompt is None and layout.prompt == AUTO:
         prompt = conversation_of(row, where)
     if isinstance(chosen, str) and isinstance(rejected, str) and not isinstance(prompt, list):
         return prompt, chosen, rejected
     if prompt is None:
-        refuse_others(row, where, reading, "slip")
+        refuse_others(row, where, layout, "slip")
     made = _conversation(prompt, _reply(chosen), _reply(rejected), where)
     if isinstance(made, Drop):
         if made == _NO_PROMPT and prompt is None:
-            refuse_others(row, where, reading, "any")
+            refuse_others(row, where, layout, "any")
         return made
     return made._replace(context=_with_system(row, made.context), tools=tools_of(row, where))
 
@@ -400,20 +294,18 @@ def _context(prompt: str | list[Message] | None) -> list[Message]:
     return prompt or []
 
 
-def _text_pair(
-    row: Row, where: str, reading: Reading, prompt: str | None, chosen: str, rejected: str
-) -> Row | Drop:
+def _text_pair(row: Row, where: str, layout: Layout, prompt: str | None, chosen: str, rejected: str) -> Row | Drop:
     if chosen.strip() == rejected.strip():
         return Drop("identical completions")
-    if prompt is None and _are_dialogues(chosen, rejected):
-        refuse_others(row, where, reading, "slip")
+    if prompt is None and are_dialogues(chosen, rejected):
+        refuse_others(row, where, layout, "slip")
         return hh_pair({"chosen": chosen, "rejected": rejected}, where)
     if prompt is None:
-        if reading.prompted:
+        if layout.prompted:
             return Drop("no prompt")
-        refuse_others(row, where, reading, "any")
+        refuse_others(row, where, layout, "any")
         prompt, chosen, rejected = inferred(chosen, rejected)
-    elif reading.repeated:
+    elif layout.repeated:
         if begins_with(chosen, prompt) and begins_with(rejected, prompt):
             chosen, rejected = (without(text, prompt) for text in (chosen, rejected))
         elif dialogues_hold(prompt, chosen, rejected):
@@ -427,7 +319,7 @@ def _text_pair(
 
 def dialogues_hold(prompt: str, chosen: str, rejected: str) -> bool:
     """Whether both texts are dialogues in one of whose shared turns the prompt stands: it is there in other words."""
-    if not _are_dialogues(chosen, rejected):
+    if not are_dialogues(chosen, rejected):
         return False
     one, other = turns_of(chosen, rejected)
     said = [text.strip() for (_, text), same in zip(one, other, strict=False) if same[1] == text]

@@ -23,8 +23,8 @@ from transformers import PreTrainedTokenizerBase
 
 from lm.base import progress
 from lm.config import DataConfig
-from lm.data import rewards
-from lm.data.rows import BATCH, Row, read_rows
+from lm.data import messages, rewards
+from lm.data.rows import BATCH, Row, Tally, read_rows
 from lm.data.schemas import (
     Drop,
     Renderer,
@@ -35,8 +35,11 @@ from lm.data.schemas import (
     tldr_pair,
     tldr_reference,
 )
+from lm.data.sets import comparisons, survey
 
 TEXTS = ("prompt", "completion", "chosen", "rejected")
+PLACE = "place"
+"""Where a row stands in its set, between reading and tokenising."""
 
 
 # ---------------------------------------------------------------- loading
@@ -50,6 +53,10 @@ class Loaded:
     references: Dataset
     dropped: dict[str, dict[str, int]]
     """Set ("preferences", "references") -> reason -> rows."""
+    first: dict[str, dict[str, list[str]]]
+    """Set -> reason -> where the first such rows stand."""
+    notes: dict[str, list[str]]
+    """Set -> what is said of how it was read, see `lm.data.sets.survey`."""
 
 
 def load(
@@ -73,42 +80,57 @@ def load(
     assert pairs_path is not None
 
     own_rewards = rewards.Reader()
+    kind = "tldr" if config.kind == "world" else config.kind
+    of_pairs = survey(read_rows(pairs_path), pairs_path, config.prompt, kind)
 
     def pair(row: Row, where: str) -> Row | Drop:
         if config.kind == "hh":
             return hh_pair(row, where)
         if config.kind != "preferences":
             return tldr_pair(row, where, config.prompt_template)
-        kept = preference_pair(row, where, render)
-        if config.rewards != "given" or isinstance(kept, Drop):
+        kept = preference_pair(row, where, render, of_pairs.layout)
+        if isinstance(kept, Drop):
             return kept
-        return {**kept, **own_rewards(row, where)}
+        given = own_rewards(row, where) if config.rewards == "given" else {}
+        return {**kept, **given, **messages.stored(kept.get("messages"))}
 
     def reference(row: Row, where: str) -> Row | Drop:
         if config.kind == "preferences":
-            return preference_reference(row, where, render)
+            return preference_reference(row, where, render, of_references.layout)
         return tldr_reference(row, where, config.prompt_template)
 
     columns = {name: Value("string") for name in ("prompt", "chosen", "rejected")}
+    if of_pairs.has_messages:
+        columns |= {name: Value("string") for name in messages.STORED}
     if config.kind != "hh":
         columns |= {"confidence": Value("float64"), "worker": Value("string")}
     if config.rewards == "given":
         columns |= {name: Value("float64") for name in rewards.ONE}
         columns |= {name: List(Value("float64")) for name in rewards.MEMBERS}
     preferences, dropped = _finish(pair, read_rows(pairs_path), columns, config, seed, folder / "preferences.arrow")
+    notes = {"preferences": of_pairs.notes, "references": []}
     if config.limit is not None and config.limit < len(preferences):
         rng = np.random.default_rng([seed, 1])
         preferences = preferences.select(sorted(rng.choice(len(preferences), config.limit, replace=False)))
     if references_path is None:
-        references = preferences.select_columns(["id", "prompt", "split", "chosen"]).rename_column(
+        references = preferences.select_columns(["id", "prompt", "split", PLACE, "chosen"]).rename_column(
             "chosen", "completion"
         )
-        return Loaded(preferences, references, {"preferences": dropped, "references": {}})
+        return Loaded(preferences, references, *_told(dropped, Tally()), notes)
+    kind = "references" if config.kind == "preferences" else "tldr"
+    of_references = survey(read_rows(references_path), references_path, config.prompt, kind)
+    notes["references"] = of_references.notes
     columns = {name: Value("string") for name in ("prompt", "completion")}
     references, dropped_references = _finish(
         reference, read_rows(references_path), columns, config, seed, folder / "references.arrow"
     )
-    return Loaded(preferences, references, {"preferences": dropped, "references": dropped_references})
+    return Loaded(preferences, references, *_told(dropped, dropped_references), notes)
+
+
+def _told(preferences: Tally, references: Tally) -> tuple[dict[str, dict[str, int]], dict[str, dict[str, list[str]]]]:
+    """The counts, and where the first rows of each reason stand."""
+    both = {"preferences": preferences, "references": references}
+    return {name: dict(each.counts) for name, each in both.items()}, {name: each.first for name, each in both.items()}
 
 
 def _finish(
@@ -118,26 +140,23 @@ def _finish(
     config: DataConfig,
     seed: int,
     path: Path,
-) -> tuple[Dataset, dict[str, int]]:
-    dropped = Counter[str]()
+) -> tuple[Dataset, Tally]:
+    dropped = Tally()
 
     def kept() -> Iterator[Row]:
-        for number, (where, raw) in enumerate(rows):
-            row = convert(raw, where)
-            if isinstance(row, Drop):
-                dropped[row.reason] += 1
-                continue
+        for number, where, _, row in comparisons(rows, convert, dropped):
             content = hashlib.sha256("\0".join(row[name] for name in TEXTS if name in row).encode()).hexdigest()
             # A post has several prompts, by its titles; in the embedded world a prompt is its post.
             group = row["post"] if config.kind == "tldr" else row["prompt"]
             yield {
                 "id": f"{number}-{content[:12]}",
-                **{name: row[name] for name in columns},
+                **{name: row.get(name) for name in columns},
                 "split": split_of(group, config, seed),
+                PLACE: where,
             }
 
-    features = {"id": Value("string"), **columns, "split": Value("string")}
-    return mapped(kept(), features, path), dict(dropped)
+    features = {"id": Value("string"), **columns, "split": Value("string"), PLACE: Value("string")}
+    return mapped(kept(), features, path), dropped
 
 
 def mapped(rows: Iterable[Row], features: Mapping[str, Any], path: Path) -> Dataset:
@@ -174,35 +193,45 @@ def completion_ids(tokenizer: PreTrainedTokenizerBase, texts: list[str]) -> list
     return [completion if completion[-1:] == [end] else [*completion, end] for completion in ids]
 
 
+def too_long(prompt: int, completions: Iterable[int], config: DataConfig) -> str | None:
+    """Why a row is left out whose prompt and completions have so many tokens; None where it is not."""
+    if prompt > config.max_prompt_length:
+        return f"prompt longer than {config.max_prompt_length} tokens"
+    if max(completions) > config.max_completion_length:
+        return f"completion longer than {config.max_completion_length} tokens"
+    return None
+
+
 def tokenise(
-    rows: Dataset, tokenizer: PreTrainedTokenizerBase, config: DataConfig, path: Path
+    rows: Dataset, tokenizer: PreTrainedTokenizerBase, config: DataConfig, path: Path, dropped: Tally | None = None
 ) -> tuple[Dataset, dict[str, int]]:
     """Adds `<column>_ids` for the prompt and each completion, and drops over-long rows.
 
-    Returns the dataset, kept in the file `path`, and the counts of dropped rows by reason. Nothing is cut. Raises
-    ValueError where no row of some split is left.
+    Returns the dataset, kept in the file `path`, and the counts of dropped rows by reason, which are in `dropped` too,
+    with where they stand. Nothing is cut. Raises ValueError where no row of some split is left.
     """
     columns = [name for name in ("completion", "chosen", "rejected") if name in rows.column_names]
-    dropped, present = Counter[str](), Counter[str]()
+    dropped, present = Tally() if dropped is None else dropped, Counter[str]()
 
     def kept() -> Iterator[Row]:
         for start in progress.bar("tokenising", range(0, len(rows), BATCH), unit="batch"):
             batch = rows[start : start + BATCH]
+            places = batch.pop(PLACE, batch["id"])
             ids = {"prompt_ids": prompt_ids(tokenizer, batch["prompt"])}
             ids |= {f"{name}_ids": completion_ids(tokenizer, batch[name]) for name in columns}
             table = {**batch, **ids}
-            for values in zip(*table.values(), strict=True):
+            for place, *values in zip(places, *table.values(), strict=True):
                 row = dict(zip(table, values, strict=True))
-                if len(row["prompt_ids"]) > config.max_prompt_length:
-                    dropped[f"prompt longer than {config.max_prompt_length} tokens"] += 1
-                elif max(len(row[f"{name}_ids"]) for name in columns) > config.max_completion_length:
-                    dropped[f"completion longer than {config.max_completion_length} tokens"] += 1
+                lengths = (len(row[f"{name}_ids"]) for name in columns)
+                if (reason := too_long(len(row["prompt_ids"]), lengths, config)) is not None:
+                    dropped.add(reason, place)
                 else:
                     present[row["split"]] += 1
                     yield row
 
     ids = {f"{name}_ids": List(Value("int64")) for name in ("prompt", *columns)}
-    dataset = mapped(kept(), {**rows.features, **ids}, path)
+    features = {name: kind for name, kind in rows.features.items() if name != PLACE}
+    dataset = mapped(kept(), {**features, **ids}, path)
     what = "preference pairs" if "chosen" in columns else "reference completions"
     for split in ("train", "valid", "test") if "chosen" in columns else ("train",):
         if not present[split]:
@@ -210,7 +239,7 @@ def tokenise(
             hint = f"; all are in {''.join(elsewhere)}, as rows that a run exported are: give another seed"
             raise ValueError(
                 f"no {what} are left in the {split} split: {len(rows)} rows before length limits, dropped "
-                f"{dict(dropped) or 'none'}; look at data.path, data.limit, data.max_prompt_length, "
+                f"{dict(dropped.counts) or 'none'}; look at data.path, data.limit, data.max_prompt_length, "
                 f"data.max_completion_length, data.valid_fraction and data.test_fraction" + hint * (len(elsewhere) == 1)
             )
-    return dataset, dict(dropped)
+    return dataset, dict(dropped.counts)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,12 +12,16 @@ import datasets
 from datasets import Dataset
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
+from lm.base import progress
 from lm.base.store import Artifact
 from lm.data import rewards, world
-from lm.data.schemas import chat_renderer
+from lm.data.rows import Tally, left_out
+from lm.data.templates import chat_renderer
 from lm.data.tokens import load, tokenise
 from lm.models.loading import SCRATCH, content_of, load_tokenizer, same_tokenizer
 from lm.stages.run import Run, once
+
+SETS = ("preferences", "references")
 
 
 @once
@@ -56,10 +60,18 @@ def data(run: Run) -> Artifact:
         made.save_pretrained(folder / "tokenizer")
         report: dict[str, Any] = {}
         for name, rows in (("preferences", loaded.preferences), ("references", loaded.references)):
-            dataset, too_long = tokenise(rows, made, config, scratch / f"{name}-ids.arrow")
+            over = Tally()
+            dataset, too_long = tokenise(rows, made, config, scratch / f"{name}-ids.arrow", over)
             save(dataset, folder / name)
             splits = Counter(dataset["split"])
-            report[name] = {"kept": dict(splits), "dropped": {**loaded.dropped[name], **too_long}}
+            report[name] = {
+                "kept": dict(splits),
+                "dropped": {**loaded.dropped[name], **too_long},
+                "first": {**loaded.first[name], **over.first},
+                "notes": loaded.notes[name],
+            }
+            for line in lines(report[name]):
+                progress.say(f"{name}: {line}")
             if "confidence" in dataset.column_names:
                 report[name]["without_confidence"] = dataset["confidence"][:].count(None)
             if config.rewards == "given" and name == "preferences":
@@ -81,6 +93,11 @@ def data(run: Run) -> Artifact:
             "completion, so leave these methods out"
         )
     return artifact
+
+
+def lines(report: Mapping[str, Any]) -> list[str]:
+    """What is said of a set by the stage's metrics: how it was read, and what was left out; earlier versions' too."""
+    return [*left_out(report["dropped"], report.get("first", {})), *report.get("notes", ())]
 
 
 @once
