@@ -39,8 +39,10 @@ CARRIED = ("tool_calls", "function_call", "reasoning_content", "reasoning", "thi
 """Keys of a message that are a part of what it says: a template writes them, or the message is refused."""
 LINKS = ("name", "tool_call_id")
 """Keys that say whom a message is from or what it answers: a template may write them."""
-NOT_TEXT = ("images", "image", "image_url", "audio", "audios", "input_audio", "video", "videos", "file", "files")
-"""Keys of a message, types of a part of its content, and columns: what no tokenizer of text reads."""
+MEDIA = ("images", "image", "audio", "audios", "video", "videos")
+"""Columns of what no tokenizer of text reads."""
+NOT_TEXT = (*MEDIA, "image_url", "input_audio", "file", "files")
+"""Likewise, keys of a message, and types of a part of its content."""
 TEXT_PARTS = ("text", "input_text", "output_text")
 
 _JSON = re.compile(r"\s*\[?\s*\{\s*['\"](role|content|from|value)['\"]\s*:")
@@ -50,6 +52,11 @@ _JSON = re.compile(r"\s*\[?\s*\{\s*['\"](role|content|from|value)['\"]\s*:")
 def is_missing(value: Any) -> bool:
     """Whether there is nothing: null, or an empty list, object or text, as a column that others fill has it."""
     return value is None or (isinstance(value, list | dict | str) and not value)
+
+
+def is_messages(value: Any) -> bool:
+    """Whether a set has messages there, as they are or as JSON."""
+    return isinstance(value, list | Mapping) or (isinstance(value, str) and _JSON.match(value) is not None)
 
 
 def side(row: Row, name: str, where: str) -> str | list[Message]:
@@ -220,7 +227,10 @@ def stored(conversation: Conversation | None) -> dict[str, str | None]:
     if conversation is None:
         return dict.fromkeys(STORED)
     parts = (conversation.context, [conversation.chosen], [conversation.rejected], conversation.tools)
-    return {name: part and json.dumps(part, ensure_ascii=False) for name, part in zip(STORED, parts, strict=True)}
+    return {
+        name: json.dumps(part, ensure_ascii=False, default=str) if part else None
+        for name, part in zip(STORED, parts, strict=True)
+    }
 
 
 def restored(row: Mapping[str, Any]) -> Row:

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import takewhile
 from typing import Any
 
 from lm.config import DataConfig
 from lm.data.messages import (
-    NOT_TEXT,
+    MEDIA,
     Conversation,
     is_empty,
     is_missing,
@@ -216,8 +216,8 @@ def any_conversation(row: Row, where: str, layout: Layout = ALONE) -> Conversati
     if context and context[-1] == {"role": "assistant", "content": ""}:  # the opening of the reply
         context.pop()
     context = context or [{"role": "user", "content": pair["prompt"].strip()}]
-    replies = [{"role": "assistant", "content": pair[name].strip()} for name in ("chosen", "rejected")]
-    return Conversation(context, *replies)
+    chosen, rejected = ({"role": "assistant", "content": pair[name].strip()} for name in ("chosen", "rejected"))
+    return Conversation(context, chosen, rejected)
 
 
 def preference_reference(row: Row, where: str, render: Renderer, layout: Layout = ALONE) -> Row | Drop:
@@ -272,7 +272,7 @@ def _conversation_or_texts(row: Row, where: str, layout: Layout) -> Conversation
 
 def refuse_columns_of_others(row: Row, where: str) -> None:
     """ValueError for what stands beside the texts, is a part of what was compared, and is not read."""
-    if found := [name for name in NOT_TEXT if not is_missing(row.get(name))]:
+    if found := [name for name in MEDIA if not is_missing(row.get(name))]:
         raise ValueError(f"{where}: the row has {found[0]!r}; text alone is read: leave such rows out")
 
 
@@ -302,6 +302,7 @@ def _text_pair(row: Row, where: str, layout: Layout, prompt: str | None, chosen:
         return hh_pair({"chosen": chosen, "rejected": rejected}, where)
     if prompt is None:
         if layout.prompted:
+            refuse_others(row, where, layout, "slip")
             return Drop("no prompt")
         refuse_others(row, where, layout, "any")
         prompt, chosen, rejected = inferred(chosen, rejected)

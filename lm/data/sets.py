@@ -1,4 +1,4 @@
-"""How a set is read, decided over all of its rows, before any becomes a comparison: by every command in the same way."""
+"""How a set is read, decided over all of its rows before any becomes a comparison, by every command in the same way."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from lm.data.messages import is_missing, unread_keys
+from lm.data.messages import is_messages, is_missing, unread_keys
 from lm.data.prompts import AUTO, CONVERSATIONS, INFERRED, Layout, begins_with, text_columns
 from lm.data.rows import Row, Tally, like, places, shown
 from lm.data.schemas import Drop, are_dialogues, dialogues_hold, is_tldr
@@ -57,8 +57,8 @@ def survey(rows: Iterable[tuple[str, Row]], what: str, prompt: str = AUTO, kind:
         rows: (where it stands, row), as of `lm.data.rows.read_rows`.
         what: the set is called, in messages.
         prompt: as of `lm.config.DataConfig.prompt`.
-        kind: "preferences", "hh" and "tldr" as in `lm.config.DataConfig`, "references" of the first kind; "auto" goes by
-            the columns of each row.
+        kind: "preferences", "hh" and "tldr" as in `lm.config.DataConfig`, "references" of the first kind; "auto" goes
+            by the columns of each row.
 
     Raises:
         ValueError: a prompt stands in front of both sides in some rows and not in others, or in front of one side.
@@ -107,8 +107,8 @@ def _check_known(row: Row, where: str) -> None:
 def _look(row: Row, where: str, seen: _Seen, name: str, sides: tuple[str, ...], prompt: str) -> None:
     given, texts = row.get(name), [row.get(side) for side in sides]
     seen.prompted |= not is_missing(given)
-    is_text = all(isinstance(text, str) for text in texts)
-    in_messages = any(isinstance(value, list | Mapping) for value in (given, *texts))
+    in_messages = any(map(is_messages, (given, *texts)))
+    is_text = not in_messages and all(isinstance(text, str) for text in texts)
     seen.forms.add("messages" if in_messages else "text", where)
     asked = next((one for one in CONVERSATIONS if is_missing(given) and not is_missing(row.get(one))), None)
     for value in (given, *texts, row.get(asked or "")):
@@ -164,7 +164,8 @@ def _notes(seen: _Seen, repeated: bool, kind: str, name: str) -> list[str]:
     if inferred := seen.inferred.counts["prompt"]:
         how = "are left out" if seen.prompted else "have as prompt what both sides begin with, in whole words"
         notes.append(
-            f"{inferred:,} of {seen.rows:,} rows without a prompt {how} ({places(seen.inferred.first['prompt'], inferred)})"
+            f"{inferred:,} of {seen.rows:,} rows without a prompt {how} "
+            f"({places(seen.inferred.first['prompt'], inferred)})"
         )
     if len(seen.forms.counts) > 1:
         counts = ", ".join(

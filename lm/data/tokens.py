@@ -80,8 +80,8 @@ def load(
     assert pairs_path is not None
 
     own_rewards = rewards.Reader()
-    kind = "tldr" if config.kind == "world" else config.kind
-    of_pairs = survey(read_rows(pairs_path), pairs_path, config.prompt, kind)
+    schema = "tldr" if config.kind == "world" else str(config.kind)
+    of_pairs = survey(read_rows(pairs_path), pairs_path, config.prompt, schema)
 
     def pair(row: Row, where: str) -> Row | Drop:
         if config.kind == "hh":
@@ -117,8 +117,8 @@ def load(
             "chosen", "completion"
         )
         return Loaded(preferences, references, *_told(dropped, Tally()), notes)
-    kind = "references" if config.kind == "preferences" else "tldr"
-    of_references = survey(read_rows(references_path), references_path, config.prompt, kind)
+    schema = "references" if config.kind == "preferences" else "tldr"
+    of_references = survey(read_rows(references_path), references_path, config.prompt, schema)
     notes["references"] = of_references.notes
     columns = {name: Value("string") for name in ("prompt", "completion")}
     references, dropped_references = _finish(
