@@ -2,11 +2,12 @@
 
 All other options are the run's, as for `lm.score`. A row has prompt, chosen and rejected as the set had them: text, or
 messages (and tools), which another model's own template then writes; beside messages, the ids of the tokens that this
-run's template made of them (prompt_ids, chosen_ids, rejected_ids). Further the reward of each side by the model of D_rho (chosen_reward, rejected_reward), their difference (reward_margin), the rewards by the
-ensemble's members (chosen_member_rewards, rejected_member_rewards: lists in the order of `bias.member_fractions`), each
-where a method of `methods` distils it, and the summed log-probs of both sides under pi_ref (ref_chosen_logps,
-ref_rejected_logps), in nats, with end-of-text. `data.kind preferences` with `data.rewards given` reads it back, at
-another seed than the run's: by the same one its rows, which were all drawn for training, would be drawn for it again.
+run's template made of them (prompt_ids, chosen_ids, rejected_ids). Further the reward of each side by the model of
+D_rho (chosen_reward, rejected_reward), their difference (reward_margin), the rewards by the ensemble's members
+(chosen_member_rewards, rejected_member_rewards: lists in the order of `bias.member_fractions`), each where a method of
+`methods` distils it, and the summed log-probs of both sides under pi_ref (ref_chosen_logps, ref_rejected_logps), in
+nats, with end-of-text. `data.kind preferences` with `data.rewards given` reads it back, at another seed than the run's:
+by the same one its rows, which were all drawn for training, would be drawn for it again.
 """
 
 from __future__ import annotations

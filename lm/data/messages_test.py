@@ -116,7 +116,7 @@ def test_what_the_template_does_not_write_is_refused_by_name(
         ValueError, match=f"^line 3: there .*{left[6:]}.*, which the chat template of model 'tiny' does"
     ):
         preference_pair(row, "line 3", chat_renderer(tokenizer, "tiny"))
-    with pytest.raises(ValueError, match="^line 3: '.*' of messages is written by a chat template, and there is none"):
+    with pytest.raises(ValueError, match=r"^line 3: '.*' of messages is written by a chat template, and there is none"):
         preference_pair(row, "line 3", role_text)
 
 

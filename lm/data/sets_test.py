@@ -34,16 +34,12 @@ def texts(made: Loaded) -> list[tuple[str, str, str]]:
     return [(row["prompt"], row["chosen"], row["rejected"]) for row in made.preferences]
 
 
+ALIKE = {"chosen": "It is a yes", "rejected": "It is a no"}
+
+
 def pairs(count: int = 3, **columns: Any) -> list[Row]:
     """Sides that begin alike, and other columns, with the number in them."""
-    return [
-        {
-            **{name: value.format(i) for name, value in columns.items()},
-            "chosen": "It is a yes",
-            "rejected": "It is a no",
-        }
-        for i in range(count)
-    ]
+    return [{**{name: value.format(i) for name, value in columns.items()}, **ALIKE} for i in range(count)]
 
 
 # ---------------------------------------------------------------- the column of the prompts
@@ -57,7 +53,7 @@ def pairs(count: int = 3, **columns: Any) -> list[Row]:
             for name in ("Prompt", "promt", "PROMPTS", "prompt_text", "user_prompt", "question", "Question")
         ),
         *((name, True) for name in ("instruction", "input", "query", "userQuery", "conversation-context")),
-        *((name, False) for name in ("text", "post", "abstract")),
+        *((name, False) for name in ("text", "document", "abstract")),
     ],
 )
 def test_a_prompt_under_another_name_is_not_ignored(name: str, close: bool, tmp_path: Path) -> None:
@@ -68,7 +64,7 @@ def test_a_prompt_under_another_name_is_not_ignored(name: str, close: bool, tmp_
         loaded(tmp_path, rows)
     assert (f"is {name!r} meant to be it?" in str(said.value)) == close
     for way in (
-        lambda path: read(path),
+        read,
         lambda path: bias_file(path, tmp_path / "out.jsonl", BiasConfig(rho=0.5), seed=0),
     ):
         with pytest.raises(ValueError, match="line 1: there is no 'prompt', but column"):
@@ -92,7 +88,7 @@ def test_a_prompt_is_inferred_where_nothing_else_may_hold_it_and_that_is_said(tm
 def test_a_prompt_that_is_named_and_not_there_is_refused_with_the_nearest(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"line 1: column 'Query' is missing, .* is 'query' meant to be it\?"):
         loaded(tmp_path, pairs(query="Why {}?"), prompt="Query")
-    with pytest.raises(ValueError, match="line 1: data.prompt is 'inferred', and the row has a 'prompt'"):
+    with pytest.raises(ValueError, match=r"line 1: data\.prompt is 'inferred', and the row has a 'prompt'"):
         loaded(tmp_path, pairs(prompt="Why {}?"), prompt="inferred")
     for wrong in ({"kind": "hh", "prompt": "query"}, {"kind": "preferences", "prompt": ""}):
         with pytest.raises(ValueError, match=r"DataConfig.prompt must be \"auto\", \"inferred\" or a column's name"):
@@ -134,7 +130,7 @@ def test_a_slip_in_one_row_is_refused_with_its_line(tmp_path: Path) -> None:
     ],
 )
 def test_sides_under_other_names_are_named(columns: tuple[str, str], message: str, tmp_path: Path) -> None:
-    row = {"prompt": "Why?", columns[0]: "a", columns[1]: "b", "chosen_reward": 1.0}
+    row = {"prompt": "Why?", columns[0]: "a", columns[1]: "b", "margin": 1.0}
     with pytest.raises(ValueError, match=f"pairs.jsonl, line 1: .*{message}"):
         read(write(tmp_path, [row]))
 
