@@ -158,7 +158,7 @@ ROWS: list[dict[str, Any]] = [
         "tools": [{"type": "function", "function": {"name": "f"}}],
         "system": "Be kind.",
         "prompt": None,
-        "completion": {"from": "gpt", "value": "Hello"},
+        "messages": [{"from": "human", "value": "Hi"}, {"from": "gpt", "value": "Hello"}],
         "margin": 1,
     },
     {"chosen": "\n\nHuman: Hi\n\nAssistant: Yes", "rejected": "\n\nHuman: Hi\n\nAssistant: No"},

@@ -92,7 +92,7 @@ def is_dialogue(text: str) -> bool:
 
 def are_dialogues(chosen: str, rejected: str) -> bool:
     """Whether two texts are dialogues, or one is and the other should be."""
-    return is_dialogue(chosen) or is_dialogue(rejected) or all(len(turns) > 1 for turns in turns_of(chosen, rejected))
+    return is_dialogue(chosen) or is_dialogue(rejected) or all(turns_of(chosen, rejected))
 
 
 def _pair(prompt: str, chosen: str, rejected: str) -> Row | Drop:

@@ -63,6 +63,10 @@ def survey(rows: Iterable[tuple[str, Row]], what: str, prompt: str = AUTO, kind:
     Raises:
         ValueError: a prompt stands in front of both sides in some rows and not in others, or in front of one side.
     """
+    if kind in ("hh", "tldr") and prompt != AUTO:
+        raise ValueError(
+            f"{what}: the prompts of {kind!r} stand where they do; --prompt {prompt!r} goes with other kinds"
+        )
     seen, sides = _Seen(), ("completion",) if kind == "references" else ("chosen", "rejected")
     name = "prompt" if prompt in (AUTO, INFERRED) else prompt
     for where, row in rows:

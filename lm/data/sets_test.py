@@ -93,6 +93,10 @@ def test_a_prompt_that_is_named_and_not_there_is_refused_with_the_nearest(tmp_pa
     for wrong in ({"kind": "hh", "prompt": "query"}, {"kind": "preferences", "prompt": ""}):
         with pytest.raises(ValueError, match=r"DataConfig.prompt must be \"auto\", \"inferred\" or a column's name"):
             DataConfig(path="pairs.jsonl", **wrong)  # type: ignore[arg-type]
+    with pytest.raises(
+        ValueError, match=r"pairs.jsonl: the prompts of 'hh' stand where they do; --prompt 'query' goes"
+    ):
+        read(write(tmp_path, pairs()), kind="hh", prompt="query")
 
 
 @pytest.mark.parametrize("empty", [{"prompt": None}, {}, {"prompt": ""}])
@@ -238,6 +242,7 @@ def test_dialogues_need_no_blank_line_at_their_start() -> None:
         lambda text: text.replace("\n", "\r\n"),
         lambda text: text.strip().replace("\n\n", "\n"),
         lambda text: text.strip() if "chosen" in text else text,
+        lambda text: f" \n{text}",
     ):
         assert hh_pair({side: change(text) for side, text in usual.items()}, "here") == expected
 
