@@ -8,10 +8,11 @@ import os
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict
+from typing import get_args
 
 from lm.base import progress
-from lm.base.command import add_force, argument_parser, as_command, check_free, path, place
-from lm.config import KINDS, DataConfig
+from lm.base.command import add_data, add_force, argument_parser, as_command, check_free, path, place
+from lm.config import KINDS, ControlTokens, DataConfig
 
 # ---------------------------------------------------------------- the command
 
@@ -26,15 +27,18 @@ def main(arguments: Sequence[str]) -> None:
         "pairs.jsonl.gz --json report.json --tokenizer gpt2",
         "pairs.jsonl.gz --reward-error 0.3 1.5 --model runs/own/sft/NAME",
     )
-    parser.add_argument(
-        "data", type=place, metavar="DATA", help="hub name (owner/name), .jsonl, .jsonl.gz, .parquet, or a folder"
-    )
+    add_data(parser, "data", metavar="DATA")
     parser.add_argument("--json", type=path, metavar="FILE", help="also write the report as JSON")
     add_force(parser)
     parser.add_argument("--kind", choices=["auto", *KINDS], default="auto", help="schema; default: by the columns")
     parser.add_argument("--subset", metavar="NAME", help="folder of a hub dataset")
     parser.add_argument(
         "--tokenizer", type=place, metavar="MODEL", help="measure lengths in this model's tokens, and check limits"
+    )
+    parser.add_argument(
+        "--control-tokens",
+        choices=get_args(ControlTokens),
+        help="what names of the tokenizer's control tokens in texts are, as data.control_tokens of a run",
     )
     for what in ("prompt", "completion"):
         default = getattr(DataConfig, f"max_{what}_length")
@@ -61,6 +65,8 @@ def main(arguments: Sequence[str]) -> None:
     limits = {name: getattr(options, name) for name in ("max_prompt_length", "max_completion_length")}
     if options.tokenizer is None and options.model is None and any(limits.values()):
         parser.error("--max-prompt-length and --max-completion-length are in tokens: name a --tokenizer or a --model")
+    if options.tokenizer is None and options.model is None and options.control_tokens is not None:
+        parser.error("--control-tokens are those of a --tokenizer or a --model: name one")
     if options.model is None and options.model_pairs:
         parser.error("--model-pairs are of a --model: name it")
     if options.reward_error:
@@ -77,14 +83,22 @@ def main(arguments: Sequence[str]) -> None:
     from rich.text import Text
 
     from lm.data.places import check
-    from lm.studies.diagnosis import MODEL_PAIRS, measure, read, renderer_of, show
+    from lm.studies.diagnosis import MODEL_PAIRS, measure, names_of, read, renderer_of, show
     from theory.records import write_json
 
     os.environ["TOKENIZERS_PARALLELISM"] = "true"  # nothing forks here
     with Console(stderr=True, quiet=progress.is_quiet()).status(Text(f"reading {options.data}")):
         check(options.data)
         render = renderer_of(options.model, options.tokenizer)
-        comparisons = read(options.data, kind=options.kind, subset=options.subset, render=render)
+        names = names_of(options.model, options.tokenizer, options.control_tokens or DataConfig.control_tokens)
+        comparisons = read(
+            options.data,
+            kind=options.kind,
+            subset=options.subset,
+            render=render,
+            prompt=options.prompt,
+            names=names,
+        )
         report = measure(
             comparisons,
             options.data,

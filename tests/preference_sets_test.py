@@ -17,9 +17,12 @@ import pytest
 import torch
 from datasets import Dataset
 from rapidfuzz.distance import Levenshtein
+from transformers import AutoModelForSequenceClassification
 
 from lm import export, prepare
+from lm.base.files import read_jsonl, write_jsonl
 from lm.config import (
+    SFT,
     BiasConfig,
     Config,
     DataConfig,
@@ -32,13 +35,17 @@ from lm.data import rewards, splits
 from lm.data.confidence import subset as confidence_subset
 from lm.data.lengths import bias_file
 from lm.data.rows import SUFFIXES, read_rows, write_rows
+from lm.data.templates import chat_renderer
 from lm.data.tokens import load
+from lm.judging.llm import Pair
+from lm.judging.matches import by_llm, pair_up, read_samples
 from lm.models.loading import SCRATCH, load_tokenizer
 from lm.objectives import MAIN
 from lm.reporting.card import card
 from lm.reporting.results import report
 from lm.score import parse
 from lm.stages.data import data, given_pairs, references, tokenizer
+from lm.stages.evaluations import evaluation
 from lm.stages.labels import labelled_pairs, labels
 from lm.stages.rewards import reward, reward_accuracy
 from lm.stages.run import Run
@@ -336,6 +343,69 @@ def test_messages_are_written_by_the_models_own_template(tmp_path: Path) -> None
     assert tokenizer(run).decode(pair["chosen_ids"]) == f"{pair['chosen']}{end}"
     reference = next(row for row in references(run) if row["prompt"] == pair["prompt"])
     assert reference["completion_ids"] == pair["chosen_ids"]
+
+
+def test_messages_are_exported_and_another_template_writes_them(tmp_path: Path) -> None:
+    """And a judge reads what was said, without control tokens."""
+    policy, oracle = local_models(tmp_path, CHATML)
+    said = [{**row, "tools": None} for row in conversations()]
+    made = config(tmp_path, said, {"labels": "oracle"}, model=policy, oracle_model=oracle, methods=["d-dpo"])
+    torch.nn.init.normal_(  # an oracle with opinions: some pairs change sides, and their messages have to as well
+        (head := AutoModelForSequenceClassification.from_pretrained(oracle)).score.weight
+    )
+    head.save_pretrained(oracle)
+    run, out = Run(made), tmp_path / "out.jsonl"
+    export.export(run, out)
+    rows, texts = [row for _, row in read_rows(str(out))], subset(run, MAIN)
+    assert len(rows) == len(texts) > 20
+    known = {row["prompt"][0]["content"]: row for row in said}
+    flipped = 0
+    for row, text in zip(rows, texts, strict=True):
+        given = known[row["prompt"][0]["content"]]
+        flipped += row["chosen"] == given["rejected"]
+        assert {str(row["chosen"]), str(row["rejected"])} == {str(given["chosen"]), str(given["rejected"])}
+        assert row["chosen"][0]["content"] == text["chosen"].strip()
+        assert [row[f"{name}_ids"] for name in ("prompt", "chosen", "rejected")] == [
+            text[f"{name}_ids"] for name in ("prompt", "chosen", "rejected")
+        ]
+    assert 0 < flipped < len(rows)
+    back = DataConfig(kind="preferences", path=str(out), labels="given", rewards="given")
+    for template, start in ((CHATML, "<user>"), (CHATML.replace("<", "[").replace(">", "]"), "[user]")):
+        tokenizer = load_tokenizer(policy, (), False)
+        tokenizer.chat_template = template
+        again = load(back, 1, tmp_path, render=chat_renderer(tokenizer, "another")).preferences
+        assert all(prompt.startswith(start) and prompt.count("user") == 1 for prompt in again["prompt"][:])
+        if start == "<user>":
+            assert again["chosen"][:] == texts["chosen"][:]
+
+    path = evaluation(run, SFT).path / "samples.jsonl"
+    asked: list[Pair] = []
+
+    class Judge:
+        def verdicts(self, pairs: list[Pair], log: Any) -> list[str]:
+            asked.extend(pairs)
+            return ["A"] * len(pairs)
+
+    other = tmp_path / "samples.jsonl"
+    write_jsonl(other, ({**row, "prompt": f"[{n}]", "completion": "Other."} for n, row in read_jsonl(path)))
+    by_llm(Judge(), [pair_up("a", "b", path, other, None, "completion")], None)  # type: ignore[arg-type]
+    assert {pair.prompt for pair in asked} <= {f"user: {prompt}" for prompt in known}
+    assert len(asked) == 2 * len(list(read_jsonl(path)))
+
+
+def test_samples_of_others_may_have_messages_for_prompts(tmp_path: Path) -> None:
+    path, ask = tmp_path / "samples.jsonl", [{"role": "user", "content": "Sky?"}]
+    write_jsonl(path, [{"prompt": ask, "completion": "Blue."}, {"prompt": "Sea?", "completion": "Deep."}])
+    assert [row["completion"] for row in read_samples(path, "completion").values()] == ["Blue.", "Deep."]
+    for bad, message in (
+        ({"Prompt": "Sky?", "completion": "a"}, "line 2: no prompt; is 'Prompt' meant to be it"),
+        ({"prompt": "Sky?", "response": "a"}, "line 2: no completion; is 'response' meant to be it"),
+        ({"prompt": 3, "completion": "a"}, "line 2: 'prompt' must be text or messages, got 3"),
+        ({"prompt": ask, "completion": "a"}, "line 2: its prompt has come before"),
+    ):
+        write_jsonl(path, [{"prompt": ask, "completion": "Blue."}, bad])
+        with pytest.raises(ValueError, match=message):
+            read_samples(path, "completion")
 
 
 @pytest.mark.parametrize("local", [True, False])

@@ -113,6 +113,18 @@ def check_free(option: str, file: Path, *, force: bool) -> None:
         raise ValueError(f"{option} {file} exists; name another file, or remove it, or overwrite it by --force")
 
 
+def add_data(parser: argparse.ArgumentParser, name: str, **options: Any) -> None:
+    """The argument that names a preference set, and the one that says where its prompts stand."""
+    kinds = ".jsonl, .json, .csv or .tsv (each also .gz) or .parquet file, or folder of them"
+    parser.add_argument(name, type=place, help=f"hub name (owner/name), {kinds}", **options)
+    parser.add_argument(
+        "--prompt",
+        default="auto",
+        metavar="COLUMN",
+        help="the column of the prompts; 'inferred': what both sides begin with; default: as data.prompt of a run",
+    )
+
+
 # ---------------------------------------------------------------- running
 
 

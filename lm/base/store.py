@@ -16,7 +16,7 @@ import re
 import shutil
 import sys
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, fields, is_dataclass
+from dataclasses import Field, asdict, dataclass, fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
@@ -241,17 +241,21 @@ def _damage(folder: Path, files: Mapping[str, str]) -> str | None:
 
 def keyed(options: Any) -> dict[str, Any]:
     """What a dataclass of options counts as in a key: its fields, those of dataclasses in it likewise, and the one
-    value of each that is RETIRED. Left out are fields whose metadata say `keyed: False`, and those that name there a
-    field that is None: options that go with that one, and that older keys have not."""
+    value of each that is RETIRED. Left out are fields whose metadata say `keyed: False`; those that say `keyed: "unless
+    default"` and have their default, options that earlier keys do not have; and those that name there a field that is
+    None, with which they go."""
 
-    def counts(by: Any) -> bool:
-        return by if isinstance(by, bool) else getattr(options, by) is not None
+    def counts(each: Field[Any]) -> bool:
+        how = each.metadata.get("keyed", True)
+        if how == "unless default":
+            return bool(getattr(options, each.name) != each.default)
+        return how if isinstance(how, bool) else getattr(options, how) is not None
 
     plain = asdict(options)
     values = {
         each.name: keyed(own) if is_dataclass(own := getattr(options, each.name)) else plain[each.name]
         for each in fields(options)
-        if counts(each.metadata.get("keyed", True))
+        if counts(each)
     }
     return {**getattr(options, "RETIRED", {}), **values}
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from transformers import PreTrainedTokenizerBase
@@ -75,6 +75,20 @@ class Names:
             return render(self.mark_all(messages, where), self.mark_all(reply, where, last=True), where, *more, **named)
 
         return marked, seen
+
+    def reading(
+        self, convert: Callable[[Row, str, Renderer], Row | Drop], render: Renderer
+    ) -> tuple[Callable[[Row, str], Row | Drop], list[Sequence[Message]]]:
+        """`convert` by this renderer, whose rows have their control tokens marked; and what its last row was written
+        from, the messages as they were, empty where it is text."""
+        marked, seen = self.marking(render)
+
+        def read(row: Row, where: str) -> Row | Drop:
+            seen.clear()
+            pair = convert(row, where, marked)
+            return pair if isinstance(pair, Drop) else self.row(pair, where, rendered=bool(seen))
+
+        return read, seen
 
     def row(self, pair: Row, where: str, rendered: bool) -> Row | Drop:
         """A pair or a reference with its control tokens marked, or as they were where they are to be read as such.

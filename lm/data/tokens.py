@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,9 +24,9 @@ from transformers import PreTrainedTokenizerBase
 
 from lm.base import progress
 from lm.config import DataConfig
-from lm.data import rewards, splits
+from lm.data import messages, rewards, splits
 from lm.data.control_tokens import TEXTS, Names, token_ids, unmarked
-from lm.data.rows import BATCH, Row, read_rows
+from lm.data.rows import BATCH, Row, Tally, read_rows
 from lm.data.schemas import (
     Drop,
     Renderer,
@@ -37,12 +37,13 @@ from lm.data.schemas import (
     tldr_pair,
     tldr_reference,
 )
+from lm.data.sets import comparisons, survey
 from lm.data.splits import split_of
 
 FORM = 2
 """Raised where the same rows become other ids, texts or splits, so that older ones are made again."""
-KEYS = ("group", "letters")
-"""Digests of what `lm.data.splits` goes by, between loading and tokenising."""
+KEYS, PLACE = ("group", "letters"), "place"
+"""Of a row until it is tokenised: digests of what `lm.data.splits` goes by, and where it stands in its set."""
 
 
 # ---------------------------------------------------------------- loading
@@ -56,6 +57,10 @@ class Loaded:
     references: Dataset
     dropped: dict[str, dict[str, int]]
     """Set ("preferences", "references") -> reason -> rows."""
+    first: dict[str, dict[str, list[str]]]
+    """Set -> reason -> where the first such rows stand."""
+    notes: dict[str, list[str]]
+    """Set -> what is said of how it was read, see `lm.data.sets.survey`."""
     control: dict[str, dict[str, Any]]
     """Set -> what `Names.report` says of it, where control tokens were found in texts."""
     own_splits: dict[str, dict[str, int]]
@@ -92,23 +97,28 @@ def load(
     assert pairs_path is not None
 
     own_rewards = rewards.Reader()
+    schema = "tldr" if config.kind == "world" else str(config.kind)
+    of_pairs = survey(read_rows(pairs_path), pairs_path, config.prompt, schema)
 
     def pair(row: Row, where: str, render: Renderer) -> Row | Drop:
         if config.kind == "hh":
             return hh_pair(row, where)
         if config.kind != "preferences":
             return tldr_pair(row, where, config.prompt_template)
-        kept = preference_pair(row, where, render)
-        if config.rewards != "given" or isinstance(kept, Drop):
+        kept = preference_pair(row, where, render, of_pairs.layout)
+        if isinstance(kept, Drop):
             return kept
-        return {**kept, **own_rewards(row, where)}
+        given = own_rewards(row, where) if config.rewards == "given" else {}
+        return {**kept, **given, **messages.stored(kept.get("messages"))}
 
     def reference(row: Row, where: str, render: Renderer) -> Row | Drop:
         if config.kind == "preferences":
-            return preference_reference(row, where, render)
+            return preference_reference(row, where, render, of_references.layout)
         return tldr_reference(row, where, config.prompt_template)
 
     columns = {name: Value("string") for name in ("prompt", "chosen", "rejected")}
+    if of_pairs.has_messages:
+        columns |= {name: Value("string") for name in messages.STORED}
     if config.kind != "hh":
         columns |= {"confidence": Value("float64"), "worker": Value("string")}
     if config.rewards == "given":
@@ -124,19 +134,28 @@ def load(
         preferences = preferences.select(sorted(rng.choice(len(preferences), config.limit, replace=False)))
     sets = [pairs]
     if references_path is None:
-        names = ["id", "prompt", "split", "chosen", *KEYS]
+        names = ["id", "prompt", "split", "chosen", *KEYS, PLACE]
         references = preferences.select_columns(names).rename_column("chosen", "completion")
     else:
+        schema = "references" if config.kind == "preferences" else "tldr"
+        of_references = survey(read_rows(references_path), references_path, config.prompt, schema)
         sets.append(_Set("references", references_path, config, seed, folder, render, control()))
         references = sets[1].read(reference, {name: Value("string") for name in ("prompt", "completion")})
         if config.split == "own" and not sets[1].has_own:
             references = sets[1].beside(references, preferences)
+    read = {each.name: each for each in sets}
     return Loaded(
         preferences,
         references,
-        {"references": {}, **{each.name: dict(each.dropped) for each in sets}},
-        {each.name: found for each in sets if (found := each.control.report()) is not None},
-        {each.name: dict(each.own) for each in sets if len(each.own) > 1 or (each.own and config.split == "own")},
+        {"references": {}, **{name: dict(each.dropped.counts) for name, each in read.items()}},
+        {"references": {}, **{name: each.dropped.first for name, each in read.items()}},
+        {"preferences": of_pairs.notes, "references": of_references.notes if len(sets) > 1 else []},
+        {name: found for name, each in read.items() if (found := each.control.report()) is not None},
+        {
+            name: dict(each.own)
+            for name, each in read.items()
+            if len(each.own) > 1 or (each.own and config.split == "own")
+        },
         lacking if config.split == "own" else [],
     )
 
@@ -149,8 +168,8 @@ class _Set:
     ) -> None:
         self.name, self.path, self.config, self.seed, self.folder = name, path, config, seed, folder
         self.control = control
-        self.render, self.messages = control.marking(render)
-        self.dropped, self.own, self.present = Counter[str](), Counter[str](), Counter[str]()
+        self.render, self.messages = render, list[Any]()
+        self.dropped, self.own, self.present = Tally(), Counter[str](), Counter[str]()
         self.has_own = False
         """Whether a row says which split it is in."""
 
@@ -158,22 +177,17 @@ class _Set:
         """The rows that `convert` keeps, with these columns and id, split and KEYS."""
 
         def kept() -> Iterator[Row]:
-            for number, (where, raw) in enumerate(read_rows(self.path)):
-                self.messages.clear()
-                row = convert(raw, where, self.render)
-                if not isinstance(row, Drop):
-                    row = self.control.row(row, where, rendered=bool(self.messages))
-                if isinstance(row, Drop):
-                    self.dropped[row.reason] += 1
-                    continue
+            marked, self.messages = self.control.reading(convert, self.render)
+            for number, where, raw, row in comparisons(read_rows(self.path), marked, self.dropped):
                 texts = "\0".join(unmarked(row[name]) for name in TEXTS if name in row)
                 group = self._group(row)
                 split = self._split(group, raw, where)
                 self.present[split] += 1
                 yield {
                     "id": f"{number}-{hashlib.sha256(texts.encode()).hexdigest()[:12]}",
-                    **{name: row[name] for name in columns},
+                    **{name: row.get(name) for name in columns},
                     "split": split,
+                    PLACE: where,
                     **dict(zip(KEYS, map(splits.digest, (group, splits.letters(group))), strict=True)),
                 }
 
@@ -216,7 +230,7 @@ class _Set:
         return mapped(changed, rows.features, self.folder / f"{self.name}-split.arrow")
 
     def _mapped(self, rows: Iterable[Row], columns: dict[str, Any]) -> Dataset:
-        features = {"id": Value("string"), **columns, **{name: Value("string") for name in ("split", *KEYS)}}
+        features = {"id": Value("string"), **columns, **{name: Value("string") for name in ("split", PLACE, *KEYS)}}
         return mapped(rows, features, self.folder / f"{self.name}.arrow")
 
 
@@ -267,39 +281,57 @@ def completion_ids(tokenizer: PreTrainedTokenizerBase, texts: list[str]) -> list
     return [completion if completion[-1:] == [end] else [*completion, end] for completion in ids]
 
 
+def ends_early(completion: Sequence[int], tokenizer: PreTrainedTokenizerBase) -> bool:
+    """Whether end-of-text stands inside a completion: a row with such a one is left out."""
+    return tokenizer.eos_token_id in completion[:-1]
+
+
+EARLY = "end-of-text inside a completion"
+
+
+def too_long(prompt: int, completions: Iterable[int], config: DataConfig) -> str | None:
+    """Why a row is left out whose prompt and completions have so many tokens; None where it is not."""
+    longest_prompt, longest_completion = config.limits
+    if prompt > longest_prompt:
+        return f"prompt longer than {longest_prompt} tokens"
+    if max(completions) > longest_completion:
+        return f"completion longer than {longest_completion} tokens"
+    return None
+
+
 def tokenise(
-    rows: Dataset, tokenizer: PreTrainedTokenizerBase, config: DataConfig, path: Path
+    rows: Dataset, tokenizer: PreTrainedTokenizerBase, config: DataConfig, path: Path, dropped: Tally | None = None
 ) -> tuple[Dataset, dict[str, int]]:
     """Adds `<column>_ids` for the prompt and each completion, and drops over-long rows.
 
-    Returns the dataset, kept in the file `path`, and the counts of dropped rows by reason. Nothing is cut. Raises
-    ValueError where no row of some split is left.
+    Returns the dataset, kept in the file `path`, and the counts of dropped rows by reason, which are in `dropped` too,
+    with where they stand. Nothing is cut. Raises ValueError where no row of some split is left.
     """
     columns = [name for name in ("completion", "chosen", "rejected") if name in rows.column_names]
-    dropped, present = Counter[str](), Counter[str]()
-    longest = dict(zip(("prompt", "completion"), config.limits, strict=True))
+    dropped, present = Tally() if dropped is None else dropped, Counter[str]()
 
     def kept() -> Iterator[Row]:
         for start in progress.bar("tokenising", range(0, len(rows), BATCH), unit="batch"):
             batch = rows[start : start + BATCH]
+            places = batch.pop(PLACE, batch["id"])
             ids = {"prompt_ids": prompt_ids(tokenizer, batch["prompt"])}
             ids |= {f"{name}_ids": completion_ids(tokenizer, batch[name]) for name in columns}
             table = {**batch, **ids}
-            for values in zip(*table.values(), strict=True):
+            for place, *values in zip(places, *table.values(), strict=True):
                 row = dict(zip(table, values, strict=True))
                 row |= {name: unmarked(row[name]) for name in ("prompt", *columns)}
-                if any(tokenizer.eos_token_id in row[f"{name}_ids"][:-1] for name in columns):
-                    dropped["end-of-text inside a completion"] += 1
-                elif len(row["prompt_ids"]) > longest["prompt"]:
-                    dropped[f"prompt longer than {longest['prompt']} tokens"] += 1
-                elif max(len(row[f"{name}_ids"]) for name in columns) > longest["completion"]:
-                    dropped[f"completion longer than {longest['completion']} tokens"] += 1
+                lengths = (len(row[f"{name}_ids"]) for name in columns)
+                if any(ends_early(row[f"{name}_ids"], tokenizer) for name in columns):
+                    dropped.add(EARLY, place)
+                elif (reason := too_long(len(row["prompt_ids"]), lengths, config)) is not None:
+                    dropped.add(reason, place)
                 else:
                     present[row["split"]] += 1
                     yield row
 
     ids = {f"{name}_ids": List(Value("int64")) for name in ("prompt", *columns)}
-    dataset = mapped(kept(), {**rows.features, **ids}, path)
+    features = {name: kind for name, kind in rows.features.items() if name != PLACE}
+    dataset = mapped(kept(), {**features, **ids}, path)
     what = "preference pairs" if "chosen" in columns else "reference completions"
     for split in ("train", "valid", "test") if "chosen" in columns else ("train",):
         if not present[split]:
@@ -310,7 +342,7 @@ def tokenise(
             )
             raise ValueError(
                 f"no {what} are left in the {split} split: {len(rows)} rows before length limits, dropped "
-                f"{dict(dropped) or 'none'}; look at data.path, data.limit, data.max_prompt_length, "
+                f"{dict(dropped.counts) or 'none'}; look at data.path, data.limit, data.max_prompt_length, "
                 f"data.max_completion_length, data.valid_fraction and data.test_fraction" + hint * (len(elsewhere) == 1)
             )
-    return dataset, dict(dropped)
+    return dataset, dict(dropped.counts)

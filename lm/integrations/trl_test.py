@@ -387,6 +387,24 @@ def test_text_and_rewards_give_the_batch_of_token_ids_and_margins(tmp_path: Path
     close(one["reward_margin"], other["reward_margin"])
 
 
+def test_of_messages_with_token_ids_the_ids_are_read(tmp_path: Path) -> None:
+    """As `lm.export` writes a set of messages: the log-probs beside them are of these tokens."""
+    data = pairs(6)
+
+    def said(role: str, count: int) -> list[list[dict[str, str]]]:
+        return [[{"role": role, "content": f"{role} {i}"}] for i in range(count)]
+
+    with_messages = data
+    for name, role in (("prompt", "user"), ("chosen", "assistant"), ("rejected", "assistant")):
+        with_messages = with_messages.add_column(name, said(role, 6))
+    one, other = (
+        collate(list(in_trl(tmp_path / name, DistilledDPO(), rows).train_dataset))
+        for name, rows in (("messages", with_messages), ("ids", data))
+    )
+    assert one.keys() == other.keys()
+    assert all(torch.equal(one[name], other[name]) for name in one)
+
+
 @pytest.mark.parametrize("name", [name for name in METHODS if name != "drdo"])
 def test_a_name_takes_its_scale_from_trls_beta(name: str) -> None:
     method = resolve(name, 0.3)
@@ -847,3 +865,41 @@ def test_the_examples_of_the_documentation_run(tmp_path: Path, monkeypatch: pyte
     margin = names["margin"]
     assert torch.equal(names["distilled"], ((names["rewards"] - margin) ** 2).mean())
     assert torch.equal(names["dpo"], losses.dpo(margin, beta=0.1).mean())
+
+
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        (
+            [{"Prompt": "Why?", "chosen": "a b", "rejected": "a c"}],
+            "train, row 0: there is no 'prompt', but column 'Prompt'",
+        ),
+        (
+            [{"prompt": "Why?", "chosen": "Why? b", "rejected": "Why? c"}] * 2,
+            "train: in 2 of 2 rows both sides begin with",
+        ),
+        (
+            [{"prompt": "Why?", "chosen": "b", "rejected": "c"}, {"prompt": None, "chosen": "a b", "rejected": "a c"}],
+            "train, row 1: 'prompt' is empty, and other rows have one",
+        ),
+    ],
+)
+def test_prompts_that_trl_would_misread_are_refused(rows: list[dict[str, Any]], message: str) -> None:
+    with pytest.raises(ValueError, match=re.escape(message)):
+        trl.check_prompts(Dataset.from_list(rows), "train")
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"prompt": "Why?", "chosen": "b", "rejected": "c", "topic": "x"},
+        {"chosen": "a b", "rejected": "a c"},
+        {
+            "chosen": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}],
+            "rejected": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "c"}],
+            "topic": "x",
+        },
+    ],
+)
+def test_prompts_that_trl_reads_as_they_are_meant_pass(row: dict[str, Any]) -> None:
+    trl.check_prompts(Dataset.from_list([row]), "train")

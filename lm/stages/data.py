@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,12 +19,14 @@ from lm.config import Config
 from lm.data import places, rewards, world
 from lm.data.control_tokens import Names, remark, unmarked
 from lm.data.limits import SHARE, with_limits
-from lm.data.schemas import chat_renderer
+from lm.data.rows import Tally, left_out
+from lm.data.templates import chat_renderer
 from lm.data.tokens import FORM, KEYS, load, standing_twice, tokenise
 from lm.models import checks
 from lm.models.loading import END, PAD, SCRATCH, load_tokenizer, rows_by_config, same_tokenizer
 from lm.stages.run import Run, once
 
+SETS = ("preferences", "references")
 LIMITS = ("max_prompt_length", "max_completion_length")
 SPLITS = ("train", "valid", "test")
 FEW = 100
@@ -87,16 +89,21 @@ def data(run: Run) -> Artifact:
         report: dict[str, Any] = {"limits": limits} if limited is not config else {}
         sets = {}
         for name, rows in (("preferences", loaded.preferences), ("references", loaded.references)):
-            sets[name], too_long = tokenise(rows, made, limited, scratch / f"{name}-ids.arrow")
+            over = Tally()
+            sets[name], too_long = tokenise(rows, made, limited, scratch / f"{name}-ids.arrow", over)
             if own is not None:
                 _check_ids(run, own, name, sets[name])
             save(sets[name].remove_columns(list(KEYS)), folder / name)
             report[name] = {
                 "kept": dict(Counter(sets[name]["split"])),
                 "dropped": {**loaded.dropped[name], **too_long},
+                "first": {**loaded.first[name], **over.first},
+                "notes": loaded.notes[name],
                 "control_tokens": loaded.control.get(name),
                 "own_splits": loaded.own_splits.get(name),
             }
+            for line in lines(report[name]):
+                progress.say(f"{name}: {line}")
             if "confidence" in sets[name].column_names:
                 report[name]["without_confidence"] = sets[name]["confidence"][:].count(None)
             if config.rewards == "given" and name == "preferences":
@@ -159,6 +166,11 @@ def _check_ids(run: Run, own: PreTrainedTokenizerBase, name: str, dataset: Datas
     for row in dataset:
         for column in columns:
             checks.ids_fit(f"{name}, row {row['id']}, {column.removesuffix('_ids')}", own, rows, row[column])
+
+
+def lines(report: Mapping[str, Any]) -> list[str]:
+    """What is said of a set by the stage's metrics: how it was read, and what was left out; earlier versions' too."""
+    return [*left_out(report["dropped"], report.get("first", {})), *report.get("notes", ())]
 
 
 @once
