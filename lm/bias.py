@@ -81,6 +81,8 @@ def main(arguments: Sequence[str]) -> None:
     report = bias_file(options.data, options.out, config, seed=options.seed, tokenizer=tokenizer)
     for reason, count in report["left_out"].items():
         print(f"left out: {count:,} rows, {reason}")
+    for line in report.get("labels", []):
+        print(line)
     Console().print(table(report, f"{options.data} at rho {options.rho:g}, seed {options.seed}"))
     progress.say(f"written: {options.out}")
 

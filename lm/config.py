@@ -14,6 +14,7 @@ Kind = Literal["world", "tldr", "hh", "preferences"]
 KINDS = ("preferences", "hh", "tldr")
 """Of sets that are read."""
 Pairs = Literal["all", "hc_he", "lc_le"]
+GroupWeight = Literal["prompt", "pair"]
 DTYPES = ("auto", "float32", "bfloat16", "float64")
 TASKS = ("summary", "helpfulness")
 """What an LLM can be asked to compare, see `lm.judging.llm`."""
@@ -99,6 +100,8 @@ class DataConfig:
         valid_fraction: share of the prompts held out for validation.
         test_fraction: share of the prompts held out for evaluation.
         limit: use only this many preference rows, drawn by the seed; null for all.
+        group_weight: what the pairs of one row with more than two completions weigh: "prompt", together as much as one
+            pair, 1 / (number of pairs) each; or "pair", 1 each.
         world: the embedded world; "world" only.
     """
 
@@ -113,6 +116,7 @@ class DataConfig:
     valid_fraction: float = 0.05
     test_fraction: float = 0.1
     limit: int | None = None
+    group_weight: GroupWeight = field(default="prompt", metadata={"keyed": "unless default"})
     world: WorldConfig = field(default_factory=WorldConfig)
 
     RETIRED: ClassVar[Mapping[str, Any]] = {"subset": None}

@@ -4,7 +4,8 @@ All other options are the run's, as for `lm.score`. A row has prompt, chosen and
 side by the model of D_rho (chosen_reward, rejected_reward), their difference (reward_margin), the rewards by the
 ensemble's members (chosen_member_rewards, rejected_member_rewards: lists in the order of `bias.member_fractions`), each
 where a method of `methods` distils it, and the summed log-probs of both sides under pi_ref (ref_chosen_logps,
-ref_rejected_logps), in nats, with end-of-text. `data.kind preferences` with `data.rewards given` reads it back, at
+ref_rejected_logps), in nats, with end-of-text; of a set with soft labels, votes, weights or groups also the labels,
+chosen_probability and weight (`lm.data.votes`). `data.kind preferences` with `data.rewards given` reads it back, at
 another seed than the run's: by the same one its rows, which were all drawn for training, would be drawn for it again.
 """
 

@@ -18,6 +18,8 @@ def work(run: Run) -> None:
         print(f"{name}: {kept}")
         for reason, count in report[name]["dropped"].items():
             print(f"  left out: {count:,} rows, {reason}")
+        for line in report.get("labels", []) if name == "preferences" else []:
+            print(f"  {line}")
 
 
 if __name__ == "__main__":

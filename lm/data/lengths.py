@@ -16,14 +16,21 @@ import numpy as np
 from transformers import PreTrainedTokenizerBase
 
 from lm.config import BiasConfig
+from lm.data import votes
 from lm.data.rows import check_suffix, read_rows, write_rows
 from lm.data.schemas import Drop, any_pair
 
 LengthClass = Literal["longer", "shorter", "neither"]
 
 
-def length_class(chosen_length: int, rejected_length: int, ratio: float) -> LengthClass:
-    """Which completion is preferred: the longer (at least `ratio` times the other's tokens), the shorter, neither."""
+def length_class(chosen_length: int, rejected_length: int, ratio: float, probability: float = 1.0) -> LengthClass:
+    """Which completion is preferred: the longer (at least `ratio` times the other's tokens), the shorter, neither.
+
+    A soft label counts for the likelier side, which `lm.data.votes` calls chosen, whole; a tie, of probability 1/2,
+    prefers neither.
+    """
+    if probability == 0.5:
+        return "neither"
     exact = _decimal(ratio)
     if chosen_length >= exact * rejected_length:
         return "longer"
@@ -115,10 +122,15 @@ class Lengths:
     rejected: list[int] = field(default_factory=list)
     left_out: Counter[str] = field(default_factory=Counter)
     """Rows that are no comparison, by reason."""
+    probabilities: list[float] = field(default_factory=list)
+    """That the chosen side is preferred, 1/2 for a tie."""
+    labels: list[str] = field(default_factory=list)
+    """What is odd about the labels, a sentence each."""
 
     def classes(self, ratio: float) -> list[LengthClass]:
         """Length class of each pair."""
-        return [length_class(c, r, ratio) for c, r in zip(self.chosen, self.rejected, strict=True)]
+        each = zip(self.chosen, self.rejected, self.probabilities, strict=True)
+        return [length_class(chosen, rejected, ratio, probability) for chosen, rejected, probability in each]
 
 
 def read_lengths(path: str, tokenizer: PreTrainedTokenizerBase | None = None) -> Lengths:
@@ -126,8 +138,8 @@ def read_lengths(path: str, tokenizer: PreTrainedTokenizerBase | None = None) ->
 
     Raises ValueError or FileNotFoundError as `lm.data.rows.read_rows` and `lm.data.schemas.any_pair` do.
     """
-    lengths = Lengths()
-    for number, (where, row) in enumerate(read_rows(path)):
+    lengths, labels = Lengths(), votes.Reader()
+    for number, (where, row) in enumerate(labels(read_rows(path))):
         pair = any_pair(row, where)
         if isinstance(pair, Drop):
             lengths.left_out[pair.reason] += 1
@@ -138,13 +150,17 @@ def read_lengths(path: str, tokenizer: PreTrainedTokenizerBase | None = None) ->
         lengths.rows.append(number)
         lengths.chosen.append(len(sides[0]))
         lengths.rejected.append(len(sides[1]))
+        lengths.probabilities.append(votes.label_of(row, where)[votes.PROBABILITY])
+    lengths.left_out += labels.left_out
+    lengths.labels = labels.says()
     return lengths
 
 
 def bias_file(
     path: str, out: Path, config: BiasConfig, *, seed: int, tokenizer: PreTrainedTokenizerBase | None = None
 ) -> dict[str, Any]:
-    """Writes a length-biased subset of a set: its rows as they are, in their order.
+    """Writes a length-biased subset of a set: its rows as they are, in their order; those with labels of
+    `lm.data.votes` as its `Reader` gives them, ties left out.
 
     Args:
         path: a set in any schema, as `lm.data.rows.read_rows` takes it. It is read twice and never held.
@@ -154,7 +170,8 @@ def bias_file(
         tokenizer: to measure lengths in tokens; None for characters.
 
     Returns:
-        "before" and "after", as `length_report`; "left_out", rows that are no comparison, by reason; "unit".
+        "before" and "after", as `length_report`; "left_out", rows that are no comparison, by reason; "labels", what is
+        odd about them, a sentence each; "unit".
 
     Raises:
         ValueError: a malformed row, an infeasible size (the message names the largest feasible), or an unfit `out`.
@@ -170,10 +187,12 @@ def bias_file(
         classes, config.rho, config.size, seed=seed, what="--rho" if config.size is None else "--size"
     )
     kept = {lengths.rows[i] for i in drawn}
-    write_rows(out, (row for number, (_, row) in enumerate(read_rows(path)) if number in kept))
+    rows = enumerate(votes.Reader()(read_rows(path)))
+    write_rows(out, (row for number, (_, row) in rows if number in kept))
     reports = [length_report(classes, lengths.chosen, lengths.rejected, rows) for rows in (range(len(classes)), drawn)]
     return {
         **dict(zip(("before", "after"), reports, strict=True)),
         "left_out": dict(lengths.left_out),
+        **({"labels": lengths.labels} if lengths.labels else {}),
         "unit": "characters" if tokenizer is None else "tokens",
     }

@@ -23,7 +23,7 @@ from transformers import PreTrainedTokenizerBase
 
 from lm.base import progress
 from lm.config import DataConfig
-from lm.data import rewards
+from lm.data import rewards, votes
 from lm.data.rows import BATCH, Row, read_rows
 from lm.data.schemas import (
     Drop,
@@ -50,6 +50,8 @@ class Loaded:
     references: Dataset
     dropped: dict[str, dict[str, int]]
     """Set ("preferences", "references") -> reason -> rows."""
+    labels: list[str]
+    """What is odd about the preferences' labels, a sentence each."""
 
 
 def load(
@@ -72,17 +74,14 @@ def load(
         pairs_path, references_path = str(world / "comparisons.jsonl"), str(world / "sft.jsonl")
     assert pairs_path is not None
 
-    own_rewards = rewards.Reader()
+    own_rewards, labels = rewards.Reader(), votes.Reader(config.group_weight)
 
     def pair(row: Row, where: str) -> Row | Drop:
-        if config.kind == "hh":
-            return hh_pair(row, where)
-        if config.kind != "preferences":
-            return tldr_pair(row, where, config.prompt_template)
-        kept = preference_pair(row, where, render)
-        if config.rewards != "given" or isinstance(kept, Drop):
+        kept = _pair(row, where, config, render)
+        if isinstance(kept, Drop):
             return kept
-        return {**kept, **own_rewards(row, where)}
+        given = own_rewards(row, where) if config.rewards == "given" else {}
+        return {**kept, **given, **votes.label_of(row, where)}
 
     def reference(row: Row, where: str) -> Row | Drop:
         if config.kind == "preferences":
@@ -95,20 +94,32 @@ def load(
     if config.rewards == "given":
         columns |= {name: Value("float64") for name in rewards.ONE}
         columns |= {name: List(Value("float64")) for name in rewards.MEMBERS}
-    preferences, dropped = _finish(pair, read_rows(pairs_path), columns, config, seed, folder / "preferences.arrow")
+    columns |= {name: Value("float64") for name in votes.COLUMNS} | {votes.REFERENCE: Value("bool")}
+    preferences, dropped = _finish(
+        pair, labels(read_rows(pairs_path)), columns, config, seed, folder / "preferences.arrow"
+    )
     if config.limit is not None and config.limit < len(preferences):
         rng = np.random.default_rng([seed, 1])
         preferences = preferences.select(sorted(rng.choice(len(preferences), config.limit, replace=False)))
+    dropped = dict(Counter(dropped) + labels.left_out)
+    best = preferences.filter(bool, input_columns=votes.REFERENCE, keep_in_memory=True) if labels.any else preferences
+    preferences = preferences.remove_columns([votes.REFERENCE, *(() if labels.any else votes.COLUMNS)])
     if references_path is None:
-        references = preferences.select_columns(["id", "prompt", "split", "chosen"]).rename_column(
-            "chosen", "completion"
-        )
-        return Loaded(preferences, references, {"preferences": dropped, "references": {}})
+        references = best.select_columns(["id", "prompt", "split", "chosen"]).rename_column("chosen", "completion")
+        return Loaded(preferences, references, {"preferences": dropped, "references": {}}, labels.says())
     columns = {name: Value("string") for name in ("prompt", "completion")}
     references, dropped_references = _finish(
         reference, read_rows(references_path), columns, config, seed, folder / "references.arrow"
     )
-    return Loaded(preferences, references, {"preferences": dropped, "references": dropped_references})
+    return Loaded(preferences, references, {"preferences": dropped, "references": dropped_references}, labels.says())
+
+
+def _pair(row: Row, where: str, config: DataConfig, render: Renderer) -> Row | Drop:
+    if config.kind == "hh":
+        return hh_pair(row, where)
+    if config.kind != "preferences":
+        return tldr_pair(row, where, config.prompt_template)
+    return preference_pair(row, where, render)
 
 
 def _finish(

@@ -43,7 +43,7 @@ from transformers import AutoConfig
 from lm.base import progress, ranks
 from lm.base.command import only_run_in
 from lm.config import Scoring
-from lm.data import rewards
+from lm.data import rewards, votes
 from lm.data.rows import Row, check_suffix, read_rows, write_rows
 from lm.data.schemas import Drop, any_pair, is_tldr
 from lm.judging.llm import LLMJudge, Log, Pair, shares_won
@@ -58,16 +58,21 @@ SHARD = 2048
 
 
 def comparisons(path: str, subset: str | None, left_out: Counter[str] | None = None) -> Iterator[Placed]:
-    """The rows of a set that are comparisons; counts the others by reason.
+    """The rows of a set that are comparisons, their labels as of `lm.data.votes`; counts the others by reason.
 
     Raises ValueError or FileNotFoundError as `lm.data.rows.read_rows` and `lm.data.schemas.any_pair` do.
     """
-    for where, row in read_rows(path, subset):
+    labels = votes.Reader()
+    for where, row in labels(read_rows(path, subset)):
         pair = any_pair(row, where)
         if not isinstance(pair, Drop):
             yield where, row
         elif left_out is not None:
             left_out[pair.reason] += 1
+    if left_out is not None:
+        left_out.update(labels.left_out)
+        for line in labels.says():
+            progress.say(f"[rewards] {line}")
 
 
 def in_shards(rows: Iterator[Placed]) -> Iterator[list[Placed]]:

@@ -12,8 +12,9 @@ import datasets
 from datasets import Dataset
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
+from lm.base import progress
 from lm.base.store import Artifact
-from lm.data import rewards, world
+from lm.data import rewards, votes, world
 from lm.data.schemas import chat_renderer
 from lm.data.tokens import load, tokenise
 from lm.models.loading import SCRATCH, content_of, load_tokenizer, same_tokenizer
@@ -33,6 +34,8 @@ def data(run: Run) -> Artifact:
         "model": content_of(run.config.model),
         "seed": run.config.seed,
     }
+    if config.path is not None and (labels := votes.in_first_row(config.path)):
+        inputs["labels"] = labels
 
     def make(folder: Path, scratch: Path) -> dict[str, Any]:
         source, own = None, None
@@ -54,7 +57,9 @@ def data(run: Run) -> Artifact:
         )
         made = load_tokenizer(run.config.model, texts, run.config.trust_remote_code) if own is None else own
         made.save_pretrained(folder / "tokenizer")
-        report: dict[str, Any] = {}
+        report: dict[str, Any] = {"labels": loaded.labels} if loaded.labels else {}
+        for line in loaded.labels:
+            progress.say(f"  {line}")
         for name, rows in (("preferences", loaded.preferences), ("references", loaded.references)):
             dataset, too_long = tokenise(rows, made, config, scratch / f"{name}-ids.arrow")
             save(dataset, folder / name)

@@ -11,7 +11,7 @@ import numpy as np
 from datasets import Dataset
 
 from lm.base.store import Artifact
-from lm.data import rewards
+from lm.data import rewards, votes
 from lm.logprobs.sampling import sample_completions
 from lm.logprobs.scoring import score_pairs, score_rows
 from lm.models.opening import open_policy, open_reward_model
@@ -56,7 +56,8 @@ def scores(run: Run) -> Artifact:
         ref_samples = score_rows(policy, repeated, samples, "samples' log-probs").tolist()
         of_prompt = {prompt: slice(i * each, (i + 1) * each) for i, prompt in enumerate(prompts)}
         rows = [of_prompt[prompt] for prompt in pairs["prompt"][:]]
-        scored = pairs.select_columns(["id", "prompt_ids", "chosen_ids", "rejected_ids"])
+        labels = [name for name in votes.COLUMNS if name in pairs.column_names]
+        scored = pairs.select_columns(["id", "prompt_ids", "chosen_ids", "rejected_ids", *labels])
         scored = scored.flatten_indices(keep_in_memory=True)  # as add_column would, into a file, see stages.data.where
         for column, values in {
             "ref_chosen_logps": ref_chosen.tolist(),
@@ -212,8 +213,8 @@ def _margin(sides: Sides, ids: list[str]) -> rewards.Floats:
 
 
 def export_rows(run: Run) -> Iterator[dict[str, Any]]:
-    """The rows of D_rho for other trainers, in the order of the scores: texts, the rewards that the run's methods
-    distil, and log-probs of pi_ref. Makes what is missing of the run up to these."""
+    """The rows of D_rho for other trainers, in the order of the scores: texts, labels of `lm.data.votes`, the
+    rewards that the run's methods distil, and log-probs of pi_ref. Makes what is missing of the run up to these."""
     scored, texts = opened(scores(run).path / PAIRS), subset(run, MAIN)
     if texts["id"][:] != scored["id"][:]:
         raise RuntimeError("the scores are of other rows than D_rho has")
@@ -222,7 +223,7 @@ def export_rows(run: Run) -> Iterator[dict[str, Any]]:
     listed = [both_sides(run, name) for name in members(run) if name in needed]
 
     def row_of(i: int, text: dict[str, Any], score: dict[str, Any]) -> dict[str, Any]:
-        row = {name: text[name] for name in ("id", "prompt", "chosen", "rejected")}
+        row = {name: text[name] for name in ("id", "prompt", "chosen", "rejected", *votes.COLUMNS) if name in text}
         if one is not None:
             own = [float(side[i]) for side in one]
             row |= {**dict(zip(rewards.ONE, own, strict=True)), rewards.MARGIN: own[0] - own[1]}

@@ -15,6 +15,7 @@ from transformers import PreTrainedModel
 from lm.base import ranks
 from lm.base.store import Artifact, keyed
 from lm.config import TrainingConfig
+from lm.data import votes
 from lm.data.lengths import LengthClass, length_class
 from lm.logprobs.completions import CompletionModel
 from lm.logprobs.scoring import score_pairs
@@ -31,7 +32,7 @@ from lm.models.opening import open_policy, open_reward_model
 from lm.objectives import JointOracle
 from lm.stages.data import data, references, tokenizer
 from lm.stages.run import Run, once
-from lm.training.batches import CompletionArguments, pair_collator, sft_collator
+from lm.training.batches import CompletionArguments, agreement, pair_collator, sft_collator
 from lm.training.loop import fit, training_arguments
 from lm.training.trainer import JointOracleTrainer, RewardTrainer, SFTTrainer
 
@@ -149,7 +150,7 @@ def reward_model(
         valid = held_out()
         scorer = _whole(model, folder, lambda saved: open_reward_model(saved, run.config))
         chosen, rejected = score_pairs(scorer, valid, f"{name} on validation pairs")
-        return {"accuracy": accuracy(run, valid, chosen > rejected), "history": history}
+        return {"accuracy": accuracy(run, valid, chosen, rejected), "history": history}
 
     return run.store.get(stage, name, inputs, make)
 
@@ -175,14 +176,18 @@ def joint_oracle(
         valid = held_out()
         scorer = _whole(model, folder, lambda saved: open_policy(saved, tokenizer(run), run.config, reward_head=True))
         chosen, rejected = score_pairs(scorer, valid, f"{name}'s oracle on validation pairs", rewards=True)
-        return {"accuracy": accuracy(run, valid, chosen > rejected), "history": history}
+        return {"accuracy": accuracy(run, valid, chosen, rejected), "history": history}
 
     return run.store.get("reward", name, inputs, make)
 
 
-def accuracy(run: Run, pairs: Dataset, right: torch.Tensor) -> dict[str, Any]:
-    """Share of pairs ordered right, in all and by which completion is preferred."""
-    classes = length_classes(run, pairs)
+def accuracy(run: Run, pairs: Dataset, chosen: torch.Tensor, rejected: torch.Tensor) -> dict[str, Any]:
+    """Share of pairs ordered right, in all and by which completion is preferred; a pair counts once, whatever it
+    weighs, and by a soft label as of `lm.training.batches.agreement`: a tie counts half."""
+    classes, labels = length_classes(run, pairs), None
+    if votes.PROBABILITY in pairs.column_names:
+        labels = torch.tensor(pairs[votes.PROBABILITY][:], dtype=torch.float64, device=chosen.device)
+    right = agreement(chosen, rejected, labels)
     result: dict[str, Any] = {}
     for name in ("all", "longer", "shorter", "neither"):
         rows = [name in ("all", c) for c in classes]
@@ -193,6 +198,8 @@ def accuracy(run: Run, pairs: Dataset, right: torch.Tensor) -> dict[str, Any]:
 
 
 def length_classes(run: Run, pairs: Dataset) -> list[LengthClass]:
-    """Which completion of each pair is the longer."""
+    """Which completion of each pair is the longer; of a tie neither is preferred."""
     ratio, both = run.config.bias.length_ratio, (pairs["chosen_ids"][:], pairs["rejected_ids"][:])
-    return [length_class(len(c), len(r), ratio) for c, r in zip(*both, strict=True)]
+    soft = votes.PROBABILITY in pairs.column_names
+    labels = pairs[votes.PROBABILITY][:] if soft else [1.0] * len(pairs)
+    return [length_class(len(c), len(r), ratio, p) for c, r, p in zip(*both, labels, strict=True)]
