@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from fractions import Fraction
 from typing import Any
 
@@ -17,10 +17,11 @@ from rich.table import Table
 from scipy.stats import binomtest
 
 from lm.config import DataConfig
-from lm.data import rewards
+from lm.data import rewards, votes
 from lm.data.rewards import Source
 from lm.data.rows import BATCH, Row, read_rows, shown
 from lm.data.schemas import Drop, Renderer, chat_renderer, hh_pair, plain_chat, preference_pair, tldr_pair
+from lm.studies.agreement import Agreement, agreement
 from theory import budget
 from theory.preferences import PreferenceGraph
 from theory.resistance import effective_resistance, infinite_probability
@@ -46,7 +47,7 @@ SOURCES = (*rewards.OF_ONE, *rewards.OF_MEMBERS, rewards.ORACLE)
 
 @dataclass(frozen=True, kw_only=True)
 class LengthBias:
-    """Of the comparisons with a longer side, how many prefer it."""
+    """Of the comparisons with a longer side, how many prefer it; a soft label the likelier side, and a tie neither."""
 
     ratio: float
     comparisons: int
@@ -73,7 +74,8 @@ class Tokens:
 
 @dataclass(frozen=True, kw_only=True)
 class Rewards:
-    """One source of reward margins against the labels. Shares are of the comparisons that have the reward."""
+    """One source of reward margins against the labels. Shares are of the comparisons that have the reward, and whose
+    label prefers a side."""
 
     columns: str
     whose: str
@@ -109,7 +111,8 @@ class Ensemble:
 
 @dataclass(frozen=True, kw_only=True)
 class LabelCount:
-    """The comparisons of pairs that have this many labels, whichever way round."""
+    """The comparisons of pairs that have this many labels, whichever way round; votes count, as many as they are, and
+    soft labels that nobody counted do not."""
 
     labels: int
     or_more: bool
@@ -209,16 +212,19 @@ class Report:
     duplicates: int
     """Comparisons that repeat an earlier one, in the same direction."""
     no_finite_dpo_optimum: float
-    """Share whose two completions are not in one strongly connected component of their prompt's preference graph."""
+    """Share whose two completions are not in one strongly connected component of their prompt's preference graph. A
+    soft label, or a tie, is an edge each way."""
     isolated: float
-    """Share whose completions are in no other comparison, nor in this one the other way round."""
+    """Share whose completions are in no other comparison, nor in this one the other way round, and whose label is not
+    soft."""
     contradicted: int
     """Comparisons that are also there the other way round."""
     on_longer_cycles: int
-    """Comparisons on a cycle of three or more completions, none of them contradicted."""
+    """Comparisons on a cycle of three or more completions, none of them contradicted or of a soft label."""
     unconnected_prompts: int
     """Prompts whose completions fall into groups that are never compared."""
     labels: Labels
+    agreement: Agreement
     first_to_fall: FirstToFall | None
     """None where no model is named."""
     budgets: list[Budget]
@@ -248,6 +254,12 @@ class Comparisons:
     margins: dict[Source, Floats]
     """Columns -> margins, [N] of one reward model or [N, K] of an ensemble, K > 1; NaN where there is none."""
     left_out: Counter[str]
+    probabilities: Floats
+    """[N], that the chosen side is preferred, 1/2 for a tie; see `lm.data.votes`."""
+    votes: Floats
+    """[N], how many labels a row stands for: one, or its counts of votes; 0 for a soft label that nobody counted."""
+    notes: list[str] = field(default_factory=list)
+    """What is odd about the labels."""
 
 
 def read(path: str, *, kind: str = "auto", subset: str | None = None, render: Renderer = plain_chat) -> Comparisons:
@@ -268,8 +280,9 @@ def read(path: str, *, kind: str = "auto", subset: str | None = None, render: Re
     values: dict[Source, list[Any]] = {}
     left_out = Counter[str]()
     convert: Callable[[Row, str, Renderer], Row | Drop] | None = None
-    rows = 0
-    for where, row in read_rows(path, subset):
+    rows, labels = 0, votes.Reader()
+    probabilities, weights = [], []
+    for where, row in labels(read_rows(path, subset)):
         if convert is None:
             kind = _kind_of(row, where) if kind == "auto" else kind
             convert = CONVERTERS[kind]
@@ -280,13 +293,30 @@ def read(path: str, *, kind: str = "auto", subset: str | None = None, render: Re
             left_out[pair.reason] += 1
             continue
         kept.append(pair)
+        label = votes.label_of(row, where)
+        probabilities.append(label[votes.PROBABILITY])
+        weights.append(label[votes.WEIGHT])
         for source, column in values.items():
             column.append(_margin(row, source, where))
+    rows += sum(labels.left_out.values())
+    left_out += labels.left_out
     if not kept:
         raise ValueError(f"{path}: none of {rows} rows is a comparison, left out were {dict(left_out)}")
     prompts, chosen, rejected = ([pair[name] for pair in kept] for name in ("prompt", "chosen", "rejected"))
     margins = {source: _stack(column, source, path) for source, column in values.items()}
-    return Comparisons(kind, rows, prompts, chosen, rejected, _different(margins), left_out)
+    likely = np.array(probabilities)
+    return Comparisons(
+        kind,
+        rows,
+        prompts,
+        chosen,
+        rejected,
+        _different(margins),
+        left_out,
+        likely,
+        np.array(weights) if labels.counts["voted"] else (likely == 1).astype(np.float64),
+        labels.says(),
+    )
 
 
 def renderer_of(model: str | None, tokenizer: str | None) -> Renderer:
@@ -442,14 +472,19 @@ def measure(
     response, responses = number(zip(both, [*data.chosen, *data.rejected], strict=True))
     chosen, rejected = response.reshape(2, -1)
     # One graph for all prompts: a completion belongs to one, so no path leads from prompt to prompt.
-    graph = PreferenceGraph(responses, np.stack([chosen, rejected], axis=1))
+    one_sided, count = data.probabilities == 1, len(chosen)
+    edges = np.stack([chosen, rejected], axis=1)
+    graph = PreferenceGraph(responses, np.concatenate([edges, edges[~one_sided, ::-1]]))
+    crossing = graph.crossing[:count]
 
     code, opposite = chosen * responses + rejected, rejected * responses + chosen
     contradicted = np.isin(code, opposite)
-    one_way = PreferenceGraph(responses, graph.edges[~contradicted])
-    distinct, which, times = np.unique(np.minimum(code, opposite), return_inverse=True, return_counts=True)
+    one_way = PreferenceGraph(responses, edges[~contradicted & one_sided])
+    distinct, which = np.unique(np.minimum(code, opposite), return_inverse=True)
+    times = np.bincount(which, np.maximum(data.votes, 1))
     compared = np.bincount(np.concatenate(np.divmod(distinct, responses)), minlength=responses)
-    isolated = (compared[chosen] == 1) & (compared[rejected] == 1) & ~contradicted
+    isolated = (compared[chosen] == 1) & (compared[rejected] == 1) & ~contradicted & one_sided
+    for_first = data.votes * np.where(code < opposite, data.probabilities, 1 - data.probabilities)
     prompt_of = np.empty(responses, dtype=np.intp)
     prompt_of[response] = both
     first_of_group = np.unique(graph.components, return_index=True)[1]
@@ -463,19 +498,20 @@ def measure(
     else:
         lengths, tokens = _tokens(data, tokenizer, max_prompt_length, max_completion_length)
         unit = "tokens"
-    bias = [_length_bias(ratio, *lengths) for ratio in RATIOS]
+    decided = data.probabilities != 0.5
+    bias = [_length_bias(ratio, *(side[decided] for side in lengths)) for ratio in RATIOS]
     report = Report(
         data=name,
         kind=data.kind,
         pairs=data.rows,
-        comparisons=len(graph),
+        comparisons=count,
         prompts=prompts,
         responses=responses,
         empty=data.left_out["empty prompt"] + data.left_out["empty completion"],
         identical=data.left_out["identical completions"],
         left_out=dict(data.left_out),
-        duplicates=len(graph) - len(np.unique(code)),
-        no_finite_dpo_optimum=float(graph.crossing.mean()),
+        duplicates=count - len(np.unique(code)),
+        no_finite_dpo_optimum=float(crossing.mean()),
         isolated=float(isolated.mean()),
         contradicted=int(contradicted.sum()),
         on_longer_cycles=int((~one_way.crossing).sum()),
@@ -483,9 +519,11 @@ def measure(
         labels=_labels(
             PreferenceGraph(responses, np.stack(np.divmod(distinct, responses), axis=1), times),
             which,
-            graph.crossing,
+            crossing,
+            data.votes > 0,
             reward_error,
         ),
+        agreement=agreement(which, for_first, data.votes, data.probabilities, data.notes),
         first_to_fall=None
         if model is None
         else _first_to_fall(data, model, tokenizer or model, max_prompt_length, max_completion_length, model_pairs),
@@ -495,7 +533,7 @@ def measure(
         length_bias=bias,
         tokens=tokens,
         rewards=[
-            _rewards(margins, source, k)
+            _rewards(margins, decided, source, k)
             for source, every in data.margins.items()
             for k, margins in (enumerate(every.T) if every.ndim == 2 else [(None, every)])
         ],
@@ -506,14 +544,17 @@ def measure(
     return report
 
 
-def _labels(pairs: PreferenceGraph, which: Ints, crossing: Any, reward_error: tuple[float, float] | None) -> Labels:
-    """Of pairs weighted by their labels; `which` of them is each comparison's, [N], as is `crossing`."""
+def _labels(
+    pairs: PreferenceGraph, which: Ints, crossing: Any, counted: Any, reward_error: tuple[float, float] | None
+) -> Labels:
+    """Of pairs weighted by their labels; `which` of them is each comparison's, [N], as are `crossing`, and `counted`:
+    whether it is known how many labels it stands for (one is taken where not)."""
     resistances = effective_resistance(pairs)[which]
     counts = pairs.weights[which]
     agree = infinite_probability(0.5, counts)
     groups = []
     for labels in range(1, MOST_LABELS + 1):
-        rows = counts >= labels if labels == MOST_LABELS else counts == labels
+        rows = counted & (counts >= labels if labels == MOST_LABELS else counts == labels)
         if rows.any():
             groups.append(
                 LabelCount(
@@ -625,14 +666,15 @@ def _tokens(data: Comparisons, name: str, max_prompt: int, max_completion: int) 
     )
 
 
-def _rewards(margins: Floats, source: Source, member: int | None) -> Rewards:
-    known = margins[np.isfinite(margins)]
+def _rewards(margins: Floats, decided: Any, source: Source, member: int | None) -> Rewards:
+    there = np.isfinite(margins)
+    known = margins[there & decided]
     shares = [float(np.mean(part)) for part in (known > 0, known == 0, known < 0)] if len(known) else [None] * 3
     return Rewards(
         columns=rewards.named(source),
         whose="member" if member is not None else _whose(source, margins),
         member=member,
-        missing=len(margins) - len(known),
+        missing=int((~there).sum()),
         agree=shares[0],
         ties=shares[1],
         disagree=shares[2],
@@ -687,10 +729,26 @@ def advise(report: Report) -> list[Advice]:
         )
     else:
         add("Every comparison lies on a preference cycle: DPO's margins have a finite optimum.", "prop1-scc")
+    labels = report.agreement
+    differ = (
+        f"Two labels of one pair differ in {labels.disagreement:.1%} of the draws, on {labels.labelled_twice:,} pairs with "
+        f"two labels or more: as if {labels.flip_rate:.1%} of all labels were flipped, which is what "
+        "--cdpo.label_smoothing takes."
+        if labels.disagreement
+        else ""
+    )
     if report.contradicted:
         add(
             f"{report.contradicted:,} comparisons are there both ways round. DPO's margin follows the log-odds of the "
-            "labels: few labels, coarse odds.",
+            f"labels: few labels, coarse odds. {differ}".rstrip(),
+            "drdo-prop",
+        )
+    if labels.soft or labels.ties:
+        add(
+            f"{labels.soft / report.comparisons:.1%} of the comparisons have soft labels and "
+            f"{labels.ties / report.comparisons:.1%} are ties: each is trained on in both directions. DPO's margin on "
+            "such a pair of its own is the log-odds of its label over beta, 0 for a tie. Methods that distil rewards "
+            f"do not read labels. {'' if report.contradicted else differ}".rstrip(),
             "drdo-prop",
         )
     if report.on_longer_cycles:
@@ -821,6 +879,14 @@ def show(report: Report, console: Console) -> None:
             ", ".join(f"{q:.3g}" for q in report.labels.resistance_quantiles),
         ),
     ]
+    labels = report.agreement
+    rows += [("soft labels", f"{labels.soft:,}"), ("ties", f"{labels.ties:,}")]
+    rows += [("pairs with two labels or more", f"{labels.labelled_twice:,}")]
+    if labels.disagreement is not None:
+        rows += [
+            ("  two labels of one differ", share(labels.disagreement)),
+            ("  as if so many labels were flipped", share(labels.flip_rate)),
+        ]
     for group in report.labels.by_count:
         name = f"{group.labels}{' or more' * group.or_more} label{'s' * (group.labels > 1)}"
         rows += [
@@ -876,6 +942,8 @@ def show(report: Report, console: Console) -> None:
         else:
             table.add_row(*row)
     console.print(table)
+    for note in report.agreement.notes:
+        console.print(f"- {note}", markup=False, highlight=False)
     for advice in report.advice:
         cited = f" [{', '.join(advice.statements)}]" if advice.statements else ""
         console.print(f"- {advice.text}{cited}", markup=False, highlight=False)
