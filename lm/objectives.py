@@ -258,6 +258,16 @@ class Method:
         from the implicit reward: of `implicit_scale` times the margin."""
         raise NotImplementedError(f"{type(self).__name__} does not weigh members")
 
+    def gram(self, pairs: PairBatch, pair_weights: Tensor | None = None) -> Tensor:
+        """What `weights` reads, of pairs whose mean is taken as `pair_weights`, [N], say; alike if None. [K, K]."""
+        assert self.implicit_scale is not None, "members are compared with the implicit reward"
+        margin, members = pairs.logratio_margin, pairs.known("member_margins")
+        if pair_weights is not None:  # a square weighs w where its root is multiplied by that of w
+            roots = (pair_weights / pair_weights.mean()) ** 0.5
+            margin, members = margin * roots, members * roots
+        gram: Tensor = losses.ensemble_gram(margin, members, beta=self.implicit_scale)
+        return gram
+
     def __call__(self, pairs: PairBatch) -> Tensor:
         """One loss a pair, [N], of pairs of which w is preferred."""
         raise NotImplementedError

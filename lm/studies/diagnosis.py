@@ -731,8 +731,8 @@ def advise(report: Report) -> list[Advice]:
         add("Every comparison lies on a preference cycle: DPO's margins have a finite optimum.", "prop1-scc")
     labels = report.agreement
     differ = (
-        f"Two labels of one pair differ in {labels.disagreement:.1%} of the draws, on {labels.labelled_twice:,} pairs with "
-        f"two labels or more: as if {labels.flip_rate:.1%} of all labels were flipped, which is what "
+        f"Two labels of one pair differ in {labels.disagreement:.1%} of the draws, on {labels.labelled_twice:,} pairs "
+        f"with two labels or more: as if {labels.flip_rate:.1%} of all labels were flipped, which is what "
         "--cdpo.label_smoothing takes."
         if labels.disagreement
         else ""

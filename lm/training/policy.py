@@ -84,20 +84,14 @@ class PolicyTrainer(CompletionTrainer):
         total = torch.zeros((), device=self.args.device)
         with torch.no_grad():
             for part, weight in parts:
-                gram = self._gram(self._pairs(model, part), weight_of(part))  # a mean over its units
+                gram = self._gram(self._pairs(model, part), part)  # a mean over its units
                 total = total + weight * self.units(part) * gram
         reduced: Tensor = self.accelerator.reduce(total, "sum") / units
         return reduced
 
-    def _gram(self, pairs: PairBatch, weights: Tensor | None) -> Tensor:
-        scale = self.method.implicit_scale
-        assert scale is not None, "members are compared with the implicit reward"
-        margin, members = pairs.logratio_margin, pairs.known("member_margins")
-        if weights is not None:  # a square has its weight if its root has the weight's
-            roots = (weights / weights.mean()).sqrt().to(margin.dtype)
-            margin, members = margin * roots, members * roots
-        gram: Tensor = losses.ensemble_gram(margin, members, beta=scale)
-        return gram
+    def _gram(self, pairs: PairBatch, batch: Batch) -> Tensor:
+        weights = weight_of(batch)
+        return self.method.gram(pairs, None if weights is None else weights.to(pairs.logratio_margin.dtype))
 
     def _progress(self, step: int) -> float:
         """Share of the training done before a step, counted from 0."""
@@ -152,7 +146,7 @@ class PolicyTrainer(CompletionTrainer):
             logged["estimated_reward_margin"] = pairs.estimated_reward_margin
         if self.method.weighs_members:
             if pairs.gram is None:
-                pairs = replace(pairs, gram=self._gram(pairs, weight_of(batch)))
+                pairs = replace(pairs, gram=self._gram(pairs, batch))
             weights = self.method.weights(pairs.known("gram"))
             logged |= {f"member_weight_{k}": weight.expand(len(margin)) for k, weight in enumerate(weights)}
         return self.method.expected(pairs), logged
