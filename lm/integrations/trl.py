@@ -53,8 +53,8 @@ TOKENS = ("prompt_ids", "chosen_ids", "rejected_ids")
 PAIR_REFERENCES = ("ref_chosen_logps", "ref_rejected_logps")
 SAMPLES = ("sample_ids", "ref_sample_logps", "sample_weights")
 SCORES = (rewards.MARGIN, rewards.MEMBER_MARGINS, *PAIR_REFERENCES, *SAMPLES[1:], *votes.COLUMNS)
-"""Columns that reach the loss, [N], the members' [N, K], those of samples [N, S]; in float64 until the log-probs' type is
-known."""
+"""Columns that reach the loss, [N], the members' [N, K], those of samples [N, S]; in float64 until the log-probs' type
+is known."""
 
 
 class RewardDistillationTrainer(DPOTrainer):  # type: ignore[misc]
@@ -69,7 +69,8 @@ class RewardDistillationTrainer(DPOTrainer):  # type: ignore[misc]
             end-of-text. The rewards that the method needs are in the columns of `lm.data.rewards`, as `python -m
             lm.score` writes them of any set and `python -m lm.export` of a run's pairs; without a one reward, it is
             the members' mean, as with `data.rewards given`. Samples of pi_ref are in sample_ids (S completions a row;
-            token ids only). Soft labels and weights are in chosen_probability and weight (`lm.data.votes`). With `args.precompute_ref_log_probs`, the columns ref_chosen_logps, ref_rejected_logps
+            token ids only). Soft labels and weights are in chosen_probability and weight (`lm.data.votes`). With
+            `args.precompute_ref_log_probs`, the columns ref_chosen_logps, ref_rejected_logps
             (and ref_sample_logps), which `lm.export` writes too, are taken where they are there.
         args: TRL's options. Nothing is cut: a pair longer than `max_length` is an error.
         eval_dataset: likewise; not with an ensemble, whose member is chosen on a training mini-batch.
@@ -418,12 +419,12 @@ def with_margins(dataset: Dataset, method: Method, name: str) -> Dataset:
         dataset = dataset.add_column(column, values)
     for column in SCORES:
         if column in dataset.column_names and column not in made:
-            values = numbers(dataset, column, name)
-            wrong = {votes.PROBABILITY: (values < 0) | (values > 1), votes.WEIGHT: values <= 0}.get(column)
+            found = numbers(dataset, column, name)
+            wrong = {votes.PROBABILITY: (found < 0) | (found > 1), votes.WEIGHT: found <= 0}.get(column)
             if wrong is not None and wrong.any():
                 what = "between 0 and 1" if column == votes.PROBABILITY else "above 0"
                 row = int(wrong.argmax())
-                raise ValueError(f"{name}, row {row}: {column} must be {what}, got {values[row]:g}")
+                raise ValueError(f"{name}, row {row}: {column} must be {what}, got {found[row]:g}")
     return dataset
 
 
