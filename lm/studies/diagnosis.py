@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
+from itertools import compress
 from typing import Any
 
 import numpy as np
@@ -156,7 +157,7 @@ class FirstToFall:
 
     model: str
     pairs: int
-    """Drawn from the comparisons, and within the limits."""
+    """Drawn from the comparisons whose label prefers a side, and within the limits."""
     too_long: int
     """Drawn, and over a limit."""
     winner_falls: float
@@ -580,10 +581,12 @@ def _first_to_fall(
     from lm.models.loading import load_tokenizer
     from lm.studies import first_moves
 
+    decided = data.probabilities != 0.5
+    prompts, chosen, rejected = ([*compress(side, decided)] for side in (data.prompts, data.chosen, data.rejected))
     found = first_moves.measure(
         model,
         load_tokenizer(tokenizer, (), trust_remote_code=False),
-        (data.prompts, data.chosen, data.rejected),
+        (prompts, chosen, rejected),
         max_prompt_length=max_prompt,
         max_completion_length=max_completion,
         most=most,
