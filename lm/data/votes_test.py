@@ -231,7 +231,7 @@ def loaded(folder: Path, rows: list[dict[str, Any]], **options: Any) -> Loaded:
 
 
 def test_plain_pairs_have_no_label_columns(tmp_path: Path) -> None:
-    for i, more in enumerate([{}, {"label": 1.0}, {"weight": 1}]):
+    for i, more in enumerate[dict[str, float]]([{}, {"label": 1.0}, {"weight": 1}]):
         (tmp_path / str(i)).mkdir()
         pairs = loaded(tmp_path / str(i), [{**PLAIN, "prompt": f"{n}?", **more} for n in range(5)])
         assert not {*votes.COLUMNS, votes.REFERENCE} & set(pairs.preferences.column_names)
@@ -240,8 +240,8 @@ def test_plain_pairs_have_no_label_columns(tmp_path: Path) -> None:
 
 
 def test_labels_rewards_and_references_follow_the_sides(tmp_path: Path) -> None:
-    rewards = {"chosen_reward": 1.0, "rejected_reward": 2.0}
-    rows = [{**PLAIN, **rewards, "prompt": f"{p}?", "label": p} for p in (0.1, 0.5, 0.9)]
+    given = {"chosen_reward": 1.0, "rejected_reward": 2.0}
+    rows = [{**PLAIN, **given, "prompt": f"{p}?", "label": p} for p in (0.1, 0.5, 0.9)]
     found = loaded(tmp_path, rows, rewards="given")
     kept = list(found.preferences)
     assert [row["chosen"] for row in kept] == [" No.", " So it is.", " So it is."]
@@ -253,7 +253,7 @@ def test_labels_rewards_and_references_follow_the_sides(tmp_path: Path) -> None:
 
 def test_a_group_is_in_one_split_and_its_best_is_a_reference_once(tmp_path: Path) -> None:
     rng = random.Random(0)
-    rows = [
+    rows: list[dict[str, Any]] = [
         {"prompt": f"{i}?", "completions": [f" {i} {k}" for k in range(4)], "scores": [rng.random() for _ in range(4)]}
         for i in range(60)
     ]

@@ -221,8 +221,10 @@ def test_sides_that_changed_places_keep_their_rewards_and_a_tie_has_no_longer_wi
 
 
 def test_groups_of_completions_are_all_their_pairs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    rows = [{"prompt": "p", "completions": ["a", "b", "c"], "ranks": [1, 2, 2]}, {"prompt": "q", "completions": ["a"]}]
-    rows[1]["ranks"] = [1]
+    rows: Rows = [
+        {"prompt": "p", "completions": ["a", "b", "c"], "ranks": [1, 2, 2]},
+        {"prompt": "q", "completions": ["a"], "ranks": [1]},
+    ]
     report = report_on(rows, tmp_path)
     assert (report.pairs, report.comparisons, report.prompts, report.responses) == (4, 3, 1, 3)
     assert report.left_out == {"fewer than two completions": 1}

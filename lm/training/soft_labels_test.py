@@ -15,7 +15,7 @@ from datasets import Dataset
 from torch import Tensor
 
 import bandits.objectives
-from bandits.solve import solve
+from bandits.solve import Optimum, solve
 from lm.config import LogprobsConfig
 from lm.logprobs.completions import CompletionModel
 from lm.objectives import CDPO, DPO, IPO, METHODS, JointOracle, Method, PairBatch, in_both_directions
@@ -23,7 +23,7 @@ from lm.objectives_test import batch
 from lm.training.batches import agreement, pair_collator
 from lm.training.loop import fit, training_arguments
 from lm.training.policy import PolicyTrainer
-from lm.training.trainer import JointOracleTrainer, RewardTrainer
+from lm.training.trainer import CompletionTrainer, JointOracleTrainer, RewardTrainer
 from tests.tiny import causal_lm, close, pairs, reward_model, training
 from theory import losses
 from theory.preferences import PreferenceGraph
@@ -111,11 +111,11 @@ def minimiser(loss: Callable[[Tensor], Tensor], count: int) -> Tensor:
     def step() -> Tensor:
         solver.zero_grad()
         value = loss(x)
-        value.backward()
+        value.backward()  # type: ignore[no-untyped-call]
         return value
 
     for _ in range(5):
-        solver.step(step)
+        solver.step(step)  # type: ignore[no-untyped-call]
     (gradient,) = torch.autograd.grad(loss(x), x)
     assert gradient.abs().max() < 1e-8
     return x.detach()
@@ -160,6 +160,7 @@ def test_the_optimum_is_that_of_the_preferences_weighted_both_ways(method: Metho
     graph = PreferenceGraph(4, both, weights)
     assert not graph.crossing.any(), "finite"
     optimum = solve(theirs, graph, np.array([0.1, 0.2, 0.3, 0.4]))
+    assert isinstance(optimum, Optimum)
     expected = torch.from_numpy(graph.margins(optimum.logratios)[: len(EDGES)])
     found = margins(method, LABELS, WEIGHTS)
     close(found, expected, tolerance=1e-6)
@@ -220,12 +221,14 @@ def one_by_one() -> Dataset:
 def trained(name: str, data: Dataset, folder: Path) -> tuple[dict[str, Tensor], dict[str, float]]:
     """Parameters after one step on all rows, and what it logged."""
     torch.manual_seed(0)
-    options, extra, trainer, collator = LogprobsConfig(allocator=False), {}, PolicyTrainer, pair_collator()
+    options, collator = LogprobsConfig(allocator=False), pair_collator()
+    trainer: type[CompletionTrainer] = PolicyTrainer
+    extra: dict[str, Any] = {}
     if name == "reward":
-        model, trainer = CompletionModel(reward_model(), options=options), RewardTrainer  # type: ignore[assignment]
+        model, trainer = CompletionModel(reward_model(), options=options), RewardTrainer
     elif name == "joint oracle":
         model = CompletionModel(causal_lm(), reward_head=True, options=options).double()
-        trainer, extra = JointOracleTrainer, {"oracle": JointOracle(alpha=0.3)}  # type: ignore[assignment]
+        trainer, extra = JointOracleTrainer, {"oracle": JointOracle(alpha=0.3)}
     else:
         method = METHODS[name]()
         model = CompletionModel(causal_lm(), reward_head=method.needs_reward_head, options=options).double()
