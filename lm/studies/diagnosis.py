@@ -733,13 +733,13 @@ def advise(report: Report) -> list[Advice]:
     else:
         add("Every comparison lies on a preference cycle: DPO's margins have a finite optimum.", "prop1-scc")
     labels = report.agreement
-    differ = (
-        f"Two labels of one pair differ in {labels.disagreement:.1%} of the draws, on {labels.labelled_twice:,} pairs "
-        f"with two labels or more: as if {labels.flip_rate:.1%} of all labels were flipped, which is what "
-        "--cdpo.label_smoothing takes."
-        if labels.disagreement
-        else ""
-    )
+    differ = ""
+    if labels.disagreement is not None and labels.flip_rate:
+        differ = (
+            f"Two labels of one pair differ in {labels.disagreement:.1%} of the draws, on {labels.labelled_twice:,} "
+            f"pairs with two labels or more: as if {labels.flip_rate:.1%} of all labels were flipped"
+            + (", the --cdpo.label_smoothing of pairs with one label." if labels.flip_rate < 0.5 else ", as by a coin.")
+        )
     if report.contradicted:
         add(
             f"{report.contradicted:,} comparisons are there both ways round. DPO's margin follows the log-odds of the "
