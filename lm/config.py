@@ -99,7 +99,7 @@ class DataConfig:
         max_completion_length: longest completion, tokens, end-of-text included; longer rows are dropped and counted.
         valid_fraction: share of the prompts held out for validation.
         test_fraction: share of the prompts held out for evaluation.
-        limit: use only this many preference rows, drawn by the seed; null for all.
+        limit: use only this many preference rows, of a group its pairs, drawn by the seed; null for all.
         group_weight: what the pairs of one row with more than two completions weigh: "prompt", together as much as one
             pair, 1 / (number of pairs) each; or "pair", 1 each.
         world: the embedded world; "world" only.

@@ -8,7 +8,7 @@ from typing import Any
 
 from datasets import Dataset
 
-from lm.base import progress
+from lm.base import progress, ranks
 from lm.base.store import Artifact
 from lm.data import confidence, votes
 from lm.data.lengths import biased_subset, largest_feasible, length_report
@@ -39,7 +39,7 @@ def bias(run: Run) -> Artifact:
             pairs["rejected_ids"][:],
         )
         ties = pairs[votes.PROBABILITY][:].count(0.5) if votes.PROBABILITY in pairs.column_names else 0
-        if ties and (config.rho is not None or rewards == "models"):
+        if ties and ranks.is_first() and (config.rho is not None or rewards == "models"):
             progress.say(f"  {ties:,} ties are in no subset that is drawn for a share which prefers the longer")
         if config.rho is not None:
             candidates = [classes[i] for i in rows]
