@@ -87,6 +87,7 @@ class Reader:
         self.left_out = Counter[str]()
         """Rows that are no comparison already by their number of completions, by reason."""
         self._alike: frozenset[str] | None = None
+        self._seen = set[str]()
 
     def __call__(self, rows: Iterable[tuple[str, Row]]) -> Iterator[tuple[str, Row]]:
         """(where it stands, row). ValueError where a label cannot be read, or is ambiguous."""
@@ -100,9 +101,9 @@ class Reader:
         form = _form(row)
         labels = _labels(row, form)
         alike = frozenset({*labels, *([form] if isinstance(form, str) else form)})
+        self._note(row, alike)
         if self._alike is None:
             self._alike = alike
-            self._note(row, alike)
         elif alike != self._alike:
             more, less = sorted(alike - self._alike), sorted(self._alike - alike)
             told = [f"{' and '.join(map(repr, n))} {w}" for n, w in ((more, "here"), (less, "in the rows before")) if n]
@@ -113,7 +114,8 @@ class Reader:
         if isinstance(form, str):
             yield from self._group(row, form, labels, where)
             return
-        if form == SIDES and not labels:
+        unreadable = not set(SIDES) <= row.keys() and not is_tldr(row)  # it will be said what is missing
+        if form == SIDES and (not labels or unreadable):
             yield "", row
             return
         yield "", self._pair(row, form, labels, where)
@@ -172,13 +174,15 @@ class Reader:
 
     def _note(self, row: Row, alike: frozenset[str]) -> None:
         """Remembers columns that look like labels and are not read."""
-        known = {*_KNOWN, *rewards.EVERY, *rewards.ORACLE, *GROUPS}
-        read = {*alike, *(SCORES for _ in alike & {*GROUPS})}
-        for name, value in row.items():
-            if name not in read and value is not None and name not in rewards.EVERY:
-                close = difflib.get_close_matches(str(name), sorted(known - {name}), n=1, cutoff=0.75)
-                if _LIKE.search(str(name)) or name in {*_KNOWN, *GROUPS} - {SCORES} or (close and close[0] in _KNOWN):
-                    self.unread[str(name)] = close[0] if close and close[0] in _KNOWN else None
+        for name in [name for name, value in row.items() if name not in self._seen and value is not None]:
+            self._seen.add(name)
+            if name in alike or name in rewards.EVERY:
+                continue
+            known = {*_KNOWN, *rewards.EVERY, *rewards.ORACLE, *GROUPS} - {name}
+            close = difflib.get_close_matches(str(name), sorted(known), n=1, cutoff=0.75)
+            meant = close[0] if close and close[0] in _KNOWN and name not in _KNOWN else None
+            if meant or _LIKE.search(str(name)) or name in GROUPS:
+                self.unread[str(name)] = meant
 
     @property
     def any(self) -> bool:
@@ -268,8 +272,10 @@ def _form(row: Row) -> tuple[str, str] | str:
 
 
 def _labels(row: Row, form: tuple[str, str] | str) -> set[str]:
-    """The label columns that the row has. Beside two sides, `scores` may be anything."""
-    return {name for name in _KNOWN if row.get(name) is not None and (name != SCORES or form in GROUPS)}
+    """The label columns that the row has. Beside two sides, `scores` may be anything; and beside those that are named
+    after who won, a winner or ranks say nothing more."""
+    apart = {SCORES, WINNER, RANKS} if form == SIDES else set() if form in GROUPS else {SCORES}
+    return {name for name in _KNOWN if row.get(name) is not None and name not in apart}
 
 
 def _probability(row: Row, sides: tuple[str, str], labels: set[str], where: str) -> tuple[float, float]:

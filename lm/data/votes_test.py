@@ -168,6 +168,9 @@ def test_everything_that_is_known_of_the_sides_changes_places_with_them() -> Non
         ("Weight", "; is 'weight' meant to be it?"),
         ("overall_preference", ""),
         ("is_tie", ""),
+        ("winner", ""),
+        ("ranks", ""),
+        ("responses", ""),
         ("annotator_agreement", ""),
     ],
 )
@@ -175,6 +178,16 @@ def test_a_column_that_looks_like_a_label_is_not_passed_over_silently(name: str,
     says = read({**PLAIN, name: 1})[1].says()
     assert len(says) == 1
     assert says[0].startswith(f"column {name!r} looks like a label and is not read{hint}")
+
+
+def test_such_a_column_is_noticed_in_whichever_row_it_is() -> None:
+    says = read(PLAIN, {**PLAIN, "agreement": None}, {**PLAIN, "agreement": 0.5})[1].says()
+    assert says == ["column 'agreement' looks like a label and is not read"]
+
+
+def test_rows_without_two_sides_are_left_to_whoever_says_what_is_missing() -> None:
+    for row in ({"prompt": "", "completion": "", "label": True}, {"prompt": "", "choosen": "", "label": 0.5}):
+        assert read(row)[0] == [row]
 
 
 @pytest.mark.parametrize("name", ["source", "worker", "confidence", "score_chosen", "margin", "ref_chosen_logps", "id"])
