@@ -15,6 +15,7 @@ ControlTokens = Literal["auto", "text", "control", "drop", "refuse"]
 KINDS = ("preferences", "hh", "tldr")
 """Of sets that are read."""
 Pairs = Literal["all", "hc_he", "lc_le"]
+GroupWeight = Literal["prompt", "pair"]
 DTYPES = ("auto", "float32", "bfloat16", "float64")
 TASKS = ("summary", "helpfulness")
 """What an LLM can be asked to compare, see `lm.judging.llm`."""
@@ -117,7 +118,7 @@ class DataConfig:
         max_completion_length: longest completion, tokens, end-of-text included; likewise.
         valid_fraction: share of the prompts held out for validation.
         test_fraction: share of the prompts held out for evaluation.
-        limit: use only this many preference rows, drawn by the seed; null for all.
+        limit: use only this many preference rows, of a group its pairs, drawn by the seed; null for all.
         split: "drawn" puts all of a set's own splits together, which is said, and draws anew: by a hash of what was
             asked and the seed (see `lm.data.splits`). "own" keeps the set's splits, named by its column `split`, by the
             hub, or by files and folders (train, valid, test and their like); of valid and test, what the set has not is
@@ -127,6 +128,8 @@ class DataConfig:
             token, for texts that a chat template has written, and counts; "drop" leaves such rows out; "refuse" stops.
             "auto" is "text", but refused where most prompts are text that begins with a control token, as chat
             templates write it. A prompt may begin with beginning-of-text and a completion end with end-of-text.
+        group_weight: what the pairs of one row with more than two completions weigh: "prompt", together as much as one
+            pair, 1 / (number of pairs) each; or "pair", 1 each.
         world: the embedded world; "world" only.
     """
 
@@ -144,6 +147,7 @@ class DataConfig:
     limit: int | None = None
     split: Literal["drawn", "own"] = "drawn"
     control_tokens: ControlTokens = "auto"
+    group_weight: GroupWeight = field(default="prompt", metadata={"keyed": "unless default"})
     world: WorldConfig = field(default_factory=WorldConfig)
 
     RETIRED: ClassVar[Mapping[str, Any]] = {"subset": None}

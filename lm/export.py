@@ -6,7 +6,8 @@ run's template made of them (prompt_ids, chosen_ids, rejected_ids). Further its 
 row), the reward of each side by the model of D_rho (chosen_reward, rejected_reward), their difference (reward_margin),
 the rewards by the ensemble's members (chosen_member_rewards, rejected_member_rewards: lists in the order of
 `bias.member_fractions`), each where a method of `methods` distils it, and the summed log-probs of both sides under
-pi_ref (ref_chosen_logps, ref_rejected_logps), in nats, with end-of-text. `data.kind preferences` with `data.rewards
+pi_ref (ref_chosen_logps, ref_rejected_logps), in nats, with end-of-text; of a set with soft labels, votes, weights or
+groups also the labels, chosen_probability and weight (`lm.data.votes`). `data.kind preferences` with `data.rewards
 given` and `data.split own` reads it back, and holds out some of its rows, on which the run's own models were trained.
 Drawn anew by the seed of that run, all rows would be for training again.
 """

@@ -8,8 +8,8 @@ a class here and a line in `METHODS`.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field, fields
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field, fields, replace
 from typing import Any, ClassVar, Literal, NamedTuple
 
 import numpy as np
@@ -52,6 +52,30 @@ class PairBatch:
     """Share of training done, 0 to 1; schedules read it."""
     alpha: float | None = None
     """Weight of the forward KL where a target of it decides it, see `Pessimism.target`."""
+    chosen_probability: Tensor | None = None
+    """[N], probability that w is preferred, 1/2 for a tie (`lm.data.votes`); None: 1. A loss does not read it, it is
+    taken in both directions (`Method.expected`)."""
+
+    @property
+    def turned(self) -> PairBatch:
+        """The same pairs the other way round: what l is to w, w is to l."""
+
+        def minus(margin: Tensor | None) -> Tensor | None:
+            return None if margin is None else -margin
+
+        return replace(
+            self,
+            policy_chosen_logps=self.policy_rejected_logps,
+            policy_rejected_logps=self.policy_chosen_logps,
+            ref_chosen_logps=self.ref_rejected_logps,
+            ref_rejected_logps=self.ref_chosen_logps,
+            chosen_lengths=self.rejected_lengths,
+            rejected_lengths=self.chosen_lengths,
+            reward_margin=minus(self.reward_margin),
+            member_margins=minus(self.member_margins),
+            estimated_reward_margin=minus(self.estimated_reward_margin),
+            chosen_probability=None if self.chosen_probability is None else 1 - self.chosen_probability,
+        )
 
     @property
     def logratio_margin(self) -> Tensor:
@@ -195,6 +219,17 @@ class JointOracle:
         return loss
 
 
+def in_both_directions(probability: Tensor | None, loss: Tensor, turned: Callable[[], Tensor]) -> Tensor:
+    """p L(w, l) + (1 - p) L(l, w), the mean loss of a pair whose label prefers w with probability p; all [N].
+
+    Args:
+        probability: p; None: 1, and L(l, w) is not computed.
+        loss: L(w, l).
+        turned: gives L(l, w).
+    """
+    return loss if probability is None else probability * loss + (1 - probability) * turned()
+
+
 @dataclass(frozen=True, kw_only=True)
 class Method:
     """A preference method. Subclasses add hyper-parameters and the loss."""
@@ -211,6 +246,9 @@ class Method:
     """The method beside which tables show what this one brings, such as the one that it adds a term to."""
     without_reward_head: ClassVar[str | None] = None
     """The options by which it needs no reward head, where there are any."""
+    reads_labels: ClassVar[bool] = True
+    """Whether it matters to the loss which of the two is w. Then a soft label or a tie is honoured, by the mean over
+    both directions, also in terms that name the winner; else no label, soft or not, changes anything."""
 
     def __post_init__(self) -> None:
         for option in fields(self):
@@ -279,9 +317,24 @@ class Method:
         from the implicit reward: of `implicit_scale` times the margin."""
         raise NotImplementedError(f"{type(self).__name__} does not weigh members")
 
+    def gram(self, pairs: PairBatch, pair_weights: Tensor | None = None) -> Tensor:
+        """What `weights` reads, of pairs whose mean is taken as `pair_weights`, [N], say; alike if None. [K, K]."""
+        assert self.implicit_scale is not None, "members are compared with the implicit reward"
+        margin, members = pairs.logratio_margin, pairs.known("member_margins")
+        if pair_weights is not None:  # a square weighs w where its root is multiplied by that of w
+            roots = (pair_weights / pair_weights.mean()) ** 0.5
+            margin, members = margin * roots, members * roots
+        gram: Tensor = losses.ensemble_gram(margin, members, beta=self.implicit_scale)
+        return gram
+
     def __call__(self, pairs: PairBatch) -> Tensor:
-        """One loss a pair, [N]."""
+        """One loss a pair, [N], of pairs of which w is preferred."""
         raise NotImplementedError
+
+    def expected(self, pairs: PairBatch) -> Tensor:
+        """One loss a pair, [N], the mean over both directions where labels are soft."""
+        probability = pairs.chosen_probability if self.reads_labels else None
+        return in_both_directions(probability, self(pairs), lambda: self(pairs.turned))
 
     def check_stated(self, where: str) -> None:
         """ValueError, which begins with `where`, for options by which it has no one optimum that a paper states."""
@@ -409,6 +462,7 @@ class DistilledDPO(_Implicit):
     title: ClassVar[str] = "d-DPO"
     look: ClassVar[Look] = Look("blue", (), "o")
     needs: ClassVar[frozenset[Need]] = frozenset({"rewards"})
+    reads_labels: ClassVar[bool] = False
     beta: float = 1.0
 
     def __call__(self, pairs: PairBatch) -> Tensor:
@@ -471,6 +525,7 @@ class EnsembleDPO(_Pessimistic, _Implicit):
     look: ClassVar[Look] = Look("red", (1, 1), "^")
     compared_with: ClassVar[str | None] = "d-dpo"
     needs: ClassVar[frozenset[Need]] = frozenset({"members"})
+    reads_labels: ClassVar[bool] = False
     beta: float = 1.0
 
     def divergence_constant(self, rewards: Any, members: Any) -> float:
@@ -697,6 +752,7 @@ class SoftLabelDPO(_Checked, _Implicit):
     title: ClassVar[str] = "soft labels (RPO)"
     look: ClassVar[Look] = Look("blue", (1, 1), "h")
     needs: ClassVar[frozenset[Need]] = frozenset({"rewards"})
+    reads_labels: ClassVar[bool] = False
 
     def __call__(self, pairs: PairBatch) -> Tensor:
         loss: Tensor = losses.soft_label(pairs.logratio_margin, pairs.known("reward_margin"), beta=self.beta)

@@ -68,6 +68,14 @@ def test_one_step_is_the_same_however_it_is_cut_and_computed(
     same(Job(name, **how).run(tmp_path), whole[name], f"{name} {how}")
 
 
+@pytest.mark.parametrize("name", ["dpo", "e-dpo", "drdo", "reward"])
+def test_soft_labels_and_weights_are_of_the_whole_mini_batch(name: str, tmp_path: Path) -> None:
+    """Weights are divided by their sum over all parts: in each part alone, another step would be taken."""
+    whole = Job(name, soft=True).run(tmp_path / "whole")
+    same(Job(name, soft=True, options={"micro_batch_size": 3}).run(tmp_path / "cut"), whole, name)
+    assert distance(Job(name).run(tmp_path / "plain"), whole) > 1e-6, "labels and weights are noticed"
+
+
 @pytest.mark.parametrize("name", each_method())
 def test_reference_log_probs_scored_before_are_those_of_the_step(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

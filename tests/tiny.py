@@ -168,8 +168,9 @@ def completion(rng: random.Random, least: int = 1, most: int = 7) -> list[int]:
     return [*(rng.randrange(2, VOCABULARY) for _ in range(rng.randint(least, most))), END]
 
 
-def pairs(count: int, *, members: int = 3, seed: int = 0) -> Dataset:
-    """Scored pairs as the policy trainer reads them; rows are of unequal length, scores are arbitrary numbers."""
+def pairs(count: int, *, members: int = 3, seed: int = 0, soft: bool = False) -> Dataset:
+    """Scored pairs as the policy trainer reads them; rows are of unequal length, scores are arbitrary numbers, and so
+    are labels and weights, where these are soft."""
     rng = random.Random(seed)
 
     def row(index: int) -> dict[str, Any]:
@@ -186,7 +187,11 @@ def pairs(count: int, *, members: int = 3, seed: int = 0) -> Dataset:
             "member_margins": [rng.gauss(0, 20) for _ in range(members)],
         }
 
-    return Dataset.from_list([row(index) for index in range(count)])
+    made = Dataset.from_list([row(index) for index in range(count)])
+    if soft:
+        for name, values in (("chosen_probability", [0.5, 0.7, 0.9, 1.0]), ("weight", [1.0, 3.0, 0.2])):
+            made = made.add_column(name, [values[i % len(values)] for i in range(count)])
+    return made
 
 
 def training(**options: Any) -> TrainingConfig:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from datasets import Dataset
 from torch import Tensor
 from transformers import PreTrainedModel
 
@@ -35,6 +36,8 @@ class Job:
     trainer: type[PolicyTrainer] = PolicyTrainer
     lora: LoraConfig | None = None
     hyper: dict[str, Any] = field(default_factory=dict)
+    soft: bool = False
+    """Whether the pairs have soft labels and weights."""
 
     def run(self, folder: Path) -> dict[str, Tensor]:
         """Parameters after training, and under "loss", "accuracy" and "alpha" what was logged at the last step.
@@ -43,7 +46,7 @@ class Job:
         """
         torch.manual_seed(0)
         options = LogprobsConfig(route=self.route, allocator=False)  # type: ignore[arg-type]
-        data, extra, trainer, collator = pairs(self.pairs), {}, self.trainer, pair_collator()
+        data, extra, trainer, collator = self.data(), {}, self.trainer, pair_collator()
         if self.method == "sft":
             data = data.rename_column("chosen_ids", "completion_ids")
             model, trainer, collator = CompletionModel(self.base(), options=options), SFTTrainer, sft_collator()  # type: ignore[assignment]
@@ -59,6 +62,10 @@ class Job:
         logged = [row for row in history if "loss" in row][-1]
         report = {name: torch.tensor(logged[name]) for name in ("loss", "accuracy", "alpha") if name in logged}
         return {**self.state(model), **report}
+
+    def data(self) -> Dataset:
+        """What is trained on."""
+        return pairs(self.pairs, soft=True) if self.soft else pairs(self.pairs)
 
     def state(self, model: CompletionModel) -> dict[str, Tensor]:
         """What is told of the trained model."""
@@ -79,6 +86,8 @@ TWO_RANKS: dict[str, Job] = {
     "checkpointing": Job("e-dpo", options={"activation_checkpointing": True}),
     "padded": Job("p-dpo", route="padded", options={"micro_batch_size": 2}),
     "KL target": Job("p-dpo", pairs=11, steps=4, hyper={"kl": Pessimism(target=150.0, rate=0.5)}),
+    "soft labels": Job("hull-dpo", pairs=11, steps=2, options={"micro_batch_size": 3}, soft=True),
+    "soft reward": Job("reward", pairs=11, steps=2, options={"micro_batch_size": 2}, soft=True),
     "adapters": Job("e-dpo", steps=2, options={"micro_batch_size": 2}, lora=LoraConfig(rank=2)),
 }
 """What is run on two processes too."""

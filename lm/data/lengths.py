@@ -16,6 +16,7 @@ import numpy as np
 from transformers import PreTrainedTokenizerBase
 
 from lm.config import BiasConfig
+from lm.data import votes
 from lm.data.control_tokens import Names
 from lm.data.prompts import AUTO
 from lm.data.rows import Tally, check_suffix, read_rows, write_rows
@@ -26,8 +27,14 @@ from lm.data.tokens import completion_ids
 LengthClass = Literal["longer", "shorter", "neither"]
 
 
-def length_class(chosen_length: int, rejected_length: int, ratio: float) -> LengthClass:
-    """Which completion is preferred: the longer (at least `ratio` times the other's tokens), the shorter, neither."""
+def length_class(chosen_length: int, rejected_length: int, ratio: float, probability: float = 1.0) -> LengthClass:
+    """Which completion is preferred: the longer (at least `ratio` times the other's tokens), the shorter, neither.
+
+    A soft label counts for the likelier side, which `lm.data.votes` calls chosen, whole; a tie, of probability 1/2,
+    prefers neither.
+    """
+    if probability == 0.5:
+        return "neither"
     exact = _decimal(ratio)
     if chosen_length >= exact * rejected_length:
         return "longer"
@@ -119,12 +126,15 @@ class Lengths:
     rejected: list[int] = field(default_factory=list)
     left_out: Tally = field(default_factory=Tally)
     """Rows that are no comparison, by reason."""
+    probabilities: list[float] = field(default_factory=list)
+    """That the chosen side is preferred, 1/2 for a tie."""
     notes: list[str] = field(default_factory=list)
-    """What is said of how the set was read."""
+    """What is said of how the set was read, and of its labels."""
 
     def classes(self, ratio: float) -> list[LengthClass]:
         """Length class of each pair."""
-        return [length_class(c, r, ratio) for c, r in zip(self.chosen, self.rejected, strict=True)]
+        each = zip(self.chosen, self.rejected, self.probabilities, strict=True)
+        return [length_class(chosen, rejected, ratio, probability) for chosen, rejected, probability in each]
 
 
 def read_lengths(path: str, tokenizer: PreTrainedTokenizerBase | None = None, prompt: str = AUTO) -> Lengths:
@@ -133,20 +143,22 @@ def read_lengths(path: str, tokenizer: PreTrainedTokenizerBase | None = None, pr
     Raises ValueError or FileNotFoundError as `lm.data.rows.read_rows`, `lm.data.sets.survey` and
     `lm.data.schemas.any_pair` do.
     """
-    of_set = survey(read_rows(path), path, prompt)
-    lengths = Lengths(notes=of_set.notes)
+    of_set, labels = survey(votes.Reader()(read_rows(path)), path, prompt), votes.Reader()
+    lengths = Lengths()
     has_template = tokenizer is not None and tokenizer.chat_template is not None
     render = chat_renderer(tokenizer, "--tokenizer") if has_template else plain_chat
     names = Names((), "text") if tokenizer is None else Names.by(tokenizer, "text")
     marked, _ = names.reading(lambda *row: any_pair(*row, of_set.layout), render)
-    rows = comparisons(read_rows(path), marked, lengths.left_out)
-    for number, _, _, pair in rows:
+    for number, where, row, pair in comparisons(labels(read_rows(path)), marked, lengths.left_out):
         sides: list[Any] = [pair["chosen"].strip(), pair["rejected"].strip()]
         if tokenizer is not None:
             sides = completion_ids(tokenizer, [pair["chosen"], pair["rejected"]])
         lengths.rows.append(number)
         lengths.chosen.append(len(sides[0]))
         lengths.rejected.append(len(sides[1]))
+        lengths.probabilities.append(votes.label_of(row, where)[votes.PROBABILITY])
+    lengths.left_out.update(labels.left_out)
+    lengths.notes = [*of_set.notes, *labels.says()]
     return lengths
 
 
@@ -159,7 +171,8 @@ def bias_file(
     tokenizer: PreTrainedTokenizerBase | None = None,
     prompt: str = AUTO,
 ) -> dict[str, Any]:
-    """Writes a length-biased subset of a set: its rows as they are, in their order.
+    """Writes a length-biased subset of a set: its rows as they are, in their order; those with labels of
+    `lm.data.votes` as its `Reader` gives them, ties left out.
 
     Args:
         path: a set in any schema, as `lm.data.rows.read_rows` takes it. It is read three times and never held.
@@ -171,7 +184,8 @@ def bias_file(
 
     Returns:
         "before" and "after", as `length_report`; "left_out", rows that are no comparison, by reason; "unit". Where
-        there are any: "first", where the first rows of each reason stand, and "notes" on how the set was read.
+        there are any: "first", where the first rows of each reason stand, and "notes" on how the set was read and on
+        its labels.
 
     Raises:
         ValueError: a malformed row, an infeasible size (the message names the largest feasible), or an unfit `out`.
@@ -187,7 +201,8 @@ def bias_file(
         classes, config.rho, config.size, seed=seed, what="--rho" if config.size is None else "--size"
     )
     kept = {lengths.rows[i] for i in drawn}
-    write_rows(out, (row for number, (_, row) in enumerate(read_rows(path)) if number in kept))
+    rows = enumerate(votes.Reader()(read_rows(path)))
+    write_rows(out, (row for number, (_, row) in rows if number in kept))
     reports = [length_report(classes, lengths.chosen, lengths.rejected, rows) for rows in (range(len(classes)), drawn)]
     return {
         **dict(zip(("before", "after"), reports, strict=True)),

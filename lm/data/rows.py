@@ -105,6 +105,12 @@ class Tally:
         if len(places := self.first.setdefault(reason, [])) < self.FIRST:
             places.append(where)
 
+    def update(self, other: Tally) -> None:
+        """Rows that another has counted."""
+        self.counts.update(other.counts)
+        for reason, where in other.first.items():
+            self.first[reason] = [*self.first.get(reason, []), *where][: self.FIRST]
+
 
 def places(first: Sequence[str], count: int) -> str:
     """Where rows stand, in words: "pairs.jsonl, line 3, line 9, ..."; a file that several are in is named once."""

@@ -24,7 +24,7 @@ from transformers import PreTrainedTokenizerBase
 
 from lm.base import progress
 from lm.config import DataConfig
-from lm.data import messages, rewards, splits
+from lm.data import messages, rewards, splits, votes
 from lm.data.control_tokens import TEXTS, Names, token_ids, unmarked
 from lm.data.rows import BATCH, Row, Tally, read_rows
 from lm.data.schemas import (
@@ -96,20 +96,22 @@ def load(
         pairs_path, references_path = str(world / "comparisons.jsonl"), str(world / "sft.jsonl")
     assert pairs_path is not None
 
-    own_rewards = rewards.Reader()
+    own_rewards, labels = rewards.Reader(), votes.Reader(config.group_weight)
     schema = "tldr" if config.kind == "world" else str(config.kind)
-    of_pairs = survey(read_rows(pairs_path), pairs_path, config.prompt, schema)
+    of_pairs = survey(votes.Reader()(read_rows(pairs_path)), pairs_path, config.prompt, schema)
 
     def pair(row: Row, where: str, render: Renderer) -> Row | Drop:
+        label = votes.label_of(row, where)
         if config.kind == "hh":
-            return hh_pair(row, where)
-        if config.kind != "preferences":
-            return tldr_pair(row, where, config.prompt_template)
-        kept = preference_pair(row, where, render, of_pairs.layout)
+            kept = hh_pair(row, where)
+        elif config.kind != "preferences":
+            kept = tldr_pair(row, where, config.prompt_template)
+        else:
+            kept = preference_pair(row, where, render, of_pairs.layout)
         if isinstance(kept, Drop):
             return kept
         given = own_rewards(row, where) if config.rewards == "given" else {}
-        return {**kept, **given, **messages.stored(kept.get("messages"))}
+        return {**kept, **given, **label, **messages.stored(kept.get("messages"))}
 
     def reference(row: Row, where: str, render: Renderer) -> Row | Drop:
         if config.kind == "preferences":
@@ -125,7 +127,8 @@ def load(
         columns |= {name: Value("float64") for name in rewards.ONE}
         columns |= {name: List(Value("float64")) for name in rewards.MEMBERS}
     pairs = _Set("preferences", pairs_path, config, seed, folder, render, control())
-    preferences = pairs.read(pair, columns)
+    of_labels = {**{name: Value("float64") for name in votes.COLUMNS}, votes.REFERENCE: Value("bool")}
+    preferences = pairs.read(pair, columns | of_labels, labels)
     lacking = [split for split in splits.HELD_OUT if split not in pairs.present]
     if config.split == "own":
         preferences = pairs.completed(preferences, lacking)
@@ -133,9 +136,12 @@ def load(
         rng = np.random.default_rng([seed, 1])
         preferences = preferences.select(sorted(rng.choice(len(preferences), config.limit, replace=False)))
     sets = [pairs]
+    pairs.dropped.update(labels.left_out)
+    best = preferences.filter(bool, input_columns=votes.REFERENCE, keep_in_memory=True) if labels.any else preferences
+    preferences = preferences.remove_columns([votes.REFERENCE, *(() if labels.any else votes.COLUMNS)])
     if references_path is None:
         names = ["id", "prompt", "split", "chosen", *KEYS, PLACE]
-        references = preferences.select_columns(names).rename_column("chosen", "completion")
+        references = best.select_columns(names).rename_column("chosen", "completion")
     else:
         schema = "references" if config.kind == "preferences" else "tldr"
         of_references = survey(read_rows(references_path), references_path, config.prompt, schema)
@@ -149,7 +155,7 @@ def load(
         references,
         {"references": {}, **{name: dict(each.dropped.counts) for name, each in read.items()}},
         {"references": {}, **{name: each.dropped.first for name, each in read.items()}},
-        {"preferences": of_pairs.notes, "references": of_references.notes if len(sets) > 1 else []},
+        {"preferences": [*of_pairs.notes, *labels.says()], "references": of_references.notes if len(sets) > 1 else []},
         {name: found for name, each in read.items() if (found := each.control.report()) is not None},
         {
             name: dict(each.own)
@@ -173,12 +179,17 @@ class _Set:
         self.has_own = False
         """Whether a row says which split it is in."""
 
-    def read(self, convert: Callable[[Row, str, Renderer], Row | Drop], columns: dict[str, Any]) -> Dataset:
-        """The rows that `convert` keeps, with these columns and id, split and KEYS."""
+    def read(
+        self,
+        convert: Callable[[Row, str, Renderer], Row | Drop],
+        columns: dict[str, Any],
+        labels: Callable[[Iterable[tuple[str, Row]]], Iterable[tuple[str, Row]]] = iter,
+    ) -> Dataset:
+        """The rows that `convert` keeps, with these columns and id, split and KEYS; `labels` has them first."""
 
         def kept() -> Iterator[Row]:
             marked, self.messages = self.control.reading(convert, self.render)
-            for number, where, raw, row in comparisons(read_rows(self.path), marked, self.dropped):
+            for number, where, raw, row in comparisons(labels(read_rows(self.path)), marked, self.dropped):
                 texts = "\0".join(unmarked(row[name]) for name in TEXTS if name in row)
                 group = self._group(row)
                 split = self._split(group, raw, where)

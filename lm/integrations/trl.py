@@ -19,7 +19,7 @@ from datasets import Dataset
 from torch import Tensor
 from transformers import TrainingArguments
 
-from lm.data import rewards
+from lm.data import rewards, votes
 from lm.data.messages import is_missing
 from lm.data.prompts import refuse_others
 from lm.data.sets import survey
@@ -56,9 +56,9 @@ arguments has to keep its default: the method says what the loss is."""
 TOKENS = ("prompt_ids", "chosen_ids", "rejected_ids")
 PAIR_REFERENCES = ("ref_chosen_logps", "ref_rejected_logps")
 SAMPLES = ("sample_ids", "ref_sample_logps", "sample_weights")
-SCORES = (rewards.MARGIN, rewards.MEMBER_MARGINS, *PAIR_REFERENCES, *SAMPLES[1:])
-"""Columns that reach the loss, [N], the members' [N, K], the last two [N, S]; in float64 until the log-probs' type is
-known."""
+SCORES = (rewards.MARGIN, rewards.MEMBER_MARGINS, *PAIR_REFERENCES, *SAMPLES[1:], *votes.COLUMNS)
+"""Columns that reach the loss, [N], the members' [N, K], those of samples [N, S]; in float64 until the log-probs' type
+is known."""
 
 
 class RewardDistillationTrainer(DPOTrainer):  # type: ignore[misc]
@@ -73,7 +73,8 @@ class RewardDistillationTrainer(DPOTrainer):  # type: ignore[misc]
             end-of-text. The rewards that the method needs are in the columns of `lm.data.rewards`, as `python -m
             lm.score` writes them of any set and `python -m lm.export` of a run's pairs; without a one reward, it is
             the members' mean, as with `data.rewards given`. Samples of pi_ref are in sample_ids (S completions a row;
-            token ids only). With `args.precompute_ref_log_probs`, the columns ref_chosen_logps, ref_rejected_logps
+            token ids only). Soft labels and weights are in chosen_probability and weight (`lm.data.votes`). With
+            `args.precompute_ref_log_probs`, the columns ref_chosen_logps, ref_rejected_logps
             (and ref_sample_logps), which `lm.export` writes too, are taken where they are there.
         args: TRL's options. Nothing is cut: a pair longer than `max_length` is an error.
         eval_dataset: likewise; not with an ensemble, whose member is chosen on a training mini-batch.
@@ -208,24 +209,25 @@ class RewardDistillationTrainer(DPOTrainer):  # type: ignore[misc]
 
     def _global_gram(self, batches: list[Any], count: Any) -> Tensor:
         model = self.model_wrapped
-        scale = self.method.implicit_scale
-        assert scale is not None, "members are compared with the implicit reward"
         was_training = model.training
         model.eval()
         grams = []
         with torch.no_grad(), self.compute_loss_context_manager():
             for batch in batches:
                 pairs = self._pairs(model, self._prepare_inputs(batch))
-                margin, members = pairs.logratio_margin, pairs.known("member_margins")
-                gram = losses.ensemble_gram(margin, members, beta=scale)
-                grams.append(gram * len(margin))
+                weights = weights_in(batch)
+                gram = self.method.gram(pairs, weights.to(pairs.logratio_margin))
+                grams.append(gram * weights.sum())
         model.train(was_training)
         mean: Tensor = self.accelerator.reduce(torch.stack(grams).sum(0), "sum") / count
         return mean
 
     def _get_num_items_in_batch(self, batch_samples: list[Any], device: torch.device) -> Tensor:
-        """Pairs in the global mini-batch."""
-        pairs = torch.tensor(sum(pairs_in(batch) for batch in batch_samples), device=device)
+        """Pairs in the global mini-batch, or the sum of their weights."""
+        units = (
+            pairs_in(batch) if votes.WEIGHT not in batch else float(weights_in(batch).sum()) for batch in batch_samples
+        )
+        pairs = torch.tensor(sum(units), device=device)
         total: Tensor = self.accelerator.reduce(pairs, "sum")
         return total
 
@@ -267,6 +269,7 @@ class RewardDistillationTrainer(DPOTrainer):  # type: ignore[misc]
             ),
             gram=self._gram,
             progress=self.state.global_step / max(self.state.max_steps - 1, 1),
+            chosen_probability=scores.get(votes.PROBABILITY),
         )
 
     def compute_loss(
@@ -276,14 +279,19 @@ class RewardDistillationTrainer(DPOTrainer):  # type: ignore[misc]
         if return_outputs:
             raise ValueError("return_outputs cannot be honoured: TRL's fused head makes no logits")
         pairs = self._pairs(model, inputs)
-        loss = self.method(pairs)
+        weights = weights_in(inputs).to(pairs.logratio_margin)
+        if self.method.weighs_members and pairs.gram is None:
+            pairs = dataclasses.replace(pairs, gram=self.method.gram(pairs, weights))
+        loss = self.method.expected(pairs)
         if not torch.isfinite(loss).all():
             raise FloatingPointError(f"a loss at step {self.state.global_step} is not finite: {loss.tolist()}")
         self._record(pairs, inputs)
+        loss = loss * weights
         if num_items_in_batch is None:
-            return loss.mean()
+            share: Tensor = loss.sum() / weights.sum()
+            return share
         # DDP and FSDP average gradients over ranks; the mean over pairs has to be a sum over ranks.
-        share: Tensor = loss.sum() * (self.accelerator.num_processes / num_items_in_batch)
+        share = loss.sum() * (self.accelerator.num_processes / num_items_in_batch)
         return share
 
     def _record(self, pairs: PairBatch, inputs: dict[str, Any]) -> None:
@@ -427,7 +435,12 @@ def with_margins(dataset: Dataset, method: Method, name: str) -> Dataset:
         dataset = dataset.add_column(column, values)
     for column in SCORES:
         if column in dataset.column_names and column not in made:
-            numbers(dataset, column, name)
+            found = numbers(dataset, column, name)
+            wrong = {votes.PROBABILITY: (found < 0) | (found > 1), votes.WEIGHT: found <= 0}.get(column)
+            if wrong is not None and wrong.any():
+                what = "between 0 and 1" if column == votes.PROBABILITY else "above 0"
+                row = int(wrong.argmax())
+                raise ValueError(f"{name}, row {row}: {column} must be {what}, got {found[row]:g}")
     return dataset
 
 
@@ -500,6 +513,12 @@ def collate(rows: list[dict[str, Any]], pad_to_multiple_of: int | None = None) -
     if count and "sample_weights" not in batch:
         batch["sample_weights"] = torch.full((len(rows), count), 1 / count, dtype=torch.float64)
     return batch
+
+
+def weights_in(batch: dict[str, Any]) -> Tensor:
+    """What each pair of a batch weighs, [N]; 1 where the rows have no weights."""
+    given = batch.get(votes.WEIGHT)
+    return torch.ones(pairs_in(batch), dtype=torch.float64) if given is None else given
 
 
 def pairs_in(batch: dict[str, Any]) -> int:

@@ -212,6 +212,22 @@ def test_training_ends_where_our_trainer_does_however_the_mini_batch_is_cut(name
             assert other["logps/chosen"] == pytest.approx(entry["chosen_logps"], rel=1e-4)
 
 
+@pytest.mark.parametrize("name", ["dpo", "hull-dpo"])
+@pytest.mark.usefixtures("exact")
+def test_soft_labels_and_weights_are_those_of_our_trainer(name: str, tmp_path: Path) -> None:
+    method, data = CARRIED[name], pairs(8, soft=True)
+    mine = ours(tmp_path / "ours", method, data, max_steps=2)
+    mine.train()
+    for micro in (8, 2):
+        cut: dict[str, Any] = {"per_device_train_batch_size": micro, "gradient_accumulation_steps": 8 // micro}
+        theirs = in_trl(tmp_path / str(micro), method, data, max_steps=2, **cut)
+        theirs.train()
+        assert distance(parameters_of(mine.model), parameters_of(theirs.model)) <= 1e-9, micro
+    plain = in_trl(tmp_path / "plain", method, pairs(8), max_steps=2, per_device_train_batch_size=8)
+    plain.train()
+    assert distance(parameters_of(mine.model), parameters_of(plain.model)) > 1e-6, "they are noticed"
+
+
 class MeanOfMeans(RewardDistillationTrainer):
     """Control: averages each micro-batch, then the micro-batches, as TRL does."""
 

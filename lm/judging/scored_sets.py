@@ -44,7 +44,7 @@ from transformers import AutoConfig
 from lm.base import progress, ranks
 from lm.base.command import check_free, only_run_in
 from lm.config import Scoring
-from lm.data import places, rewards, sets
+from lm.data import places, rewards, sets, votes
 from lm.data.messages import Message, plain, written_out
 from lm.data.prompts import ALONE, AUTO, Layout
 from lm.data.rows import Row, Tally, Writable, check_suffix, read_rows, write_rows
@@ -63,12 +63,19 @@ SHARD = 2048
 def comparisons(
     path: str, subset: str | None, left_out: Tally | None = None, layout: Layout = ALONE
 ) -> Iterator[Placed]:
-    """The rows of a set that are comparisons; counts the others by reason.
+    """The rows of a set that are comparisons, their labels as of `lm.data.votes`; counts the others by reason, and says
+    what is odd about the labels.
 
     Raises ValueError or FileNotFoundError as `lm.data.rows.read_rows` and `lm.data.schemas.any_pair` do.
     """
-    found = sets.comparisons(read_rows(path, subset), lambda row, at: any_pair(row, at, plain_chat, layout), left_out)
-    return ((where, row) for _, where, row, _ in found)
+    labels = votes.Reader()
+    rows = labels(read_rows(path, subset))
+    for _, where, row, _ in sets.comparisons(rows, lambda row, at: any_pair(row, at, plain_chat, layout), left_out):
+        yield where, row
+    if left_out is not None:
+        left_out.update(labels.left_out)
+        for line in labels.says():
+            progress.say(f"[rewards] {line}")
 
 
 def in_shards(rows: Iterator[Placed]) -> Iterator[list[Placed]]:
@@ -263,7 +270,7 @@ def score_set(
     summary = Summary(
         unused=unused, one=None if main is None else names[main], members=others if len(others) > 1 else []
     )
-    of_set = sets.survey(read_rows(path, subset), path, prompt)
+    of_set = sets.survey(votes.Reader()(read_rows(path, subset)), path, prompt)
     layout, summary.notes = of_set.layout, of_set.notes
     writable = Writable(out)  # not to learn it when everything is scored
     for where, row in comparisons(path, subset, summary.left_out, layout):

@@ -487,6 +487,32 @@ def test_rows_stay_as_they_are_and_other_rewards_give_way(
     assert "the one reward: the mean of the members; the ensemble: A, B" in said
 
 
+def test_labels_are_written_as_they_are_trained_on_and_groups_as_their_pairs(
+    tokenizer: PreTrainedTokenizerBase, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = plain_model(tmp_path / "A", tokenizer)[2]
+    soft = [
+        {"prompt": "Which sky?", "chosen": " A blue one.", "rejected": " None at all", "label": p} for p in (0.8, 0.3)
+    ]
+    (tmp_path / "soft").mkdir()
+    one, other = score(tmp_path / "soft" / "out.jsonl", "--reward-model", model, rows=soft)
+    assert (one["chosen"], one["chosen_probability"]) == (" A blue one.", 0.8)
+    assert (other["chosen"], other["chosen_probability"]) == (" None at all", 0.7)
+    assert "label" not in one
+    for name in ("reward", "reward_A"):
+        assert one[f"chosen_{name}"] == pytest.approx(other[f"rejected_{name}"])
+        assert one[f"rejected_{name}"] == pytest.approx(other[f"chosen_{name}"])
+    assert "the label prefers the second side" in capsys.readouterr().err
+    group = {"prompt": "Which sky?", "completions": [" A blue one.", " None at all", " A"], "scores": [1, 1, 0]}
+    (tmp_path / "group").mkdir()
+    pairs = score(tmp_path / "group" / "out.jsonl", "--reward-model", model, rows=[group, {**group, "prompt": "And?"}])
+    assert [row["chosen_probability"] for row in pairs] == [0.5, 1.0, 1.0] * 2
+    assert {row["weight"] for row in pairs} == {1 / 3}
+    assert pairs[0]["chosen_reward"] == pytest.approx(one["chosen_reward"]), "not the set's own score"
+    read = load(DataConfig(kind="preferences", path=str(tmp_path / "group" / "out.jsonl")), 0, tmp_path).preferences
+    assert read["weight"][:] == [row["weight"] for row in pairs]
+
+
 def test_a_model_alone_gives_the_one_reward_and_no_ensemble(
     tokenizer: PreTrainedTokenizerBase, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

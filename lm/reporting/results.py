@@ -64,7 +64,7 @@ def results(run: Run) -> Results:
             "labels": labels(run).metrics,
             "selection": sets.pop("selection", None),
             "bias": sets,
-            "data": data(run).metrics,
+            "data": {name: value for name, value in data(run).metrics.items() if name != "labels"},  # prepare says them
             "rho": run.config.bias.rho,
             "confidence": run.config.evaluation.confidence,
             "looks": looks(run.config.methods),

@@ -19,6 +19,7 @@ from lm.base import ranks
 from lm.base.files import link_or_copy
 from lm.base.store import Artifact
 from lm.config import TrainingConfig
+from lm.data import votes
 from lm.logprobs.completions import CompletionModel
 from lm.logprobs.scoring import score_states
 from lm.models.loading import load_reward_model, reward_tokenizer, state_of
@@ -27,7 +28,7 @@ from lm.models.opening import device_of
 from lm.stages.data import data, opened, tokenizer
 from lm.stages.run import Run, once
 from lm.stages.trainings import held_out_metrics, precision, reward_model, start_input, start_of
-from lm.training.heads import Head, fit_head
+from lm.training.heads import Head, Pairs, fit_head
 from theory.records import replacing, write_json
 
 CHUNK = 1024
@@ -119,15 +120,14 @@ def bradley_terry_model(
 
     def make(folder: Path, _: Path) -> dict[str, Any]:
         began = time.process_time()
-        training_states, valid = states_of(run, pairs()), held_out()
-        valid_states = states_of(run, valid)
-        head = fit_head(_differences(training_states), _differences(valid_states))
+        valid = held_out()
+        head = fit_head(_labelled(run, pairs()), _labelled(run, valid))
         if ranks.is_first():
             _save(body.path / BODY, head, folder)
-        margins = torch.from_numpy(_differences(valid_states) @ head.weight)
+        rewards = torch.from_numpy(states_of(run, valid) @ head.weight)
         seconds = time.process_time() - began
         return {
-            **held_out_metrics(run, valid, margins),
+            **held_out_metrics(run, valid, rewards[:, 0], rewards[:, 1]),
             "head": {"strength": head.strength, "path": head.path, "cpu_seconds": seconds},
             "history": [],
         }
@@ -144,8 +144,12 @@ def head_rewards(run: Run, model: Artifact, pairs: Dataset) -> tuple[torch.Tenso
     return rewards[:, 0], rewards[:, 1]
 
 
-def _differences(states: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-    return states[:, 0] - states[:, 1]
+def _labelled(run: Run, pairs: Dataset) -> Pairs:
+    states = states_of(run, pairs)
+    probabilities, weights = (
+        np.array(pairs[name][:], dtype=np.float64) if name in pairs.column_names else None for name in votes.COLUMNS
+    )
+    return Pairs(states[:, 0] - states[:, 1], probabilities, weights)
 
 
 def _save(body: Path, head: Head, folder: Path) -> None:

@@ -13,6 +13,7 @@ from datasets import Dataset
 from lm.base import ranks
 from lm.base.store import Artifact
 from lm.config import TrainingConfig
+from lm.data import votes
 from lm.data.rewards import ORACLE
 from lm.data.tokens import mapped
 from lm.logprobs.completions import CompletionModel
@@ -65,7 +66,10 @@ def oracle_accuracy(run: Run) -> dict[str, Any] | None:
 
 @once
 def labels(run: Run) -> Artifact:
-    """Every pair of every split with the oracle's labels, or with the set's own (`data.labels`)."""
+    """Every pair of every split with the oracle's labels, or with the set's own (`data.labels`).
+
+    The set's own may be soft. The oracle learns from these; it gives none itself, but a pair keeps its weight.
+    """
     name = run.config.data.labels
 
     def make(folder: Path, scratch: Path) -> dict[str, Any]:
@@ -93,6 +97,7 @@ def _relabelled(run: Run, pairs: Dataset, path: Path) -> tuple[Dataset, dict[str
 
     ValueError where ties leave nothing of a split.
     """
+    pairs = pairs.remove_columns([name for name in pairs.column_names if name == votes.PROBABILITY])
     if run.config.oracle_model is None and run.config.oracle.train == "head":
         first, second = head_rewards(run, oracle(run), pairs)
     else:

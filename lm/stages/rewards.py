@@ -93,7 +93,7 @@ def reward_accuracy(run: Run, name: str) -> dict[str, Any]:
         return of_model
     pairs = labelled_pairs(run, "valid")
     chosen, rejected = (torch.from_numpy(side) for side in stored_rewards(run, pairs, name))
-    return accuracy(run, pairs, chosen > rejected)
+    return accuracy(run, pairs, chosen, rejected)
 
 
 def stored_rewards(run: Run, pairs: Any, name: str) -> tuple[columns.Floats, columns.Floats]:

@@ -11,7 +11,7 @@ import numpy as np
 from datasets import Dataset
 
 from lm.base.store import Artifact
-from lm.data import rewards
+from lm.data import rewards, votes
 from lm.data.messages import restored
 from lm.logprobs.sampling import sample_completions
 from lm.logprobs.scoring import score_pairs, score_rows
@@ -58,7 +58,8 @@ def scores(run: Run) -> Artifact:
         ref_samples = score_rows(policy, repeated, samples, "samples' log-probs").tolist()
         of_prompt = {prompt: slice(i * each, (i + 1) * each) for i, prompt in enumerate(prompts)}
         rows = [of_prompt[prompt] for prompt in pairs["prompt"][:]]
-        scored = pairs.select_columns(["id", "prompt_ids", "chosen_ids", "rejected_ids"])
+        labels = [name for name in votes.COLUMNS if name in pairs.column_names]
+        scored = pairs.select_columns(["id", "prompt_ids", "chosen_ids", "rejected_ids", *labels])
         scored = scored.flatten_indices(keep_in_memory=True)  # as add_column would, into a file, see stages.data.where
         for column, values in {
             "ref_chosen_logps": ref_chosen.tolist(),
@@ -217,8 +218,8 @@ def _margin(sides: Sides, ids: list[str]) -> rewards.Floats:
 
 def export_rows(run: Run) -> Iterator[dict[str, Any]]:
     """The rows of D_rho for other trainers, in the order of the scores: texts, or the messages that they were written
-    from and then their token ids, the rewards that the run's methods distil, and log-probs of pi_ref. Makes what is
-    missing of the run up to these."""
+    from and then their token ids, labels of `lm.data.votes`, the rewards that the run's methods distil, and log-probs
+    of pi_ref. Makes what is missing of the run up to these."""
     scored, texts = opened(scores(run).path / PAIRS), subset(run, MAIN)
     if texts["id"][:] != scored["id"][:]:
         raise RuntimeError("the scores are of other rows than D_rho has")
@@ -228,6 +229,7 @@ def export_rows(run: Run) -> Iterator[dict[str, Any]]:
 
     def row_of(i: int, text: dict[str, Any], score: dict[str, Any]) -> dict[str, Any]:
         row = {"id": text["id"], **restored(text), "split": text["split"]}
+        row |= {name: text[name] for name in votes.COLUMNS if name in text}
         if isinstance(row["prompt"], list):  # the log-probs are of these tokens, however another template writes them
             row |= {name: text[name] for name in ("prompt_ids", "chosen_ids", "rejected_ids")}
         if one is not None:

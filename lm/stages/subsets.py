@@ -8,8 +8,9 @@ from typing import Any
 
 from datasets import Dataset
 
+from lm.base import progress, ranks
 from lm.base.store import Artifact
-from lm.data import confidence
+from lm.data import confidence, votes
 from lm.data.lengths import biased_subset, largest_feasible, length_report
 from lm.objectives import MAIN
 from lm.stages.data import data, opened, where
@@ -21,7 +22,10 @@ from theory.records import write_json
 
 @once
 def bias(run: Run) -> Artifact:
-    """D_rho and each member's subset of it, as row ids. Without subsets where no reward models are trained."""
+    """D_rho and each member's subset of it, as row ids. Without subsets where no reward models are trained.
+
+    A soft label counts for the likelier side. A tie prefers none, and so is in no subset of a given share.
+    """
     config, rewards = run.config.bias, run.config.data.rewards
 
     def make(folder: Path, _: Path) -> dict[str, Any]:
@@ -34,6 +38,9 @@ def bias(run: Run) -> Artifact:
             pairs["chosen_ids"][:],
             pairs["rejected_ids"][:],
         )
+        ties = pairs[votes.PROBABILITY][:].count(0.5) if votes.PROBABILITY in pairs.column_names else 0
+        if ties and ranks.is_first() and (config.rho is not None or rewards == "models"):
+            progress.say(f"  {ties:,} ties are in no subset that is drawn for a share which prefers the longer")
         if config.rho is not None:
             candidates = [classes[i] for i in rows]
             drawn = biased_subset(candidates, config.rho, config.size, seed=seed, what="bias.size")

@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from datasets import Dataset
 from safetensors.torch import save_file
@@ -15,6 +16,7 @@ from transformers import PreTrainedModel
 from lm.base import ranks
 from lm.base.store import Artifact, keyed
 from lm.config import TrainingConfig
+from lm.data import votes
 from lm.data.lengths import LengthClass, length_class
 from lm.logprobs.completions import CompletionModel
 from lm.logprobs.scoring import score_pairs
@@ -32,7 +34,7 @@ from lm.models.opening import open_policy, open_reward_model
 from lm.objectives import JointOracle
 from lm.stages.data import data, references, sized, tokenizer
 from lm.stages.run import Run, once, trains_reward_models
-from lm.training.batches import CompletionArguments, pair_collator, sft_collator
+from lm.training.batches import CompletionArguments, agreement, pair_collator, sft_collator
 from lm.training.heads import calibration
 from lm.training.loop import fit, training_arguments
 from lm.training.trainer import JointOracleTrainer, RewardTrainer, SFTTrainer
@@ -170,7 +172,7 @@ def reward_model(
         valid = held_out()
         scorer = _whole(model, folder, lambda saved: open_reward_model(saved, run.config))
         chosen, rejected = score_pairs(scorer, valid, f"{name} on validation pairs")
-        return {**held_out_metrics(run, valid, chosen - rejected), "history": history}
+        return {**held_out_metrics(run, valid, chosen, rejected), "history": history}
 
     return run.store.get(stage, name, inputs, make)
 
@@ -196,19 +198,25 @@ def joint_oracle(
         valid = held_out()
         scorer = _whole(model, folder, lambda saved: open_policy(saved, tokenizer(run), sized(run), reward_head=True))
         chosen, rejected = score_pairs(scorer, valid, f"{name}'s oracle on validation pairs", rewards=True)
-        return {**held_out_metrics(run, valid, chosen - rejected), "history": history}
+        return {**held_out_metrics(run, valid, chosen, rejected), "history": history}
 
     return run.store.get("reward", name, inputs, make)
 
 
-def held_out_metrics(run: Run, pairs: Dataset, margins: torch.Tensor) -> dict[str, Any]:
+def held_out_metrics(run: Run, pairs: Dataset, chosen: torch.Tensor, rejected: torch.Tensor) -> dict[str, Any]:
     """How a reward model does on validation pairs: its accuracy, and how well its probabilities are calibrated."""
-    return {"accuracy": accuracy(run, pairs, margins > 0), "calibration": calibration(margins.numpy())}
+    labels = pairs[votes.PROBABILITY][:] if votes.PROBABILITY in pairs.column_names else None
+    how_sure = calibration((chosen - rejected).numpy(), None if labels is None else np.array(labels))
+    return {"accuracy": accuracy(run, pairs, chosen, rejected), "calibration": how_sure}
 
 
-def accuracy(run: Run, pairs: Dataset, right: torch.Tensor) -> dict[str, Any]:
-    """Share of pairs ordered right, in all and by which completion is preferred."""
-    classes = length_classes(run, pairs)
+def accuracy(run: Run, pairs: Dataset, chosen: torch.Tensor, rejected: torch.Tensor) -> dict[str, Any]:
+    """Share of pairs ordered right, in all and by which completion is preferred; a pair counts once, whatever it
+    weighs, and by a soft label as of `lm.training.batches.agreement`: a tie counts half."""
+    classes, labels = length_classes(run, pairs), None
+    if votes.PROBABILITY in pairs.column_names:
+        labels = torch.tensor(pairs[votes.PROBABILITY][:], dtype=torch.float64, device=chosen.device)
+    right = agreement(chosen, rejected, labels)
     result: dict[str, Any] = {}
     for name in ("all", "longer", "shorter", "neither"):
         rows = [name in ("all", c) for c in classes]
@@ -219,6 +227,8 @@ def accuracy(run: Run, pairs: Dataset, right: torch.Tensor) -> dict[str, Any]:
 
 
 def length_classes(run: Run, pairs: Dataset) -> list[LengthClass]:
-    """Which completion of each pair is the longer."""
+    """Which completion of each pair is the longer; of a tie neither is preferred."""
     ratio, both = run.config.bias.length_ratio, (pairs["chosen_ids"][:], pairs["rejected_ids"][:])
-    return [length_class(len(c), len(r), ratio) for c, r in zip(*both, strict=True)]
+    soft = votes.PROBABILITY in pairs.column_names
+    labels = pairs[votes.PROBABILITY][:] if soft else [1.0] * len(pairs)
+    return [length_class(len(c), len(r), ratio, p) for c, r, p in zip(*both, labels, strict=True)]

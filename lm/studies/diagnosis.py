@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
+from itertools import compress
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -16,7 +17,7 @@ from rich.text import Text
 from scipy.stats import binomtest
 
 from lm.config import ControlTokens, DataConfig
-from lm.data import rewards
+from lm.data import rewards, votes
 from lm.data.control_tokens import Names, unmarked
 from lm.data.prompts import AUTO, Layout
 from lm.data.rewards import Source
@@ -24,6 +25,7 @@ from lm.data.rows import BATCH, Row, Tally, places, read_rows, shown
 from lm.data.schemas import Drop, any_pair, hh_pair, preference_pair, tldr_pair
 from lm.data.sets import Survey, comparisons, survey
 from lm.data.templates import Renderer, chat_renderer, plain_chat
+from lm.studies.agreement import Agreement, agreement
 from theory import budget
 from theory.preferences import PreferenceGraph
 from theory.resistance import effective_resistance, infinite_probability
@@ -52,7 +54,7 @@ SOURCES = (*rewards.OF_ONE, *rewards.OF_MEMBERS, rewards.ORACLE)
 
 @dataclass(frozen=True, kw_only=True)
 class LengthBias:
-    """Of the comparisons with a longer side, how many prefer it."""
+    """Of the comparisons with a longer side, how many prefer it; a soft label the likelier side, and a tie neither."""
 
     ratio: float
     comparisons: int
@@ -83,7 +85,8 @@ class Tokens:
 
 @dataclass(frozen=True, kw_only=True)
 class Rewards:
-    """One source of reward margins against the labels. Shares are of the comparisons that have the reward."""
+    """One source of reward margins against the labels. Shares are of the comparisons that have the reward, and whose
+    label prefers a side."""
 
     columns: str
     whose: str
@@ -119,7 +122,8 @@ class Ensemble:
 
 @dataclass(frozen=True, kw_only=True)
 class LabelCount:
-    """The comparisons of pairs that have this many labels, whichever way round."""
+    """The comparisons of pairs that have this many labels, whichever way round; votes count, as many as they are, and
+    soft labels that nobody counted do not."""
 
     labels: int
     or_more: bool
@@ -163,7 +167,7 @@ class FirstToFall:
 
     model: str
     pairs: int
-    """Drawn from the comparisons, and within the limits."""
+    """Drawn from the comparisons whose label prefers a side, and within the limits."""
     too_long: int
     """Drawn, and over a limit."""
     winner_falls: float
@@ -223,16 +227,19 @@ class Report:
     duplicates: int
     """Comparisons that repeat an earlier one, in the same direction."""
     no_finite_dpo_optimum: float
-    """Share whose two completions are not in one strongly connected component of their prompt's preference graph."""
+    """Share whose two completions are not in one strongly connected component of their prompt's preference graph. A
+    soft label, or a tie, is an edge each way."""
     isolated: float
-    """Share whose completions are in no other comparison, nor in this one the other way round."""
+    """Share whose completions are in no other comparison, nor in this one the other way round, and whose label is not
+    soft."""
     contradicted: int
     """Comparisons that are also there the other way round."""
     on_longer_cycles: int
-    """Comparisons on a cycle of three or more completions, none of them contradicted."""
+    """Comparisons on a cycle of three or more completions, none of them contradicted or of a soft label."""
     unconnected_prompts: int
     """Prompts whose completions fall into groups that are never compared."""
     labels: Labels
+    agreement: Agreement
     first_to_fall: FirstToFall | None
     """None where no model is named."""
     budgets: list[Budget]
@@ -264,7 +271,12 @@ class Comparisons:
     left_out: Tally
     places: list[str]
     """Where each stands, [N]."""
+    probabilities: Floats
+    """[N], that the chosen side is preferred, 1/2 for a tie; see `lm.data.votes`."""
+    votes: Floats
+    """[N], how many labels a row stands for: one, or its counts of votes; 0 for a soft label that nobody counted."""
     notes: list[str]
+    """What is said of how the set was read, and of its labels."""
 
 
 def read(
@@ -290,26 +302,31 @@ def read(
         ValueError: unknown columns, a malformed row, or no row that is a comparison.
         FileNotFoundError: no such data.
     """
-    of_set = survey(read_rows(path, subset), path, prompt, kind)
+    of_set = survey(votes.Reader()(read_rows(path, subset)), path, prompt, kind)
     convert = CONVERTERS[kind]
     values: dict[Source, list[Any]] = {source: [] for source in _reward_sources(of_set)}
     kept: list[Row] = []
     stands: list[str] = []
-    left_out = Tally()
+    left_out, labels = Tally(), votes.Reader()
+    probabilities, weights = [], []
     names = names or Names((), "text")
     marked, _ = names.reading(lambda *row: convert(*row, of_set.layout), render)
-    pairs = comparisons(read_rows(path, subset), marked, left_out)
-    for _, where, row, pair in pairs:
+    for _, where, row, pair in comparisons(labels(read_rows(path, subset)), marked, left_out):
         kept.append(pair)
         stands.append(where)
+        label = votes.label_of(row, where)
+        probabilities.append(label[votes.PROBABILITY])
+        weights.append(label[votes.WEIGHT])
         for source, column in values.items():
             column.append(_margin(row, source, where))
     names.settle(path)
+    left_out.update(labels.left_out)
     rows = len(kept) + left_out.counts.total()
     if not kept:
         raise ValueError(f"{path}: none of {rows} rows is a comparison, left out were {dict(left_out.counts)}")
     prompts, chosen, rejected = ([pair[name] for pair in kept] for name in ("prompt", "chosen", "rejected"))
     margins = {source: _stack(column, source, path) for source, column in values.items()}
+    likely = np.array(probabilities)
     return Comparisons(
         of_set.kind if kind == "auto" else kind,
         rows,
@@ -319,7 +336,9 @@ def read(
         _different(margins),
         left_out,
         stands,
-        [*of_set.notes, *([said] if (said := names.says("texts")) else [])],
+        likely,
+        np.array(weights) if labels.counts["voted"] else (likely == 1).astype(np.float64),
+        [*of_set.notes, *([said] if (said := names.says("texts")) else []), *labels.says()],
     )
 
 
@@ -478,14 +497,19 @@ def measure(
     response, responses = number(zip(both, [*data.chosen, *data.rejected], strict=True))
     chosen, rejected = response.reshape(2, -1)
     # One graph for all prompts: a completion belongs to one, so no path leads from prompt to prompt.
-    graph = PreferenceGraph(responses, np.stack([chosen, rejected], axis=1))
+    one_sided, count = data.probabilities == 1, len(chosen)
+    edges = np.stack([chosen, rejected], axis=1)
+    graph = PreferenceGraph(responses, np.concatenate([edges, edges[~one_sided, ::-1]]))
+    crossing = graph.crossing[:count]
 
     code, opposite = chosen * responses + rejected, rejected * responses + chosen
     contradicted = np.isin(code, opposite)
-    one_way = PreferenceGraph(responses, graph.edges[~contradicted])
-    distinct, which, times = np.unique(np.minimum(code, opposite), return_inverse=True, return_counts=True)
+    one_way = PreferenceGraph(responses, edges[~contradicted & one_sided])
+    distinct, which = np.unique(np.minimum(code, opposite), return_inverse=True)
+    times = np.bincount(which, np.maximum(data.votes, 1))
     compared = np.bincount(np.concatenate(np.divmod(distinct, responses)), minlength=responses)
-    isolated = (compared[chosen] == 1) & (compared[rejected] == 1) & ~contradicted
+    isolated = (compared[chosen] == 1) & (compared[rejected] == 1) & ~contradicted & one_sided
+    for_first = data.votes * np.where(code < opposite, data.probabilities, 1 - data.probabilities)
     prompt_of = np.empty(responses, dtype=np.intp)
     prompt_of[response] = both
     first_of_group = np.unique(graph.components, return_index=True)[1]
@@ -499,12 +523,13 @@ def measure(
     else:
         lengths, tokens = _tokens(data, tokenizer, max_prompt_length, max_completion_length)
         unit = "tokens"
-    bias = [_length_bias(ratio, *lengths) for ratio in RATIOS]
+    decided = data.probabilities != 0.5
+    bias = [_length_bias(ratio, *(side[decided] for side in lengths)) for ratio in RATIOS]
     report = Report(
         data=name,
         kind=data.kind,
         pairs=data.rows,
-        comparisons=len(graph),
+        comparisons=count,
         prompts=prompts,
         responses=responses,
         empty=data.left_out.counts["empty prompt"] + data.left_out.counts["empty completion"],
@@ -512,8 +537,8 @@ def measure(
         left_out=dict(data.left_out.counts),
         first=data.left_out.first,
         notes=data.notes,
-        duplicates=len(graph) - len(np.unique(code)),
-        no_finite_dpo_optimum=float(graph.crossing.mean()),
+        duplicates=count - len(np.unique(code)),
+        no_finite_dpo_optimum=float(crossing.mean()),
         isolated=float(isolated.mean()),
         contradicted=int(contradicted.sum()),
         on_longer_cycles=int((~one_way.crossing).sum()),
@@ -521,9 +546,11 @@ def measure(
         labels=_labels(
             PreferenceGraph(responses, np.stack(np.divmod(distinct, responses), axis=1), times),
             which,
-            graph.crossing,
+            crossing,
+            data.votes > 0,
             reward_error,
         ),
+        agreement=agreement(which, for_first, data.votes, data.probabilities),
         first_to_fall=None
         if model is None
         else _first_to_fall(data, model, tokenizer or model, max_prompt_length, max_completion_length, model_pairs),
@@ -533,7 +560,7 @@ def measure(
         length_bias=bias,
         tokens=tokens,
         rewards=[
-            _rewards(margins, source, k)
+            _rewards(margins, decided, source, k)
             for source, every in data.margins.items()
             for k, margins in (enumerate(every.T) if every.ndim == 2 else [(None, every)])
         ],
@@ -544,14 +571,17 @@ def measure(
     return report
 
 
-def _labels(pairs: PreferenceGraph, which: Ints, crossing: Any, reward_error: tuple[float, float] | None) -> Labels:
-    """Of pairs weighted by their labels; `which` of them is each comparison's, [N], as is `crossing`."""
+def _labels(
+    pairs: PreferenceGraph, which: Ints, crossing: Any, counted: Any, reward_error: tuple[float, float] | None
+) -> Labels:
+    """Of pairs weighted by their labels; `which` of them is each comparison's, [N], as are `crossing`, and `counted`:
+    whether it is known how many labels it stands for (one is taken where not)."""
     resistances = effective_resistance(pairs)[which]
     counts = pairs.weights[which]
     agree = infinite_probability(0.5, counts)
     groups = []
     for labels in range(1, MOST_LABELS + 1):
-        rows = counts >= labels if labels == MOST_LABELS else counts == labels
+        rows = counted & (counts >= labels if labels == MOST_LABELS else counts == labels)
         if rows.any():
             groups.append(
                 LabelCount(
@@ -577,10 +607,12 @@ def _first_to_fall(
     from lm.models.loading import load_tokenizer
     from lm.studies import first_moves
 
+    decided = data.probabilities != 0.5
+    prompts, chosen, rejected = ([*compress(side, decided)] for side in (data.prompts, data.chosen, data.rejected))
     found = first_moves.measure(
         model,
         load_tokenizer(tokenizer, (), trust_remote_code=False),
-        (data.prompts, data.chosen, data.rejected),
+        (prompts, chosen, rejected),
         max_prompt_length=max_prompt,
         max_completion_length=max_completion,
         most=most,
@@ -670,14 +702,15 @@ def _tokens(data: Comparisons, name: str, max_prompt: int, max_completion: int) 
     )
 
 
-def _rewards(margins: Floats, source: Source, member: int | None) -> Rewards:
-    known = margins[np.isfinite(margins)]
+def _rewards(margins: Floats, decided: Any, source: Source, member: int | None) -> Rewards:
+    there = np.isfinite(margins)
+    known = margins[there & decided]
     shares = [float(np.mean(part)) for part in (known > 0, known == 0, known < 0)] if len(known) else [None] * 3
     return Rewards(
         columns=rewards.named(source),
         whose="member" if member is not None else _whose(source, margins),
         member=member,
-        missing=len(margins) - len(known),
+        missing=int((~there).sum()),
         agree=shares[0],
         ties=shares[1],
         disagree=shares[2],
@@ -732,10 +765,26 @@ def advise(report: Report) -> list[Advice]:
         )
     else:
         add("Every comparison lies on a preference cycle: DPO's margins have a finite optimum.", "prop1-scc")
+    labels = report.agreement
+    differ = ""
+    if labels.disagreement is not None and labels.flip_rate:
+        differ = (
+            f"Two labels of one pair differ in {labels.disagreement:.1%} of the draws, on {labels.labelled_twice:,} "
+            f"pairs with two labels or more: as if {labels.flip_rate:.1%} of all labels were flipped"
+            + (", the --cdpo.label_smoothing of pairs with one label." if labels.flip_rate < 0.5 else ", as by a coin.")
+        )
     if report.contradicted:
         add(
             f"{report.contradicted:,} comparisons are there both ways round. DPO's margin follows the log-odds of the "
-            "labels: few labels, coarse odds.",
+            f"labels: few labels, coarse odds. {differ}".rstrip(),
+            "drdo-prop",
+        )
+    if labels.soft or labels.ties:
+        add(
+            f"{labels.soft / report.comparisons:.1%} of the comparisons have soft labels and "
+            f"{labels.ties / report.comparisons:.1%} are ties: each is trained on in both directions. DPO's margin on "
+            "such a pair of its own is the log-odds of its label over beta, 0 for a tie. Methods that distil rewards "
+            f"do not read labels. {'' if report.contradicted else differ}".rstrip(),
             "drdo-prop",
         )
     if report.on_longer_cycles:
@@ -882,6 +931,14 @@ def show(report: Report, console: Console) -> None:
             ", ".join(f"{q:.3g}" for q in report.labels.resistance_quantiles),
         ),
     ]
+    labels = report.agreement
+    rows += [("soft labels", f"{labels.soft:,}"), ("ties", f"{labels.ties:,}")]
+    rows += [("pairs with two labels or more", f"{labels.labelled_twice:,}")]
+    if labels.disagreement is not None:
+        rows += [
+            ("  two labels of one differ", share(labels.disagreement)),
+            ("  as if so many labels were flipped", share(labels.flip_rate)),
+        ]
     for group in report.labels.by_count:
         name = f"{group.labels}{' or more' * group.or_more} label{'s' * (group.labels > 1)}"
         rows += [

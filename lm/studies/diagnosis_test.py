@@ -162,6 +162,88 @@ def test_comparisons_by_the_labels_of_their_pair(tmp_path: Path) -> None:
     assert labels.reward_error is None
 
 
+# ---------------------------------------------------------------- soft labels, ties, votes
+
+
+def test_a_soft_label_or_a_tie_is_an_edge_each_way(tmp_path: Path) -> None:
+    """Of four pairs of their own the certain one has no finite optimum."""
+    report = report_on([row(f"p{i}", "a", "b", label=p) for i, p in enumerate((1.0, 0.7, 0.5, 0.2))], tmp_path)
+    assert report.no_finite_dpo_optimum == report.isolated == 0.25
+    assert (report.agreement.soft, report.agreement.ties) == (2, 1)
+    assert (report.contradicted, report.on_longer_cycles, report.duplicates) == (0, 0, 0)
+    assert report.agreement.disagreement is None, "nobody counted the labels"
+    advice = [one.text for one in report.advice if "soft labels" in one.text]
+    assert len(advice) == 1
+    assert advice[0].startswith("50.0% of the comparisons have soft labels and 25.0% are ties")
+    # On a path a > b > c of which the first is soft, only the second diverges; a cycle with a soft edge is no cycle.
+    chain = report_on([row("p", "a", "b", label=0.6), row("p", "b", "c", label=1.0)], tmp_path)
+    assert chain.no_finite_dpo_optimum == 0.5
+    cycle = [row("p", "a", "b", label=0.6), row("p", "b", "c", label=1.0), row("p", "c", "a", label=1.0)]
+    assert report_on(cycle, tmp_path).on_longer_cycles == 0
+    assert report_on([{**one, "label": 1.0} for one in cycle], tmp_path).on_longer_cycles == 3
+
+
+def votes(prompt: str, chosen: int, rejected: int) -> dict[str, Any]:
+    return row(prompt, f"a {prompt}", "b", votes_chosen=chosen, votes_rejected=rejected)
+
+
+def test_votes_are_told_as_the_same_rows_one_by_one(tmp_path: Path) -> None:
+    counts = {"p": (3, 1), "q": (1, 2), "r": (2, 0), "s": (4, 0), "t": (1, 0)}
+    counted = report_on([votes(prompt, *both) for prompt, both in counts.items()], tmp_path)
+    rows: Rows = []
+    for prompt, (a, b) in counts.items():
+        rows += [row(prompt, f"a {prompt}", "b")] * a + [row(prompt, "b", f"a {prompt}")] * b
+    singly = report_on(rows, tmp_path)
+    # By hand: two of a pair's labels differ in 2ab / n(n - 1) of the draws.
+    by_hand = np.mean([2 * a * b / ((a + b) * (a + b - 1)) for a, b in counts.values() if a + b > 1])
+    for report in (counted, singly):
+        found = report.agreement
+        assert found.labelled_twice == 4
+        assert found.disagreement == pytest.approx(by_hand)
+        assert found.flip_rate is not None
+        assert 2 * found.flip_rate * (1 - found.flip_rate) == pytest.approx(by_hand)
+    assert [one.labels for one in counted.labels.by_count] == [one.labels for one in singly.labels.by_count]
+    assert counted.no_finite_dpo_optimum == 3 / 5
+    assert counted.notes[0] == "14 votes on 5 pairs; a pair counts as often as it has votes"
+    text = [one.text for one in counted.advice if "--cdpo.label_smoothing" in one.text]
+    assert len(text) == 1
+    assert "on 4 pairs with two labels or more" in text[0]
+
+
+def test_labels_that_always_differ_are_flipped_half_of_the_time(tmp_path: Path) -> None:
+    found = report_on([row("p", "a", "b"), row("p", "b", "a")], tmp_path).agreement
+    assert (found.labelled_twice, found.disagreement, found.flip_rate) == (1, 1.0, 0.5)
+
+
+def test_sides_that_changed_places_keep_their_rewards_and_a_tie_has_no_longer_winner(tmp_path: Path) -> None:
+    rewarded = {"chosen_reward": 2.0, "rejected_reward": 1.0}
+    rows = [row(f"p{i}", "long text", "b", label=p, **rewarded) for i, p in enumerate((0.9, 0.1, 0.5))]
+    report = report_on(rows, tmp_path)
+    assert (report.rewards[0].agree, report.rewards[0].disagree, report.rewards[0].missing) == (0.5, 0.5, 0)
+    assert report.length_bias[0].comparisons == 2
+    assert report.longer_preferred == 0.5
+
+
+def test_groups_of_completions_are_all_their_pairs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    rows: Rows = [
+        {"prompt": "p", "completions": ["a", "b", "c"], "ranks": [1, 2, 2]},
+        {"prompt": "q", "completions": ["a"], "ranks": [1]},
+    ]
+    report = report_on(rows, tmp_path)
+    assert (report.pairs, report.comparisons, report.prompts, report.responses) == (4, 3, 1, 3)
+    assert report.left_out == {"fewer than two completions": 1}
+    assert main([str(tmp_path / "pairs.jsonl")]) == 0
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "2 groups of completions are 3 pairs, of which 1 are ties; a prompt counts once" in shown
+
+
+def test_a_column_that_looks_like_a_label_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_jsonl(tmp_path / "pairs.jsonl", [row("p", "a", "b", preference_strength=2)])
+    assert main([str(tmp_path / "pairs.jsonl")]) == 0
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "column 'preference_strength' looks like a label and is not read" in shown
+
+
 def test_budgets_of_the_losses_that_the_set_allows(tmp_path: Path) -> None:
     margins = [2.0, -1.0, None, 1.0]
     rows = [

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from transformers import TrainingArguments
 
+from lm.data import votes
 from lm.data.rewards import MARGIN, MEMBER_MARGINS
 from lm.logprobs.completions import collate
 
@@ -86,8 +87,28 @@ SCORES = (
     MEMBER_MARGINS,
     "ref_sample_logps",
     "sample_weights",
+    *votes.COLUMNS,
 )
-"""Columns of a scored pair that a batch carries; [N], the members' margins [N, K], the last two [N, S]."""
+"""Columns of a scored pair that a batch carries; [N], the members' margins [N, K], those of samples [N, S]."""
+
+
+def probability_of(batch: Batch) -> Tensor | None:
+    """[N], how likely each pair's chosen side is the preferred one; None where that is certain for all."""
+    probability: Tensor | None = batch["scores"].get(votes.PROBABILITY)
+    return probability
+
+
+def weight_of(batch: Batch) -> Tensor | None:
+    """[N], what each pair weighs; None where all weigh 1."""
+    weight: Tensor | None = batch["scores"].get(votes.WEIGHT)
+    return weight
+
+
+def agreement(chosen: Tensor, rejected: Tensor, probability: Tensor | None) -> Tensor:
+    """Accuracy of each pair, [N]: 1 where the chosen side has the larger value, else 0; by a soft label, how likely it
+    agrees with such a value, 1/2 for a tie. Equal values agree with nothing."""
+    right = (chosen > rejected).double()
+    return right if probability is None else probability * right + (1 - probability) * (rejected > chosen).double()
 
 
 def sft_collator() -> Callable[[list[dict[str, Any]]], Batch]:

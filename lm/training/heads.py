@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -19,6 +19,35 @@ STRENGTHS = tuple(float(10**power) for power in np.arange(-5.0, 2.5, 0.5))
 
 
 @dataclass(frozen=True)
+class Pairs:
+    """What a head learns from, or is chosen by."""
+
+    differences: Floats
+    """States of the chosen completions less those of the rejected, [N, H]."""
+    probabilities: Floats | None = None
+    """That the chosen side is preferred, [N]; None: 1."""
+    weights: Floats | None = None
+    """[N], > 0; None: 1."""
+
+    def loss(self, margins: Floats) -> float:
+        """Mean Bradley-Terry loss ([F] eq 2) of these reward margins, both directions by their probabilities, nats."""
+        return float(np.average(_expected(margins, self.probabilities), weights=self.weights))
+
+    def gradient(self, margins: Floats) -> Floats:
+        """Of `loss` in the head's weight, [H]."""
+        certain = 1.0 if self.probabilities is None else self.probabilities
+        each = expit(margins) - certain
+        weights = np.ones(len(margins)) if self.weights is None else self.weights
+        slope: Floats = self.differences.T @ (weights * each) / weights.sum()
+        return slope
+
+
+def _expected(margins: Floats, probabilities: Floats | None) -> Floats:
+    won: Floats = losses.bradley_terry(margins)
+    return won if probabilities is None else probabilities * won + (1 - probabilities) * losses.bradley_terry(-margins)
+
+
+@dataclass(frozen=True)
 class Head:
     """A linear head, and how it was found."""
 
@@ -30,11 +59,11 @@ class Head:
     """For each strength: itself, the mean loss of training and of validation pairs, nats."""
 
 
-def solve(differences: Floats, strength: float, start: Floats | None = None) -> Floats:
-    """The head of the least mean Bradley-Terry loss ([F] eq 2) plus (strength / 2) |w|^2, by SciPy's L-BFGS.
+def solve(pairs: Pairs, strength: float, start: Floats | None = None) -> Floats:
+    """The head of the least `Pairs.loss` plus (strength / 2) |w|^2, by SciPy's L-BFGS.
 
     Args:
-        differences: states of the chosen completions less those of the rejected, [N, H].
+        pairs: N of them.
         strength: of the penalty, > 0: without it, pairs that a head orders without a fault have no minimiser.
         start: where to start, [H]; the solution does not depend on it.
 
@@ -43,11 +72,11 @@ def solve(differences: Floats, strength: float, start: Floats | None = None) -> 
     """
 
     def objective(weight: Floats) -> tuple[float, Floats]:
-        margins = differences @ weight
-        value = losses.bradley_terry(margins).mean() + strength / 2 * weight @ weight
-        return float(value), strength * weight - differences.T @ expit(-margins) / len(margins)
+        margins = pairs.differences @ weight
+        value = pairs.loss(margins) + strength / 2 * float(weight @ weight)
+        return value, strength * weight + pairs.gradient(margins)
 
-    start = np.zeros(differences.shape[1]) if start is None else start
+    start = np.zeros(pairs.differences.shape[1]) if start is None else start
     found = minimize(
         objective,
         start,
@@ -61,40 +90,44 @@ def solve(differences: Floats, strength: float, start: Floats | None = None) -> 
     return solution
 
 
-def fit_head(differences: Floats, held_out: Floats, strengths: Sequence[float] = STRENGTHS) -> Head:
-    """The head whose penalty has the least mean loss on held-out pairs.
+def fit_head(training: Pairs, held_out: Pairs, strengths: Sequence[float] = STRENGTHS) -> Head:
+    """The head whose penalty has the least mean loss on held-out pairs, of these strengths.
 
-    Args:
-        differences: of the training pairs, as of `solve`, [N, H].
-        held_out: of the validation pairs, [M, H].
-        strengths: to choose from.
+    Raises ValueError where there are no pairs to learn from or to choose by.
     """
-    if not len(differences) or not len(held_out):
-        raise ValueError(f"a head needs training and validation pairs, got {len(differences)} and {len(held_out)}")
-    scale = float(np.sqrt(np.mean(differences**2))) or 1.0
+    counts = [len(pairs.differences) for pairs in (training, held_out)]
+    if not all(counts):
+        raise ValueError(f"a head needs training and validation pairs, got {counts[0]} and {counts[1]}")
+    scale = float(np.sqrt(np.mean(training.differences**2))) or 1.0
+    scaled = replace(training, differences=training.differences / scale)
     path, heads = [], []
     weight: Floats | None = None
     for strength in sorted(strengths, reverse=True):  # each starts at the one before, which is near
-        weight = solve(differences / scale, strength, weight)
-        ours, theirs = (float(losses.bradley_terry(rows @ weight / scale).mean()) for rows in (differences, held_out))
+        weight = solve(scaled, strength, weight)
+        ours, theirs = (pairs.loss(pairs.differences @ weight / scale) for pairs in (training, held_out))
         path.append({"strength": strength, "training_loss": ours, "validation_loss": theirs})
         heads.append(weight / scale)
     best = min(range(len(path)), key=lambda i: path[i]["validation_loss"])
     return Head(heads[best], path[best]["strength"], path)
 
 
-def calibration(margins: Floats, bins: int = 10) -> dict[str, Any]:
-    """How far a reward model's probabilities are from what held-out labels say.
+def calibration(margins: Floats, probabilities: Floats | None = None, bins: int = 10) -> dict[str, Any]:
+    """How far a reward model's probabilities are from what held-out labels say. A pair counts once.
 
     Args:
         margins: rewards of the chosen completions less those of the rejected, [N].
+        probabilities: that the chosen side is preferred, [N]; None: 1.
         bins: of equal width in the probability of the likelier side, 1/2 to 1.
 
     Returns:
         The mean Bradley-Terry loss in nats, and the expected calibration error: the mean over pairs of the distance
         between a bin's mean probability and its share of pairs that are ordered right.
     """
-    certain, right = expit(np.abs(margins)), (margins > 0) + 0.5 * (margins == 0)
+    certain, labels = expit(np.abs(margins)), np.ones(len(margins)) if probabilities is None else probabilities
+    right = np.where(margins > 0, labels, np.where(margins < 0, 1 - labels, 0.5))
     place = np.minimum(((certain - 0.5) * 2 * bins).astype(int), bins - 1)
     gaps = [abs(certain[place == b].sum() - right[place == b].sum()) for b in range(bins)]
-    return {"loss": float(losses.bradley_terry(margins).mean()), "calibration_error": float(sum(gaps) / len(margins))}
+    return {
+        "loss": float(_expected(margins, probabilities).mean()),
+        "calibration_error": float(sum(gaps) / len(margins)),
+    }

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from scipy.special import expit
 
-from lm.training.heads import Floats, calibration, fit_head, solve
+from lm.training.heads import Floats, Pairs, calibration, fit_head, solve
 
 
 def pairs(count: int, seed: int, width: int = 6) -> tuple[Floats, Floats]:
@@ -22,7 +22,7 @@ def pairs(count: int, seed: int, width: int = 6) -> tuple[Floats, Floats]:
 @pytest.mark.parametrize("strength", [1e-3, 0.1, 10.0])
 def test_the_solution_is_another_solvers(strength: float) -> None:
     rows, _ = pairs(80, 1)
-    ours = solve(rows, strength)
+    ours = solve(Pairs(rows), strength)
     weight = cvxpy.Variable(rows.shape[1])
     loss = cvxpy.sum(cvxpy.logistic(-rows @ weight)) / len(rows) + strength / 2 * cvxpy.sum_squares(weight)
     cvxpy.Problem(cvxpy.Minimize(loss)).solve(solver="CLARABEL")
@@ -34,12 +34,12 @@ def test_the_solution_is_another_solvers(strength: float) -> None:
 def test_the_start_does_not_matter() -> None:
     rows, _ = pairs(60, 2)
     far = np.full(rows.shape[1], 30.0)
-    assert np.allclose(solve(rows, 0.05), solve(rows, 0.05, far), atol=1e-5)
+    assert np.allclose(solve(Pairs(rows), 0.05), solve(Pairs(rows), 0.05, far), atol=1e-5)
 
 
 def test_many_pairs_give_the_true_head_back() -> None:
     rows, truth = pairs(40_000, 3)
-    found = fit_head(rows, pairs(5_000, 4)[0])
+    found = fit_head(Pairs(rows), Pairs(pairs(5_000, 4)[0]))
     assert np.allclose(found.weight, truth, atol=0.1)
     assert not np.allclose(found.weight, -truth, atol=1.0), "and not the rejected one's"
 
@@ -47,7 +47,7 @@ def test_many_pairs_give_the_true_head_back() -> None:
 def test_validation_chooses_the_strength() -> None:
     """Few pairs in many dimensions: without a penalty every training pair is right and held-out ones are at chance."""
     rows, held_out = pairs(40, 5, width=60)[0], pairs(4_000, 6, width=60)[0]
-    found = fit_head(rows, held_out)
+    found = fit_head(Pairs(rows), Pairs(held_out))
     by_strength = {one["strength"]: one["validation_loss"] for one in found.path}
     assert found.strength == min(by_strength, key=by_strength.__getitem__)
     assert min(by_strength) < found.strength
@@ -58,7 +58,7 @@ def test_validation_chooses_the_strength() -> None:
 
 def test_the_units_of_the_states_change_nothing() -> None:
     rows, held_out = pairs(200, 7)[0], pairs(300, 8)[0]
-    one, other = fit_head(rows, held_out), fit_head(1000 * rows, 1000 * held_out)
+    one, other = fit_head(Pairs(rows), Pairs(held_out)), fit_head(Pairs(1000 * rows), Pairs(1000 * held_out))
     assert one.strength == other.strength
     assert np.allclose(one.weight, 1000 * other.weight, atol=1e-6)
 
@@ -66,7 +66,7 @@ def test_the_units_of_the_states_change_nothing() -> None:
 def test_no_pairs_are_refused() -> None:
     rows = np.ones((3, 2))
     with pytest.raises(ValueError, match="a head needs training and validation pairs, got 3 and 0"):
-        fit_head(rows, rows[:0])
+        fit_head(Pairs(rows), Pairs(rows[:0]))
 
 
 def test_calibration_is_near_zero_for_the_truth_and_not_for_one_that_is_too_sure() -> None:
@@ -76,3 +76,18 @@ def test_calibration_is_near_zero_for_the_truth_and_not_for_one_that_is_too_sure
     assert sure["calibration_error"] > 0.08
     assert sure["loss"] > honest["loss"]
     assert calibration(np.zeros(10)) == pytest.approx({"loss": np.log(2), "calibration_error": 0.0})
+
+
+def test_a_soft_label_and_a_weight_are_rows_in_both_directions() -> None:
+    """As `lm.data.votes` has it: p and w stand for p w rows one way and (1 - p) w rows the other."""
+    rows, _ = pairs(50, 10)
+    votes_for, votes_against = np.random.default_rng(11).integers(1, 6, size=(2, len(rows)))
+    counts = votes_for + votes_against
+    soft = Pairs(rows, votes_for / counts, counts.astype(float))
+    written_out = Pairs(np.concatenate([np.repeat(rows, votes_for, 0), np.repeat(-rows, votes_against, 0)]))
+    assert np.allclose(solve(soft, 0.02), solve(written_out, 0.02), atol=1e-5)
+    assert not np.allclose(solve(soft, 0.02), solve(Pairs(rows, votes_for / counts), 0.02), atol=1e-2)
+    margins = np.array([2.0, -1.0, 0.0])
+    assert calibration(margins, np.full(3, 0.5))["loss"] == pytest.approx(
+        (calibration(margins)["loss"] + calibration(-margins)["loss"]) / 2
+    )

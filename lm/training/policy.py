@@ -14,9 +14,10 @@ from datasets import Dataset
 from torch import Tensor
 
 from lm.data.rewards import MARGIN, MEMBER_MARGINS
+from lm.data.votes import PROBABILITY
 from lm.logprobs.kernels import widest
 from lm.objectives import Method, PairBatch, forward_kl_of_pairs
-from lm.training.batches import Batch, cut, pair_collator
+from lm.training.batches import Batch, agreement, cut, pair_collator, probability_of, weight_of
 from lm.training.dual_ascent import ascent_of
 from lm.training.trainer import CompletionTrainer, Logged
 from theory import losses
@@ -36,7 +37,8 @@ class PolicyTrainer(CompletionTrainer):
         """Probes the policy on held-out pairs, `eval_dataset`; logs and returns means over the pairs, of nats.
 
         eval_chosen_logps and eval_rejected_logps: log pi of winners and losers; eval_chosen_logratio,
-        eval_rejected_logratio: less log pi_ref; eval_accuracy: share with the greater log-ratio of the winner;
+        eval_rejected_logratio: less log pi_ref; eval_accuracy: share with the greater log-ratio of the winner, by soft
+        labels as of `lm.training.batches.agreement` (each pair counts once, whatever it weighs);
         eval_forward_kl_reference and eval_forward_kl_preferences: KL(pi_ref || pi) by samples of pi_ref and by the
         pairs' own completions ([F] Figure B.1); eval_member_<k>: share of pairs whose reward margin by member k is
         nearest to the implicit one, beta times the log-ratio margin, for methods that distil members ([F] Figure B.3).
@@ -50,7 +52,7 @@ class PolicyTrainer(CompletionTrainer):
             for part, weight in parts[self.args.process_index :: self.args.world_size]:
                 for name, values in self._probed(part).items():
                     sums[f"eval_{name}"] = sums[f"eval_{name}"] + weight * values.sum()
-        totals = self.accelerator.reduce(torch.stack(list(sums.values())), "sum") / self.units(batch)
+        totals = self.accelerator.reduce(torch.stack(list(sums.values())), "sum") / len(batch["ids"])
         metrics: dict[str, float] = dict(zip(sums, totals.tolist(), strict=True))
         self.log(metrics)
         self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
@@ -61,14 +63,14 @@ class PolicyTrainer(CompletionTrainer):
         """What the probe tells of each pair, [N]."""
         scores = batch["scores"]
         logps = self.model(batch["input_ids"], batch["lengths"]).logps
-        logps = logps.to(widest(logps.device)).view(self.units(batch), -1)
+        logps = logps.to(widest(logps.device)).view(len(batch["ids"]), -1)
         chosen, rejected = logps[:, 0] - scores["ref_chosen_logps"], logps[:, 1] - scores["ref_rejected_logps"]
         result = {
             "chosen_logps": logps[:, 0],
             "rejected_logps": logps[:, 1],
             "chosen_logratio": chosen,
             "rejected_logratio": rejected,
-            "accuracy": (chosen > rejected).to(logps.dtype),
+            "accuracy": agreement(chosen, rejected, probability_of(batch)).to(logps.dtype),
             "forward_kl_reference": losses.forward_kl(_over_samples(logps[:, 2:], scores)),
             "forward_kl_preferences": forward_kl_of_pairs(chosen, rejected),
         }
@@ -80,7 +82,7 @@ class PolicyTrainer(CompletionTrainer):
                 result[f"member_{k}"] = (nearest == k).to(logps.dtype)
         return result
 
-    def before_step(self, model: torch.nn.Module, parts: Sequence[tuple[Batch, float]], units: int) -> Tensor | None:
+    def before_step(self, model: torch.nn.Module, parts: Sequence[tuple[Batch, float]], units: float) -> Tensor | None:
         """For an ensemble, a pass without gradient where there are several parts: the member, or the mixture, is chosen
         on the global mini-batch and not on a part of it. Its Gram matrix, [K, K]."""
         if not self.method.weighs_members or (len(parts) == 1 and self.args.world_size == 1):
@@ -88,17 +90,14 @@ class PolicyTrainer(CompletionTrainer):
         total = torch.zeros((), device=self.args.device)
         with torch.no_grad():
             for part, weight in parts:
-                total = total + weight * self.units(part) * self._gram(
-                    self._pairs(model, part)
-                )  # a mean over its pairs
-        gram: Tensor = self.accelerator.reduce(total, "sum") / units
-        return gram
+                gram = self._gram(self._pairs(model, part), part)  # a mean over its units
+                total = total + weight * self.units(part) * gram
+        reduced: Tensor = self.accelerator.reduce(total, "sum") / units
+        return reduced
 
-    def _gram(self, pairs: PairBatch) -> Tensor:
-        scale = self.method.implicit_scale
-        assert scale is not None, "members are compared with the implicit reward"
-        gram: Tensor = losses.ensemble_gram(pairs.logratio_margin, pairs.known("member_margins"), beta=scale)
-        return gram
+    def _gram(self, pairs: PairBatch, batch: Batch) -> Tensor:
+        weights = weight_of(batch)
+        return self.method.gram(pairs, None if weights is None else weights.to(pairs.logratio_margin.dtype))
 
     def _progress(self, step: int) -> float:
         """Share of the training done before a step, counted from 0."""
@@ -106,7 +105,7 @@ class PolicyTrainer(CompletionTrainer):
         return share
 
     def _pairs(self, model: torch.nn.Module, batch: Batch, gram: Tensor | None = None) -> PairBatch:
-        count = self.units(batch)
+        count = len(batch["ids"])
         output = model(batch["input_ids"], batch["lengths"])
         logps, lengths = output.logps.view(count, -1), output.lengths.view(count, -1)
         scores = {name: value.to(logps.dtype) for name, value in batch["scores"].items()}
@@ -125,11 +124,13 @@ class PolicyTrainer(CompletionTrainer):
             gram=gram,
             progress=self._progress(self.state.global_step),
             alpha=None if self._ascent is None else self._ascent.alpha,
+            chosen_probability=scores.get(PROBABILITY),
         )
 
     def losses(self, model: torch.nn.Module, batch: Batch, known: Tensor | None = None) -> tuple[Tensor, Logged]:
-        """[N] pairs. Logged are means over pairs and steps, in nats: log pi of winners and losers, the same less
-        log pi_ref, whose difference is the margin; the share of winners with the greater log-ratio; the forward KL by
+        """[N] pairs. Logged are means over pairs (as they weigh) and steps, in nats: log pi of winners and losers, the
+        same less log pi_ref, whose difference is the margin; the share of winners with the greater log-ratio, by soft
+        labels as of `agreement`; the forward KL by
         both estimates, as in `evaluate`; beta times the margin; the policy's own estimate of the reward margin; and
         each member's weight in the reward that an ensemble method distils."""
         pairs = self._pairs(model, batch, known)
@@ -141,7 +142,7 @@ class PolicyTrainer(CompletionTrainer):
             "chosen_logratio": chosen,
             "rejected_logratio": rejected,
             "margin": margin,
-            "accuracy": (chosen > rejected).float(),
+            "accuracy": agreement(chosen, rejected, pairs.chosen_probability).float(),
             "forward_kl_preferences": forward_kl_of_pairs(chosen, rejected),
         }
         if pairs.sample_logratios is not None:
@@ -152,10 +153,10 @@ class PolicyTrainer(CompletionTrainer):
             logged["estimated_reward_margin"] = pairs.estimated_reward_margin
         if self.method.weighs_members:
             if pairs.gram is None:
-                pairs = replace(pairs, gram=self._gram(pairs))
+                pairs = replace(pairs, gram=self._gram(pairs, batch))
             weights = self.method.weights(pairs.known("gram"))
             logged |= {f"member_weight_{k}": weight.expand(len(margin)) for k, weight in enumerate(weights)}
-        return self.method(pairs), logged
+        return self.method.expected(pairs), logged
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Adds alpha, the weight of the forward KL at the last step, to the log lines of methods that have it, and
@@ -170,7 +171,7 @@ class PolicyTrainer(CompletionTrainer):
 
     # ------------------------------------------------------------ a target of the forward KL
 
-    def after_step(self, told: Sequence[tuple[Logged, float]], units: int) -> None:
+    def after_step(self, told: Sequence[tuple[Logged, float]], units: float) -> None:
         """With a target, the next step's alpha, by the mini-batch's mean KL: the same on all ranks."""
         if self._ascent is None:
             return

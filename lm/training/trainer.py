@@ -1,4 +1,5 @@
-"""transformers' `Trainer` with our losses: every pair (or token) of the *global* mini-batch weighs the same.
+"""transformers' `Trainer` with our losses: every pair (or token) of the *global* mini-batch weighs the same, or as its
+row says.
 
 A mini-batch is what one optimiser step sees. Every rank loads all of it (token ids are small), takes its share, and
 cuts that into micro-batches by number or tokens; so how it is cut is known everywhere and changes nothing.
@@ -27,8 +28,8 @@ from lm.base import ranks
 from lm.base.store import seal
 from lm.logprobs.kernels import widest
 from lm.models.lora import is_adapted
-from lm.objectives import JointOracle
-from lm.training.batches import Batch, CompletionArguments, cut
+from lm.objectives import JointOracle, in_both_directions
+from lm.training.batches import Batch, CompletionArguments, agreement, cut, probability_of, weight_of
 from theory import losses
 from theory.records import write_json
 
@@ -42,7 +43,8 @@ class CompletionTrainer(Trainer):  # type: ignore[misc]
     """Trains a `CompletionModel` on the sum of `losses` over the global mini-batch, divided by its units.
 
     A unit is a pair, or a completion token for SFT. Dividing by the number of units over all micro-batches and ranks
-    makes the result independent of how the mini-batch was cut up.
+    makes the result independent of how the mini-batch was cut up. Pairs that have weights count as that many units:
+    the mean is the weighted one, of the loss and of what is logged.
     """
 
     args: CompletionArguments
@@ -50,7 +52,7 @@ class CompletionTrainer(Trainer):  # type: ignore[misc]
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._sums: dict[str, Tensor] = defaultdict(lambda: torch.zeros((), device=self.args.device))
-        self._units_seen = 0
+        self._units_seen: float = 0
         self._tokens_seen = 0
         self._since = 0.0
         self._rows: list[str] = []  # of the step under way, for an error in a method of the Trainer's that has no batch
@@ -80,12 +82,13 @@ class CompletionTrainer(Trainer):  # type: ignore[misc]
         vars(self.callback_handler).clear()
         vars(self).clear()
 
-    def units(self, batch: Batch) -> int:
-        """How many equally weighted losses a batch has."""
-        return len(batch["ids"])
+    def units(self, batch: Batch) -> float:
+        """How many equally weighted losses a batch has: its pairs, or the sum of their weights."""
+        weights = weight_of(batch)
+        return len(batch["ids"]) if weights is None else float(weights.sum())
 
     def losses(self, model: torch.nn.Module, batch: Batch, known: Any = None) -> tuple[Tensor, Logged]:
-        """One loss a unit of a micro-batch, or anything that sums to their sum; and what is logged of it.
+        """One loss a pair of a micro-batch, or anything that sums to the sum over units; and what is logged of it.
 
         Args:
             model: may be wrapped, by DDP or FSDP.
@@ -94,12 +97,12 @@ class CompletionTrainer(Trainer):  # type: ignore[misc]
         """
         raise NotImplementedError
 
-    def before_step(self, model: torch.nn.Module, parts: Sequence[tuple[Batch, float]], units: int) -> Any:
+    def before_step(self, model: torch.nn.Module, parts: Sequence[tuple[Batch, float]], units: float) -> Any:
         """What has to be known of the whole mini-batch (`units` units) before its parts, this rank's micro-batches
         with their weights, are differentiated."""
         return None
 
-    def after_step(self, told: Sequence[tuple[Logged, float]], units: int) -> None:
+    def after_step(self, told: Sequence[tuple[Logged, float]], units: float) -> None:
         """What is to be learnt from the whole mini-batch (`units` units) once its parts, this rank's micro-batches with
         their weights, are differentiated: what is logged of each."""
 
@@ -132,7 +135,7 @@ class CompletionTrainer(Trainer):  # type: ignore[misc]
         for index, (part, weight) in enumerate(mine):
             with nullcontext() if index == len(mine) - 1 else self.accelerator.no_sync(model):
                 each, logged = self.losses(model, part, known)
-                total = each.sum() * weight
+                total = _weighted(each, part).sum() * weight
                 if not torch.isfinite(total):
                     raise FloatingPointError(
                         f"loss is {total.item()} at step {self.state.global_step}, rows {', '.join(part['ids'])}"
@@ -141,7 +144,7 @@ class CompletionTrainer(Trainer):  # type: ignore[misc]
                 loss = total * (self.args.world_size / units)
                 self.accelerator.backward(loss)
             share = share + loss.detach()
-            logged = {name: values.detach() for name, values in logged.items()}
+            logged = {name: _weighted(values.detach(), part) for name, values in logged.items()}
             for name, values in logged.items():
                 self._sums[name] = self._sums[name] + weight * values.sum().float()
             told.append((logged, weight))
@@ -234,6 +237,12 @@ class CompletionTrainer(Trainer):  # type: ignore[misc]
             safetensors.torch.load_model(model, file)
 
 
+def _weighted(values: Tensor, batch: Batch) -> Tensor:
+    """Values of each pair, [N], times what it weighs."""
+    weights = weight_of(batch)
+    return values if weights is None else values * weights.to(values.dtype)
+
+
 class SFTTrainer(CompletionTrainer):
     """Mean negative log-likelihood of the completions' tokens."""
 
@@ -248,13 +257,19 @@ class SFTTrainer(CompletionTrainer):
 
 
 class RewardTrainer(CompletionTrainer):
-    """Bradley-Terry reward model, [F] eq 2. An example has its chosen and its rejected completion."""
+    """Bradley-Terry reward model, [F] eq 2; of soft labels in both directions. An example has its chosen and its
+    rejected completion."""
 
     def losses(self, model: torch.nn.Module, batch: Batch, known: Any = None) -> tuple[Tensor, Logged]:
         """[N] pairs."""
         chosen, rejected = model(batch["input_ids"], batch["lengths"]).rewards.view(-1, 2).unbind(1)
-        loss: Tensor = losses.bradley_terry(chosen - rejected)
-        return loss, {"accuracy": (chosen > rejected).float(), "margin": chosen - rejected}
+        margin, probability = chosen - rejected, _probability(batch, chosen)
+        loss = in_both_directions(
+            probability,
+            losses.bradley_terry(margin),
+            lambda: losses.bradley_terry(-margin),
+        )
+        return loss, {"accuracy": agreement(chosen, rejected, probability).float(), "margin": margin}
 
 
 class JointOracleTrainer(CompletionTrainer):
@@ -268,6 +283,15 @@ class JointOracleTrainer(CompletionTrainer):
         """[N] pairs."""
         output = model(batch["input_ids"], batch["lengths"])
         chosen, rejected = output.rewards.view(-1, 2).unbind(1)
-        chosen_logps = output.logps.view(-1, 2)[:, 0]
-        logged = {"accuracy": (chosen > rejected).float(), "margin": chosen - rejected, "chosen_logps": chosen_logps}
-        return self.oracle(chosen - rejected, chosen_logps), logged
+        chosen_logps, rejected_logps = output.logps.view(-1, 2).unbind(1)
+        margin, probability = chosen - rejected, _probability(batch, chosen)
+        loss = in_both_directions(
+            probability, self.oracle(margin, chosen_logps), lambda: self.oracle(-margin, rejected_logps)
+        )
+        accuracy = agreement(chosen, rejected, probability).float()
+        return loss, {"accuracy": accuracy, "margin": margin, "chosen_logps": chosen_logps}
+
+
+def _probability(batch: Batch, like: Tensor) -> Tensor | None:
+    probability = probability_of(batch)
+    return None if probability is None else probability.to(like.dtype)
