@@ -161,11 +161,17 @@ class Trial:
         """What is wrong with rows padded on the right; None if they are exact, or if nothing can be judged."""
         if self.unchecked is not None:
             return None
-        # A short row and long ones: what depends on the longest row of a batch shows.
-        (prompt, (own, _)), long, _ = self.examples
-        expected = some(self.expected, [0, 2, 3])
+        # A short row and long ones: what depends on the longest row of a batch shows. And beginnings of the longest,
+        # each padded by another number of tokens: which keys are chosen, of several that score alike, may depend on it.
+        (prompt, (own, _)), (long, (one, other)), _ = self.examples
+        row = [*long, *one]
+        ends = sorted({max(2, len(row) * part // 8) for part in range(3, 8)})
+        begun = [(row[: end // 2], [row[end // 2 : end]]) for end in ends]
+        tried = [(prompt, [own]), (long, [one, other]), *begun]
         with _eager(self.model):
-            return self._off(lambda: padded(self.subject, [(prompt, [own]), long]), expected, ROUNDING)
+            with trying(self.subject):
+                expected = alone(self.subject, rows_of(tried))
+            return self._off(lambda: padded(self.subject, tried), expected, ROUNDING)
 
     def _off(self, values: Callable[[], CompletionOutput], expected: Values, tolerance: float) -> str | None:
         with trying(self.subject):
