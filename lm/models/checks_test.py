@@ -168,7 +168,10 @@ FOLDERS: dict[str, tuple[Callable[[Path], None], str]] = {
         lambda f: changed(f, intermediate_size=32),
         r"model\.layers\.0\.mlp\.down_proj\.weight.* of another shape than its config says",
     ),
-    "no norm": (lambda f: without(f, "model.norm.weight"), r"its weights lack model\.norm\.weight, which would be drawn"),
+    "no norm": (
+        lambda f: without(f, "model.norm.weight"),
+        r"its weights lack model\.norm\.weight, which would be drawn",
+    ),
     "no JSON": (lambda f: (f / "config.json").write_text("{"), "its config.json is no JSON"),
 }
 """What was done to a whole folder, and what is said."""
@@ -312,7 +315,9 @@ def test_encoders_see_the_answer_and_are_refused(kind: str) -> None:
     assert checks.causal(encoder(kind, is_decoder=True)).ok
 
 
-@pytest.mark.parametrize("architecture", ["llama", "gpt2", "gemma2", "bloom", "mamba", "lfm2", "qwen3-next", "qwen3-moe"])
+@pytest.mark.parametrize(
+    "architecture", ["llama", "gpt2", "gemma2", "bloom", "mamba", "lfm2", "qwen3-next", "qwen3-moe"]
+)
 def test_decoders_are_causal_in_every_type(architecture: str) -> None:
     model = causal_lm(architecture).train()
     assert checks.causal(model).ok
@@ -412,7 +417,9 @@ def test_what_gets_no_adapter_is_named(
     with pytest.raises(ValueError, match=r"gate_up_proj of Qwen3MoeForCausalLM are fused weights .* and no linear"):
         check_lora(str(folder), LoraConfig(rank=2, target_modules=["q_proj", "gate_up_proj"]), False)
     caplog.clear()
-    check_lora(str(save(causal_lm(vocab_size=len(tokenizer)), tokenizer, tmp_path / "llama")), LoraConfig(rank=2), False)
+    check_lora(
+        str(save(causal_lm(vocab_size=len(tokenizer)), tokenizer, tmp_path / "llama")), LoraConfig(rank=2), False
+    )
     assert not caplog.records
 
 

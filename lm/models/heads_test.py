@@ -129,7 +129,9 @@ def test_mambas_go_all_the_way(lora: int | None, words: PreTrainedTokenizerBase,
     judged = Run(Config(output_dir=str(tmp_path / "judged"), oracle_model=str(folder), **options))
     torch.testing.assert_close(torch.cat(score_pairs(open_oracle(judged), rows, "")), ours)
     texts = [{"prompt": row["prompt"], "chosen": row["chosen"], "rejected": row["rejected"]} for row in rows]
-    by_score, cut = RewardModel(str(folder), Scoring(device="cpu")).rewards([(str(i), r) for i, r in enumerate(texts)], "")
+    by_score, cut = RewardModel(str(folder), Scoring(device="cpu")).rewards(
+        [(str(i), r) for i, r in enumerate(texts)], ""
+    )
     torch.testing.assert_close(by_score, ours, rtol=1e-4, atol=1e-5)
     assert cut == 0
 
@@ -162,7 +164,9 @@ def test_a_reward_head_is_as_wide_as_the_last_state_and_reads_it_on_both_routes(
     model.route = "padded"
     with model.stock() as plain, torch.no_grad():
         padded = model(**batch)
-        by_hand = [head(plain.base_model(torch.tensor([row]))[0][0, -1]) for row in ([3, 4, 5, 6, 7, 1], [3, 4, 5, 8, 1])]
+        by_hand = [
+            head(plain.base_model(torch.tensor([row]))[0][0, -1]) for row in ([3, 4, 5, 6, 7, 1], [3, 4, 5, 8, 1])
+        ]
     torch.testing.assert_close(padded.rewards, torch.cat(by_hand), rtol=1e-9, atol=1e-9)
     torch.testing.assert_close(settled.rewards, padded.rewards, rtol=1e-9, atol=1e-9)
 

@@ -349,7 +349,9 @@ def open_weights(
     """
     if sum(one.num_parameters() for one in _OPENED) > MANY:
         gc.collect()  # what nothing needs any more, but for circles (DDP's), dies before there is another one
-    model, _ = _from_pretrained(auto, option, str(spec), trust_remote_code=trust_remote_code, new_head=new_head, **extra)
+    model, _ = _from_pretrained(
+        auto, option, str(spec), trust_remote_code=trust_remote_code, new_head=new_head, **extra
+    )
     if model.dtype == torch.float64 and model._can_set_experts_implementation():
         model.set_experts_implementation("eager")  # grouped products of experts do not know float64
     _OPENED.add(model)
