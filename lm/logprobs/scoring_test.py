@@ -220,7 +220,7 @@ class WithoutFloat64(torch.Tensor):
     def double(self) -> Any:
         raise TypeError("Cannot convert a MPS Tensor to float64 dtype")
 
-    def cpu(self) -> Any:
+    def cpu(self, *_: Any) -> Any:
         return self.as_subclass(torch.Tensor)
 
 

@@ -1,4 +1,4 @@
-"""What is refused of a model that someone brings, by kind: several instances of each, at each door that opens models."""
+"""What is refused of a model that someone brings, by kind, with several instances, at each door that opens models."""
 
 from __future__ import annotations
 
@@ -140,7 +140,7 @@ def _shard_of_another(folder: Path) -> None:
     shutil.copy(first, second)
 
 
-FOLDERS: dict[str, tuple[Callable[[Path], None], str]] = {
+FOLDERS: dict[str, tuple[Callable[[Path], object], str]] = {
     "adapter beside": (_adapter, r"an adapter of owner/base \(adapter_config.json\) beside full weights.*remove"),
     "adapter alone": (_adapter_alone, r"is an adapter of owner/base alone.*merge_and_unload"),
     "truncated": (_truncated, r"model.safetensors \([\d,]+ bytes\) is truncated or damaged"),
@@ -201,7 +201,7 @@ def test_a_sharded_folder_is_whole_where_all_shards_are(policy: Path) -> None:
 
 def test_a_run_refuses_before_it_makes_anything(policy: Path, judge: Path, tmp_path: Path) -> None:
     _truncated(policy)
-    with pytest.raises(ValueError, match="model '.*policy': .* is truncated"):
+    with pytest.raises(ValueError, match=r"model '.*policy': .* is truncated"):
         Run(config(model=str(policy), output_dir=str(tmp_path / "run")))
     without(judge, "score.weight")
     with pytest.raises(ValueError, match=r"oracle_model '.*judge': its weights lack score\.weight.*name a trained"):
@@ -331,7 +331,7 @@ def test_an_encoder_as_the_model_is_refused_where_it_is_opened(
     shape = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 24}
     made = transformers.BertConfig(**shape, vocab_size=len(tokenizer), max_position_embeddings=64)
     folder = save(AutoModelForCausalLM.from_config(made), tokenizer, tmp_path / "bert")
-    with pytest.raises(ValueError, match="model '.*bert': BertLMHeadModel is not causal.*is_decoder true"):
+    with pytest.raises(ValueError, match=r"model '.*bert': BertLMHeadModel is not causal.*is_decoder true"):
         load_policy(folder, tokenizer, config(model=str(folder)))
     changed(folder, is_decoder=True)
     load_policy(folder, tokenizer, config(model=str(folder)))

@@ -19,16 +19,14 @@ from lm.judging.reward_models import RewardModel
 from lm.logprobs.completions import CompletionModel, collate, state_width
 from lm.logprobs.scoring import score_pairs
 from lm.models.heads import ensure_reward_class
-from lm.models.loading import check_reward_base, check_reward_model, load_reward_model, load_tokenizer
+from lm.models.loading import check_reward_base, check_reward_model, load_tokenizer
 from lm.models.opening import open_policy, open_reward_model
-from lm.objectives import DRDO
-from lm.stages.data import data, tokenizer
+from lm.stages.data import tokenizer
 from lm.stages.labels import labelled_pairs, open_oracle
 from lm.stages.policies import policy
 from lm.stages.rewards import reward
 from lm.stages.run import Run
-from lm.stages.trainings import sft
-from tests.tiny import ARCHITECTURES, causal_lm, completion, pairs, reward_model, training
+from tests.tiny import ARCHITECTURES, causal_lm, completion, reward_model, training
 
 LLAMA = ARCHITECTURES["llama"][1]
 EXPERTS = {"num_experts_per_tok": 2}
@@ -89,7 +87,7 @@ def test_an_architecture_that_has_a_class_keeps_it() -> None:
 
 def test_what_can_be_no_reward_model_is_refused_before_pi_ref_is_trained(tmp_path: Path) -> None:
     transformers.ViTConfig(hidden_size=16).save_pretrained(tmp_path)
-    with pytest.raises(ValueError, match="no reward model can be started from it .*'vit'.*oracle_model"):
+    with pytest.raises(ValueError, match=r"no reward model can be started from it .*'vit'.*oracle_model"):
         check_reward_base(str(tmp_path), False)
 
 

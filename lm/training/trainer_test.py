@@ -597,7 +597,7 @@ def test_the_route_is_tried_on_the_row_that_is_longest_by_all_its_completions(
 def test_a_model_that_is_another_one_in_training_is_refused(
     architecture: str, noise: dict[str, Any], tmp_path: Path
 ) -> None:
-    with pytest.raises(ValueError, match="is not the same in training and in evaluation: .* differ by .*, relatively"):
+    with pytest.raises(ValueError, match=r"not the same in training and in evaluation: .* differ by .*, relatively"):
         run_policy(tmp_path, DPO(), pairs(8), model_config={"architecture": architecture, **noise})
     assert not any(tmp_path.rglob("*.safetensors"))
 

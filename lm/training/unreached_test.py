@@ -97,7 +97,7 @@ def test_a_model_that_sees_trains_under_ddp(tmp_path: Path) -> None:
             if frozen:
                 torch.autograd.backward(wrapped(**BATCH).logps.sum())
             else:
-                with pytest.raises(RuntimeError, match="did not receive grad|not used in producing loss"):
+                with pytest.raises(RuntimeError, match=r"did not receive grad|not used in producing loss"):
                     wrapped(**BATCH)
     finally:
         dist.destroy_process_group()
