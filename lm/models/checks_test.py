@@ -27,8 +27,8 @@ from lm.models.loading import (
     load_policy,
     load_reward_model,
     load_tokenizer,
-    opened_without_weights,
 )
+from lm.models.weights import opened_without_weights
 from lm.stages.run import Run
 from tests.tiny import ARCHITECTURES, causal_lm, reward_model, training
 

@@ -15,7 +15,7 @@ from transformers import AutoModelForCausalLM, GenerationConfig, PreTrainedToken
 
 from lm.config import Config, DataConfig
 from lm.logprobs.completions import CompletionModel
-from lm.models import loading
+from lm.models import weights
 from lm.models.loading import (
     check_model,
     check_reward_model,
@@ -277,7 +277,7 @@ def test_models_that_nothing_needs_are_gone_before_the_next_is_opened(
     tokenizer: PreTrainedTokenizerBase, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = save(tmp_path / "model", tokenizer)
-    monkeypatch.setattr(loading, "MANY", 0)
+    monkeypatch.setattr(weights, "MANY", 0)
     model = load_policy(folder, tokenizer, config())
     model.circle = [model]  # as DDP and closures make them
     gone = weakref.ref(model)
