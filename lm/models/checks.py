@@ -1,5 +1,4 @@
-"""What can be wrong with a model that someone brings, one function a check: the trainer refuses by them, `lm.check`
-prints them."""
+"""What can be wrong with a model that someone brings, one function a check. Stages refuse by them before they compute."""
 
 from __future__ import annotations
 
