@@ -13,7 +13,12 @@ import torch
 import transformers
 from safetensors.torch import load_file, save_file
 from torch import nn
-from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 
 from lm.config import Config, DataConfig, LoraConfig, Scoring
 from lm.judging.reward_models import RewardModel
@@ -250,6 +255,16 @@ def test_weights_that_are_left_over_are_said(policy: Path, caplog: pytest.LogCap
     save_file({**load_file(file), "v_head.summary.weight": torch.zeros(3)}, file, metadata={"format": "pt"})
     check_model(str(policy), False)
     assert "weights that the model has no place for are left out: v_head.summary.weight" in caplog.text
+
+
+def test_an_oracle_reads_token_ids_by_a_score_head(tokenizer: PreTrainedTokenizerBase, tmp_path: Path) -> None:
+    """An encoder with another head can be scored with, by its own way of reading, but be no oracle of a run."""
+    shape = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 24}
+    made = transformers.BertConfig(**shape, vocab_size=len(tokenizer), num_labels=1)
+    folder = save(AutoModelForSequenceClassification.from_config(made), tokenizer, tmp_path / "bert")
+    with pytest.raises(ValueError, match=r"oracle_model '.*bert': a `score` head with one label is needed, Bert"):
+        check_reward_model(str(folder), False)
+    check_reward_model(str(folder), False, option="--reward-model")
 
 
 # ---------------------------------------------------------------- tokens

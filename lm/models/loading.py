@@ -70,7 +70,9 @@ def check_reward_model(spec: str, trust_remote_code: bool, *, option: str = "ora
     if config.num_labels != 1:
         raise ValueError(f"{option} {spec!r}: a reward model has one label, it has {config.num_labels}")
     if folder is not None:
-        _check_weights(AutoModelForSequenceClassification, option, spec, folder, trust_remote_code)
+        model = _check_weights(AutoModelForSequenceClassification, option, spec, folder, trust_remote_code)
+        if option == "oracle_model" and model is not None:  # which reads the policies' own token ids
+            checks.require(f"{option} {spec!r}", checks.reward_head(model))
     else:
         checks.require(f"{option} {spec!r}", checks.not_quantised(config))
 
@@ -102,12 +104,12 @@ def _check_folder(option: str, spec: str, trust_remote_code: bool) -> Path | Non
     return folder
 
 
-def _check_weights(auto: Any, option: str, spec: str, folder: Path, trust_remote_code: bool) -> None:
-    """Opens the model without its numbers; see `check_model`."""
+def _check_weights(auto: Any, option: str, spec: str, folder: Path, trust_remote_code: bool) -> PreTrainedModel | None:
+    """Opens the model without its numbers, see `check_model`; None where only its own code can say what it is."""
     what = f"{option} {spec!r}"
     checks.require(what, checks.weights_whole(folder))
     if "auto_map" in json.loads((folder / "config.json").read_text()):
-        return  # its own code says what it is, when it is loaded
+        return None
     model, complete = opened_without_weights(auto, option, spec, trust_remote_code)
     if complete.advice:
         log.warning("%s: %s", what, complete.advice)
@@ -115,6 +117,7 @@ def _check_weights(auto: Any, option: str, spec: str, folder: Path, trust_remote
     checks.require(what, fits)
     if fits.advice:
         log.warning("%s: %s", what, fits.advice)
+    return model
 
 
 def check_lora(spec: str, options: LoraConfig, trust_remote_code: bool) -> None:
