@@ -1,4 +1,4 @@
-"""What can be wrong with a model that someone brings, a function a check. Stages refuse by them, before they compute."""
+"""What can be wrong with a model that someone brings, a function a check. Stages refuse by them, before they run."""
 
 from __future__ import annotations
 
