@@ -17,7 +17,8 @@ from lm.data import rewards, world
 from lm.data.schemas import chat_renderer
 from lm.data.tokens import load, tokenise
 from lm.models import checks
-from lm.models.loading import SCRATCH, content_of, load_tokenizer, rows_by_config, same_tokenizer
+from lm.models.loading import SCRATCH, content_of, load_tokenizer, same_tokenizer
+from lm.models.weights import rows_by_config
 from lm.stages.run import Run, once
 
 
