@@ -110,6 +110,8 @@ class CompletionModel(nn.Module):
         # Drawn from the global generator: the Trainer's seed makes it reproducible.
         hidden = model.config.get_text_config().hidden_size
         self.reward_head = nn.Linear(hidden, 1, bias=False, dtype=model.dtype) if reward_head else None
+        self.plain_head = not self.is_reward_model and _head_seems_plain(model)
+        """Whether log-probs are the softmax of a linear map of the last hidden state; the trial looks at it again."""
         self.route: Route | None = None
         """None until `settle`."""
         self.tried = 0
@@ -157,7 +159,7 @@ class CompletionModel(nn.Module):
             "use_cache": False,
             **self._sharing(layout),
         }
-        if self.is_reward_model or self._head_is_plain:
+        if self.is_reward_model or self.plain_head:
             states_TH = self.call(self.model.base_model, **inputs).last_hidden_state[0]
             return self._read(states_TH, input_ids, layout)
         logits_1CV, states_1TH = self._logits(inputs, layout.states_C)
@@ -243,14 +245,6 @@ class CompletionModel(nn.Module):
             return None
         assert self.reward_head is not None
         return _single(self.reward_head(states_RH))
-
-    @property
-    def _head_is_plain(self) -> bool:
-        """Whether log-probs are the softmax of a linear map of the last hidden state, with nothing after it."""
-        config = self.model.config.get_text_config()
-        after = ("final_logit_softcapping", "logit_scale", "logits_scaling", "lm_head_multiplier")
-        scaled = any(getattr(config, name, None) not in (None, 1, 1.0) for name in after)
-        return type(self.model.get_output_embeddings()) is nn.Linear and not scaled
 
     # ------------------------------------------------------------ the route
 
@@ -342,6 +336,13 @@ class CompletionModel(nn.Module):
     def activation_checkpointing_enable(self, *args: Any, **kwargs: Any) -> None:
         """Activation checkpointing of the wrapped model."""
         self.model.activation_checkpointing_enable(*args, **kwargs)
+
+
+def _head_seems_plain(model: PreTrainedModel) -> bool:
+    config = model.config.get_text_config()
+    after = ("final_logit_softcapping", "logit_scale", "logits_scaling", "lm_head_multiplier")
+    scaled = any(getattr(config, name, None) not in (None, 1, 1.0) for name in after)
+    return type(model.get_output_embeddings()) is nn.Linear and not scaled
 
 
 @contextmanager
