@@ -310,6 +310,7 @@ RUN_BY = {
     "figures": "figures/figures_test.py",
     "lm": "lm/base/options_test.py",
     "lm.bench": "lm/studies/bench_test.py",
+    "lm.check": "lm/studies/model_check_test.py",
     "lm.diagnose": "lm/studies/diagnosis_test.py",
     "lm.estimate": "lm/studies/estimate_test.py",
     "lm.exact": "lm/studies/exact_test.py",

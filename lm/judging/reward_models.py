@@ -26,8 +26,9 @@ from lm.logprobs.completions import CompletionModel, collate
 from lm.logprobs.kernels import at_least_float32
 from lm.logprobs.scoring import batches, over_ranks, score_rows
 from lm.models import checks
-from lm.models.loading import load_tokenizer, open_weights
+from lm.models.loading import load_tokenizer
 from lm.models.opening import device_named
+from lm.models.weights import open_weights
 
 Placed = tuple[str, Row]
 """Where a row stands, and the row."""

@@ -110,6 +110,8 @@ class CompletionModel(nn.Module):
             raise ValueError(f"a reward model has one label, but {type(model).__name__} has {model.config.num_labels}")
         # Drawn from the global generator: the Trainer's seed makes it reproducible.
         self.reward_head = nn.Linear(state_width(model), 1, bias=False, dtype=model.dtype) if reward_head else None
+        self.plain_head = not self.is_reward_model and _head_seems_plain(model)
+        """Whether log-probs are the softmax of a linear map of the last hidden state; the trial looks at it again."""
         self.route: Route | None = None
         """None until `settle`."""
         self.tried = 0
@@ -158,7 +160,7 @@ class CompletionModel(nn.Module):
             "use_cache": False,
             **self._sharing(layout),
         }
-        if self.is_reward_model or self._head_is_plain:
+        if self.is_reward_model or self.plain_head:
             states_TH = self.call(self.model.base_model, **inputs).last_hidden_state[0]
             return self._read(states_TH, input_ids, layout)
         logits_1CV, states_1TH = self._logits(inputs, layout.states_C)
@@ -265,15 +267,6 @@ class CompletionModel(nn.Module):
         finally:
             for hook in hooks:
                 hook.remove()
-
-    @property
-    def _head_is_plain(self) -> bool:
-        """Whether log-probs are the softmax of a linear map of the last hidden state, with nothing after it."""
-        config = self.model.config.get_text_config()
-        after = ("final_logit_softcapping", "logit_scale", "logits_scaling", "lm_head_multiplier")
-        scaled = any(getattr(config, name, None) not in (None, 1, 1.0) for name in after)
-        beside = self.model.base_model is not self.model  # some classes do not say which of their parts it is
-        return type(self.model.get_output_embeddings()) is nn.Linear and beside and not scaled
 
     # ------------------------------------------------------------ the route
 
@@ -382,6 +375,14 @@ def attentions_of(model: PreTrainedModel) -> list[tuple[PretrainedConfig, str]]:
 def _set_attentions(attentions: Sequence[tuple[PretrainedConfig, str]]) -> None:
     for config, name in attentions:
         config._attn_implementation_internal = name  # the property would set the parts of this part as well
+
+
+def _head_seems_plain(model: PreTrainedModel) -> bool:
+    config = model.config.get_text_config()
+    after = ("final_logit_softcapping", "logit_scale", "logits_scaling", "lm_head_multiplier")
+    scaled = any(getattr(config, name, None) not in (None, 1, 1.0) for name in after)
+    beside = model.base_model is not model  # some classes do not say which of their parts it is
+    return type(model.get_output_embeddings()) is nn.Linear and beside and not scaled
 
 
 @contextmanager

@@ -31,22 +31,28 @@ def position_limit(config: PretrainedConfig) -> int | None:
     """Longest row, tokens, whose log-prob depends on nothing but itself; None where there is no such limit.
 
     Rotary frequencies are chosen by the longest row of a batch beyond the context that the model was first trained
-    with if they are of kind "longrope", and beyond `max_position_embeddings` if of kind "dynamic".
+    with if they are of kind "longrope", and beyond `max_position_embeddings` if of kind "dynamic". Keys that Doge's
+    attention keeps are chosen by scores, many of which are alike: which of them are kept depends on a row's padding.
     """
+    return min(_limits(config), default=(None, ""))[0]
+
+
+def _limits(config: PretrainedConfig) -> list[tuple[int, str]]:
+    """What `position_limit` is the least of, and what is chosen by the batch beyond it."""
     text = config.get_text_config()
     given = getattr(text, "rope_parameters", None) or getattr(text, "rope_scaling", None) or {}
     most = getattr(text, "max_position_embeddings", None)
-    limits = []
+    limits = [(getattr(text, "keep_window_size", None), "the keys that are attended to (keep_window_size")]
     for rope in (given, *(value for value in given.values() if isinstance(value, dict))):
         kind = str(rope.get("rope_type", rope.get("type", "")))
         if kind == "longrope":
             own = rope.get("original_max_position_embeddings") or getattr(
                 text, "original_max_position_embeddings", None
             )
-            limits.append(own or most)
+            limits.append((own or most, "the rotary frequencies (rope_scaling"))
         elif "dynamic" in kind:
-            limits.append(most)
-    return min((int(limit) for limit in limits if limit is not None), default=None)
+            limits.append((most, "the rotary frequencies (rope_scaling"))
+    return [(int(limit), what) for limit, what in limits if limit is not None]
 
 
 def check_positions(config: PretrainedConfig, longest: int, what: str) -> None:
@@ -57,12 +63,12 @@ def check_positions(config: PretrainedConfig, longest: int, what: str) -> None:
         longest: of prompt and completion.
         what: the model, or the options that say how long rows may be, for the message.
     """
-    limit = position_limit(config)
-    if limit is not None and longest > limit:
+    limit, chosen = min(_limits(config), default=(longest, ""))
+    if longest > limit:
         raise ValueError(
-            f"{what}: rows may have {longest} tokens, but beyond {limit} the rotary frequencies (rope_scaling in the "
-            "model's config.json) are chosen by the longest row of a batch, so that a row's log-prob depends on its "
-            f"neighbours; data.max_prompt_length + data.max_completion_length + 1 must be at most {limit}"
+            f"{what}: rows may have {longest} tokens, but beyond {limit} {chosen} in the model's config.json) are "
+            "chosen by the longest row of a batch, so that a row's log-prob depends on its neighbours; "
+            f"data.max_prompt_length + data.max_completion_length + 1 must be at most {limit}"
         )
 
 

@@ -70,28 +70,33 @@ def generation_of(model: CompletionModel, tokens: int, *, pads: bool = True) -> 
 
 
 def _tried(model: CompletionModel, tokens: int, pads: bool) -> Generation | None:
-    """None where nothing can be told: unmasked padding would make no difference to this model."""
-    (short, _), (beginning, (rest, _)), _ = examples_of(vocabulary_of(model.model), max(2, tokens))
-    prompts = [short[:2], [*beginning, *rest]]
-    reason = None
-    if pads:
-        with trying(model):
-            seen, right = (_plain(model, [*pad, *prompts[0]], 1) for pad in ([PAD] * len(prompts[1]), []))
-        if _off(seen, right) < MARGIN * ROUNDING:
-            return None
-        problem, gap = _problem(model, prompts, caches=True)
-        if problem is None:
-            return Generation(pads=True, caches=True, reason=None, gap=gap)
-        reason = f"left padding: {problem}"
-    for caches in (True, False):
-        each = [_problem(model, [prompt], caches=caches) for prompt in prompts]
+    """None where nothing can be told: another row's past, or padding, would make no difference to this model."""
+    (one, (_, other)), (beginning, (rest, _)), _ = examples_of(vocabulary_of(model.model), max(2, tokens))
+    size = min(2, len(one), len(other))
+    short, long = [one[:size], other[:size]], [[*beginning, *rest], [*beginning, *rest][::-1]]
+    with trying(model):
+        right, *wrong = (
+            _plain(model, row, 1)
+            for row in (short[0], [*long[0], *short[0]], *([[PAD] * len(long[0]) + short[0]] if pads else []))
+        )
+    if min(_off(seen, right) for seen in wrong) < MARGIN * ROUNDING:
+        return None
+    reasons: list[str] = []
+    for what, batches, caches in (
+        *([("left padding", [[short[0], *long]], True)] if pads else []),
+        ("its cache", [short, long], True),
+        ("a batch", [short, long], False),
+    ):
+        each = [_problem(model, batch, caches=caches) for batch in batches]
         problem = next((problem for problem, _ in each if problem is not None), None)
         if problem is None:
-            return Generation(pads=False, caches=caches, reason=reason, gap=max(gap for _, gap in each))
-        reason = f"{'with' if caches else 'without'} its cache: {problem}"
+            gap = max(gap for _, gap in each)
+            mixed = what == "left padding"
+            return Generation(pads=mixed, caches=caches, reason="; ".join(reasons) or None, gap=gap)
+        reasons.append(f"with {what} {problem}")
     raise ValueError(
         f"{type(model.model).__name__} cannot be sampled from: what `generate` draws from is not the plain forward's "
-        f"distribution ({reason})"
+        f"distribution ({'; '.join(reasons)})"
     )
 
 

@@ -422,6 +422,12 @@ class LastLayer:
     def __init__(self, model: nn.Module) -> None:
         self.on = False
         self._layout: Layout | None = None
+        for module in model.modules():  # another one's, or a copy of it: states would be picked twice
+            for hooks in (module._forward_pre_hooks, module._forward_hooks):
+                for key in [
+                    key for key, hook in hooks.items() if isinstance(getattr(hook, "__self__", None), LastLayer)
+                ]:
+                    del hooks[key]
         layers = next((module for module in model.modules() if isinstance(module, nn.ModuleList)), None)
         layer = layers[-1] if layers else None
         network = getattr(layer, "mlp", None)
@@ -441,9 +447,11 @@ class LastLayer:
         return None if self._layout is None else (args[0][:, self._layout.read_U], *args[1:])
 
     @_ours
-    def _put_back(self, _: nn.Module, __: Any, out: Tensor) -> Tensor | None:
+    def _put_back(self, _: nn.Module, __: Any, out: Any) -> Tensor | None:
         if self._layout is None:
             return None
+        if not isinstance(out, Tensor):
+            raise NotImplementedError("a feed-forward network of the last layer that gives more than its states")
         return out.new_zeros(out.shape[0], self._layout.total, *out.shape[2:]).index_copy(1, self._layout.read_U, out)
 
 

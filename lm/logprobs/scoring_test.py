@@ -17,7 +17,7 @@ from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 from lm.config import Config, DataConfig, LogprobsConfig, SamplingConfig
 from lm.logprobs.completions import CompletionModel, collate
 from lm.logprobs.sampling import sample_completions
-from lm.logprobs.scoring import score_rows
+from lm.logprobs.scoring import over_ranks, score_rows
 from tests.tiny import END, VOCABULARY, causal_lm, close, completion, reward_model, training
 
 
@@ -212,3 +212,19 @@ def test_vllm_that_is_not_there_or_cannot_do_it(monkeypatch: pytest.MonkeyPatch)
         draw(CompletionModel(causal_lm()), prompts_of(2), by_vllm())
     with pytest.raises(ValueError, match=r'dtype must be float32 or bfloat16 with sampling.engine "vllm"'):
         replace(by_vllm(), dtype="float64")
+
+
+class WithoutFloat64(torch.Tensor):
+    """As on MPS: it is no float64 before it is on the CPU."""
+
+    def double(self) -> Any:
+        raise TypeError("Cannot convert a MPS Tensor to float64 dtype")
+
+    def cpu(self, *_: Any) -> Any:
+        return self.as_subclass(torch.Tensor)
+
+
+def test_scores_leave_the_device_before_they_are_float64() -> None:
+    scores = over_ranks([[[0], [1]]], 2, lambda _: torch.tensor([1.5, 2.5]).as_subclass(WithoutFloat64), "")
+    assert scores.dtype == torch.float64
+    assert scores.tolist() == [1.5, 2.5]

@@ -16,7 +16,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -47,7 +47,8 @@ position is off by much more."""
 ROUNDING_64 = 1e-6
 """The same for packed rows of models in float64."""
 MARGIN = 10
-"""What the trial is to notice has to be at least so many times its tolerance."""
+"""What the trial is to notice has to be at least so many times its tolerance, which is lowered for it, by as much at
+most."""
 
 
 # ---------------------------------------------------------------- the trial
@@ -86,7 +87,7 @@ class Trial:
 
     def _prepared(self, shaken: bool = False) -> str | None:
         """The expected values, by the plain forward; what keeps this subject from showing a leak, None if nothing."""
-        self.tolerance = ROUNDING_64 if self.subject.model.dtype == torch.float64 else ROUNDING
+        self.tolerance = tolerance = ROUNDING_64 if self.subject.model.dtype == torch.float64 else ROUNDING
         with trying(self.subject), _eager(self.model):
             try:
                 self.expected = alone(self.subject, rows_of(self.examples))
@@ -103,8 +104,10 @@ class Trial:
         self.unchecked = None
         for what, reaction in reactions.items():
             # With every weight shaken, none at all is no weakness but a window so short that nothing is in front.
-            if reaction < MARGIN * self.tolerance and not (shaken and reaction < self.tolerance / MARGIN):
+            if reaction < tolerance and not (shaken and reaction < tolerance / MARGIN**2):
                 return f"it reacts too little for a trial, {what} changes a token's log-prob by {reaction:.1g} nats"
+            if reaction >= tolerance:
+                self.tolerance = min(self.tolerance, reaction / MARGIN)
         return None
 
     def _reactions(self) -> dict[str, float]:
@@ -128,6 +131,21 @@ class Trial:
         expected = some(self.expected, [row])
         return expected if expected.logps is None else replace(expected, rewards=None)
 
+    @cached_property
+    def head_is_plain(self) -> bool:
+        """Whether the logits are the head's linear map of the last hidden state, with nothing before or after it."""
+        if self.model.is_reward_model or not self.model.plain_head:
+            return False
+        with trying(self.subject), self.subject.stock() as plain:
+            row = torch.tensor([self.examples[0][0]], device=plain.device)
+            logits = plain(input_ids=row, use_cache=False).logits
+            states = getattr(plain.base_model(input_ids=row, use_cache=False), "last_hidden_state", None)
+            head = plain.get_output_embeddings()
+            if states is None or states.shape[-1] != head.in_features:
+                return False
+            size = float(logits.abs().max())
+            return bool(torch.allclose(head(states).to(logits), logits, rtol=1e-4, atol=1e-4 * size))
+
     def packed(self, attention: str, spare: bool) -> str | None:
         """What is wrong with packed rows; None if they are exact.
 
@@ -137,6 +155,7 @@ class Trial:
         """
         if self.blind is not None:
             return self.blind
+        self.subject.plain_head = self.model.plain_head = self.head_is_plain
         run = partial(packed, self.subject, self.examples, attention, spare)
         problem = self._off(run, self.expected, self.tolerance)
         if problem is None and (self.model.options.autocast or self.subject is not self.model):
@@ -161,11 +180,17 @@ class Trial:
         """What is wrong with rows padded on the right; None if they are exact, or if nothing can be judged."""
         if self.unchecked is not None:
             return None
-        # A short row and long ones: what depends on the longest row of a batch shows.
-        (prompt, (own, _)), long, _ = self.examples
-        expected = some(self.expected, [0, 2, 3])
+        # A short row and long ones: what depends on the longest row of a batch shows. And beginnings of the longest,
+        # each padded by another number of tokens: which keys are chosen, of several that score alike, may depend on it.
+        (prompt, (own, _)), (long, (one, other)), _ = self.examples
+        row = [*long, *one]
+        ends = sorted({max(2, len(row) * part // 8) for part in range(3, 8)})
+        begun = [(row[: end // 2], [row[end // 2 : end]]) for end in ends]
+        tried = [(prompt, [own]), (long, [one, other]), *begun]
         with _eager(self.model):
-            return self._off(lambda: padded(self.subject, [(prompt, [own]), long]), expected, ROUNDING)
+            with trying(self.subject):
+                expected = alone(self.subject, rows_of(tried))
+            return self._off(lambda: padded(self.subject, tried), expected, ROUNDING)
 
     def _off(self, values: Callable[[], CompletionOutput], expected: Values, tolerance: float) -> str | None:
         with trying(self.subject):

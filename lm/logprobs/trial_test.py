@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedModel
+from transformers import LlamaForCausalLM, PreTrainedModel
 
 from lm.config import LogprobsConfig
 from lm.logprobs import copies
@@ -122,10 +122,11 @@ def test_a_longer_row_than_was_tried_is_tried_anew() -> None:
     wrapped = wrap(model)
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(AttentionInterface._global_mapping, "lm_packed", windowless)
-        close(wrapped(**batch([short])).logps.detach(), expected[:1])
-        assert wrapped.route == "packed"
-        close(wrapped(**batch([short, long])).logps.detach(), expected)
-        assert wrapped.route == "padded"
+        routes = []
+        for rows, right in (([short], expected[:1]), ([short, long], expected)):
+            close(wrapped(**batch(rows)).logps.detach(), right)
+            routes.append(wrapped.route)
+        assert routes == ["packed", "padded"]
         scorer = wrap(causal_lm("mistral-sliding"))
         score_rows(scorer, [short[0]], [short[1]], "short")
         close(score_rows(scorer, [short[0], long[0]], [short[1], long[1]], "long"), expected)
@@ -143,6 +144,26 @@ def test_a_window_of_another_name_shows(window: dict[str, Any]) -> None:
     rows = [([3, 4, 5], [6, END]), (list(range(3, 15)), [7, 8, END])]
     expected = torch.stack([alone(model, *row) for row in rows])
     close(wrap(model)(**batch(rows)).logps.detach(), expected)
+
+
+class Scaled(LlamaForCausalLM):  # type: ignore[misc]
+    """A head with something after it that no name in the config tells."""
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        output = super().forward(*args, **kwargs)
+        output.logits = output.logits * 0.25
+        return output
+
+
+def test_a_head_with_something_after_it_is_the_models_own() -> None:
+    """Its logits are not computed from the last hidden state, and packed rows fit it for that."""
+    model = causal_lm()
+    model.__class__ = Scaled
+    expected = torch.stack([alone(model, *row) for row in ONE_EACH])
+    wrapped = wrap(model)
+    assert wrapped.plain_head
+    close(wrapped(**batch(ONE_EACH)).logps.detach(), expected)
+    assert (wrapped.route, wrapped.plain_head) == ("packed", False)
 
 
 # ---------------------------------------------------------------- precision and copies

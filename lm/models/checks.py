@@ -1,5 +1,4 @@
-"""What can be wrong with a model that someone brings, one function a check: the trainer refuses by them, `lm.check`
-prints them."""
+"""What can be wrong with a model that someone brings, a function a check. Stages refuse by them, before they run."""
 
 from __future__ import annotations
 
@@ -215,8 +214,8 @@ def ids_fit(what: str, tokenizer: PreTrainedTokenizerBase, rows: int, ids: Itera
     if (largest := max(ids, default=-1)) >= rows:
         token = tokenizer.convert_ids_to_tokens(largest)
         raise ValueError(
-            f"{what} holds the special token {token!r} (id {largest}), for which the model's embedding, of {rows} rows, "
-            "has none; leave it out of the text"
+            f"{what} holds the special token {token!r} (id {largest}), for which the model's embedding has no row, of "
+            f"{rows}; leave it out of the text"
         )
 
 

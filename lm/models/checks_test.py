@@ -1,4 +1,4 @@
-"""What is refused of a model that someone brings, by kind: several instances of each, at each door that opens models."""
+"""What is refused of a model that someone brings, by kind, with several instances, at each door that opens models."""
 
 from __future__ import annotations
 
@@ -13,7 +13,12 @@ import torch
 import transformers
 from safetensors.torch import load_file, save_file
 from torch import nn
-from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 
 from lm.config import Config, DataConfig, LoraConfig, Scoring
 from lm.judging.reward_models import RewardModel
@@ -27,8 +32,8 @@ from lm.models.loading import (
     load_policy,
     load_reward_model,
     load_tokenizer,
-    opened_without_weights,
 )
+from lm.models.weights import opened_without_weights
 from lm.stages.run import Run
 from tests.tiny import ARCHITECTURES, causal_lm, reward_model, training
 
@@ -140,7 +145,7 @@ def _shard_of_another(folder: Path) -> None:
     shutil.copy(first, second)
 
 
-FOLDERS: dict[str, tuple[Callable[[Path], None], str]] = {
+FOLDERS: dict[str, tuple[Callable[[Path], object], str]] = {
     "adapter beside": (_adapter, r"an adapter of owner/base \(adapter_config.json\) beside full weights.*remove"),
     "adapter alone": (_adapter_alone, r"is an adapter of owner/base alone.*merge_and_unload"),
     "truncated": (_truncated, r"model.safetensors \([\d,]+ bytes\) is truncated or damaged"),
@@ -201,7 +206,7 @@ def test_a_sharded_folder_is_whole_where_all_shards_are(policy: Path) -> None:
 
 def test_a_run_refuses_before_it_makes_anything(policy: Path, judge: Path, tmp_path: Path) -> None:
     _truncated(policy)
-    with pytest.raises(ValueError, match="model '.*policy': .* is truncated"):
+    with pytest.raises(ValueError, match=r"model '.*policy': .* is truncated"):
         Run(config(model=str(policy), output_dir=str(tmp_path / "run")))
     without(judge, "score.weight")
     with pytest.raises(ValueError, match=r"oracle_model '.*judge': its weights lack score\.weight.*name a trained"):
@@ -250,6 +255,16 @@ def test_weights_that_are_left_over_are_said(policy: Path, caplog: pytest.LogCap
     save_file({**load_file(file), "v_head.summary.weight": torch.zeros(3)}, file, metadata={"format": "pt"})
     check_model(str(policy), False)
     assert "weights that the model has no place for are left out: v_head.summary.weight" in caplog.text
+
+
+def test_an_oracle_reads_token_ids_by_a_score_head(tokenizer: PreTrainedTokenizerBase, tmp_path: Path) -> None:
+    """An encoder with another head can be scored with, by its own way of reading, but be no oracle of a run."""
+    shape = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 24}
+    made = transformers.BertConfig(**shape, vocab_size=len(tokenizer), num_labels=1)
+    folder = save(AutoModelForSequenceClassification.from_config(made), tokenizer, tmp_path / "bert")
+    with pytest.raises(ValueError, match=r"oracle_model '.*bert': a `score` head with one label is needed, Bert"):
+        check_reward_model(str(folder), False)
+    check_reward_model(str(folder), False, option="--reward-model")
 
 
 # ---------------------------------------------------------------- tokens
@@ -331,7 +346,7 @@ def test_an_encoder_as_the_model_is_refused_where_it_is_opened(
     shape = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 24}
     made = transformers.BertConfig(**shape, vocab_size=len(tokenizer), max_position_embeddings=64)
     folder = save(AutoModelForCausalLM.from_config(made), tokenizer, tmp_path / "bert")
-    with pytest.raises(ValueError, match="model '.*bert': BertLMHeadModel is not causal.*is_decoder true"):
+    with pytest.raises(ValueError, match=r"model '.*bert': BertLMHeadModel is not causal.*is_decoder true"):
         load_policy(folder, tokenizer, config(model=str(folder)))
     changed(folder, is_decoder=True)
     load_policy(folder, tokenizer, config(model=str(folder)))

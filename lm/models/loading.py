@@ -3,34 +3,27 @@
 from __future__ import annotations
 
 import copy
-import gc
 import json
 import logging
-import weakref
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from torch import Tensor, nn
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 from torch.distributed.tensor import DTensor
 from transformers import (
-    AutoConfig,
     AutoModelForCausalLM,
     AutoModelForSequenceClassification,
     AutoTokenizer,
     GenerationConfig,
     LlamaConfig,
-    PretrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
     PreTrainedTokenizerFast,
 )
-from transformers.utils import logging as transformers_logging
 
 from lm.base import hub
 from lm.base.files import sha256_of
@@ -38,15 +31,13 @@ from lm.config import Config, LoraConfig
 from lm.logprobs.definition import check_positions
 from lm.models import checks, noise
 from lm.models.gguf import as_folder
-from lm.models.heads import ensure_reward_class, without_weights
+from lm.models.heads import without_weights
 from lm.models.lora import add_adapter
+from lm.models.weights import config_of, expect, open_weights, opened_without_weights
 
 SCRATCH = {"scratch:tiny": {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2, "vocab_size": 4096}}
 """Models from random weights, by name."""
 END, PAD = "<|endoftext|>", "<|padding|>"
-MANY = 10**7
-"""Parameters of models, opened before and still there, for which it is worth to look for what nothing needs."""
-_OPENED: weakref.WeakSet[PreTrainedModel] = weakref.WeakSet()
 log = logging.getLogger(__name__)
 
 
@@ -75,14 +66,16 @@ def check_reward_model(spec: str, trust_remote_code: bool, *, option: str = "ora
         hint = "; null trains one" if option == "oracle_model" else ""
         raise ValueError(f"{option} {spec!r}: a trained reward model is needed{hint}")
     folder = _check_folder(option, spec, trust_remote_code)
-    config = _config_of(option, spec, trust_remote_code)
+    config = config_of(option, spec, trust_remote_code)
     kinds = config.architectures or ["model of no named class"]
     if not any("ForSequenceClassification" in kind for kind in kinds):
         raise ValueError(f"{option} {spec!r}: a sequence-classification model is needed, it is a {kinds[0]}")
     if config.num_labels != 1:
         raise ValueError(f"{option} {spec!r}: a reward model has one label, it has {config.num_labels}")
     if folder is not None:
-        _check_weights(AutoModelForSequenceClassification, option, spec, folder, trust_remote_code)
+        model = _check_weights(AutoModelForSequenceClassification, option, spec, folder, trust_remote_code)
+        if option == "oracle_model" and model is not None:  # which reads the policies' own token ids
+            checks.require(f"{option} {spec!r}", checks.reward_head(model))
     else:
         checks.require(f"{option} {spec!r}", checks.not_quantised(config))
 
@@ -116,12 +109,12 @@ def _check_folder(option: str, spec: str, trust_remote_code: bool) -> Path | Non
     return folder
 
 
-def _check_weights(auto: Any, option: str, spec: str, folder: Path, trust_remote_code: bool) -> None:
-    """Opens the model without its numbers; see `check_model`."""
+def _check_weights(auto: Any, option: str, spec: str, folder: Path, trust_remote_code: bool) -> PreTrainedModel | None:
+    """Opens the model without its numbers, see `check_model`; None where only its own code can say what it is."""
     what = f"{option} {spec!r}"
     checks.require(what, checks.weights_whole(folder))
     if "auto_map" in json.loads((folder / "config.json").read_text(encoding="utf-8")):
-        return  # its own code says what it is, when it is loaded
+        return None
     model, complete = opened_without_weights(auto, option, spec, trust_remote_code)
     checks.require(what, complete)
     if complete.advice:
@@ -130,16 +123,7 @@ def _check_weights(auto: Any, option: str, spec: str, folder: Path, trust_remote
     checks.require(what, fits)
     if fits.advice:
         log.warning("%s: %s", what, fits.advice)
-
-
-def opened_without_weights(
-    auto: Any, option: str, spec: str, trust_remote_code: bool
-) -> tuple[PreTrainedModel, checks.Check]:
-    """A model on the device "meta", and whether its weights are complete, which is read from the files' headers.
-
-    Raises ValueError where it cannot be opened at all.
-    """
-    return _from_pretrained(auto, option, spec, trust_remote_code=trust_remote_code, refuse=False, device_map="meta")
+    return model
 
 
 def check_lora(spec: str, options: LoraConfig, trust_remote_code: bool) -> None:
@@ -147,7 +131,7 @@ def check_lora(spec: str, options: LoraConfig, trust_remote_code: bool) -> None:
     which of its weights are left without one because they are no linear layers."""
     if options.rank is None:
         return
-    config = LlamaConfig(num_hidden_layers=1) if spec in SCRATCH else _config_of("model", spec, trust_remote_code)
+    config = LlamaConfig(num_hidden_layers=1) if spec in SCRATCH else config_of("model", spec, trust_remote_code)
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code)
         targets = checks.lora_targets(model, options)
@@ -161,33 +145,12 @@ def check_reward_base(spec: str, trust_remote_code: bool, option: str = "model")
     if spec in SCRATCH:
         return
     try:
-        without_weights(_config_of(option, spec, trust_remote_code))
+        without_weights(config_of(option, spec, trust_remote_code))
     except ValueError as error:
         raise ValueError(
             f"{option} {spec!r}: no reward model can be started from it ({error}); name another model, or train none: "
             "give oracle_model, and data.rewards given or oracle"
         ) from None
-
-
-def expect(spec: str | Path, option: str = "model") -> None:
-    """Raises ValueError, within seconds, for a name that is no folder here and no model that the hub knows: loading
-    would ask the hub again and again."""
-    if str(spec) not in SCRATCH and not Path(spec).exists():
-        hub.expect(f"{option} {str(spec)!r}", str(spec), "model")
-
-
-def rows_by_config(option: str, spec: str, trust_remote_code: bool) -> int:
-    """Rows of the embedding, as the config says."""
-    return int(_config_of(option, spec, trust_remote_code).get_text_config().vocab_size)
-
-
-def _config_of(option: str, spec: str, trust_remote_code: bool) -> PretrainedConfig:
-    try:
-        folder = as_folder(spec)
-        expect(folder, option)
-        return AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code)
-    except (OSError, ValueError) as error:
-        raise ValueError(f"{option} {spec!r}: its config cannot be loaded ({error})") from None
 
 
 def load_tokenizer(
@@ -350,82 +313,6 @@ def state_of(model: nn.Module) -> dict[str, Tensor]:
         if name in state:  # gathering makes two of a tied tensor
             state[name] = state[first.setdefault(parameter, name)]
     return state
-
-
-def open_weights(
-    auto: Any, option: str, spec: str | Path, *, trust_remote_code: bool, new_head: bool = False, **extra: Any
-) -> PreTrainedModel:
-    """A model with the weights of a folder or of the hub. ValueError, with the option, where they do not fit.
-
-    Args:
-        auto: transformers' AutoModelFor...
-        option: that names the model.
-        spec: its value.
-        trust_remote_code: whether it may bring code of its own.
-        new_head: as of `lm.models.checks.weights_complete`.
-        extra: for `from_pretrained`.
-    """
-    if sum(one.num_parameters() for one in _OPENED) > MANY:
-        gc.collect()  # what nothing needs any more, but for circles (DDP's), dies before there is another one
-    model, _ = _from_pretrained(
-        auto, option, str(spec), trust_remote_code=trust_remote_code, new_head=new_head, **extra
-    )
-    if model.dtype == torch.float64 and model._can_set_experts_implementation():
-        model.set_experts_implementation("eager")  # grouped products of experts do not know float64
-    _OPENED.add(model)
-    return model
-
-
-def _from_pretrained(
-    auto: Any,
-    option: str,
-    spec: str,
-    *,
-    trust_remote_code: bool,
-    new_head: bool = False,
-    refuse: bool = True,
-    **extra: Any,
-) -> tuple[PreTrainedModel, checks.Check]:
-    """The model, and the check of its weights, which holds where those that lack something are to be refused."""
-    what = f"{option} {spec!r}"
-    config = _config_of(option, spec, trust_remote_code)
-    checks.require(what, checks.not_quantised(config))
-    try:
-        if auto is AutoModelForSequenceClassification:
-            ensure_reward_class(config)
-        with _without_report():
-            model, found = auto.from_pretrained(
-                as_folder(spec),
-                use_safetensors=True,
-                trust_remote_code=trust_remote_code,
-                output_loading_info=True,
-                ignore_mismatched_sizes=True,  # to be refused by name
-                **extra,
-            )
-    except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as error:
-        raise ValueError(f"{what} cannot be loaded: {_shortened(error)}") from None
-    if getattr(model, "_hf_peft_config_loaded", False):  # a hub's, which has no folder to be looked at before
-        raise ValueError(f"{what}: it is an adapter; merge it into the weights of its base and name that model")
-    complete = checks.weights_complete(model, found, new_head=new_head)
-    if refuse:
-        checks.require(what, complete)
-    return model, complete
-
-
-@contextmanager
-def _without_report() -> Iterator[None]:
-    """transformers prints a table of weights that are missing or left over, of which the checks speak."""
-    before = transformers_logging.get_verbosity()
-    transformers_logging.set_verbosity_error()
-    try:
-        yield
-    finally:
-        transformers_logging.set_verbosity(before)
-
-
-def _shortened(error: Exception) -> str:
-    """The first line of what went wrong; transformers goes on with a list of all its architectures."""
-    return (str(error) or type(error).__name__).strip().splitlines()[0]
 
 
 def content_of(path: str | Path | None, commit: str | None = None) -> str | None:

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import gc
 import json
+import weakref
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from transformers import PreTrainedTokenizerBase
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM, GenerationConfig, PreTrainedTokenizerBase
 
 from lm.config import Config, DataConfig
+from lm.logprobs.completions import CompletionModel
+from lm.models import weights
 from lm.models.loading import (
     check_model,
     check_reward_model,
@@ -18,6 +23,7 @@ from lm.models.loading import (
     load_reward_model,
     load_tokenizer,
     same_tokenizer,
+    state_of,
 )
 from tests.tiny import causal_lm, reward_model, training
 
@@ -188,3 +194,98 @@ def test_scratch_models_are_functions_of_the_torch_seed(tokenizer: PreTrainedTok
 
     assert torch.equal(draw(0), draw(0))
     assert not torch.equal(draw(0), draw(1))
+
+
+# ---------------------------------------------------------------- what is saved
+
+
+def test_a_saved_policy_generates_as_it_was_trained(tokenizer: PreTrainedTokenizerBase, tmp_path: Path) -> None:
+    """Not as its base model's settings say: other ends, penalties, a maximum, and only the likeliest tokens."""
+    base = causal_lm(vocab_size=len(tokenizer))
+    base.generation_config = GenerationConfig(
+        eos_token_id=[3, 4], pad_token_id=5, repetition_penalty=1.7, no_repeat_ngram_size=2, suppress_tokens=[0, 7],
+        do_sample=True, top_k=1, top_p=0.1, min_p=0.2, temperature=0.1, max_new_tokens=2, min_new_tokens=2,
+    )  # fmt: skip
+    base.save_pretrained(tmp_path / "base")
+    tokenizer.save_pretrained(tmp_path / "base")
+    load_policy(tmp_path / "base", tokenizer, config()).save_pretrained(tmp_path / "policy")
+    saved = json.loads((tmp_path / "policy" / "generation_config.json").read_text())
+    kept = {name: value for name, value in saved.items() if name != "transformers_version" and value is not None}
+    assert kept == {
+        "eos_token_id": tokenizer.eos_token_id,
+        "pad_token_id": tokenizer.pad_token_id,
+        "do_sample": True,
+        "temperature": 1.0,
+        "top_k": 0,
+        "top_p": 1.0,
+    } | ({"_from_model_config": False} if "_from_model_config" in kept else {})
+    assert json.loads((tmp_path / "policy" / "config.json").read_text())["eos_token_id"] == tokenizer.eos_token_id
+
+
+@pytest.mark.parametrize("architecture", ["llama", "gpt2", "mamba"])
+def test_plain_generate_stops_at_our_end_and_draws_from_the_policy(
+    architecture: str, tokenizer: PreTrainedTokenizerBase, tmp_path: Path
+) -> None:
+    end = tokenizer.eos_token_id
+    base = causal_lm(architecture, vocab_size=len(tokenizer), eos_token_id=7)
+    base.generation_config = GenerationConfig(
+        eos_token_id=7, pad_token_id=7, suppress_tokens=[end], do_sample=True, top_k=1
+    )
+    base.save_pretrained(tmp_path / "base")
+    tokenizer.save_pretrained(tmp_path / "base")
+    load_policy(tmp_path / "base", tokenizer, config()).save_pretrained(tmp_path / "policy")
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "policy")
+    prompt = torch.full((400, 1), 10)
+    torch.manual_seed(0)
+    with torch.no_grad():
+        drawn = model.generate(prompt, attention_mask=torch.ones_like(prompt), max_new_tokens=1)[:, 1]
+        share = model(prompt[:1]).logits[0, -1].float().softmax(-1)
+    counted = torch.bincount(drawn, minlength=len(share)) / len(drawn)
+    assert float((counted - share).abs().sum()) < 1.2 * float((share * (1 - share) / len(drawn)).sqrt().sum() + 0.05)
+    assert len(set(drawn.tolist())) > 1, "not the likeliest alone"
+    with torch.no_grad():  # a policy that says the end after three tokens
+        calls: list[int] = []
+
+        def says(_: Any, __: Any, output: Any) -> Any:
+            calls.append(1)
+            output.logits[..., end if len(calls) > 3 else 9] += 1e6
+            return output
+
+        model.register_forward_hook(says)
+        rows = model.generate(prompt[:1], attention_mask=prompt[:1] * 0 + 1, max_new_tokens=20)[0].tolist()
+    assert rows == [10, 9, 9, 9, end]
+
+
+def test_tied_tensors_are_copied_from_a_device_once(
+    tokenizer: PreTrainedTokenizerBase, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """As from an accelerator: `cpu` makes a new tensor of each."""
+    model = causal_lm("gpt2")
+    monkeypatch.setattr(torch.Tensor, "cpu", lambda self: self.clone())
+    state = state_of(CompletionModel(model))
+    assert state["model.lm_head.weight"] is state["model.transformer.wte.weight"]
+    own = {name.removeprefix("model."): value for name, value in state.items()}
+    model.save_pretrained(tmp_path, state_dict=own)
+    assert (
+        len([n for n in load_file(tmp_path / "model.safetensors") if n in ("lm_head.weight", "transformer.wte.weight")])
+        == 1
+    )
+    assert not any(value.requires_grad for value in state.values())
+
+
+def test_models_that_nothing_needs_are_gone_before_the_next_is_opened(
+    tokenizer: PreTrainedTokenizerBase, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = save(tmp_path / "model", tokenizer)
+    monkeypatch.setattr(weights, "MANY", 0)
+    model = load_policy(folder, tokenizer, config())
+    model.circle = [model]  # as DDP and closures make them
+    gone = weakref.ref(model)
+    del model
+    gc.disable()
+    try:
+        assert gone() is not None
+        load_policy(folder, tokenizer, config())
+        assert gone() is None
+    finally:
+        gc.enable()

@@ -23,7 +23,8 @@ from lm.data.rows import Tally, left_out
 from lm.data.templates import chat_renderer
 from lm.data.tokens import FORM, KEYS, load, standing_twice, tokenise
 from lm.models import checks
-from lm.models.loading import END, PAD, SCRATCH, load_tokenizer, rows_by_config, same_tokenizer
+from lm.models.loading import END, PAD, SCRATCH, load_tokenizer, same_tokenizer
+from lm.models.weights import rows_by_config
 from lm.stages.run import Run, once
 
 SETS = ("preferences", "references")

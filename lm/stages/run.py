@@ -92,7 +92,7 @@ class Run:
 
     def _commit(self, name: str, path: str, kind: hub.Kind) -> str | None:
         from lm.data import places
-        from lm.models.loading import expect
+        from lm.models.weights import expect
 
         commit = hub.commit_of(path, kind) if kind == "model" else places.commit_of(path)
         file = self.store.root / COMMITS

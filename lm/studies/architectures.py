@@ -45,7 +45,6 @@ SMALL: dict[str, Any] = {
     **_each("num_attention_heads n_head n_heads num_heads attention_heads decoder_attention_heads", 4),
     **_each("encoder_attention_heads num_encoder_attention_heads num_decoder_attention_heads linear_num_heads", 4),
     **_each("swa_num_attention_heads linear_num_value_heads linear_num_key_heads num_query_groups", 4),
-    "index_n_heads": 32,  # with few of them scores are 0 for several keys, and a tie is no choice
     **_each("mamba_n_heads mamba_num_heads n_mamba_heads", 8),
     **_each("head_dim swa_head_dim linear_head_dim linear_key_head_dim linear_value_head_dim d_head dim_head", 16),
     **_each("kv_channels v_head_dim index_head_dim attention_head_size global_head_dim d_rel qk_head_dim", 16),
@@ -61,6 +60,7 @@ SMALL: dict[str, Any] = {
     **_each("context_length rel_extent max_source_positions", 128),
     **_each("sliding_window window_size attention_window_size sliding_window_size attention_chunk_size", WINDOW),
     **_each("local_attention local_attention_window_len keep_window_size", WINDOW),
+    "index_topk_blocks": 2,
     **_each("chunk_size mamba_chunk_size index_topk index_block_size block_size", 4),
 }
 """Field of a config -> its value in a small model, where the config has one."""
@@ -115,12 +115,15 @@ SHOWN: dict[str, dict[str, Any]] = {
     "jamba": {"attn_layer_period": 2, "attn_layer_offset": 1},
     **_types("lfm2 lfm2_moe", num_hidden_layers=2, layer_types=["conv", "full_attention"]),
     "recurrent_gemma": {"num_hidden_layers": 3},
+    **_types("cohere_compass_text dots1 mellum", layer_types=["full_attention", "sliding_attention"]),
     **_types(
-        "qwen2 qwen2_moe",
+        "qwen2 qwen2_moe qwen3 smollm3",
         use_sliding_window=True,
         sliding_window=WINDOW,
         layer_types=["full_attention", "sliding_attention"],
     ),
+    "minimax_m3_vl_text": {"layer_types": ["full_attention", "minimax_m3_sparse"]},
+    "zaya": {"layer_types": ["hybrid", "hybrid_sliding"], "sliding_window": WINDOW},
 }
 """What shows a kind of layer that the type has, but not by default."""
 

@@ -38,8 +38,9 @@ from lm.logprobs.trial import ROUNDING, RouteReport, route_report
 from lm.models import checks, noise
 from lm.models.checks import Check
 from lm.models.heads import ensure_reward_class, without_weights
-from lm.models.loading import SCRATCH, check_model, load_policy, load_tokenizer, open_weights, opened_without_weights
+from lm.models.loading import SCRATCH, check_model, load_policy, load_tokenizer
 from lm.models.opening import device_named
+from lm.models.weights import open_weights, opened_without_weights
 from lm.studies.architectures import build, small
 
 COPIES = 5

@@ -251,7 +251,7 @@ def test_rows_that_depend_on_their_padding_are_refused(tokenizer: PreTrainedToke
     tokenizer.save_pretrained(tmp_path / "doge")
     status, report = checked(tmp_path / "doge")
     assert (status, report["route"]) == (1, None)
-    assert "depend on the rows that it is padded to" in failing(report)["route"]
+    assert "beyond 8 the keys that are attended to (keep_window_size" in failing(report)["route"]
 
 
 def test_noise_in_training_mode_is_noticed(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

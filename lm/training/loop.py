@@ -210,7 +210,8 @@ def fit(
     )
     # After the Trainer has put the model where it trains, and before there is an optimiser.
     example = shortest["input_ids"], shortest["lengths"]
-    checks.require(f"model {model.model.config.name_or_path!r}", checks.train_equals_eval(model, *example))
+    name = model.model.config.name_or_path
+    checks.require(f"model {name!r}" if name else "the model", checks.train_equals_eval(model, *example))
     freeze_unreached(model, *example)
     folder = Path(arguments.output_dir)
     checkpoint = ranks.from_first(lambda: last_checkpoint(folder))

@@ -79,8 +79,8 @@ class CompletionTrainer(Trainer):  # type: ignore[misc]
             self.optimizer.param_groups.clear()
         for held in ("_models", "_optimizers", "_schedulers", "_dataloaders"):
             getattr(self.accelerator, held).clear()
-        vars(self.callback_handler).clear()
-        vars(self).clear()
+        self.callback_handler.__dict__.clear()
+        self.__dict__.clear()
 
     def units(self, batch: Batch) -> float:
         """How many equally weighted losses a batch has: its pairs, or the sum of their weights."""

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import shutil
+import weakref
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -18,6 +20,7 @@ from transformers import TrainerCallback
 from transformers.trainer_utils import get_last_checkpoint
 
 from lm.config import TrainingConfig
+from lm.logprobs import kernels
 from lm.logprobs.completions import CompletionModel, collate
 from lm.objectives import (
     DPO,
@@ -585,3 +588,60 @@ def test_the_route_is_tried_on_the_row_that_is_longest_by_all_its_completions(
     tried.clear()
     run_policy(tmp_path / "without", method, Dataset.from_list([rows[0], rows[1], rows[3]]))
     assert max(tried[0][0]) == 30
+
+
+# ---------------------------------------------------------------- what fit looks at, and leaves behind
+
+
+@pytest.mark.parametrize(
+    ("architecture", "noise"), [("opt", {"layerdrop": 0.7}), ("falcon-alibi", {"hidden_dropout": 0.5})]
+)
+def test_a_model_that_is_another_one_in_training_is_refused(
+    architecture: str, noise: dict[str, Any], tmp_path: Path
+) -> None:
+    with pytest.raises(ValueError, match=r"not the same in training and in evaluation: .* differ by .*, relatively"):
+        run_policy(tmp_path, DPO(), pairs(8), model_config={"architecture": architecture, **noise})
+    assert not any(tmp_path.rglob("*.safetensors"))
+
+
+def test_dropout_layers_of_a_model_that_was_made_by_hand_are_turned_off_with_a_word(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    quiet = run_policy(tmp_path / "quiet", DPO(), pairs(8), model_config={"architecture": "gpt2"})
+    loud = run_policy(tmp_path / "loud", DPO(), pairs(8), model_config={"architecture": "gpt2", "resid_pdrop": 0.5})
+    assert "the dropout of 4 layers is turned off" in caplog.text
+    assert distance(quiet.parameters, loud.parameters) == 0
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_a_finished_or_failed_training_keeps_no_model(fails: bool, tmp_path: Path) -> None:
+    """Without a garbage collection: the next stage's model would stand beside it, with two of AdamW's."""
+
+    def train() -> tuple[weakref.ref[Any], weakref.ref[Any]]:
+        model = policy_model(DPO())
+        arguments = training_arguments(training(max_steps=2), tmp_path, seed=3, device="cpu")
+        kill = [Kill(1)] if fails else []
+        try:
+            fit(PolicyTrainer, model, pairs(8), pair_collator(), arguments, method=DPO(), callbacks=kill)
+        except KeyboardInterrupt as error:
+            error.__traceback__ = None
+        return weakref.ref(model), weakref.ref(next(model.parameters()))
+
+    gc.collect()
+    gc.disable()
+    try:
+        assert [kept() for kept in train()] == [None, None]
+    finally:
+        gc.enable()
+
+
+def test_scores_are_as_wide_as_the_device_has_floats(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """MPS has no float64, not even to move one there; the CPU's stay as they are."""
+    arguments = training_arguments(training(), tmp_path, seed=0, device="cpu")
+    trainer = PolicyTrainer(policy_model(DPO()), arguments, method=DPO())
+    batch = pair_collator()(list(pairs(2)))
+    assert trainer._prepare_inputs(batch)["scores"]["ref_chosen_logps"].dtype == torch.float64
+    monkeypatch.setattr(kernels, "WITHOUT_FLOAT64", {"cpu"})
+    prepared = trainer._prepare_inputs(batch)
+    assert {value.dtype for value in prepared["scores"].values()} == {torch.float32}
+    assert prepared["input_ids"].dtype == torch.long
