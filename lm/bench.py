@@ -15,11 +15,10 @@ import argparse
 import os
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 from lm.base import progress
-from lm.base.command import argument_parser, as_command
+from lm.base.command import add_force, argument_parser, as_command, check_free, path
 from lm.base.store import provenance
 from lm.studies.bench_plan import CONFIGS, QUICK, VARIANTS, Shape
 from theory.records import write_json
@@ -49,9 +48,14 @@ def main(arguments: Sequence[str], configs: dict[str, Shape] = CONFIGS) -> int:
     parser.add_argument("--threads", type=_positive, default=os.cpu_count(), help="%(default)s")
     parser.add_argument("--curves", action="store_true", help="cost against prompt length, completion length, K too")
     parser.add_argument("--startup", action="store_true", help="only how long commands take to say --help")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the measurements here")
-    parser.add_argument("--markdown", type=Path, metavar="FILE", help="put the tables between the marks of this file")
+    parser.add_argument("--json", type=path, metavar="FILE", help="write the measurements here")
+    parser.add_argument("--markdown", type=path, metavar="FILE", help="put the tables between the marks of this file")
+    add_force(parser)
     options = parser.parse_args(arguments)
+    if options.json:
+        check_free("--json", options.json, force=options.force)
+    elif options.force:
+        parser.error("--force goes with --json")
     if options.startup:
         _startup(parser, options)
         return 0
@@ -101,7 +105,7 @@ def _startup(parser: argparse.ArgumentParser, options: argparse.Namespace) -> No
     """Measures, and prints the table; other options than --rounds and --json would have no effect and are refused."""
     from lm.studies.startup import measure, render
 
-    kept = {"startup", "rounds", "json", "debug", "quiet"}
+    kept = {"startup", "rounds", "json", "force", "debug", "quiet"}
     idle = [name for name, value in vars(options).items() if name not in kept and value != parser.get_default(name)]
     if idle:
         parser.error(f"--{idle[0]} has no effect with --startup")

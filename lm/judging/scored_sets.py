@@ -254,8 +254,8 @@ def score_set(
         EndpointError: the judge's endpoint failed for good.
         MalformedReplies: it gives no verdicts. Rewards by models are kept for the next try, as after any error.
     """
-    check_suffix(out)
     check_free("--out", out, force=force)
+    check_suffix(out)
     if force and out.exists() and Path(path).exists() and out.samefile(path):
         raise ValueError(f"--out {out} is the data itself; name another file")
     places.check(path)
