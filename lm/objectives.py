@@ -185,7 +185,7 @@ class Pessimism:
         else:
             yield "KL(y): −(u_w + u_l) / 2, over the pair's own completions."
         if self.target is not None:
-            yield f"α: by dual ascent, so that the mean of KL(y) is {self.target:g} nats; 0 where it stays below."
+            yield f"α: by dual ascent, so that the mean of KL(y) is {self.target:g} nats; near 0 where it stays below."
         elif self.alpha_start == self.alpha_end:
             yield f"α = {self.alpha_start:g} throughout."
         else:

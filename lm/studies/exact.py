@@ -225,8 +225,8 @@ def pair_rows(world: World, ref_logps: Floats, graphs: Graphs, samples: Floats |
     """
     rows = []
     n = len(world.completions)
+    each = -(-n // min(map(len, graphs)))  # as many for every pair, also of a prompt with more pairs: rows are stacked
     for x, graph in enumerate(graphs):
-        each = -(-n // len(graph))
         slots = np.arange(len(graph) * each) % n
         counts = np.bincount(slots, minlength=n)
         for i, (winner, loser) in enumerate(graph.edges.tolist()):

@@ -120,8 +120,10 @@ def test_weights_of_the_samples_make_the_mean_over_pairs_the_sum_over_completion
     few = [exact.disjoint_pairs(r, np.arange(13), rng) for r in world.rewards]  # more completions than pairs
     values = rng.normal(size=world.target.shape)
     index = {tuple(y): i for i, y in enumerate(world.completions)}
-    for graphs in (few, every_pair(world)):
+    uneven = [few[0], every_pair(world)[1]]  # a batch stacks them all
+    for graphs in (few, every_pair(world), uneven):
         rows = exact.pair_rows(world, np.log(world.target), graphs, world.target)
+        assert len({len(row["sample_ids"]) for row in rows}) == 1
         for x, prompt in enumerate(world.prompts):
             own = [row for row in rows if row["prompt_ids"] == prompt]
             estimates = [

@@ -2,7 +2,8 @@
 
 The minimiser of the data's loss subject to KL <= target is that of loss + alpha KL for the multiplier alpha >= 0 of the
 constraint (the rows `prop4` and `prop4-pdpo` of the ledger), and the dual function's slope in alpha is KL - target. So
-alpha rises while the KL is above the target and falls while it is below; where the constraint does not bind, to 0.
+alpha rises while the KL is above the target and falls while it is below: where the constraint does not bind, to nearly
+0.
 """
 
 from __future__ import annotations
@@ -23,6 +24,9 @@ SMOOTHING = 0.9
 DAMPING = 1.0
 """How many times the excess, KL / target - 1, log alpha is above the multiplier's. It is 0 where the KL is at the
 target, and keeps the two, which answer each other late, from swinging. [set]"""
+RANGE = 1e5
+"""The multiplier is kept within its start / RANGE and its start * RANGE: a KL that took thousands of steps to grow, or
+never could be lowered, leaves none behind that takes as many to come back. [set]"""
 FILE = "dual_ascent.json"
 """Of a checkpoint."""
 
@@ -40,7 +44,7 @@ class DualAscent:
     """
 
     def __init__(self, *, start: float, target: float, rate: float) -> None:
-        self.target, self.rate = target, rate
+        self.start, self.target, self.rate = start, target, rate
         self.multiplier = self.last = start
         """The dual variable, and the alpha of the step before."""
         self._mean: float | None = None
@@ -59,7 +63,8 @@ class DualAscent:
         """After a step whose mini-batch had this mean KL, nats."""
         self.last = self.alpha
         self._mean = kl if self._mean is None else SMOOTHING * self._mean + (1 - SMOOTHING) * kl
-        self.multiplier *= math.exp(self.rate * self._excess)
+        moved = self.multiplier * math.exp(self.rate * self._excess)
+        self.multiplier = min(max(moved, self.start / RANGE), self.start * RANGE)
 
     def save(self, folder: Path) -> None:
         """Into a checkpoint."""

@@ -69,7 +69,18 @@ def test_where_the_constraint_does_not_bind_alpha_goes_to_zero() -> None:
     ascent = DualAscent(start=1.0, target=2.0, rate=0.05)
     for _ in range(800):
         ascent.step(1.0)
-    assert ascent.alpha == pytest.approx(0, abs=1e-8)
+    assert ascent.alpha == pytest.approx(0, abs=1e-5)
+
+
+@pytest.mark.parametrize("kl", [0.0, 1e6])
+def test_however_long_it_was_on_one_side_it_comes_back(kl: float) -> None:
+    ascent = DualAscent(start=1.0, target=2.0, rate=0.05)
+    for _ in range(20_000):
+        ascent.step(kl)
+    assert 0 < ascent.alpha < math.inf
+    for _ in range(600):  # the other side
+        ascent.step(4.0 if kl < 2 else -1e4)
+    assert (ascent.alpha > 1) == (kl < 2)
 
 
 def test_a_saved_ascent_goes_on_to_the_bit(tmp_path: Path) -> None:
