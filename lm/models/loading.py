@@ -168,7 +168,7 @@ def load_policy(spec: str | Path, tokenizer: PreTrainedTokenizerBase, config: Co
 
     Raises ValueError where it has fewer positions than the longest row of the configured data.
     """
-    longest = config.data.max_prompt_length + config.data.max_completion_length + 1  # evaluation may add end-of-text
+    longest = _longest_row(config)
     if str(spec) in SCRATCH:
         shape = SCRATCH[str(spec)]
         model = AutoModelForCausalLM.from_config(
@@ -204,8 +204,14 @@ def load_policy(spec: str | Path, tokenizer: PreTrainedTokenizerBase, config: Co
 def load_reward_model(spec: str | Path, config: Config) -> PreTrainedModel:
     """A sequence-classification model with one label; a head that the weights lack is drawn under the torch seed."""
     model = _from_pretrained(AutoModelForSequenceClassification, spec, config, num_labels=1)
+    check_positions(model.config, _longest_row(config), f"model {str(spec)!r}")
     _disable_dropout(model)
     return model
+
+
+def _longest_row(config: Config) -> int:
+    """Tokens that a row of the configured data may have; evaluation may add end-of-text."""
+    return config.data.max_prompt_length + config.data.max_completion_length + 1
 
 
 def is_sharded(model: nn.Module) -> bool:
