@@ -228,7 +228,7 @@ def load_policy(spec: str | Path, tokenizer: PreTrainedTokenizerBase, config: Co
     Raises ValueError where weights are missing, the model is not causal, or it has fewer rows in its embedding than the
     tokenizer has ids, or fewer positions than the longest row of the configured data.
     """
-    longest = sum(config.data.limits) + 1  # evaluation may add end-of-text
+    longest = _longest_row(config)
     if str(spec) in SCRATCH:
         shape = SCRATCH[str(spec)]
         model = AutoModelForCausalLM.from_config(
@@ -282,12 +282,19 @@ def generation_config(tokenizer: PreTrainedTokenizerBase) -> GenerationConfig:
 
 def load_reward_model(spec: str | Path, config: Config, *, new_head: bool = False) -> PreTrainedModel:
     """A sequence-classification model with one label, without noise. A head that the weights lack is drawn under the
-    torch seed where it may be a `new_head`, which is then to be trained; else ValueError."""
+    torch seed where it may be a `new_head`, which is then to be trained; else ValueError. So is a model whose positions
+    depend on the longest row of a batch (see `lm.logprobs.definition.check_positions`)."""
     option = "oracle_model" if str(spec) == config.oracle_model else "reward model"
     auto = AutoModelForSequenceClassification
     model = open_weights(auto, option, spec, new_head=new_head, num_labels=1, **_as_of(config))
+    check_positions(model.config, _longest_row(config), f"{option} {str(spec)!r}")
     noise.turn_off(model)
     return model
+
+
+def _longest_row(config: Config) -> int:
+    """Tokens that a row of the configured data may have; evaluation may add end-of-text."""
+    return sum(config.data.limits) + 1
 
 
 def _as_of(config: Config) -> dict[str, Any]:

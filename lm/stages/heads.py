@@ -25,7 +25,7 @@ from lm.logprobs.scoring import score_states
 from lm.models.loading import load_reward_model, reward_tokenizer, state_of
 from lm.models.noise import own_config
 from lm.models.opening import device_of
-from lm.stages.data import data, opened, tokenizer
+from lm.stages.data import data, opened, sized, tokenizer
 from lm.stages.run import Run, once
 from lm.stages.trainings import held_out_metrics, precision, reward_model, start_input, start_of
 from lm.training.heads import Head, Pairs, fit_head
@@ -44,7 +44,7 @@ def features(run: Run) -> Artifact:
     labels that the set came with; and the body, as a reward model without a trained head, once for all heads."""
 
     def make(folder: Path, scratch: Path) -> dict[str, Any]:
-        base = load_reward_model(start_of(run), run.config, new_head=True)  # which is not read
+        base = load_reward_model(start_of(run), sized(run), new_head=True)  # which is not read
         model = CompletionModel(base, options=run.config.logprobs).to(device_of(run.config)).eval()
         pairs = opened(data(run).path / "preferences")
         parts = []

@@ -19,7 +19,7 @@ from lm.data.tokens import mapped
 from lm.logprobs.completions import CompletionModel
 from lm.logprobs.scoring import score_pairs
 from lm.models.opening import open_reward_model
-from lm.stages.data import data, given_pairs, of_split, opened, save
+from lm.stages.data import data, given_pairs, of_split, opened, save, sized
 from lm.stages.heads import bradley_terry_model, head_rewards
 from lm.stages.run import Run, once
 from lm.stages.trainings import inputs_of, length_classes, precision, start_input
@@ -51,7 +51,7 @@ def oracle(run: Run) -> Artifact:
 
 def open_oracle(run: Run) -> CompletionModel:
     """The given oracle, or the trained one, ready to score."""
-    return open_reward_model(run.config.oracle_model or oracle(run).path, run.config)
+    return open_reward_model(run.config.oracle_model or oracle(run).path, sized(run))
 
 
 def oracle_input(run: Run) -> Artifact | str | None:

@@ -92,7 +92,7 @@ def model_scores(run: Run, name: str) -> Artifact:
     def make(folder: Path, _: Path) -> dict[str, Any]:
         if run.config.reward.train == "head":
             return _scored(run, folder, lambda pairs: head_rewards(run, reward(run, name), pairs))
-        model = open_reward_model(reward(run, name).path, run.config)
+        model = open_reward_model(reward(run, name).path, sized(run))
         return _scored(run, folder, lambda pairs: score_pairs(model, pairs, f"rewards of {name}"))
 
     return run.store.get("score", name, {"model": reward(run, name), "pairs": scores(run)}, make)

@@ -164,13 +164,13 @@ def reward_model(
     def make(folder: Path, scratch: Path) -> dict[str, Any]:
         seed = run.seed(stage, name)
         torch.manual_seed(seed)
-        base = load_reward_model(start_of(run), run.config, new_head=True)
+        base = load_reward_model(start_of(run), sized(run), new_head=True)
         model = CompletionModel(adapted(run, stage, base), options=run.config.logprobs)
         arguments = arguments_of(run, training, scratch, seed)
         history = fit(RewardTrainer, model, pairs(), pair_collator(), arguments)
         save_model(run, model, folder)
         valid = held_out()
-        scorer = _whole(model, folder, lambda saved: open_reward_model(saved, run.config))
+        scorer = _whole(model, folder, lambda saved: open_reward_model(saved, sized(run)))
         chosen, rejected = score_pairs(scorer, valid, f"{name} on validation pairs")
         return {**held_out_metrics(run, valid, chosen, rejected), "history": history}
 
