@@ -130,7 +130,7 @@ def load(
 def _told(preferences: Tally, references: Tally) -> tuple[dict[str, dict[str, int]], dict[str, dict[str, list[str]]]]:
     """The counts, and where the first rows of each reason stand."""
     both = {"preferences": preferences, "references": references}
-    return {name: dict(each.counts) for name, each in both.items()}, {name: each.first for name, each in both.items()}
+    return {name: dict(each) for name, each in both.items()}, {name: each.first for name, each in both.items()}
 
 
 def _finish(
@@ -239,7 +239,7 @@ def tokenise(
             hint = f"; all are in {''.join(elsewhere)}, as rows that a run exported are: give another seed"
             raise ValueError(
                 f"no {what} are left in the {split} split: {len(rows)} rows before length limits, dropped "
-                f"{dict(dropped.counts) or 'none'}; look at data.path, data.limit, data.max_prompt_length, "
+                f"{dict(dropped) or 'none'}; look at data.path, data.limit, data.max_prompt_length, "
                 f"data.max_completion_length, data.valid_fraction and data.test_fraction" + hint * (len(elsewhere) == 1)
             )
-    return dataset, dict(dropped.counts)
+    return dataset, dict(dropped)

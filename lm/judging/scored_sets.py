@@ -261,7 +261,7 @@ def score_set(
     layout, summary.notes = of_set.layout, of_set.notes
     total = sum(1 for _ in comparisons(path, subset, summary.left_out, layout))
     if not total:
-        raise ValueError(f"{path}: no row is a comparison, left out were {dict(summary.left_out.counts) or 'none'}")
+        raise ValueError(f"{path}: no row is a comparison, left out were {dict(summary.left_out) or 'none'}")
     folder = out.with_name(f"{out.name}.parts")
     versions = {"torch": torch.__version__, "transformers": transformers.__version__}
     how = {
