@@ -157,7 +157,7 @@ def read_lengths(path: str, tokenizer: PreTrainedTokenizerBase | None = None, pr
         lengths.chosen.append(len(sides[0]))
         lengths.rejected.append(len(sides[1]))
         lengths.probabilities.append(votes.label_of(row, where)[votes.PROBABILITY])
-    lengths.left_out.update(labels.left_out)
+    lengths.left_out.take(labels.left_out)
     lengths.notes = [*of_set.notes, *labels.says()]
     return lengths
 
@@ -206,7 +206,7 @@ def bias_file(
     reports = [length_report(classes, lengths.chosen, lengths.rejected, rows) for rows in (range(len(classes)), drawn)]
     return {
         **dict(zip(("before", "after"), reports, strict=True)),
-        "left_out": dict(lengths.left_out.counts),
+        "left_out": dict(lengths.left_out),
         "unit": "characters" if tokenizer is None else "tokens",
         **({"first": lengths.left_out.first} if lengths.left_out.first else {}),
         **({"notes": lengths.notes} if lengths.notes else {}),

@@ -87,11 +87,11 @@ def survey(rows: Iterable[tuple[str, Row]], what: str, prompt: str = AUTO, kind:
             _look(row, where, seen, name, sides, prompt)
     repeated = _is_repeated(seen, what, name)
     every = {"tldr": seen.tldr, "hh": seen.dialogues}
-    notes = [] if kind in ("tldr", "hh") and not seen.unread.counts else _notes(seen, repeated, kind, name)
+    notes = [] if kind in ("tldr", "hh") and not seen.unread else _notes(seen, repeated, kind, name)
     return Survey(
         Layout(prompt=prompt, prompted=seen.prompted, repeated=repeated),
         next((one for one, count in every.items() if count == seen.rows), "preferences"),
-        "messages" in seen.forms.counts,
+        "messages" in seen.forms,
         seen.columns,
         notes,
     )
@@ -137,13 +137,13 @@ def _look(row: Row, where: str, seen: _Seen, name: str, sides: tuple[str, ...], 
 
 def _is_repeated(seen: _Seen, what: str, name: str) -> bool:
     """ValueError where it is in some rows and not in others."""
-    found, total = seen.prompts, seen.prompts.counts.total()
-    both = found.counts["both"]
+    found, total = seen.prompts, seen.prompts.total()
+    both = found["both"]
     for side in ("chosen", "rejected"):
-        if found.counts[side] > total / 2:
+        if found[side] > total / 2:
             raise ValueError(
-                f"{what}: in {found.counts[side]:,} of {total:,} rows {side!r} alone begins with the prompt "
-                f"({places(found.first[side], found.counts[side])}), so that the prompt tells the sides apart; take it "
+                f"{what}: in {found[side]:,} of {total:,} rows {side!r} alone begins with the prompt "
+                f"({places(found.first[side], found[side])}), so that the prompt tells the sides apart; take it "
                 "off there"
             )
     if FEW * total < both < NEARLY_ALL * total:
@@ -157,7 +157,7 @@ def _is_repeated(seen: _Seen, what: str, name: str) -> bool:
 
 def _notes(seen: _Seen, repeated: bool, kind: str, name: str) -> list[str]:
     notes = []
-    both, total = seen.prompts.counts["both"], seen.prompts.counts.total()
+    both, total = seen.prompts["both"], seen.prompts.total()
     who = "the completion begins" if kind == "references" else "both sides begin"
     if both:
         which = "both" if repeated else "none"
@@ -165,21 +165,20 @@ def _notes(seen: _Seen, repeated: bool, kind: str, name: str) -> list[str]:
         does = "is taken off there" if repeated else "stays, as chance"
         where = f" ({'not in ' * (which == 'both')}{places(rest, total - both if repeated else both)})" if rest else ""
         notes.append(f"in {both:,} of {total:,} rows {who} with the {name}, which {does}{where}")
-    if inferred := seen.inferred.counts["prompt"]:
+    if inferred := seen.inferred["prompt"]:
         how = "are left out" if seen.prompted else "have as prompt what both sides begin with, in whole words"
         notes.append(
             f"{inferred:,} of {seen.rows:,} rows without a prompt {how} "
             f"({places(seen.inferred.first['prompt'], inferred)})"
         )
-    if len(seen.forms.counts) > 1:
+    if len(seen.forms) > 1:
         counts = ", ".join(
-            f"{count:,} of {form} ({places(seen.forms.first[form], count)})"
-            for form, count in seen.forms.counts.items()
+            f"{count:,} of {form} ({places(seen.forms.first[form], count)})" for form, count in seen.forms.items()
         )
         notes.append(f"rows of two forms, {counts}: a chat template writes messages only")
     for unread, plural in ((seen.unread, "columns"), (seen.keys, "keys of messages")):
-        if unread.counts:
-            named = ", ".join(f"{one} ({count:,} rows)" for one, count in unread.counts.items())
+        if unread:
+            named = ", ".join(f"{one} ({count:,} rows)" for one, count in unread.items())
             notes.append(f"not read: {plural} {named}")
     return notes
 

@@ -136,7 +136,7 @@ def load(
         rng = np.random.default_rng([seed, 1])
         preferences = preferences.select(sorted(rng.choice(len(preferences), config.limit, replace=False)))
     sets = [pairs]
-    pairs.dropped.update(labels.left_out)
+    pairs.dropped.take(labels.left_out)
     best = preferences.filter(bool, input_columns=votes.REFERENCE, keep_in_memory=True) if labels.any else preferences
     preferences = preferences.remove_columns([votes.REFERENCE, *(() if labels.any else votes.COLUMNS)])
     if references_path is None:
@@ -153,7 +153,7 @@ def load(
     return Loaded(
         preferences,
         references,
-        {"references": {}, **{name: dict(each.dropped.counts) for name, each in read.items()}},
+        {"references": {}, **{name: dict(each.dropped) for name, each in read.items()}},
         {"references": {}, **{name: each.dropped.first for name, each in read.items()}},
         {"preferences": [*of_pairs.notes, *labels.says()], "references": of_references.notes if len(sets) > 1 else []},
         {name: found for name, each in read.items() if (found := each.control.report()) is not None},
@@ -353,7 +353,7 @@ def tokenise(
             )
             raise ValueError(
                 f"no {what} are left in the {split} split: {len(rows)} rows before length limits, dropped "
-                f"{dict(dropped.counts) or 'none'}; look at data.path, data.limit, data.max_prompt_length, "
+                f"{dict(dropped) or 'none'}; look at data.path, data.limit, data.max_prompt_length, "
                 f"data.max_completion_length, data.valid_fraction and data.test_fraction" + hint * (len(elsewhere) == 1)
             )
-    return dataset, dict(dropped.counts)
+    return dataset, dict(dropped)

@@ -73,7 +73,7 @@ def comparisons(
     for _, where, row, _ in sets.comparisons(rows, lambda row, at: any_pair(row, at, plain_chat, layout), left_out):
         yield where, row
     if left_out is not None:
-        left_out.update(labels.left_out)
+        left_out.take(labels.left_out)
         for line in labels.says():
             progress.say(f"[rewards] {line}")
 
@@ -277,7 +277,7 @@ def score_set(
         writable.check(_staying(row, where))
     writable.settle()
     if not (total := writable.rows):
-        raise ValueError(f"{path}: no row is a comparison, left out were {dict(summary.left_out.counts) or 'none'}")
+        raise ValueError(f"{path}: no row is a comparison, left out were {dict(summary.left_out) or 'none'}")
     folder = out.with_name(f"{out.name}.parts")
     versions = {"torch": torch.__version__, "transformers": transformers.__version__}
     how = {

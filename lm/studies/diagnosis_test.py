@@ -484,7 +484,7 @@ def test_the_report_and_the_preparing_agree_on_every_row(form: str, tmp_path: Pa
     assert (report.left_out, report.first) == (loaded.dropped["preferences"], loaded.first["preferences"])
     tokens = report.tokens
     assert tokens is not None
-    assert (tokens.left_out, tokens.first) == (dict(over.counts), over.first)
+    assert (tokens.left_out, tokens.first) == (dict(over), over.first)
     assert report.comparisons - tokens.too_long == len(prepared) > 5
     assert tokens.too_long > 0
     arguments = [path, "--tokenizer", own, "--json", str(tmp_path / "report.json")]
