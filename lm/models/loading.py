@@ -92,16 +92,15 @@ def check_lora(spec: str, options: LoraConfig, trust_remote_code: bool) -> None:
         add_adapter(AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code), options, base=spec)
 
 
-def expect(spec: str | Path, option: str = "model") -> None:
-    """Raises ValueError, within seconds, for a name that is no folder here and no model that the hub knows: loading
-    would ask the hub again and again."""
-    if str(spec) not in SCRATCH and not Path(spec).exists():
-        hub.expect(f"{option} {str(spec)!r}", str(spec), "model")
+def missing(spec: str | Path) -> str | None:
+    """Why a model is neither here nor on the hub, found within seconds: loading would ask the hub again and again."""
+    return None if str(spec) in SCRATCH or Path(spec).exists() else hub.missing(str(spec), "model")
 
 
 def _config_of(option: str, spec: str, trust_remote_code: bool) -> PretrainedConfig:
+    if why := missing(spec):
+        raise ValueError(f"{option} {spec!r}: its config cannot be loaded ({why})")
     try:
-        expect(spec, "model")
         return AutoConfig.from_pretrained(spec, trust_remote_code=trust_remote_code)
     except (OSError, ValueError) as error:
         raise ValueError(f"{option} {spec!r}: its config cannot be loaded ({error})") from None
@@ -116,7 +115,8 @@ def load_tokenizer(
     """
     if spec in SCRATCH:
         return _train_bpe(texts, SCRATCH[spec]["vocab_size"])
-    expect(spec)
+    if why := missing(spec):
+        raise ValueError(f"model {spec!r}: its tokenizer cannot be loaded ({why})")
     try:
         tokenizer = AutoTokenizer.from_pretrained(spec, trust_remote_code=trust_remote_code)
     except Exception as error:
@@ -247,7 +247,8 @@ def _disable_dropout(model: PreTrainedModel) -> None:
 
 
 def _from_pretrained(auto: Any, spec: str | Path, config: Config, **extra: Any) -> PreTrainedModel:
-    expect(spec)
+    if why := missing(spec):
+        raise ValueError(f"model {str(spec)!r} cannot be loaded: {why}")
     try:
         model: PreTrainedModel = auto.from_pretrained(
             str(spec),
