@@ -32,24 +32,23 @@ def commit_of(name: str, kind: Kind, revision: str | None = None) -> str | None:
     return answer.commit or _cached(name, kind, revision)
 
 
-def expect(what: str, name: str, kind: Kind, revision: str | None = None) -> None:
-    """Raises ValueError, within PATIENCE, where a name that is no path here can be loaded from nowhere.
+def missing(name: str, kind: Kind, revision: str | None = None) -> str | None:
+    """Why a name that is no path here can be loaded from nowhere, found within PATIENCE; None where it may be loaded.
 
     Args:
-        what: the option and its value, to begin the message with.
         name: owner/name.
         kind: of repository.
         revision: branch, tag or commit.
     """
-    absent = f"{what}: there is no such {'folder' if kind == 'model' else 'file or folder'}{meant(name)}"
+    absent = f"there is no such {'folder' if kind == 'model' else 'file or folder'}{meant(name)}"
     if not NAME.fullmatch(name) or ".." in name:
-        raise ValueError(f"{absent}, and it is no name on the hub (owner/name)")
+        return f"{absent}, and it is no name on the hub (owner/name)"
     if _cached(name, kind, revision) is not None:
-        return
+        return None
     if is_offline():
-        raise ValueError(f"{absent}, and the hub's cache here has no {kind} of this name (HF_HUB_OFFLINE is set)")
-    if trouble := _ask(name, kind, revision).trouble:
-        raise ValueError(f"{absent}, and {trouble}")
+        return f"{absent}, and the hub's cache here has no {kind} of this name (HF_HUB_OFFLINE is set)"
+    trouble = _ask(name, kind, revision).trouble
+    return trouble and f"{absent}, and {trouble}"
 
 
 def meant(path: str) -> str:

@@ -26,6 +26,7 @@ def refused(capsys: pytest.CaptureFixture[str], *arguments: str, command: str = 
         parse(command, "", arguments)
     if isinstance(end.value, ValueError):  # the command makes a line of it
         return str(end.value)
+    assert isinstance(end.value, SystemExit)
     assert end.value.code == 2
     (line,) = capsys.readouterr().err.splitlines()
     return line.removeprefix("error: ")

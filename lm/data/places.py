@@ -25,8 +25,8 @@ def check(path: str, *, option: str = "data path") -> None:
             f"{option} {shown(path)}: there is no such file or folder{hub.meant(path)}, and it is no hub name "
             "(owner/name)"
         )
-    if not _is_prepared(named[1]):
-        hub.expect(f"{option} {shown(path)}", named[1], "dataset", named[3])
+    if not _is_prepared(named[1]) and (why := hub.missing(named[1], "dataset", named[3])):
+        raise ValueError(f"{option} {shown(path)}: {why}")
 
 
 def _is_prepared(name: str) -> bool:

@@ -33,7 +33,7 @@ from lm.models import checks, noise
 from lm.models.gguf import as_folder
 from lm.models.heads import without_weights
 from lm.models.lora import add_adapter
-from lm.models.weights import config_of, expect, open_weights, opened_without_weights
+from lm.models.weights import config_of, missing, open_weights, opened_without_weights
 
 SCRATCH = {"scratch:tiny": {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2, "vocab_size": 4096}}
 """Models from random weights, by name."""
@@ -163,7 +163,8 @@ def load_tokenizer(
     if spec in SCRATCH:
         return _train_bpe(texts, SCRATCH[spec]["vocab_size"])
     folder = as_folder(spec)
-    expect(folder)
+    if why := missing(folder):
+        raise ValueError(f"model {spec!r}: its tokenizer cannot be loaded ({why})")
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code)
     except Exception as error:

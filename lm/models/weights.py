@@ -115,17 +115,17 @@ def rows_by_config(option: str, spec: str, trust_remote_code: bool) -> int:
     return int(config_of(option, spec, trust_remote_code).get_text_config().vocab_size)
 
 
-def expect(spec: str | Path, option: str = "model") -> None:
-    """Raises ValueError, within seconds, for a name that is no folder here and no model that the hub knows: loading
-    would ask the hub again and again."""
-    if not str(spec).startswith("scratch:") and not Path(spec).exists():
-        hub.expect(f"{option} {str(spec)!r}", str(spec), "model")
+def missing(spec: str | Path) -> str | None:
+    """Why a model is neither here nor on the hub, found within seconds: loading would ask the hub again and again."""
+    here = str(spec).startswith("scratch:") or Path(spec).exists()
+    return None if here else hub.missing(str(spec), "model")
 
 
 def config_of(option: str, spec: str, trust_remote_code: bool) -> PretrainedConfig:
+    folder = as_folder(spec)
+    if why := missing(folder):
+        raise ValueError(f"{option} {spec!r}: its config cannot be loaded ({why})")
     try:
-        folder = as_folder(spec)
-        expect(folder, option)
         return AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code)
     except (OSError, ValueError) as error:
         raise ValueError(f"{option} {spec!r}: its config cannot be loaded ({error})") from None

@@ -92,14 +92,17 @@ class Run:
 
     def _commit(self, name: str, path: str, kind: hub.Kind) -> str | None:
         from lm.data import places
-        from lm.models.weights import expect
+        from lm.models.weights import missing
 
         commit = hub.commit_of(path, kind) if kind == "model" else places.commit_of(path)
         file = self.store.root / COMMITS
         known = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
         if commit is None:
             if name not in known:  # so that a mistyped path is told at once, and nothing else
-                expect(path) if kind == "model" else places.check(path)
+                if kind == "dataset":
+                    places.check(path)
+                elif why := missing(path):
+                    raise ValueError(f"model {path!r}: {why}")
             stands = f"the one that it had, {known[name]}," if name in known else "the name"
             progress.say(f"{name}: neither the hub nor its cache tells the commit; {stands} stands for it in keys")
             return known.get(name)
