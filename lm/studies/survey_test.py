@@ -88,6 +88,15 @@ def test_a_leak_is_wrong(monkeypatch: pytest.MonkeyPatch) -> None:
     assert row.difference > 0.1
 
 
+def test_a_traceback_is_wrong_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_: object) -> None:
+        raise AttributeError("'tuple' object has no attribute 'new_zeros'")
+
+    monkeypatch.setattr("lm.logprobs.completions.Trial", broken)
+    row = row_of("llama")
+    assert (row.outcome, row.why) == (WRONG, "AttributeError: 'tuple' object has no attribute 'new_zeros'")
+
+
 def test_a_text_part_keeps_its_own_attention() -> None:
     """A vision part may know one attention only, and the whole says that one: what is put back is each part's own."""
     model = CompletionModel(build(of_type("got_ocr2")))
