@@ -284,7 +284,8 @@ class SamplingConfig:
         engine: what samples: transformers' `generate`, or vLLM (to be installed; see
             `lm.logprobs.sampling.sample_completions`).
         temperature: softmax temperature, > 0.
-        batch_size: prompts a `generate` call; vLLM schedules by itself.
+        batch_size: prompts a `generate` call, fewer where their caches would not fit the free memory (which is said:
+            the draws are then those of that size); vLLM schedules by itself.
         reference_samples: completions of pi_ref for each training prompt, which estimate the forward KL.
     """
 
@@ -379,7 +380,7 @@ class LogprobsConfig:
 
     Args:
         route: "packed" computes a prompt once for all its completions, without padding; "padded" is the plain forward;
-            "auto" takes packed where a trial on the longest rows shows the same numbers, and says where not.
+            "auto" takes packed where a trial with rows as long shows the plain forward's numbers, and says where not.
         onednn: float32 matrix products through oneDNN on the CPU; "auto" where that gains (AMD with AVX-512).
         compile: torch.compile each layer but the last; pays off on long runs.
         autocast: bfloat16 activations and products over float32 parameters; log-probs are summed in float32.

@@ -6,6 +6,7 @@ import logging
 import random
 import warnings
 from collections.abc import Callable, Iterator
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -259,6 +260,40 @@ def test_the_mask_of_the_gpu_route_is_the_one_definition() -> None:
             ]
         )
         assert torch.equal(unrolled, expected)
+
+
+@pytest.mark.parametrize("lengths", [[[5, 3, 1], [130, 4, 4]], [[400, 100, 37], [3, 300]], [[100, 28]]])
+@pytest.mark.parametrize("window", [None, 4, 200])
+def test_the_gpu_routes_mask_in_pieces_is_torchs(
+    lengths: list[list[int]], window: int | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Block by block as `create_block_mask` has it, which looks at all pairs of tokens at once."""
+    for cells in (2**25, 3 * 128 * 128):
+        monkeypatch.setattr("lm.logprobs.packing.MASK_CELLS", cells)
+        layout = Layout(lengths, torch.device("cpu"))
+        mask = layout.flex_mask(window)
+        size = layout.total
+        whole = flex_attention.create_block_mask(mask.mask_mod, None, None, size, size, device="cpu")
+        assert mask.shape == whole.shape
+        for kind in ("kv_num_blocks", "kv_indices", "q_num_blocks", "q_indices"):
+            for name in (kind, f"full_{kind}"):
+                ours, theirs = getattr(mask, name), getattr(whole, name)
+                assert ours.dtype == theirs.dtype
+                assert torch.equal(ours, theirs), name
+
+
+def test_two_kinds_of_layers_are_compiled_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of one function torch compiles 8 versions; where FlexAttention is taken, more are allowed."""
+    model = wrap(causal_lm())
+    with torch._dynamo.config.patch(recompile_limit=8):
+        model.settle(**collate([[2]], [[[3]]]))
+        assert torch._dynamo.config.recompile_limit == 8
+        # No accelerator here: the first way that one would try, and what comes of taking it.
+        monkeypatch.setattr("lm.logprobs.completions.Trial", lambda *args: SimpleNamespace(packed=lambda *args: None))
+        monkeypatch.setattr(model.model, "set_attn_implementation", lambda name: None)
+        model.settle(**collate([[2]], [[[3]]]), device=torch.device("cuda"))
+        assert model.sharing == ("flex_attention", False)
+        assert torch._dynamo.config.recompile_limit == 64
 
 
 @pytest.mark.parametrize("architecture", ["mistral-sliding", "gemma2", "gemma3"])

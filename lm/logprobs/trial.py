@@ -299,6 +299,7 @@ def route_report(model: CompletionModel, tokens: int = 64, device: torch.device 
     if trial.unchecked is not None:
         raise ValueError(f"{type(model.model).__name__} cannot be tried: {trial.unchecked}")
     subject, several = trial.subject, trial.examples
+    subject.plain_head = trial.head_is_plain
     attention, spare = model.sharing if route == "packed" else (PACKED, False)
     one = [(prompt, own[:1]) for prompt, own in several]
     ways: dict[str, Callable[[Sequence[Example]], CompletionOutput]] = {

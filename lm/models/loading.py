@@ -222,7 +222,7 @@ def load_policy(spec: str | Path, tokenizer: PreTrainedTokenizerBase, config: Co
     Raises ValueError where weights are missing, the model is not causal, or it has fewer rows in its embedding than the
     tokenizer has ids, or fewer positions than the longest row of the configured data.
     """
-    longest = config.data.max_prompt_length + config.data.max_completion_length + 1  # evaluation may add end-of-text
+    longest = _longest_row(config)
     if str(spec) in SCRATCH:
         shape = SCRATCH[str(spec)]
         model = AutoModelForCausalLM.from_config(
@@ -280,12 +280,18 @@ def load_reward_model(spec: str | Path, config: Config, *, new_head: bool = Fals
     option = "oracle_model" if str(spec) == config.oracle_model else "reward model"
     auto = AutoModelForSequenceClassification
     model = open_weights(auto, option, spec, new_head=new_head, num_labels=1, **_as_of(config))
+    check_positions(model.config, _longest_row(config), f"model {str(spec)!r}")
     noise.turn_off(model)
     return model
 
 
 def _as_of(config: Config) -> dict[str, Any]:
     return {"trust_remote_code": config.trust_remote_code, "dtype": getattr(torch, config.dtype)}
+
+
+def _longest_row(config: Config) -> int:
+    """Tokens that a row of the configured data may have; evaluation may add end-of-text."""
+    return config.data.max_prompt_length + config.data.max_completion_length + 1
 
 
 def is_sharded(model: nn.Module) -> bool:

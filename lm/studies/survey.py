@@ -163,7 +163,7 @@ def markdown(rows: Sequence[Row]) -> str:
         (row.type, row.name, row.outcome, _off(row), row.head, _short(row)) for row in rows if row.outcome != NOT_BUILT
     ]
     header = ("type", "class", "route", "nats off", "reward head", "why not packed")
-    made = table(header, lines, numbers=False)
+    made = table(header, lines, numbers=False, padded=False)
     others = "\n".join(f"- `{row.type}`: {_short(row)}" for row in rows if row.outcome == NOT_BUILT)
     return f"{counted(rows)}.\n\n{made}\n\nNot built from a small config here:\n\n{others or 'none'}"
 

@@ -171,7 +171,7 @@ def test_the_command_writes_table_and_json(
     assert main(["--architectures", "--markdown", str(page), "--json", str(file)]) == 0
     assert "3 architectures: 1 packed, 0 padded, 1 refused, 1 not built, 0 WRONG" in capsys.readouterr().out
     text = page.read_text()
-    assert "| llama | LlamaForCausalLM | packed  | 1.0e-06  | transformers' |" in text
+    assert "| llama | LlamaForCausalLM | packed | 1.0e-06 | transformers' |" in text
     assert "- `gemma3n`: needs timm" in text
     assert text.startswith("before\n")
     assert text.endswith("after\n")
