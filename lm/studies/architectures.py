@@ -61,6 +61,7 @@ SMALL: dict[str, Any] = {
     **_each("sliding_window window_size attention_window_size sliding_window_size attention_chunk_size", WINDOW),
     **_each("local_attention local_attention_window_len keep_window_size", WINDOW),
     "index_topk_blocks": 2,
+    "hidden_size_global": 64,
     **_each("chunk_size mamba_chunk_size index_topk index_block_size block_size", 4),
 }
 """Field of a config -> its value in a small model, where the config has one."""

@@ -46,7 +46,7 @@ class Row:
     """Of its class."""
     outcome: str
     """The route whose numbers are those of the plain forward, or `refused` (with a message, before anything is
-    computed), `not built` (here, from a small config), or `WRONG`."""
+    computed), `not built` (here, from a small config), or `WRONG`: other numbers, or a traceback."""
     why: str
     """It is not packed."""
     difference: float | None
@@ -102,6 +102,8 @@ def row_of(model_type: str) -> Row:
             ]
     except (ValueError, TimeoutError) as error:
         return row(REFUSED, _line(error))
+    except Exception as error:  # to be refused by a message, and not by a traceback
+        return row(WRONG, _line(error))
     worst = max(found, key=lambda each: each.value / each.limit if each.value == each.value else float("inf"))
     outcome = route if all(each.ok for each in found) else WRONG
     return row(outcome, ours.reason or "", worst, moved.value)
@@ -161,7 +163,7 @@ def markdown(rows: Sequence[Row]) -> str:
         (row.type, row.name, row.outcome, _off(row), row.head, _short(row)) for row in rows if row.outcome != NOT_BUILT
     ]
     header = ("type", "class", "route", "nats off", "reward head", "why not packed")
-    made = table(header, lines, numbers=False)
+    made = table(header, lines, numbers=False, padded=False)
     others = "\n".join(f"- `{row.type}`: {_short(row)}" for row in rows if row.outcome == NOT_BUILT)
     return f"{counted(rows)}.\n\n{made}\n\nNot built from a small config here:\n\n{others or 'none'}"
 

@@ -88,6 +88,15 @@ def test_a_leak_is_wrong(monkeypatch: pytest.MonkeyPatch) -> None:
     assert row.difference > 0.1
 
 
+def test_a_traceback_is_wrong_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_: object) -> None:
+        raise AttributeError("'tuple' object has no attribute 'new_zeros'")
+
+    monkeypatch.setattr("lm.logprobs.completions.Trial", broken)
+    row = row_of("llama")
+    assert (row.outcome, row.why) == (WRONG, "AttributeError: 'tuple' object has no attribute 'new_zeros'")
+
+
 def test_a_text_part_keeps_its_own_attention() -> None:
     """A vision part may know one attention only, and the whole says that one: what is put back is each part's own."""
     model = CompletionModel(build(of_type("got_ocr2")))
@@ -162,7 +171,7 @@ def test_the_command_writes_table_and_json(
     assert main(["--architectures", "--markdown", str(page), "--json", str(file)]) == 0
     assert "3 architectures: 1 packed, 0 padded, 1 refused, 1 not built, 0 WRONG" in capsys.readouterr().out
     text = page.read_text()
-    assert "| llama | LlamaForCausalLM | packed  | 1.0e-06  | transformers' |" in text
+    assert "| llama | LlamaForCausalLM | packed | 1.0e-06 | transformers' |" in text
     assert "- `gemma3n`: needs timm" in text
     assert text.startswith("before\n")
     assert text.endswith("after\n")
