@@ -387,7 +387,7 @@ def _scored(
 
 def _staying(row: Row, where: str) -> Row:
     """What of a row is written beside its rewards: all but others' rewards, or the texts of the schema with posts."""
-    own = _kept(any_pair(row, where)) if is_tldr(row) else row
+    own = _kept(any_pair(row, where), where) if is_tldr(row) else row
     return {name: value for name, value in own.items() if name not in rewards.EVERY}
 
 
