@@ -33,7 +33,7 @@ ROW = frozenset({"prompt", "chosen", "rejected", "completion", "messages", "conv
 """Of an object that holds all rows, and of a row."""
 
 NUMBERS = re.compile(
-    r"(^|_)(rewards?|scores?|margins?|confidence|choice|label|labels|preference|votes?|weights?|rank|rating|logps)(_|$)"
+    r"(^|_)(rewards?|scores?|margins?|confidence|choice|label|labels|preference|votes?|weights?|ranks?|rating|probability|logps)(_|$)"
 )
 """Columns of a CSV file that hold numbers, or JSON lists of them, where they can; every other one is text."""
 
