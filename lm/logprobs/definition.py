@@ -167,7 +167,7 @@ def alone(model: CompletionModel, rows: Sequence[tuple[list[int], int]]) -> Valu
                 states = model.call(plain.base_model, input_ids=row, use_cache=False).last_hidden_state
                 rewards.append(at_least_float32(plain.score(states[:, -1]))[0, 0])
                 continue
-            large = len(ids) * plain.config.get_text_config().vocab_size > STORED_LOGITS
+            large = len(ids) * getattr(plain.config.get_text_config(), "vocab_size", 0) > STORED_LOGITS
             asked: dict[str, Any] = {"use_cache": False, "output_hidden_states": model.reward_head is not None}
             if large:
                 asked["logits_to_keep"] = count + 1
