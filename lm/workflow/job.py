@@ -9,10 +9,9 @@ import argparse
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from pathlib import Path
 
 from lm.base import ranks
-from lm.base.command import Help, epilog
+from lm.base.command import Help, epilog, path
 from lm.base.store import provenance
 from lm.config import SFT
 from lm.stages.run import Run, command
@@ -117,9 +116,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         allow_abbrev=False,
     )
     parser.add_argument("job", choices=[*JOBS, "alpha"], help="which part of the grid")
-    parser.add_argument("--out", type=Path, required=True, metavar="FILE", help="where the record goes")
+    parser.add_argument("--out", type=path, required=True, metavar="FILE", help="where the record goes")
     parser.add_argument(
-        "--like", type=Path, metavar="FILE", help="record of the cell whose setting is taken; alpha only"
+        "--like", type=path, metavar="FILE", help="record of the cell whose setting is taken; alpha only"
     )
     parser.add_argument("--constant", type=float, metavar="ALPHA", help="weight of the KL term; alpha only")
     ours, options = parser.parse_known_args(arguments)

@@ -8,13 +8,12 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import MISSING, asdict, fields, is_dataclass
 from itertools import combinations
-from pathlib import Path
 from typing import Any, get_type_hints
 
 import numpy as np
 from scipy import stats
 
-from lm.base.command import argument_parser, as_command
+from lm.base.command import argument_parser, as_command, path
 from lm.base.store import provenance
 from lm.config import SFT, Config
 from lm.judging.statistics import wald, win_rates
@@ -303,8 +302,8 @@ def as_text(document: Mapping[str, Any]) -> str:
 def main(arguments: Sequence[str]) -> None:
     """The command."""
     parser = argument_parser("lm.workflow.summary", __doc__, "runs/grid/cells/*.json --out grid.json")
-    parser.add_argument("records", nargs="+", type=Path, metavar="RECORD", help="JSON file of a job")
-    parser.add_argument("--out", type=Path, required=True, metavar="FILE", help="where the summary goes")
+    parser.add_argument("records", nargs="+", type=path, metavar="RECORD", help="JSON file of a job")
+    parser.add_argument("--out", type=path, required=True, metavar="FILE", help="where the summary goes")
     options = parser.parse_args(arguments)
     write_text(options.out, as_text(summary([read(path) for path in options.records])))
 

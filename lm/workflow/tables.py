@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from lm.base.command import argument_parser, as_command
+from lm.base.command import argument_parser, as_command, path
 from lm.objectives import MAIN, METHODS
 from theory import records
 from theory.records import write_text
@@ -293,8 +293,8 @@ def main(arguments: Sequence[str]) -> None:
     parser = argument_parser(
         "lm.workflow.tables", __doc__, "docs/results.md", "docs/choosing.md --grid runs/grid/grid.json"
     )
-    parser.add_argument("page", type=Path, help="Markdown file, rewritten in place, e.g. docs/results.md")
-    parser.add_argument("--grid", type=Path, default=GRID, help="the summary (%(default)s)")
+    parser.add_argument("page", type=path, help="Markdown file, rewritten in place, e.g. docs/results.md")
+    parser.add_argument("--grid", type=path, default=GRID, help="the summary (%(default)s)")
     options = parser.parse_args(arguments)
     grid = json.loads(options.grid.read_text(encoding="utf-8"))
     write_text(options.page, fill(options.page.read_text(encoding="utf-8"), grid))
