@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from lm.base import progress
-from lm.base.command import argument_parser, as_command
+from lm.base.command import add_data, argument_parser, as_command
 from lm.config import BiasConfig
 from lm.stages.run import Run, command
 
@@ -52,7 +52,7 @@ def main(arguments: Sequence[str]) -> None:
         "pairs.jsonl --rho 0.2 --out biased.jsonl",
         "pairs.jsonl --rho 0.2 --size 30000 --tokenizer Qwen/Qwen2.5-0.5B --out biased.jsonl",
     )
-    parser.add_argument("data", metavar="DATA", help="hub name, .jsonl, .jsonl.gz or .parquet file, or folder of them")
+    add_data(parser, "data", metavar="DATA")
     parser.add_argument("--rho", type=float, required=True, help="share of the pairs that prefer the longer completion")
     parser.add_argument("--size", type=int, help="pairs; the largest feasible number by default")
     parser.add_argument(
@@ -73,14 +73,15 @@ def main(arguments: Sequence[str]) -> None:
     from rich.console import Console
 
     from lm.data.lengths import bias_file
+    from lm.data.rows import left_out
     from lm.models.loading import SCRATCH, load_tokenizer
 
     if options.tokenizer in SCRATCH:
         raise ValueError(f"--tokenizer must be a hub name or a folder, got {options.tokenizer!r}")
     tokenizer = load_tokenizer(options.tokenizer, (), False) if options.tokenizer else None
-    report = bias_file(options.data, options.out, config, seed=options.seed, tokenizer=tokenizer)
-    for reason, count in report["left_out"].items():
-        print(f"left out: {count:,} rows, {reason}")
+    report = bias_file(options.data, options.out, config, seed=options.seed, tokenizer=tokenizer, prompt=options.prompt)
+    for line in (*left_out(report["left_out"], report.get("first", {})), *report.get("notes", ())):
+        print(line)
     Console().print(table(report, f"{options.data} at rho {options.rho:g}, seed {options.seed}"))
     progress.say(f"written: {options.out}")
 

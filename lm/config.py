@@ -83,9 +83,14 @@ class DataConfig:
             as text or as messages (the model's chat template is applied), and rewards in the columns that `rewards`
             names.
         path: hub name (owner/name, or owner/name/folder for one folder of it, and @revision after it), or a local
-            .jsonl, .jsonl.gz or .parquet file, or a folder of them. Not read by "world".
+            file of type .jsonl, .json, .csv, .tsv (each also .gz) or .parquet, or a folder of them. Not read by
+            "world".
         sft_path: reference completions, likewise; needed by "tldr", and read by "preferences" (prompt and completion,
             or messages) where given. Without it the chosen completions are the references.
+        prompt: where the prompts of "preferences" stand. "auto": in `prompt`; in sets without it, in `conversations` or
+            `messages`, or in messages or dialogues of which both sides begin alike; and in sets of text that have no
+            other column of text, it is what both sides begin with. "inferred": it is that whatever else there is.
+            Anything else is the column's name.
         labels: "oracle" relabels every pair by the oracle; "given" keeps the set's own labels. The oracle judges the
             policies either way.
         rewards: "models" trains reward models; "given" distils the set's own rewards ("preferences" only), in the
@@ -115,6 +120,7 @@ class DataConfig:
     kind: Kind = "world"
     path: str | None = None
     sft_path: str | None = None
+    prompt: str = field(default="auto", metadata={"keyed": "where set"})
     labels: Literal["oracle", "given"] = "oracle"
     rewards: Literal["models", "given", "oracle"] = "models"
     prompt_template: str = "SUBREDDIT: r/{subreddit}\n\nTITLE: {title}\n\nPOST: {post}\n\nTL;DR:"
@@ -142,6 +148,11 @@ class DataConfig:
             given = self.path or self.sft_path
             raise ValueError(
                 f'DataConfig.path and sft_path go with kinds other than "world", got {given!r} for "world"'
+            )
+        if not self.prompt or (self.prompt != "auto" and self.kind != "preferences"):
+            raise ValueError(
+                'DataConfig.prompt must be "auto", "inferred" or a column\'s name, and other than "auto" for kind '
+                f'"preferences" only; got {self.prompt!r} for "{self.kind}"'
             )
         if self.kind != "world" and not self.path:
             raise ValueError(f'DataConfig.path is needed for kind "{self.kind}": a hub name or a local file or folder')

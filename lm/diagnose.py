@@ -11,7 +11,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from lm.base import progress
-from lm.base.command import argument_parser, as_command
+from lm.base.command import add_data, argument_parser, as_command
 from lm.config import KINDS, DataConfig
 
 # ---------------------------------------------------------------- the command
@@ -27,7 +27,7 @@ def main(arguments: Sequence[str]) -> None:
         "pairs.jsonl.gz --json report.json --tokenizer gpt2",
         "pairs.jsonl.gz --reward-error 0.3 1.5 --model runs/own/sft/NAME",
     )
-    parser.add_argument("data", metavar="DATA", help="hub name (owner/name), .jsonl, .jsonl.gz, .parquet, or a folder")
+    add_data(parser, "data", metavar="DATA")
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write the report as JSON")
     parser.add_argument("--kind", choices=["auto", *KINDS], default="auto", help="schema; default: by the columns")
     parser.add_argument("--subset", metavar="NAME", help="folder of a hub dataset")
@@ -66,13 +66,20 @@ def main(arguments: Sequence[str]) -> None:
             )
     from rich.console import Console
 
-    from lm.studies.diagnosis import MODEL_PAIRS, measure, read, renderer_of, show
+    from lm.studies.diagnosis import MODEL_PAIRS, measure, names_of, read, renderer_of, show
     from theory.records import write_json
 
     os.environ["TOKENIZERS_PARALLELISM"] = "true"  # nothing forks here
     with Console(stderr=True, quiet=progress.is_quiet()).status(f"reading {options.data}"):
         render = renderer_of(options.model, options.tokenizer)
-        comparisons = read(options.data, kind=options.kind, subset=options.subset, render=render)
+        comparisons = read(
+            options.data,
+            kind=options.kind,
+            subset=options.subset,
+            render=render,
+            prompt=options.prompt,
+            names=names_of(options.model, options.tokenizer),
+        )
         report = measure(
             comparisons,
             options.data,

@@ -1,12 +1,14 @@
 """Writes the scored pairs of D_rho for other trainers to --out FILE (.jsonl, .jsonl.gz or .parquet).
 
-All other options are the run's, as for `lm.score`. A row has prompt, chosen and rejected as text, its split in the run
-("train", of every row), the reward of each side by the model of D_rho (chosen_reward, rejected_reward), their
-difference (reward_margin), the rewards by the ensemble's members (chosen_member_rewards, rejected_member_rewards: lists
-in the order of `bias.member_fractions`), each where a method of `methods` distils it, and the summed log-probs of both
-sides under pi_ref (ref_chosen_logps, ref_rejected_logps), in nats, with end-of-text. `data.kind preferences` with
-`data.rewards given` and `data.split own` reads it back, and holds out some of its rows, on which the run's own models
-were trained. Drawn anew by the seed of that run, all rows would be for training again.
+All other options are the run's, as for `lm.score`. A row has prompt, chosen and rejected as the set had them: text, or
+messages (and tools), which another model's own template then writes; beside messages, the ids of the tokens that this
+run's template made of them (prompt_ids, chosen_ids, rejected_ids). Further the reward of each side by the model of
+D_rho (chosen_reward, rejected_reward), their difference (reward_margin), the rewards by the ensemble's members
+(chosen_member_rewards, rejected_member_rewards: lists in the order of `bias.member_fractions`), each where a method of
+`methods` distils it, and the summed log-probs of both sides under pi_ref (ref_chosen_logps, ref_rejected_logps), in
+nats, with end-of-text. `split` is the run's, "train" of every row: `data.kind preferences` with `data.rewards given`
+and `data.split own` reads the file back, and holds out some of its rows, on which the run's own models were trained.
+Drawn anew by the seed of that run, all rows would be for training again.
 """
 
 from __future__ import annotations

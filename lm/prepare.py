@@ -8,18 +8,16 @@ from lm.stages.run import Run, command
 def work(run: Run) -> None:
     """Prints the rows of each split, and those that were left out by reason."""
     from lm.base import ranks
-    from lm.stages.data import data, remarks
+    from lm.stages.data import SETS, data, lines
 
     report = data(run).metrics
     if not ranks.is_first():
         return
-    for name in ("preferences", "references"):
+    for name in SETS:
         kept = ", ".join(f"{report[name]['kept'].get(split, 0):,} {split}" for split in ("train", "valid", "test"))
         print(f"{name}: {kept}")
-        for reason, count in report[name]["dropped"].items():
-            print(f"  left out: {count:,} rows, {reason}")
-    for line in remarks(report):
-        print(line)
+        for line in lines(report[name]):
+            print(f"  {line}")
 
 
 if __name__ == "__main__":

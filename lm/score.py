@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lm.base import progress, ranks
-from lm.base.command import argument_parser, as_command, said_once
+from lm.base.command import add_data, argument_parser, as_command, said_once
 from lm.config import DTYPES, TASKS, Scoring
 from lm.stages.run import Run, command
 
@@ -40,7 +40,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         "--data pairs.jsonl --reward-model runs/own/reward/* --out scored.parquet",
         "--data pairs.jsonl --judge-model NAME --task helpfulness --endpoint http://localhost:8000/v1 --out s.jsonl",
     )
-    parser.add_argument("--data", required=True, help="hub name, .jsonl, .jsonl.gz or .parquet file, or folder of them")
+    add_data(parser, "--data", required=True)
     parser.add_argument("--subset", metavar="NAME", help="folder of a hub dataset")
     parser.add_argument(
         "--reward-model",
@@ -89,7 +89,13 @@ def main(arguments: Sequence[str]) -> None:
         judge = LLMJudge(task=options.task, model=options.judge_model, base_url=url)
     with ranks.together(options.device):
         summary = score_set(
-            options.data, options.out, options.reward_model, scoring, subset=options.subset, judge=judge
+            options.data,
+            options.out,
+            options.reward_model,
+            scoring,
+            subset=options.subset,
+            judge=judge,
+            prompt=options.prompt,
         )
         report(summary, options.data)
         progress.say(f"written: {options.out}")
@@ -97,9 +103,11 @@ def main(arguments: Sequence[str]) -> None:
 
 def report(summary: Summary, data: str) -> None:
     """Says what was scored, cut and left out."""
+    from lm.data.rows import left_out
+
     print(f"{data}: {summary.pairs:,} pairs")
-    for reason, count in summary.left_out.items():
-        print(f"  left out: {count:,} rows, {reason}")
+    for line in (*left_out(summary.left_out.counts, summary.left_out.first), *summary.notes):
+        print(f"  {line}")
     if summary.removed:
         print(f"  left out: columns {', '.join(sorted(summary.removed))}, which hold other rewards")
     for spec, why in summary.unused.items():

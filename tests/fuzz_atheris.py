@@ -20,10 +20,10 @@ import atheris
 sys.path.insert(0, str(Path(__file__).parents[1]))
 with atheris.instrument_imports(include=["lm", "jsonargparse", "yaml"]):
     from lm.base.options import CONFIGS
-    from lm.data.rows import SUFFIXES
     from tests import fuzz_test
     from tests.fuzz_test import GOOD_FILES, read_config, read_data
 
+SUFFIXES = list(GOOD_FILES)
 fuzz_test.in_time = contextlib.nullcontext  # libFuzzer has the alarm, and its own limit: -timeout
 
 

@@ -17,9 +17,12 @@ import pytest
 import torch
 from datasets import Dataset
 from rapidfuzz.distance import Levenshtein
+from transformers import AutoModelForSequenceClassification
 
 from lm import export, prepare
+from lm.base.files import read_jsonl, write_jsonl
 from lm.config import (
+    SFT,
     BiasConfig,
     Config,
     DataConfig,
@@ -30,15 +33,19 @@ from lm.config import (
 )
 from lm.data import rewards, splits
 from lm.data.confidence import subset as confidence_subset
-from lm.data.lengths import bias_file
+from lm.data.lengths import bias_file, read_lengths
 from lm.data.rows import SUFFIXES, read_rows, write_rows
+from lm.data.templates import chat_renderer
 from lm.data.tokens import load
+from lm.judging.llm import Pair
+from lm.judging.matches import by_llm, pair_up, read_samples
 from lm.models.loading import SCRATCH, load_tokenizer
 from lm.objectives import MAIN
 from lm.reporting.card import card
 from lm.reporting.results import report
 from lm.score import parse
 from lm.stages.data import data, given_pairs, references, tokenizer
+from lm.stages.evaluations import evaluation
 from lm.stages.labels import labelled_pairs, labels
 from lm.stages.rewards import reward, reward_accuracy
 from lm.stages.run import Run
@@ -338,6 +345,69 @@ def test_messages_are_written_by_the_models_own_template(tmp_path: Path) -> None
     assert reference["completion_ids"] == pair["chosen_ids"]
 
 
+def test_messages_are_exported_and_another_template_writes_them(tmp_path: Path) -> None:
+    """And a judge reads what was said, without control tokens."""
+    policy, oracle = local_models(tmp_path, CHATML)
+    said = [{**row, "tools": None} for row in conversations()]
+    made = config(tmp_path, said, {"labels": "oracle"}, model=policy, oracle_model=oracle, methods=["d-dpo"])
+    torch.nn.init.normal_(  # an oracle with opinions: some pairs change sides, and their messages have to as well
+        (head := AutoModelForSequenceClassification.from_pretrained(oracle)).score.weight
+    )
+    head.save_pretrained(oracle)
+    run, out = Run(made), tmp_path / "out.jsonl"
+    export.export(run, out)
+    rows, texts = [row for _, row in read_rows(str(out))], subset(run, MAIN)
+    assert len(rows) == len(texts) > 20
+    known = {row["prompt"][0]["content"]: row for row in said}
+    flipped = 0
+    for row, text in zip(rows, texts, strict=True):
+        given = known[row["prompt"][0]["content"]]
+        flipped += row["chosen"] == given["rejected"]
+        assert {str(row["chosen"]), str(row["rejected"])} == {str(given["chosen"]), str(given["rejected"])}
+        assert row["chosen"][0]["content"] == text["chosen"].strip()
+        assert [row[f"{name}_ids"] for name in ("prompt", "chosen", "rejected")] == [
+            text[f"{name}_ids"] for name in ("prompt", "chosen", "rejected")
+        ]
+    assert 0 < flipped < len(rows)
+    back = DataConfig(kind="preferences", path=str(out), labels="given", rewards="given")
+    for template, start in ((CHATML, "<user>"), (CHATML.replace("<", "[").replace(">", "]"), "[user]")):
+        tokenizer = load_tokenizer(policy, (), False)
+        tokenizer.chat_template = template
+        again = load(back, 1, tmp_path, render=chat_renderer(tokenizer, "another")).preferences
+        assert all(prompt.startswith(start) and prompt.count("user") == 1 for prompt in again["prompt"][:])
+        if start == "<user>":
+            assert again["chosen"][:] == texts["chosen"][:]
+
+    path = evaluation(run, SFT).path / "samples.jsonl"
+    asked: list[Pair] = []
+
+    class Judge:
+        def verdicts(self, pairs: list[Pair], log: Any) -> list[str]:
+            asked.extend(pairs)
+            return ["A"] * len(pairs)
+
+    other = tmp_path / "samples.jsonl"
+    write_jsonl(other, ({**row, "prompt": f"[{n}]", "completion": "Other."} for n, row in read_jsonl(path)))
+    by_llm(Judge(), [pair_up("a", "b", path, other, None, "completion")], None)  # type: ignore[arg-type]
+    assert {pair.prompt for pair in asked} <= {f"user: {prompt}" for prompt in known}
+    assert len(asked) == 2 * len(list(read_jsonl(path)))
+
+
+def test_samples_of_others_may_have_messages_for_prompts(tmp_path: Path) -> None:
+    path, ask = tmp_path / "samples.jsonl", [{"role": "user", "content": "Sky?"}]
+    write_jsonl(path, [{"prompt": ask, "completion": "Blue."}, {"prompt": "Sea?", "completion": "Deep."}])
+    assert [row["completion"] for row in read_samples(path, "completion").values()] == ["Blue.", "Deep."]
+    for bad, message in (
+        ({"Prompt": "Sky?", "completion": "a"}, "line 2: no prompt; is 'Prompt' meant to be it"),
+        ({"prompt": "Sky?", "response": "a"}, "line 2: no completion; is 'response' meant to be it"),
+        ({"prompt": 3, "completion": "a"}, "line 2: 'prompt' must be text or messages, got 3"),
+        ({"prompt": ask, "completion": "a"}, "line 2: its prompt has come before"),
+    ):
+        write_jsonl(path, [{"prompt": ask, "completion": "Blue."}, bad])
+        with pytest.raises(ValueError, match=message):
+            read_samples(path, "completion")
+
+
 @pytest.mark.parametrize("local", [True, False])
 def test_messages_without_a_template_are_refused(local: bool, tmp_path: Path) -> None:
     policy = local_models(tmp_path, None)[0] if local else "scratch:tiny"
@@ -379,11 +449,39 @@ def test_no_message_ends_a_turn_and_no_reply_is_cut(tmp_path: Path, capsys: pyte
         for side in ("chosen", "rejected"):
             assert row[f"{side}_ids"].index(token) == len(row[f"{side}_ids"]) - 1
             assert tokenizer(run).decode(row[f"{side}_ids"]) == f"{row[side]}{end}"
-    said = f"preferences: 30 rows name control tokens in their texts ({end} in 30), read as characters"
-    assert said in capsys.readouterr().err
+    said = f"30 rows name control tokens in their texts ({end} in 30), read as characters ("
+    assert f"preferences: {said}" in capsys.readouterr().err
     assert data(run).metrics["preferences"]["control_tokens"]["rows"] == 30
     prepare.work(run)
     assert said in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("form", ["text", "messages"])
+def test_every_command_reads_names_of_control_tokens_alike(form: str, tmp_path: Path) -> None:
+    policy, _ = local_models(tmp_path, CHATML)
+    own = load_tokenizer(policy, (), False)
+    hostile = rows() if form == "text" else conversations()
+    for i, row in enumerate(hostile):
+        asked, answer = (row, row) if form == "text" else (row["prompt"][0], row["chosen"][0])
+        asked["prompt" if form == "text" else "content"] += own.eos_token * (i % 5)
+        answer["chosen" if form == "text" else "content"] += f" a{own.eos_token} b" * (i % 3)
+    done = config(tmp_path, hostile, {"max_completion_length": 500}, model=policy, methods=["d-dpo"])
+    made = [row for split in ("train", "valid", "test") for row in given_pairs(Run(done), split)]
+    of_id = {int(row["id"].split("-")[0]): row for row in made}
+    in_order = [of_id[i] for i in range(len(hostile))]
+    path = str(done.data.path)
+    lengths = read_lengths(path, own)
+    names, render = (of(None, policy) for of in (diagnosis.names_of, diagnosis.renderer_of))
+    compared = diagnosis.read(path, names=names, render=render)
+    limits = {"max_prompt_length": 500, "max_completion_length": 500}
+    found = diagnosis.measure(compared, "", tokenizer=policy, **limits).tokens  # type: ignore[arg-type]
+    assert found is not None
+    for side, counted in (("chosen", lengths.chosen), ("rejected", lengths.rejected)):
+        assert counted == [len(row[f"{side}_ids"]) for row in in_order]
+    assert found.longest_completion == max(map(max, (lengths.chosen, lengths.rejected)))
+    assert found.longest_prompt == max(len(row["prompt_ids"]) for row in in_order)
+    for notes in (lengths.notes, compared.notes):
+        assert sum("rows name control tokens in their texts" in note for note in notes) == 1
 
 
 def test_pairs_that_a_run_exported_are_read_by_another_of_its_seed(

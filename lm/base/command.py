@@ -86,6 +86,18 @@ def add_common(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--quiet", action="store_true", help="no progress bars and no information on stderr")
 
 
+def add_data(parser: argparse.ArgumentParser, name: str, **options: Any) -> None:
+    """The argument that names a preference set, and the one that says where its prompts stand."""
+    kinds = ".jsonl, .json, .csv or .tsv (each also .gz) or .parquet file, or folder of them"
+    parser.add_argument(name, help=f"hub name (owner/name), {kinds}", **options)
+    parser.add_argument(
+        "--prompt",
+        default="auto",
+        metavar="COLUMN",
+        help="the column of the prompts; 'inferred': what both sides begin with; default: as data.prompt of a run",
+    )
+
+
 # ---------------------------------------------------------------- running
 
 

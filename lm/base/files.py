@@ -62,6 +62,20 @@ def _not_json(value: Any, column: str) -> Iterator[tuple[str, Any]]:
         yield column, value
 
 
+def parse_json(text: str) -> Any:
+    """A JSON value. ValueError where it is none, and for an object that has a name twice: one of the two would be
+    lost."""
+    return json.loads(text, object_pairs_hook=_once)
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    made = dict(pairs)
+    if len(made) < len(pairs):
+        names = [name for name, _ in pairs]
+        raise ValueError(f"an object has {next(name for name in names if names.count(name) > 1)!r} twice")
+    return made
+
+
 def read_jsonl(path: Path, kinds: Iterable[str] = (".jsonl", ".jsonl.gz")) -> Iterator[tuple[int, dict[str, Any]]]:
     """(line number from 1, object) of a .jsonl(.gz) file; ValueError names the file and line of a malformed one.
 
@@ -70,16 +84,20 @@ def read_jsonl(path: Path, kinds: Iterable[str] = (".jsonl", ".jsonl.gz")) -> It
         kinds: of file that whoever asks reads, for messages.
     """
     opener = gzip.open if path.suffix == ".gz" else open
-    with opener(path, "rt", encoding="utf-8") as file:
+    with opener(path, "rt", encoding="utf-8-sig") as file:
         number = 0
         try:
             for number, line in enumerate(file, 1):
                 if not line.strip():
                     continue
                 try:
-                    row = json.loads(line)
+                    row = parse_json(line)
                 except json.JSONDecodeError as error:
-                    raise ValueError(f"{path}, line {number}: not JSON ({error.msg} at column {error.colno})") from None
+                    array = "; rows in a list are read from a .json file" * (number == 1 and line.lstrip()[0] == "[")
+                    whole = "; an object over several lines is not read" * (number == 1 and line.strip() == "{")
+                    raise ValueError(
+                        f"{path}, line {number}: not JSON ({error.msg} at column {error.colno}){array}{whole}"
+                    ) from None
                 except (ValueError, RecursionError) as error:  # a number of thousands of digits, or lists that deep
                     raise ValueError(f"{path}, line {number}: not JSON that can be read ({error})") from None
                 if not isinstance(row, dict):

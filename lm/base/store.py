@@ -241,8 +241,14 @@ def _damage(folder: Path, files: Mapping[str, str]) -> str | None:
 
 def keyed(options: Any) -> dict[str, Any]:
     """What a dataclass of options counts as in a key: its fields, but for those that say `keyed: False` in their
-    metadata, and the one value of each that is RETIRED."""
-    left_out = {each.name for each in fields(options) if not each.metadata.get("keyed", True)}
+    metadata, or `keyed: "where set"` and are at their default (an option that earlier keys do not have); and the one
+    value of each that is RETIRED."""
+    left_out = {
+        each.name
+        for each in fields(options)
+        if not (counts := each.metadata.get("keyed", True))
+        or (counts == "where set" and getattr(options, each.name) == each.default)
+    }
     values = {name: value for name, value in asdict(options).items() if name not in left_out}
     return {**getattr(options, "RETIRED", {}), **values}
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sys
 import types
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib.machinery import ModuleSpec
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,8 @@ from typing import Any
 import pytest
 
 from lm.base.files import read_jsonl, sha256_of, write_jsonl
-from lm.base.store import Artifact, CorruptArtifact, MissingArtifact, Store
+from lm.base.store import Artifact, CorruptArtifact, MissingArtifact, Store, keyed
+from lm.config import DataConfig
 from theory import records
 from theory.records import write_json, write_text
 
@@ -146,6 +147,20 @@ def test_a_read_only_stage_is_never_made(store: Store) -> None:
     store.get("policy", "dpo", {}, make)
     assert reader.get("policy", "dpo", {}, make).metrics == {"loss": 0.5}
     assert make.calls == 2
+
+
+def test_an_option_that_came_later_is_in_a_key_where_it_is_set() -> None:
+    @dataclass(frozen=True)
+    class Options:
+        old: int = 1
+        later: str = field(default="auto", metadata={"keyed": "where set"})
+        never: int = field(default=0, metadata={"keyed": False})
+
+    assert keyed(Options(never=3)) == {"old": 1}
+    assert keyed(Options(later="named")) == {"old": 1, "later": "named"}
+    data = {"kind": "preferences", "path": "pairs.jsonl"}
+    assert "prompt" not in keyed(DataConfig(**data))  # type: ignore[arg-type]
+    assert keyed(DataConfig(**data, prompt="question"))["prompt"] == "question"  # type: ignore[arg-type]
 
 
 def test_what_has_no_plain_description_is_no_key(store: Store) -> None:

@@ -16,8 +16,13 @@ import numpy as np
 from transformers import PreTrainedTokenizerBase
 
 from lm.config import BiasConfig
-from lm.data.rows import check_suffix, read_rows, write_rows
+from lm.data.control_tokens import Names
+from lm.data.prompts import AUTO
+from lm.data.rows import Row, Tally, check_suffix, read_rows, write_rows
 from lm.data.schemas import Drop, any_pair
+from lm.data.sets import comparisons, survey
+from lm.data.templates import Renderer, chat_renderer, plain_chat
+from lm.data.tokens import completion_ids
 
 LengthClass = Literal["longer", "shorter", "neither"]
 
@@ -113,48 +118,66 @@ class Lengths:
     rows: list[int] = field(default_factory=list)
     chosen: list[int] = field(default_factory=list)
     rejected: list[int] = field(default_factory=list)
-    left_out: Counter[str] = field(default_factory=Counter)
+    left_out: Tally = field(default_factory=Tally)
     """Rows that are no comparison, by reason."""
+    notes: list[str] = field(default_factory=list)
+    """What is said of how the set was read."""
 
     def classes(self, ratio: float) -> list[LengthClass]:
         """Length class of each pair."""
         return [length_class(c, r, ratio) for c, r in zip(self.chosen, self.rejected, strict=True)]
 
 
-def read_lengths(path: str, tokenizer: PreTrainedTokenizerBase | None = None) -> Lengths:
-    """Lengths of every pair of a set in any schema: tokens, end-of-text included, or else characters.
+def read_lengths(path: str, tokenizer: PreTrainedTokenizerBase | None = None, prompt: str = AUTO) -> Lengths:
+    """Lengths of every pair of a set in any schema: tokens as for training, end-of-text included, or else characters.
 
-    Raises ValueError or FileNotFoundError as `lm.data.rows.read_rows` and `lm.data.schemas.any_pair` do.
+    Raises ValueError or FileNotFoundError as `lm.data.rows.read_rows`, `lm.data.sets.survey` and
+    `lm.data.schemas.any_pair` do.
     """
-    lengths = Lengths()
-    for number, (where, row) in enumerate(read_rows(path)):
-        pair = any_pair(row, where)
-        if isinstance(pair, Drop):
-            lengths.left_out[pair.reason] += 1
-            continue
+    of_set = survey(read_rows(path), path, prompt)
+    lengths = Lengths(notes=of_set.notes)
+    has_template = tokenizer is not None and tokenizer.chat_template is not None
+    render = chat_renderer(tokenizer, "--tokenizer") if has_template else plain_chat
+    names = None if tokenizer is None else Names.by(tokenizer, "text")
+
+    def convert(row: Row, where: str, render: Renderer = render) -> Row | Drop:
+        return any_pair(row, where, render, of_set.layout)
+
+    read = convert if names is None else names.reading(convert, render)
+    for number, _, _, pair in comparisons(read_rows(path), read, lengths.left_out):
         sides: list[Any] = [pair["chosen"].strip(), pair["rejected"].strip()]
         if tokenizer is not None:
-            sides = [[*ids, tokenizer.eos_token_id] for ids in tokenizer(sides, add_special_tokens=False)["input_ids"]]
+            sides = completion_ids(tokenizer, [pair["chosen"], pair["rejected"]])
         lengths.rows.append(number)
         lengths.chosen.append(len(sides[0]))
         lengths.rejected.append(len(sides[1]))
+    if names is not None:
+        lengths.notes = [*lengths.notes, *names.notes()]
     return lengths
 
 
 def bias_file(
-    path: str, out: Path, config: BiasConfig, *, seed: int, tokenizer: PreTrainedTokenizerBase | None = None
+    path: str,
+    out: Path,
+    config: BiasConfig,
+    *,
+    seed: int,
+    tokenizer: PreTrainedTokenizerBase | None = None,
+    prompt: str = AUTO,
 ) -> dict[str, Any]:
     """Writes a length-biased subset of a set: its rows as they are, in their order.
 
     Args:
-        path: a set in any schema, as `lm.data.rows.read_rows` takes it. It is read twice and never held.
+        path: a set in any schema, as `lm.data.rows.read_rows` takes it. It is read three times and never held.
         out: the file to write, .jsonl, .jsonl.gz or .parquet.
         config: rho, size and length_ratio; the rest is about ensembles and not read.
         seed: of the draw.
         tokenizer: to measure lengths in tokens; None for characters.
+        prompt: as of `lm.config.DataConfig.prompt`.
 
     Returns:
-        "before" and "after", as `length_report`; "left_out", rows that are no comparison, by reason; "unit".
+        "before" and "after", as `length_report`; "left_out", rows that are no comparison, by reason; "unit". Where
+        there are any: "first", where the first rows of each reason stand, and "notes" on how the set was read.
 
     Raises:
         ValueError: a malformed row, an infeasible size (the message names the largest feasible), or an unfit `out`.
@@ -164,7 +187,7 @@ def bias_file(
     if out.exists() and Path(path).exists() and out.samefile(path):
         raise ValueError(f"--out {out} is the data itself; name another file")
     assert config.rho is not None
-    lengths = read_lengths(path, tokenizer)
+    lengths = read_lengths(path, tokenizer, prompt)
     classes = lengths.classes(config.length_ratio)
     drawn = biased_subset(
         classes, config.rho, config.size, seed=seed, what="--rho" if config.size is None else "--size"
@@ -174,6 +197,8 @@ def bias_file(
     reports = [length_report(classes, lengths.chosen, lengths.rejected, rows) for rows in (range(len(classes)), drawn)]
     return {
         **dict(zip(("before", "after"), reports, strict=True)),
-        "left_out": dict(lengths.left_out),
+        "left_out": dict(lengths.left_out.counts),
         "unit": "characters" if tokenizer is None else "tokens",
+        **({"first": lengths.left_out.first} if lengths.left_out.first else {}),
+        **({"notes": lengths.notes} if lengths.notes else {}),
     }

@@ -7,24 +7,26 @@ import math
 import re
 import reprlib
 from bisect import bisect_left
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import datasets
 import pyarrow  # type: ignore[import-untyped]
 import pyarrow.parquet  # type: ignore[import-untyped]
 
-from lm.base.files import json_line, read_jsonl, write_jsonl
+from lm.base.files import json_line, write_jsonl
+from lm.data.formats import BATCH as BATCH
+from lm.data.formats import NUMBERS, READ, files_in, read_file
+from lm.data.formats import Row as Row
 from theory.records import replacing
 
-Row = dict[str, Any]
 SUFFIXES = (".jsonl", ".jsonl.gz", ".parquet")
+"""Files that are written."""
 HUB_DATASET = r"([\w-][\w.-]*/[\w.-]+)(?:/([\w.-]+))?(?:@([\w./-]+))?"
 """owner/name/folder@revision."""
-BATCH = 1000
-"""Rows at a time, of what is tokenised or read from Parquet."""
-
 
 # ---------------------------------------------------------------- reading rows
 
@@ -41,9 +43,10 @@ def read_rows(path: str, subset: str | None = None) -> Iterator[tuple[str, Row]]
     for row in _read(path, subset):
         yield row
     if row is None:
-        raise ValueError(
-            f"{path} holds no rows{'' if path.endswith('.parquet') else '; one JSON object a line is needed'}"
-        )
+        needed = "; one JSON object a line is needed"
+        if path.removesuffix(".gz").endswith((".csv", ".tsv")):
+            needed = "; a line with the columns' names is needed, and one a row"
+        raise ValueError(f"{path} holds no rows{'' if path.endswith('.parquet') else needed}")
 
 
 def _read(path: str, subset: str | None) -> Iterator[tuple[str, Row]]:
@@ -56,7 +59,7 @@ def _read(path: str, subset: str | None) -> Iterator[tuple[str, Row]]:
         if subset is not None:
             raise ValueError(f"--subset {subset!r} goes with a hub name, but {path} is local; name the folder itself")
         yield from _read_local(local)
-    elif (hub := re.fullmatch(HUB_DATASET, path)) and not path.endswith(SUFFIXES):
+    elif (hub := re.fullmatch(HUB_DATASET, path)) and not path.endswith(READ):
         try:
             loaded = datasets.load_dataset(hub[1], data_dir=subset or hub[2], revision=hub[3])
         except Exception as error:
@@ -75,27 +78,53 @@ def _read(path: str, subset: str | None) -> Iterator[tuple[str, Row]]:
 
 
 def _read_local(path: Path) -> Iterator[tuple[str, Row]]:
-    if path.is_dir():
-        files = sorted(file for file in path.rglob("*") if file.name.endswith(SUFFIXES))
-        if not files:
-            raise ValueError(f"{path} holds no {', '.join(SUFFIXES)} file")
-        for file in files:
-            yield from _read_local(file)
-    elif path.name.endswith((".jsonl", ".jsonl.gz")):
-        for number, row in read_jsonl(path, SUFFIXES):
-            yield f"{path}, line {number}", row
-    elif path.suffix == ".parquet":
-        try:
-            with pyarrow.parquet.ParquetFile(path) as file:
-                number = 0
-                for batch in file.iter_batches(BATCH):
-                    for row in batch.to_pylist():
-                        yield f"{path}, row {number}", row
-                        number += 1
-        except (OSError, pyarrow.ArrowException, UnicodeDecodeError) as error:
-            raise ValueError(f"{path}: cannot be read as parquet ({error})") from None
-    else:
-        raise ValueError(f"{path}: a file of type {', '.join(SUFFIXES)} is needed")
+    if not path.is_dir():
+        yield from read_file(path)
+        return
+    files = files_in(path)
+    if not files:
+        hint = "; a dataset that was saved to disk is read after .to_parquet" if any(path.rglob("*.arrow")) else ""
+        raise ValueError(f"{path} holds no {', '.join(READ)} file{hint}")
+    for file in files:
+        yield from read_file(file)
+
+
+@dataclass
+class Tally:
+    """Rows counted by a reason, with where the first of each stand."""
+
+    counts: Counter[str] = field(default_factory=Counter)
+    first: dict[str, list[str]] = field(default_factory=dict)
+    """Reason -> where its first rows stand, at most FIRST."""
+
+    FIRST: ClassVar[int] = 3
+
+    def add(self, reason: str, where: str) -> None:
+        """One row."""
+        self.counts[reason] += 1
+        if len(places := self.first.setdefault(reason, [])) < self.FIRST:
+            places.append(where)
+
+
+def places(first: Sequence[str], count: int) -> str:
+    """Where rows stand, in words: "pairs.jsonl, line 3, line 9, ..."; a file that several are in is named once."""
+    said: list[str] = []
+    before = None
+    for where in first:
+        file, _, place = where.rpartition(", ")
+        said.append(where if file != before else place)
+        before = file
+    return ", ".join([*said, *(["..."] if count > len(first) else [])])
+
+
+def left_out(counts: Mapping[str, int], first: Mapping[str, Sequence[str]]) -> list[str]:
+    """Lines for each reason: how many rows, why, and where the first of them stand."""
+    lines = []
+    for reason, count in counts.items():
+        lines.append(f"left out: {count:,} rows, {reason}")
+        if reason in first:
+            lines.append(f"  first: {places(first[reason], count)}")
+    return lines
 
 
 def write_rows(path: Path, rows: Iterable[Row]) -> None:
@@ -190,7 +219,7 @@ def column(row: Mapping[str, Any], name: str, kind: type, where: str) -> Any:
     if not isinstance(row, Mapping):
         raise ValueError(f"{where}: an object with {name!r} is needed, got {type(row).__name__}: {shown(row)}")
     if name not in row:
-        close = difflib.get_close_matches(name, row, n=1, cutoff=0.6)
+        close = like(name, row)
         hint = f"; is {close[0]!r} meant to be it?" if close else ""
         raise ValueError(f"{where}: column {name!r} is missing, there are {shown(sorted(row))}{hint}")
     value = row[name]
@@ -199,6 +228,50 @@ def column(row: Mapping[str, Any], name: str, kind: type, where: str) -> Any:
             f"{where}: {name!r} must be of type {kind.__name__}, got {type(value).__name__}: {shown(value)}"
         )
     return unicode_text(value, name, where) if isinstance(value, str) else value
+
+
+SAME = {
+    "prompt": (
+        "question",
+        "instruction",
+        "input",
+        "query",
+        "request",
+        "problem",
+        "context",
+        "conversation",
+        "dialogue",
+    ),
+    "chosen": ("preferred", "accepted", "winner", "positive", "better", "win"),
+    "rejected": ("dispreferred", "unpreferred", "loser", "negative", "worse", "lose", "refused"),
+    "completion": ("response", "output", "answer", "reply", "summary", "target", "text"),
+    "messages": ("conversation", "conversations", "dialogue", "chat"),
+}
+"""What else sets call the columns that are read."""
+
+
+def like(name: str, columns: Iterable[str]) -> list[str]:
+    """Columns that may be meant to be this one, the likeliest first: another case, a slip, a part of a longer name
+    (`response_chosen`), or another word for it."""
+    columns = [column for column in columns if not NUMBERS.search(str(column))]
+    plain = {column: re.sub(r"(?<=[a-z])(?=[A-Z])|\W+", "_", str(column)).lower().strip("_") for column in columns}
+    slips = difflib.get_close_matches(name, plain.values(), n=3, cutoff=0.6)
+    words = (name, *SAME.get(name, ()))
+
+    def rank(column: str) -> tuple[int, int] | None:
+        text = plain[column]
+        parts = [part.removesuffix("s") for part in text.split("_")]
+        if text in (name, f"{name}s"):
+            return 0, 0
+        if name in parts:
+            return 1, len(text)
+        if text in slips:
+            return 2, slips.index(text)
+        found = [words.index(word) for word in words if text == word or word in parts]
+        return (3, found[0]) if found else None
+
+    ranked = {column: place for column in plain if (place := rank(column)) is not None}
+    return sorted(ranked, key=ranked.__getitem__)
 
 
 def unicode_text(value: str, name: str, where: str) -> str:

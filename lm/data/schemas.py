@@ -3,15 +3,37 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import takewhile
-from typing import Any, NamedTuple
-
-from transformers import PreTrainedTokenizerBase
+from typing import Any
 
 from lm.config import DataConfig
+from lm.data.messages import (
+    MEDIA,
+    Conversation,
+    is_empty,
+    is_missing,
+    says,
+    side,
+)
+from lm.data.messages import Message as Message
+from lm.data.messages import tools as tools_of
+from lm.data.prompts import (
+    ALONE,
+    AUTO,
+    Layout,
+    begins_with,
+    conversation_of,
+    inferred,
+    prompt_of,
+    refuse_others,
+    without,
+)
 from lm.data.rows import Row, column, number, shown, unicode_text
+from lm.data.templates import Renderer as Renderer
+from lm.data.templates import chat_renderer as chat_renderer
+from lm.data.templates import plain_chat as plain_chat
 
 
 @dataclass(frozen=True)
@@ -30,7 +52,7 @@ def hh_pair(row: Row, where: str) -> Row | Drop:
     The prompt is all shared turns and the opening of the reply; each side is that one reply. Rows whose dialogues are
     not made of Human and Assistant turns, or differ by more than one final reply, cannot be split.
     """
-    dialogues = [_turns(column(row, name, str, where)) for name in ("chosen", "rejected")]
+    dialogues = turns_of(*(column(row, name, str, where) for name in ("chosen", "rejected")))
     if not all(dialogues):
         return Drop("not a dialogue of Human and Assistant turns")
     chosen, rejected = dialogues
@@ -48,10 +70,29 @@ def hh_pair(row: Row, where: str) -> Row | Drop:
     return _pair(prompt, tails[0][0][1], tails[1][0][1])
 
 
-def _turns(dialogue: str) -> list[tuple[str, str]]:
-    """(speaker, text as written) of each turn; empty where the text does not start with a turn."""
-    before, *parts = re.split(r"\n\n(Human|Assistant):", dialogue)
-    return [] if before.strip() else list(zip(parts[::2], parts[1::2], strict=True))
+Turns = list[tuple[str, str]]
+"""(speaker, text as written) of each turn."""
+_TURN = re.compile(r"(?:\A\s*|(?:\r?\n){2})(Human|Assistant):")
+_LINE = re.compile(r"(?:\A\s*|\r?\n)(Human|Assistant):")
+"""How a turn begins: after a blank line, or, in dialogues that have no blank lines before turns, on a line of its own;
+the first one needs neither."""
+
+
+def turns_of(*dialogues: str) -> list[Turns]:
+    """The turns of dialogues that are written in one way; empty for a text that does not start with a turn."""
+    turn = _TURN if any(is_dialogue(text) for text in dialogues) else _LINE
+    parts = [turn.split(text) for text in dialogues]
+    return [[] if before.strip() else list(zip(rest[::2], rest[1::2], strict=True)) for before, *rest in parts]
+
+
+def is_dialogue(text: str) -> bool:
+    """Whether a turn begins inside a text, after a blank line."""
+    return any(match.start() > 0 and text[: match.start()].strip() for match in _TURN.finditer(text))
+
+
+def are_dialogues(chosen: str, rejected: str) -> bool:
+    """Whether two texts are dialogues, or one is and the other should be."""
+    return is_dialogue(chosen) or is_dialogue(rejected) or all(turns_of(chosen, rejected))
 
 
 def _pair(prompt: str, chosen: str, rejected: str) -> Row | Drop:
@@ -121,70 +162,23 @@ def tldr_prompt(info: Row, where: str, template: str) -> str:
 
 # ---------------------------------------------------------------- TRL-style sets
 
-Message = dict[str, str]
 
-
-class Conversation(NamedTuple):
-    """Two replies to the same messages."""
-
-    context: list[Message]
-    chosen: Message
-    rejected: Message
-
-
-Renderer = Callable[[Sequence[Message], Message, str], tuple[str, str]]
-"""(messages, the reply to them, where they stand) -> (prompt, completion)."""
-
-
-def plain_chat(messages: Sequence[Message], reply: Message, where: str) -> tuple[str, str]:
-    """A dialogue as text with the roles named, for what reads replies and has no model; a `Renderer`."""
-    return "".join(f"\n\n{message['role']}: {message['content']}" for message in messages), reply["content"]
-
-
-def chat_renderer(tokenizer: PreTrainedTokenizerBase | None, model: str) -> Renderer:
-    """A `Renderer` by the model's chat template. End-of-text is left to the tokenising.
-
-    What it returns raises ValueError where there is no template, or it cannot write the messages so that a prompt is
-    the beginning of a prompt with its reply.
-    """
-    from jinja2 import TemplateError
-
-    def render(messages: Sequence[Message], reply: Message, where: str) -> tuple[str, str]:
-        if tokenizer is None or tokenizer.chat_template is None:
-            raise ValueError(
-                f"{where}: there are messages, and model {model!r} has no chat template to write them by; give a model "
-                "that has one, or prompt, chosen and rejected as text"
-            )
-        try:
-            prompt = tokenizer.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=True)
-            whole = tokenizer.apply_chat_template([*messages, reply], tokenize=False)
-        except TemplateError as error:
-            raise ValueError(f"{where}: the chat template of model {model!r} refuses the messages: {error}") from None
-        if not whole.startswith(prompt):
-            raise ValueError(
-                f"{where}: the chat template of model {model!r} writes a prompt otherwise when its reply follows, so "
-                "that the two cannot be told apart; give prompt, chosen and rejected as text"
-            )
-        return prompt, whole[len(prompt) :].rstrip().removesuffix(tokenizer.eos_token)
-
-    return render
-
-
-def preference_pair(row: Row, where: str, render: Renderer) -> Row | Drop:
+def preference_pair(row: Row, where: str, render: Renderer, layout: Layout = ALONE) -> Row | Drop:
     """One row of a TRL-style set: prompt, chosen and rejected, as text or as messages, with or without the prompt.
 
-    Text stays as written, white space too. Without a prompt it is what both texts begin with, in whole words; or all
-    shared turns where they are dialogues of Human and Assistant. Messages go through `render`: the prompt is what comes
-    before the one last reply in which the sides differ, whether it stands in `prompt`, in both sides, or in both
-    places. `confidence` and `worker` are kept as in `tldr_pair`.
+    Text stays as written, white space too. Without a prompt, dialogues of Human and Assistant are split at the last
+    turn that they share; of other text the prompt is what both sides begin with, in whole words, where no other column
+    may hold it. Messages go through `render`: the prompt is what comes before the one last reply in which the sides
+    differ, whether it stands in `prompt`, in both sides, or in both places. Where they do, "messages" are kept beside
+    the texts as a `Conversation`. `confidence` and `worker` are kept as in `tldr_pair`.
     """
-    prompt, chosen, rejected = _sides(row, where)
-    if isinstance(prompt, list) or not isinstance(chosen, str) or not isinstance(rejected, str):
-        pair = _rendered(_conversation(prompt, _reply(chosen), _reply(rejected), where), where, render)
-    elif prompt is None and _turns(chosen) and _turns(rejected):
-        pair = hh_pair(row, where)
+    made = _conversation_or_texts(row, where, layout)
+    if isinstance(made, Conversation):
+        pair = _rendered(made, where, render)
+    elif isinstance(made, Drop):
+        return made
     else:
-        pair = _text_pair(prompt, chosen, rejected)
+        pair = _text_pair(row, where, layout, *made)
     return pair if isinstance(pair, Drop) else pair | _annotation(row.get("confidence"), row.get("worker"), where)
 
 
@@ -193,71 +187,101 @@ def is_tldr(row: Row) -> bool:
     return {"info", "summaries", "choice"} <= row.keys()
 
 
-def any_pair(row: Row, where: str, render: Renderer = plain_chat) -> Row | Drop:
+def any_pair(row: Row, where: str, render: Renderer = plain_chat, layout: Layout = ALONE) -> Row | Drop:
     """A comparison in the schema that its columns say, as text."""
     if is_tldr(row):
         return tldr_pair(row, where, DataConfig.prompt_template)
-    return preference_pair(row, where, render)
+    return preference_pair(row, where, render, layout)
 
 
-def any_conversation(row: Row, where: str) -> Conversation | Drop:
+def any_conversation(row: Row, where: str, layout: Layout = ALONE) -> Conversation | Drop:
     """A comparison in the schema that its columns say, as messages.
 
     Text is one message of the user's and its replies, or the turns where it is a dialogue of Human and Assistant turns;
     white space around it is left out.
     """
-    if not is_tldr(row):
-        prompt, chosen, rejected = _sides(row, where)
-        if isinstance(prompt, list) or not isinstance(chosen, str) or not isinstance(rejected, str):
-            return _conversation(prompt, _reply(chosen), _reply(rejected), where)
-    pair = any_pair(row, where)
+    pair: Row | Drop
+    if is_tldr(row):
+        pair = any_pair(row, where)
+    else:
+        made = _conversation_or_texts(row, where, layout)
+        if isinstance(made, Drop | Conversation):
+            return made
+        pair = _text_pair(row, where, layout, *made)
     if isinstance(pair, Drop):
         return pair
     roles = {"Human": "user", "Assistant": "assistant"}
-    turns = [{"role": roles[speaker], "content": text.strip()} for speaker, text in _turns(pair["prompt"])]
-    if turns and turns[-1] == {"role": "assistant", "content": ""}:  # the opening of the reply
-        turns.pop()
-    context = turns or [{"role": "user", "content": pair["prompt"].strip()}]
-    replies = [{"role": "assistant", "content": pair[name].strip()} for name in ("chosen", "rejected")]
-    return Conversation(context, *replies)
+    (turns,) = turns_of(pair["prompt"])
+    context: list[Message] = [{"role": roles[speaker], "content": text.strip()} for speaker, text in turns]
+    if context and context[-1] == {"role": "assistant", "content": ""}:  # the opening of the reply
+        context.pop()
+    context = context or [{"role": "user", "content": pair["prompt"].strip()}]
+    chosen, rejected = ({"role": "assistant", "content": pair[name].strip()} for name in ("chosen", "rejected"))
+    return Conversation(context, chosen, rejected)
 
 
-def preference_reference(row: Row, where: str, render: Renderer) -> Row | Drop:
-    """One row of a set of reference completions: prompt and completion, as text or messages, or `messages` alone."""
-    prompt: str | list[Message] = [] if "messages" in row else _side(row, "prompt", where)
-    completion = _side(row, "messages" if "messages" in row else "completion", where)
+def preference_reference(row: Row, where: str, render: Renderer, layout: Layout = ALONE) -> Row | Drop:
+    """One row of a set of reference completions: prompt and completion, as text or messages, or `messages` (or
+    `conversations`) alone."""
+    refuse_columns_of_others(row, where)
+    whole = next((name for name in ("messages", "conversations") if not is_missing(row.get(name))), None)
+    completion = side(row, whole or "completion", where)
+    prompt: str | list[Message] = []
+    if whole is None or row.get("prompt") is not None:
+        named = layout.prompt if layout.prompt in row else "prompt"
+        prompt = "" if named in row and is_missing(row[named]) else side(row, named, where)
+    if whole is not None and isinstance(completion, str):
+        raise ValueError(f"{where}: {whole!r} must be messages, got text")
     if isinstance(completion, list) or isinstance(prompt, list):
         completion = _reply(completion)
         if not completion or completion[-1]["role"] != "assistant":
             return Drop("no reply at the end")
-        context = [*_context(prompt), *completion[:-1]]
+        context = _joined(_context(prompt), completion[:-1], f"{whole or 'completion'!r} begins", where)
         if not context:
             return Drop("empty prompt")
-        prompt, completion = render(context, completion[-1], where)
+        if is_empty(completion[-1]):
+            return Drop("empty completion")
+        prompt, completion = render(_with_system(row, context), completion[-1], where, tools_of(row, where))
+    elif layout.repeated and begins_with(completion, prompt):
+        completion = without(completion, prompt)
     if not prompt.strip():
         return Drop("empty prompt")
     return {"prompt": prompt, "completion": completion} if completion.strip() else Drop("empty completion")
 
 
-def _sides(row: Row, where: str) -> tuple[str | list[Message] | None, str | list[Message], str | list[Message]]:
-    """Prompt, chosen and rejected, checked."""
-    chosen, rejected = (_side(row, name, where) for name in ("chosen", "rejected"))
-    prompt = _side(row, "prompt", where) if row.get("prompt") is not None else None
+def _conversation_or_texts(row: Row, where: str, layout: Layout) -> Conversation | Drop | tuple[str | None, str, str]:
+    """A comparison as messages, or prompt (None where there is none), chosen and rejected as text."""
+    refuse_columns_of_others(row, where)
+    chosen, rejected = (side(row, name, where) for name in ("chosen", "rejected"))
     if isinstance(chosen, str) != isinstance(rejected, str):
         raise ValueError(f"{where}: 'chosen' and 'rejected' must both be text or both be messages")
-    return prompt, chosen, rejected
+    prompt = prompt_of(row, where, layout)
+    if prompt is None and layout.prompt == AUTO:
+        prompt = conversation_of(row, where)
+    if isinstance(chosen, str) and isinstance(rejected, str) and not isinstance(prompt, list):
+        return prompt, chosen, rejected
+    if prompt is None:
+        refuse_others(row, where, layout, "slip")
+    made = _conversation(prompt, _reply(chosen), _reply(rejected), where)
+    if isinstance(made, Drop):
+        if made == _NO_PROMPT and prompt is None:
+            refuse_others(row, where, layout, "any")
+        return made
+    return made._replace(context=_with_system(row, made.context), tools=tools_of(row, where))
 
 
-def _side(row: Row, name: str, where: str) -> str | list[Message]:
-    """Text, or messages, checked."""
-    if not isinstance(row.get(name), list):
-        text: str = column(row, name, str, where)
-        return text
-    messages = row[name]
-    for message in messages:
-        for key in ("role", "content"):
-            column(message, key, str, f"{where}, {name}")
-    return [{"role": message["role"], "content": message["content"]} for message in messages]
+def refuse_columns_of_others(row: Row, where: str) -> None:
+    """ValueError for what stands beside the texts, is a part of what was compared, and is not read."""
+    if found := [name for name in MEDIA if not is_missing(row.get(name))]:
+        raise ValueError(f"{where}: the row has {found[0]!r}; text alone is read: leave such rows out")
+
+
+def _with_system(row: Row, context: list[Message]) -> list[Message]:
+    """The messages, after the `system` text of a set that has it in a column of its own."""
+    text = row.get("system")
+    if not isinstance(text, str) or not text.strip() or context[0]["role"] == "system":
+        return context
+    return [{"role": "system", "content": text}, *context]
 
 
 def _reply(completion: str | list[Message]) -> list[Message]:
@@ -265,22 +289,45 @@ def _reply(completion: str | list[Message]) -> list[Message]:
 
 
 def _context(prompt: str | list[Message] | None) -> list[Message]:
-    return [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt or []
+    if isinstance(prompt, str):
+        return [{"role": "user", "content": prompt}] if prompt.strip() else []
+    return prompt or []
 
 
-def _text_pair(prompt: str | None, chosen: str, rejected: str) -> Row | Drop:
+def _text_pair(row: Row, where: str, layout: Layout, prompt: str | None, chosen: str, rejected: str) -> Row | Drop:
     if chosen.strip() == rejected.strip():
         return Drop("identical completions")
+    if prompt is None and are_dialogues(chosen, rejected):
+        refuse_others(row, where, layout, "slip")
+        return hh_pair({"chosen": chosen, "rejected": rejected}, where)
     if prompt is None:
-        shared = sum(1 for _ in takewhile(lambda both: both[0] == both[1], zip(chosen, rejected, strict=False)))
-        while shared and not (chosen[shared : shared + 1].isspace() and rejected[shared : shared + 1].isspace()):
-            shared -= 1
-        prompt, chosen, rejected = chosen[:shared], chosen[shared:], rejected[shared:]
+        if layout.prompted:
+            refuse_others(row, where, layout, "slip")
+            return Drop("no prompt")
+        refuse_others(row, where, layout, "any")
+        prompt, chosen, rejected = inferred(chosen, rejected)
+    elif layout.repeated:
+        if begins_with(chosen, prompt) and begins_with(rejected, prompt):
+            chosen, rejected = (without(text, prompt) for text in (chosen, rejected))
+        elif dialogues_hold(prompt, chosen, rejected):
+            return hh_pair({"chosen": chosen, "rejected": rejected}, where)
     if not prompt.strip():
         return Drop("empty prompt")
     if not chosen.strip() or not rejected.strip():
         return Drop("empty completion")
     return {"prompt": prompt, "chosen": chosen, "rejected": rejected}
+
+
+def dialogues_hold(prompt: str, chosen: str, rejected: str) -> bool:
+    """Whether both texts are dialogues in one of whose shared turns the prompt stands: it is there in other words."""
+    if not are_dialogues(chosen, rejected):
+        return False
+    one, other = turns_of(chosen, rejected)
+    said = [text.strip() for (_, text), same in zip(one, other, strict=False) if same[1] == text]
+    return prompt.strip() in said
+
+
+_NO_PROMPT = Drop("empty prompt")
 
 
 def _conversation(
@@ -291,29 +338,37 @@ def _conversation(
     if chosen == rejected:
         return Drop("identical completions")
     shared = sum(1 for _ in takewhile(lambda both: both[0] == both[1], zip(chosen, rejected, strict=False)))
-    context, before = _context(prompt), chosen[:shared]
-    if context and before and before[0]["role"] in ("system", "user"):
-        # Some sets have the prompt in both places, and then perhaps a system message in one of them only.
-        if not any(before[i : i + len(context)] == context for i in range(len(before))):
-            raise ValueError(f"{where}: 'chosen' and 'rejected' begin with messages that are not those of 'prompt'")
-        context = before
-    else:
-        context = [*context, *before]
+    context = _joined(_context(prompt), chosen[:shared], "'chosen' and 'rejected' begin", where)
     tails = chosen[shared:], rejected[shared:]
     if any(len(tail) > 1 or tail[0]["role"] != "assistant" for tail in tails if tail):
         return Drop("differs by more than one final reply")
     if not context:
-        return Drop("empty prompt")
-    if not all(tail and tail[0]["content"].strip() for tail in tails):
+        return _NO_PROMPT
+    if not all(tail and not is_empty(tail[0]) for tail in tails):
         return Drop("empty completion")
-    if tails[0][0]["content"].strip() == tails[1][0]["content"].strip():
+    if says(tails[0][0]) == says(tails[1][0]):
         return Drop("identical completions")
     return Conversation(context, tails[0][0], tails[1][0])
 
 
-def _rendered(conversation: Conversation | Drop, where: str, render: Renderer) -> Row | Drop:
-    if isinstance(conversation, Drop):
-        return conversation
-    context, *replies = conversation
-    (prompt, chosen), (_, rejected) = (render(context, reply, where) for reply in replies)
-    return {"prompt": prompt, "chosen": chosen, "rejected": rejected}
+def _joined(context: list[Message], before: list[Message], who: str, where: str) -> list[Message]:
+    """The prompt's messages and those that stand before the reply; once, where these have the prompt in them."""
+    if not context or not before or before[0]["role"] not in ("system", "developer", "user"):
+        return [*context, *before]
+    # Some sets have the prompt in both places, and then perhaps a system message in one of them only.
+    said = [(one["role"], *says(one)) for one in context]
+    if not any([(one["role"], *says(one)) for one in before[i : i + len(said)]] == said for i in range(len(before))):
+        if context[0]["role"] == "system" and len(context) > 1:
+            return [context[0], *_joined(context[1:], before, who, where)]
+        raise ValueError(f"{where}: {who} with messages that are not those of 'prompt'")
+    return before
+
+
+def _rendered(conversation: Conversation, where: str, render: Renderer) -> Row | Drop:
+    context, *replies, tools = conversation
+    (prompt, chosen), (_, rejected) = (render(context, reply, where, tools) for reply in replies)
+    if chosen.strip() == rejected.strip():
+        return Drop("replies that the chat template writes alike")
+    if not chosen.strip() or not rejected.strip():
+        return Drop("empty completion")
+    return {"prompt": prompt, "chosen": chosen, "rejected": rejected, "messages": conversation}

@@ -285,7 +285,7 @@ def test_a_file_that_is_no_text_is_told_what_is_read(tmp_path: Path) -> None:
     path = tmp_path / "bin.jsonl"
     path.write_bytes(b"\x93\xff\x00\n")
     with pytest.raises(
-        ValueError, match=r"what is read is \.jsonl, \.jsonl\.gz, \.parquet, JSON lines as text in UTF-8"
+        ValueError, match=r"what is read is \.jsonl, \.jsonl\.gz, \.json, .*\.parquet, JSON lines as text in UTF-8"
     ):
         list(read_rows(str(path)))
 
@@ -313,10 +313,10 @@ def test_paths_that_lead_nowhere_are_named(tmp_path: Path) -> None:
         list(read_rows(str(tmp_path / "nowhere.jsonl")))
     with pytest.raises(FileNotFoundError, match=r"data/here.jsonl.gz': there is no such file"):
         list(read_rows("data/here.jsonl.gz"))
-    (tmp_path / "a.csv").write_text("chosen,rejected\n")
-    with pytest.raises(ValueError, match=r"a.csv: a file of type .jsonl, .jsonl.gz, .parquet is needed"):
-        list(read_rows(str(tmp_path / "a.csv")))
-    with pytest.raises(ValueError, match=r"holds no .jsonl, .jsonl.gz, .parquet file"):
+    (tmp_path / "a.xlsx").write_text("chosen,rejected\n")
+    with pytest.raises(ValueError, match=r"a.xlsx: a file of type .jsonl, .jsonl.gz, .json, .*.parquet is needed"):
+        list(read_rows(str(tmp_path / "a.xlsx")))
+    with pytest.raises(ValueError, match=r"holds no .jsonl, .jsonl.gz, .json, .*.parquet file"):
         list(read_rows(str(tmp_path)))
     with pytest.raises(ValueError, match=r"--subset 'helpful-base' goes with a hub name, but .* is local"):
         list(read_rows(str(tmp_path), "helpful-base"))

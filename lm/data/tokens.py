@@ -24,25 +24,20 @@ from transformers import PreTrainedTokenizerBase
 
 from lm.base import progress
 from lm.config import DataConfig
-from lm.data import rewards, splits
+from lm.data import messages, rewards, splits
 from lm.data.control_tokens import TEXTS, Names, token_ids, unmarked
-from lm.data.rows import BATCH, Row, read_rows
-from lm.data.schemas import (
-    Drop,
-    Renderer,
-    hh_pair,
-    plain_chat,
-    preference_pair,
-    preference_reference,
-    tldr_pair,
-    tldr_reference,
-)
+from lm.data.rows import BATCH, Row, Tally, read_rows
+from lm.data.schemas import Drop, hh_pair, preference_pair, preference_reference, tldr_pair, tldr_reference
+from lm.data.sets import Survey, comparisons, survey
 from lm.data.splits import split_of
+from lm.data.templates import Renderer, plain_chat
 
 FORM = 2
 """Raised where the same rows become other ids, texts or splits, so that older ones are made again."""
+PLACE = "place"
+"""Where a row stands in its set, between reading and tokenising."""
 KEYS = ("group", "letters")
-"""Digests of what `lm.data.splits` goes by, between loading and tokenising."""
+"""Digests of what `lm.data.splits` goes by, likewise, and up to where what is kept is known."""
 
 
 # ---------------------------------------------------------------- loading
@@ -56,6 +51,10 @@ class Loaded:
     references: Dataset
     dropped: dict[str, dict[str, int]]
     """Set ("preferences", "references") -> reason -> rows."""
+    first: dict[str, dict[str, list[str]]]
+    """Set -> reason -> where the first such rows stand."""
+    notes: dict[str, list[str]]
+    """Set -> what is said of how it was read, a line each."""
     control: dict[str, dict[str, Any]]
     """Set -> what `Names.report` says of it, where control tokens were found in texts."""
     own_splits: dict[str, dict[str, int]]
@@ -92,92 +91,91 @@ def load(
     assert pairs_path is not None
 
     own_rewards = rewards.Reader()
+    pairs = _Set("preferences", pairs_path, config, seed, folder, control())
 
     def pair(row: Row, where: str, render: Renderer) -> Row | Drop:
         if config.kind == "hh":
             return hh_pair(row, where)
         if config.kind != "preferences":
             return tldr_pair(row, where, config.prompt_template)
-        kept = preference_pair(row, where, render)
-        if config.rewards != "given" or isinstance(kept, Drop):
+        kept = preference_pair(row, where, render, pairs.survey.layout)
+        if isinstance(kept, Drop):
             return kept
-        return {**kept, **own_rewards(row, where)}
-
-    def reference(row: Row, where: str, render: Renderer) -> Row | Drop:
-        if config.kind == "preferences":
-            return preference_reference(row, where, render)
-        return tldr_reference(row, where, config.prompt_template)
+        given = own_rewards(row, where) if config.rewards == "given" else {}
+        return {**kept, **given, **messages.stored(kept.get("messages"))}
 
     columns = {name: Value("string") for name in ("prompt", "chosen", "rejected")}
+    if pairs.survey.has_messages:
+        columns |= {name: Value("string") for name in messages.STORED}
     if config.kind != "hh":
         columns |= {"confidence": Value("float64"), "worker": Value("string")}
     if config.rewards == "given":
         columns |= {name: Value("float64") for name in rewards.ONE}
         columns |= {name: List(Value("float64")) for name in rewards.MEMBERS}
-    pairs = _Set("preferences", pairs_path, config, seed, folder, render, control())
-    preferences = pairs.read(pair, columns)
-    lacking = [split for split in splits.HELD_OUT if split not in pairs.present]
+    preferences = pairs.read(pair, render, columns)
     if config.split == "own":
-        preferences = pairs.completed(preferences, lacking)
+        preferences = pairs.completed(preferences)
     if config.limit is not None and config.limit < len(preferences):
         rng = np.random.default_rng([seed, 1])
         preferences = preferences.select(sorted(rng.choice(len(preferences), config.limit, replace=False)))
-    sets = [pairs]
     if references_path is None:
-        names = ["id", "prompt", "split", "chosen", *KEYS]
+        names = ["id", "prompt", "split", *KEYS, PLACE, "chosen"]
         references = preferences.select_columns(names).rename_column("chosen", "completion")
-    else:
-        sets.append(_Set("references", references_path, config, seed, folder, render, control()))
-        references = sets[1].read(reference, {name: Value("string") for name in ("prompt", "completion")})
-        if config.split == "own" and not sets[1].has_own:
-            references = sets[1].beside(references, preferences)
-    return Loaded(
-        preferences,
-        references,
-        {"references": {}, **{each.name: dict(each.dropped) for each in sets}},
-        {each.name: found for each in sets if (found := each.control.report()) is not None},
-        {each.name: dict(each.own) for each in sets if len(each.own) > 1 or (each.own and config.split == "own")},
-        lacking if config.split == "own" else [],
-    )
+        return _loaded(preferences, references, pairs, None)
+    others = _Set("references", references_path, config, seed, folder, control())
+
+    def reference(row: Row, where: str, render: Renderer) -> Row | Drop:
+        if config.kind == "preferences":
+            return preference_reference(row, where, render, others.survey.layout)
+        return tldr_reference(row, where, config.prompt_template)
+
+    references = others.read(reference, render, {name: Value("string") for name in ("prompt", "completion")})
+    if config.split == "own" and not others.has_own:
+        references = others.beside(references, preferences)
+    return _loaded(preferences, references, pairs, others)
 
 
 class _Set:
     """A set while it is read: what is left out of it, and its own splits."""
 
-    def __init__(
-        self, name: str, path: str, config: DataConfig, seed: int, folder: Path, render: Renderer, control: Names
-    ) -> None:
+    def __init__(self, name: str, path: str, config: DataConfig, seed: int, folder: Path, control: Names) -> None:
         self.name, self.path, self.config, self.seed, self.folder = name, path, config, seed, folder
         self.control = control
-        self.render, self.messages = control.marking(render)
-        self.dropped, self.own, self.present = Counter[str](), Counter[str](), Counter[str]()
-        self.has_own = False
-        """Whether a row says which split it is in."""
+        self.dropped, self.own, self.present = Tally(), Counter[str](), Counter[str]()
+        self.lacking: list[str] = []
+        """Splits that the set has not, where its own are kept."""
+        schema = "tldr" if config.kind == "world" else str(config.kind)
+        if name == "references":
+            schema = "references" if config.kind == "preferences" else "tldr"
+        self.survey: Survey = survey(read_rows(path), path, config.prompt, schema)
 
-    def read(self, convert: Callable[[Row, str, Renderer], Row | Drop], columns: dict[str, Any]) -> Dataset:
-        """The rows that `convert` keeps, with these columns and id, split and KEYS."""
+    @property
+    def has_own(self) -> bool:
+        """Whether a row says which split it is in."""
+        return bool(self.own)
+
+    def read(
+        self, convert: Callable[[Row, str, Renderer], Row | Drop], render: Renderer, columns: dict[str, Any]
+    ) -> Dataset:
+        """The rows that `convert` keeps, with these columns and id, split, KEYS and PLACE."""
 
         def kept() -> Iterator[Row]:
-            for number, (where, raw) in enumerate(read_rows(self.path)):
-                self.messages.clear()
-                row = convert(raw, where, self.render)
-                if not isinstance(row, Drop):
-                    row = self.control.row(row, where, rendered=bool(self.messages))
-                if isinstance(row, Drop):
-                    self.dropped[row.reason] += 1
-                    continue
+            reading = self.control.reading(convert, render)
+            for number, where, raw, row in comparisons(read_rows(self.path), reading, self.dropped):
                 texts = "\0".join(unmarked(row[name]) for name in TEXTS if name in row)
                 group = self._group(row)
                 split = self._split(group, raw, where)
                 self.present[split] += 1
                 yield {
                     "id": f"{number}-{hashlib.sha256(texts.encode()).hexdigest()[:12]}",
-                    **{name: row[name] for name in columns},
+                    **{name: row.get(name) for name in columns},
                     "split": split,
                     **dict(zip(KEYS, map(splits.digest, (group, splits.letters(group))), strict=True)),
+                    PLACE: where,
                 }
 
-        rows = self._mapped(kept(), columns)
+        more = {name: Value("string") for name in ("split", *KEYS, PLACE)}
+        rows = mapped(kept(), {"id": Value("string"), **columns, **more}, self.folder / f"{self.name}.arrow")
         self.control.settle(self.path)
         return rows
 
@@ -186,38 +184,66 @@ class _Set:
             return f"{row['post']}\n\nTL;DR:"
         if self.config.kind == "tldr":  # a post has several prompts, by its titles
             return splits.normalised(row["post"])
-        return splits.opening(self.messages[0] if self.messages else unmarked(row["prompt"]))
+        return splits.opening(self.control.messages or unmarked(row["prompt"]))
 
     def _split(self, group: str, raw: Row, where: str) -> str:
         own = splits.own_split(raw, where, self.path)
         if splits.is_named(own):
             self.own[str(own)] += 1
-            self.has_own = True
         if self.config.split == "drawn":
             return split_of(group, self.config, self.seed)
         if own is None and self.name == "references" and not self.has_own:
             return "train"
         return splits.named(own, where)
 
-    def completed(self, rows: Dataset, lacking: list[str]) -> Dataset:
+    def completed(self, rows: Dataset) -> Dataset:
         """With the splits that the set's own lack drawn from its training split."""
-        if not lacking:
+        self.lacking = [split for split in splits.HELD_OUT if split not in self.present]
+        if not self.lacking:
             return rows
         known = zip(rows["split"][:], rows["group"][:], strict=True)
-        return self._with(rows, splits.completed(known, lacking, self.config, self.seed))
+        return self._with(rows, splits.completed(known, self.lacking, self.config, self.seed))
 
     def beside(self, rows: Dataset, preferences: Dataset) -> Dataset:
         """References that say no splits: those of prompts which the preferences hold out are held out too."""
-        held_out = {g: s for g, s in zip(preferences["group"][:], preferences["split"][:], strict=True) if s != "train"}
+        known = zip(preferences["group"][:], preferences["split"][:], strict=True)
+        held_out = {group: split for group, split in known if split != "train"}
         return self._with(rows, [held_out.get(group, "train") for group in rows["group"][:]])
 
     def _with(self, rows: Dataset, found: list[str]) -> Dataset:
         changed = ({**row, "split": split} for row, split in zip(rows, found, strict=True))
         return mapped(changed, rows.features, self.folder / f"{self.name}-split.arrow")
 
-    def _mapped(self, rows: Iterable[Row], columns: dict[str, Any]) -> Dataset:
-        features = {"id": Value("string"), **columns, **{name: Value("string") for name in ("split", *KEYS)}}
-        return mapped(rows, features, self.folder / f"{self.name}.arrow")
+    @property
+    def own_splits(self) -> dict[str, int]:
+        """Name of a split of the set's own -> rows, where there are several, or where they are kept."""
+        return dict(self.own) if len(self.own) > 1 or self.config.split == "own" else {}
+
+    def notes(self) -> list[str]:
+        """What is said of how it was read, a line each."""
+        lines = [*self.survey.notes, *self.control.notes()]
+        if self.own_splits:
+            named = ", ".join(f"{split} {rows:,}" for split, rows in self.own.items())
+            become = "put together and drawn anew" if self.config.split == "drawn" else "kept"
+            lines.append(f"the set's own splits ({named} rows) are {become} (data.split)")
+        if self.lacking:
+            lines.append(f"the set has no {' and no '.join(self.lacking)} split, drawn from its train")
+        return lines
+
+
+def _loaded(preferences: Dataset, references: Dataset, pairs: _Set, others: _Set | None) -> Loaded:
+    sets = [each for each in (pairs, others) if each is not None]
+    nothing: dict[str, Any] = {"preferences": {}, "references": {}}
+    return Loaded(
+        preferences,
+        references,
+        nothing | {each.name: dict(each.dropped.counts) for each in sets},
+        nothing | {each.name: each.dropped.first for each in sets},
+        {"preferences": [], "references": []} | {each.name: each.notes() for each in sets},
+        {each.name: found for each in sets if (found := each.control.report()) is not None},
+        {each.name: each.own_splits for each in sets if each.own_splits},
+        pairs.lacking,
+    )
 
 
 def mapped(rows: Iterable[Row], features: Mapping[str, Any], path: Path) -> Dataset:
@@ -237,6 +263,16 @@ def standing_twice(preferences: Dataset, references: Dataset) -> dict[str, dict[
 
     training = ((group, spelt) for rows in (preferences, references) for s, group, spelt in keys(rows) if s == "train")
     return splits.crossing(training, (row for row in keys(preferences) if row[0] != "train"))
+
+
+def twice_in_words(crossing: Mapping[str, Mapping[str, int]]) -> list[str]:
+    """The same in words, a line where there is something to say."""
+    return [
+        f"{split}: {count[what]:,} of {count['prompts']:,} prompts stand in the training split as well{but}"
+        for split, count in crossing.items()
+        for what, but in (("in_training", ""), ("nearly", ", but for digits, punctuation and white space"))
+        if count[what]
+    ]
 
 
 # ---------------------------------------------------------------- tokenising
@@ -267,38 +303,49 @@ def completion_ids(tokenizer: PreTrainedTokenizerBase, texts: list[str]) -> list
     return [completion if completion[-1:] == [end] else [*completion, end] for completion in ids]
 
 
-def tokenise(
-    rows: Dataset, tokenizer: PreTrainedTokenizerBase, config: DataConfig, path: Path
-) -> tuple[Dataset, dict[str, int]]:
-    """Adds `<column>_ids` for the prompt and each completion, and drops over-long rows.
+def too_long(prompt: int, completions: Iterable[int], config: DataConfig) -> str | None:
+    """Why a row is left out whose prompt and completions have so many tokens; None where it is not."""
+    if prompt > config.max_prompt_length:
+        return f"prompt longer than {config.max_prompt_length} tokens"
+    if max(completions) > config.max_completion_length:
+        return f"completion longer than {config.max_completion_length} tokens"
+    return None
 
-    Returns the dataset, kept in the file `path`, and the counts of dropped rows by reason. Nothing is cut. Raises
-    ValueError where no row of some split is left.
+
+def tokenise(
+    rows: Dataset, tokenizer: PreTrainedTokenizerBase, config: DataConfig, path: Path, dropped: Tally | None = None
+) -> tuple[Dataset, dict[str, int]]:
+    """Adds `<column>_ids` for the prompt and each completion, and drops rows that are over-long or would end early.
+
+    Returns the dataset, kept in the file `path`, and the counts of dropped rows by reason, which are in `dropped` too,
+    with where they stand. Nothing is cut. Raises ValueError where no row of some split is left.
     """
     columns = [name for name in ("completion", "chosen", "rejected") if name in rows.column_names]
-    dropped, present = Counter[str](), Counter[str]()
+    dropped, present = Tally() if dropped is None else dropped, Counter[str]()
+    end = tokenizer.eos_token_id
 
     def kept() -> Iterator[Row]:
         for start in progress.bar("tokenising", range(0, len(rows), BATCH), unit="batch"):
             batch = rows[start : start + BATCH]
+            places = batch.pop(PLACE, batch["id"])
             ids = {"prompt_ids": prompt_ids(tokenizer, batch["prompt"])}
             ids |= {f"{name}_ids": completion_ids(tokenizer, batch[name]) for name in columns}
             table = {**batch, **ids}
-            for values in zip(*table.values(), strict=True):
+            for place, *values in zip(places, *table.values(), strict=True):
                 row = dict(zip(table, values, strict=True))
-                row |= {name: unmarked(row[name]) for name in ("prompt", *columns)}
-                if any(tokenizer.eos_token_id in row[f"{name}_ids"][:-1] for name in columns):
-                    dropped["end-of-text inside a completion"] += 1
-                elif len(row["prompt_ids"]) > config.max_prompt_length:
-                    dropped[f"prompt longer than {config.max_prompt_length} tokens"] += 1
-                elif max(len(row[f"{name}_ids"]) for name in columns) > config.max_completion_length:
-                    dropped[f"completion longer than {config.max_completion_length} tokens"] += 1
+                lengths = (len(row[f"{name}_ids"]) for name in columns)
+                reason = too_long(len(row["prompt_ids"]), lengths, config)
+                if any(end in row[f"{name}_ids"][:-1] for name in columns):
+                    reason = "end-of-text inside a completion"
+                if reason is not None:
+                    dropped.add(reason, place)
                 else:
                     present[row["split"]] += 1
-                    yield row
+                    yield row | {name: unmarked(row[name]) for name in ("prompt", *columns)}
 
     ids = {f"{name}_ids": List(Value("int64")) for name in ("prompt", *columns)}
-    dataset = mapped(kept(), {**rows.features, **ids}, path)
+    features = {name: kind for name, kind in rows.features.items() if name != PLACE}
+    dataset = mapped(kept(), {**features, **ids}, path)
     what = "preference pairs" if "chosen" in columns else "reference completions"
     for split in ("train", "valid", "test") if "chosen" in columns else ("train",):
         if not present[split]:
@@ -309,7 +356,7 @@ def tokenise(
             )
             raise ValueError(
                 f"no {what} are left in the {split} split: {len(rows)} rows before length limits, dropped "
-                f"{dict(dropped) or 'none'}; look at data.path, data.limit, data.max_prompt_length, "
+                f"{dict(dropped.counts) or 'none'}; look at data.path, data.limit, data.max_prompt_length, "
                 f"data.max_completion_length, data.valid_fraction and data.test_fraction" + hint * (len(elsewhere) == 1)
             )
-    return dataset, dict(dropped)
+    return dataset, dict(dropped.counts)

@@ -20,6 +20,9 @@ from torch import Tensor
 from transformers import TrainingArguments
 
 from lm.data import rewards
+from lm.data.messages import is_missing
+from lm.data.prompts import refuse_others
+from lm.data.sets import survey
 from lm.objectives import METHODS, Method, PairBatch
 from theory import losses
 
@@ -138,6 +141,7 @@ class RewardDistillationTrainer(DPOTrainer):  # type: ignore[misc]
         if not self.method.needs_samples:
             dataset = dataset.remove_columns([column for column in SAMPLES if column in dataset.column_names])
         if not set(TOKENS) <= set(dataset.column_names):
+            check_prompts(dataset, dataset_name)
             uncut = copy.copy(args)  # with a limit, TRL drops pairs without a word
             uncut.max_length = None
             dataset = super()._prepare_dataset(dataset, processing_class, uncut, dataset_name)
@@ -425,6 +429,20 @@ def numbers(dataset: Dataset, column: str, name: str) -> np.ndarray[Any, np.dtyp
         if any(isinstance(v, bool) or not isinstance(v, int | float) or not abs(v) < float("inf") for v in listed):
             raise ValueError(f"{name}, row {row}: {column} must be finite numbers, got {value!r}")
     return np.asarray(values, dtype=np.float64)
+
+
+def check_prompts(dataset: Dataset, name: str) -> None:
+    """ValueError where TRL would read the prompts otherwise than they are meant: invent one while another column may
+    hold it, in rows that lack it, or put one before sides that begin with it."""
+    rows = [(f"{name}, row {i}", row) for i, row in enumerate(dataset)]
+    of_set = survey(rows, name, kind="preferences")
+    if of_set.layout.repeated:
+        raise ValueError(f"{name}: {of_set.notes[0].partition(', which')[0]}; take it off, or leave 'prompt' out")
+    for where, row in rows:
+        if is_missing(row.get("prompt")):
+            if of_set.layout.prompted:
+                raise ValueError(f"{where}: 'prompt' is empty, and other rows have one")
+            refuse_others(row, where, of_set.layout, "any" if isinstance(row.get("chosen"), str) else "slip")
 
 
 def check_lengths(dataset: Dataset, max_length: int | None, name: str) -> None:

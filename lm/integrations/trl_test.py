@@ -841,3 +841,41 @@ def test_the_examples_of_the_documentation_run(tmp_path: Path, monkeypatch: pyte
     margin = names["margin"]
     assert torch.equal(names["distilled"], ((names["rewards"] - margin) ** 2).mean())
     assert torch.equal(names["dpo"], losses.dpo(margin, beta=0.1).mean())
+
+
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        (
+            [{"Prompt": "Why?", "chosen": "a b", "rejected": "a c"}],
+            "train, row 0: there is no 'prompt', but column 'Prompt'",
+        ),
+        (
+            [{"prompt": "Why?", "chosen": "Why? b", "rejected": "Why? c"}] * 2,
+            "train: in 2 of 2 rows both sides begin with",
+        ),
+        (
+            [{"prompt": "Why?", "chosen": "b", "rejected": "c"}, {"prompt": None, "chosen": "a b", "rejected": "a c"}],
+            "train, row 1: 'prompt' is empty, and other rows have one",
+        ),
+    ],
+)
+def test_prompts_that_trl_would_misread_are_refused(rows: list[dict[str, Any]], message: str) -> None:
+    with pytest.raises(ValueError, match=re.escape(message)):
+        trl.check_prompts(Dataset.from_list(rows), "train")
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"prompt": "Why?", "chosen": "b", "rejected": "c", "topic": "x"},
+        {"chosen": "a b", "rejected": "a c"},
+        {
+            "chosen": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}],
+            "rejected": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "c"}],
+            "topic": "x",
+        },
+    ],
+)
+def test_prompts_that_trl_reads_as_they_are_meant_pass(row: dict[str, Any]) -> None:
+    trl.check_prompts(Dataset.from_list([row]), "train")

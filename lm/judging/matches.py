@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -12,6 +13,8 @@ import numpy as np
 from figures.record import read
 from lm.base.files import inside, read_jsonl
 from lm.config import SFT, EvaluationConfig
+from lm.data.messages import is_messages, plain, side
+from lm.data.rows import like, shown
 from lm.judging.llm import LLMJudge, Log, Pair, outcome
 from lm.judging.statistics import SIGNS, bootstrap_interval, compare
 
@@ -30,7 +33,7 @@ class Comparison(NamedTuple):
 
 
 def read_samples(path: Path, *columns: str) -> dict[str, dict[str, Any]]:
-    """Rows of a samples.jsonl by their prompt.
+    """Rows of a samples.jsonl by their prompt: by its messages where there are some, as models write them differently.
 
     Raises ValueError, with the line, for a row that lacks a column, or a prompt that comes twice; and for no rows.
     """
@@ -38,10 +41,19 @@ def read_samples(path: Path, *columns: str) -> dict[str, dict[str, Any]]:
     for number, row in read_jsonl(path):
         absent = [name for name in ("prompt", *columns) if row.get(name) is None]
         if absent:
-            raise ValueError(f"{path}, line {number}: no {' and no '.join(absent)}")
-        if row["prompt"] in rows:
-            raise ValueError(f"{path}, line {number}: its prompt has come before; one completion a prompt is compared")
-        rows[row["prompt"]] = row
+            close = [found[0] for name in absent if (found := like(name, row))]
+            hint = f"; is {close[0]!r} meant to be it?" if close else ""
+            raise ValueError(f"{path}, line {number}: no {' and no '.join(absent)}{hint}")
+        where = f"{path}, line {number}"
+        given = next((name for name in ("messages", "prompt") if is_messages(row.get(name))), None)
+        if given is not None:
+            row = {**row, "messages": side(row, given, where)}
+        prompt = row["prompt"] if given is None else json.dumps(row["messages"], sort_keys=True, default=str)
+        if not isinstance(prompt, str):
+            raise ValueError(f"{where}: 'prompt' must be text or messages, got {shown(prompt)}")
+        if prompt in rows:
+            raise ValueError(f"{where}: its prompt has come before; one completion a prompt is compared")
+        rows[prompt] = row
     if not rows:
         raise ValueError(f"{path} has no samples")
     return rows
@@ -94,9 +106,9 @@ def by_llm(judge: LLMJudge, comparisons: Sequence[Comparison], log: Log) -> list
     """
     asked = [
         [
-            (Pair(one["prompt"], a, b), Pair(one["prompt"], b, a)) if a != b else None
+            (Pair(prompt, a, b), Pair(prompt, b, a)) if a != b else None
             for one, other in comparison.rows
-            for a, b in [(one["completion"], other["completion"])]
+            for prompt, a, b in [(_asked(one), one["completion"], other["completion"])]
         ]
         for comparison in comparisons
     ]
@@ -116,6 +128,11 @@ def by_llm(judge: LLMJudge, comparisons: Sequence[Comparison], log: Log) -> list
         judged = [0] * counts["equal"] + [result for result in outcomes if result is not None]
         results.append((np.array(judged), counts))
     return results
+
+
+def _asked(row: dict[str, Any]) -> str:
+    """What a reader is told that the policies were asked: the dialogue, where a chat template wrote the prompt."""
+    return plain(row["messages"]).strip() if row.get("messages") else str(row["prompt"])
 
 
 def rates(outcomes: np.ndarray, shown: EvaluationConfig, seed: int) -> dict[str, Any]:

@@ -10,15 +10,17 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from jinja2 import TemplateError
 from torch import Tensor
 from transformers import AutoModelForSequenceClassification, PreTrainedModel
 
 from lm.base.store import CorruptArtifact, verify
 from lm.config import LogprobsConfig, Scoring
 from lm.data.control_tokens import Names, token_ids, unmarked
+from lm.data.messages import Message, carries
+from lm.data.prompts import ALONE, Layout
 from lm.data.rows import Row
-from lm.data.schemas import Drop, Message, Renderer, any_conversation, any_pair, chat_renderer, plain_chat
+from lm.data.schemas import Drop, any_conversation, any_pair
+from lm.data.templates import Renderer, chat_renderer, plain_chat, templated
 from lm.data.tokens import completion_ids, prompt_ids
 from lm.logprobs.completions import CompletionModel, collate
 from lm.logprobs.scoring import batches, over_ranks, score_rows
@@ -33,8 +35,16 @@ log = logging.getLogger(__name__)
 # ---------------------------------------------------------------- a model
 
 
-def role_text(messages: Sequence[Message], reply: Message, where: str) -> tuple[str, str]:
-    """A conversation for a model without a chat template; a `lm.data.schemas.Renderer`."""
+def role_text(
+    messages: Sequence[Message], reply: Message, where: str, tools: list[Any] | None = None
+) -> tuple[str, str]:
+    """A conversation for a model without a chat template; a `lm.data.templates.Renderer`. ValueError for what only a
+    template writes."""
+    if carried := [*(["tools"] if tools else []), *carries([*messages, reply])]:
+        raise ValueError(
+            f"{where}: {carried[0]!r} of messages is written by a chat template, and there is none; give a model that "
+            "has one, or leave such rows out"
+        )
     return f"{plain_chat(messages, reply, where)[0]}\n\n{reply['role']}:", f" {reply['content']}"
 
 
@@ -53,14 +63,15 @@ class RewardModel:
     Args:
         spec: hub name or local folder.
         scoring: how it is run.
+        layout: how the rows that it scores are read.
 
     Raises:
         ValueError: it has no trained head with one label, brings code of its own, has no safetensors weights, or fewer
             positions than `scoring.max_length`.
     """
 
-    def __init__(self, spec: str, scoring: Scoring) -> None:
-        self.spec, self.scoring = spec, scoring
+    def __init__(self, spec: str, scoring: Scoring, layout: Layout = ALONE) -> None:
+        self.spec, self.scoring, self.layout = spec, scoring, layout
         self.tokenizer = load_tokenizer(spec, (), False, needs_end=False)
         self.model = _load(spec, scoring)
         self.is_ours = is_ours(spec)
@@ -109,16 +120,9 @@ class RewardModel:
             texts = [self._templated(*row, side) for side in ("chosen", "rejected") for row in rows]
             return self._cut(token_ids(self.tokenizer, texts))
         own_template = self.is_ours and self.tokenizer.chat_template is not None
-        plain: Renderer = chat_renderer(self.tokenizer, self.spec) if own_template else role_text
-        render, messages = self.names.marking(plain)
-
-        def marked(where: str, row: Row) -> Row:
-            messages.clear()
-            pair = _kept(any_pair(row, where, render))
-            read: Row = _kept(self.names.row(pair, where, rendered=bool(messages)))
-            return read
-
-        pairs = [marked(*row) for row in rows]
+        render: Renderer = chat_renderer(self.tokenizer, self.spec) if own_template else role_text
+        read = self.names.reading(lambda row, at, marked: any_pair(row, at, marked, self.layout), render)
+        pairs = [_kept(read(row, where), where) for where, row in rows]
         prompts = [pair["prompt"] for pair in pairs] * 2
         completions = [pair[side] for side in ("chosen", "rejected") for pair in pairs]
         if self.reads_segments:
@@ -132,12 +136,10 @@ class RewardModel:
         return self._cut([[*prompt, *completion] for prompt, completion in both])
 
     def _templated(self, where: str, row: Row, side: str) -> str:
-        conversation = _kept(any_conversation(row, where))
-        messages = [*conversation.context, getattr(conversation, side)]
-        try:
-            text: str = self.tokenizer.apply_chat_template(self.names.mark_all(messages, where), tokenize=False)
-        except TemplateError as error:
-            raise ValueError(f"{where}: the chat template of {self.spec!r} refuses the messages: {error}") from None
+        conversation = _kept(any_conversation(row, where, self.layout), where)
+        messages = self.names.mark_all([*conversation.context, getattr(conversation, side)], where)
+        tools = self.names.mark_all(conversation.tools, where)
+        text = templated(self.tokenizer, self.spec, messages, where, tools)
         self.names.row({"prompt": text}, where, rendered=True)  # counts
         return text
 
@@ -282,6 +284,8 @@ def _load(spec: str, scoring: Scoring) -> PreTrainedModel:
 # ---------------------------------------------------------------- a set
 
 
-def _kept(pair: Any) -> Any:
-    assert not isinstance(pair, Drop), "rows that are no comparison have been left out"
+def _kept(pair: Any, where: str) -> Any:
+    """The comparison; ValueError where it is none by this model's template, while it is one by what stands there."""
+    if isinstance(pair, Drop):
+        raise ValueError(f"{where}: no comparison for this model: {pair.reason}; leave the row out")
     return pair

@@ -31,7 +31,7 @@ import math
 import shutil
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -43,11 +43,15 @@ from transformers import AutoConfig
 from lm.base import progress, ranks
 from lm.base.command import only_run_in
 from lm.config import Scoring
-from lm.data import rewards
-from lm.data.rows import Row, Writable, check_suffix, read_rows, write_rows
-from lm.data.schemas import Drop, any_pair, is_tldr
+from lm.data import rewards, sets
+from lm.data.messages import Message, plain, written_out
+from lm.data.prompts import ALONE, AUTO, Layout
+from lm.data.rows import Row, Tally, Writable, check_suffix, read_rows, write_rows
+from lm.data.schemas import any_pair, is_tldr
+from lm.data.templates import plain_chat
+from lm.data.tokens import FORM
 from lm.judging.llm import LLMJudge, Log, Pair, shares_won
-from lm.judging.reward_models import Origin, Placed, RewardModel, _kept, origin, role_text
+from lm.judging.reward_models import Origin, Placed, RewardModel, _kept, origin
 from lm.models.loading import check_reward_model
 from lm.models.opening import device_named
 from lm.objectives import MAIN
@@ -57,17 +61,15 @@ SHARD = 2048
 """Pairs that are scored between two savings."""
 
 
-def comparisons(path: str, subset: str | None, left_out: Counter[str] | None = None) -> Iterator[Placed]:
+def comparisons(
+    path: str, subset: str | None, left_out: Tally | None = None, layout: Layout = ALONE
+) -> Iterator[Placed]:
     """The rows of a set that are comparisons; counts the others by reason.
 
     Raises ValueError or FileNotFoundError as `lm.data.rows.read_rows` and `lm.data.schemas.any_pair` do.
     """
-    for where, row in read_rows(path, subset):
-        pair = any_pair(row, where)
-        if not isinstance(pair, Drop):
-            yield where, row
-        elif left_out is not None:
-            left_out[pair.reason] += 1
+    found = sets.comparisons(read_rows(path, subset), lambda row, at: any_pair(row, at, plain_chat, layout), left_out)
+    return ((where, row) for _, where, row, _ in found)
 
 
 def in_shards(rows: Iterator[Placed]) -> Iterator[list[Placed]]:
@@ -196,8 +198,10 @@ class Summary:
 
     pairs: int = 0
     """Rows in the file."""
-    left_out: Counter[str] = field(default_factory=Counter)
+    left_out: Tally = field(default_factory=Tally)
     """Rows that are not, by reason."""
+    notes: list[str] = field(default_factory=list)
+    """What is said of how the set was read."""
     removed: set[str] = field(default_factory=set)
     """Columns with other rewards, which would be read as well."""
     unused: dict[str, str] = field(default_factory=dict)
@@ -221,6 +225,7 @@ def score_set(
     *,
     subset: str | None = None,
     judge: LLMJudge | None = None,
+    prompt: str = AUTO,
 ) -> Summary:
     """Writes the set with rewards to `out`, see the top of this file. All ranks call this, the first one writes.
 
@@ -232,6 +237,7 @@ def score_set(
         scoring: how they are run.
         subset: as of `lm.data.rows.read_rows`.
         judge: an LLM, the last of the ensemble.
+        prompt: as of `lm.config.DataConfig.prompt`.
 
     Raises:
         ValueError: an unfit model, file or row, or no comparison among the rows.
@@ -253,28 +259,44 @@ def score_set(
     summary = Summary(
         unused=unused, one=None if main is None else names[main], members=others if len(others) > 1 else []
     )
+    of_set = sets.survey(read_rows(path, subset), path, prompt)
+    layout, summary.notes = of_set.layout, of_set.notes
     writable = Writable(out)  # not to learn it when everything is scored
-    for where, row in comparisons(path, subset, summary.left_out):
+    for where, row in comparisons(path, subset, summary.left_out, layout):
         writable.check(_staying(row, where))
     writable.settle()
     if not (total := writable.rows):
-        raise ValueError(f"{path}: no row is a comparison, left out were {dict(summary.left_out) or 'none'}")
+        raise ValueError(f"{path}: no row is a comparison, left out were {dict(summary.left_out.counts) or 'none'}")
     folder = out.with_name(f"{out.name}.parts")
     versions = {"torch": torch.__version__, "transformers": transformers.__version__}
-    how = {**vars(scoring), "device": device_named(scoring.device).type, "shard": SHARD, **versions}
+    how = {
+        **vars(scoring),
+        **({} if layout == ALONE else {"layout": asdict(layout)}),
+        "device": device_named(scoring.device).type,
+        "shard": SHARD,
+        "form": FORM,
+        **versions,
+    }
     with only_run_in(folder):
         parts = [Parts(folder, i, {"model": identity(spec), "spec": spec, **how}) for i, spec in enumerate(specs)]
         for name, spec, own in zip(names, specs, parts, strict=False):
-            _score_shards(own, spec, scoring, in_shards(comparisons(path, subset)), f"{name}, {total:,} pairs")
-        shares = ranks.from_first(lambda: _judged(judge, comparisons(path, subset), out)) if judge else None
+            shards = in_shards(comparisons(path, subset, layout=layout))
+            _score_shards(own, spec, scoring, layout, shards, f"{name}, {total:,} pairs")
+        shares = None
+        if judge:
+            rows = comparisons(path, subset, layout=layout)
+            shares = ranks.from_first(lambda: _judged(judge, rows, layout, out))
         if ranks.is_first():
-            write_rows(out, _scored(path, subset, names, parts, shares, summary))
+            shards = in_shards(comparisons(path, subset, layout=layout))
+            write_rows(out, _scored(path, shards, names, parts, shares, summary))
             shutil.rmtree(folder)
         ranks.wait()
     return summary
 
 
-def _score_shards(parts: Parts, spec: str, scoring: Scoring, shards: Iterator[list[Placed]], what: str) -> None:
+def _score_shards(
+    parts: Parts, spec: str, scoring: Scoring, layout: Layout, shards: Iterator[list[Placed]], what: str
+) -> None:
     """Scores what is not there yet."""
     model: RewardModel | None = None
     for number, rows in enumerate(shards):
@@ -282,17 +304,25 @@ def _score_shards(parts: Parts, spec: str, scoring: Scoring, shards: Iterator[li
             continue
         if model is None:
             progress.say(f"[rewards] {what}{f', going on at {number * SHARD:,}' if number else ''}")
-            model = RewardModel(spec, scoring)
+            model = RewardModel(spec, scoring, layout)
         values, cut = model.rewards(rows, f"{what}, from {number * SHARD:,}")
         if ranks.is_first():
             parts.write(number, rows, values, cut)
-    if model is not None and ranks.is_first() and (said := model.names.says(what)) is not None:
-        progress.say(f"[rewards] {said}")
+    if model is not None and ranks.is_first():
+        for line in model.names.notes():
+            progress.say(f"[rewards] {what}: {line}")
 
 
-def _judged(judge: LLMJudge, rows: Iterator[Placed], out: Path) -> list[float | None]:
+def _read_aloud(
+    messages: Sequence[Message], reply: Message, where: str, tools: list[Any] | None = None
+) -> tuple[str, str]:
+    """A conversation for an LLM that judges; a `lm.data.templates.Renderer`."""
+    return f"{plain(messages, tools)}\n\n{reply['role']}:", f" {written_out(reply)}"
+
+
+def _judged(judge: LLMJudge, rows: Iterator[Placed], layout: Layout, out: Path) -> list[float | None]:
     """For each row, the share of its comparisons that the chosen side wins."""
-    pairs = [_kept(any_pair(row, where, role_text)) for where, row in rows]
+    pairs = [_kept(any_pair(row, where, _read_aloud, layout), where) for where, row in rows]
     questions = [Pair(pair["prompt"].strip(), pair["chosen"].strip(), pair["rejected"].strip()) for pair in pairs]
     with Log(judge_log(out)) as log:
         return shares_won(judge, questions, log)
@@ -311,7 +341,7 @@ def judge_reward(share: float) -> float:
 
 def _scored(
     path: str,
-    subset: str | None,
+    shards: Iterator[list[Placed]],
     names: Sequence[str],
     parts: Sequence[Parts],
     shares: Sequence[float | None] | None,
@@ -319,7 +349,7 @@ def _scored(
 ) -> Iterator[Row]:
     """The set's rows with their rewards; fills the summary."""
     number = 0
-    for shard, rows in enumerate(in_shards(comparisons(path, subset))):
+    for shard, rows in enumerate(shards):
         records = [one.read(shard, rows) for one in parts]
         if None in records:
             raise ValueError(f"{path} has changed while it was scored; start again")
@@ -331,7 +361,7 @@ def _scored(
                 share = shares[number]
                 number += 1
                 if share is None:
-                    summary.left_out["no verdict of the judge"] += 1
+                    summary.left_out.add("no verdict of the judge", where)
                     continue
                 values.append((judge_reward(share), judge_reward(1 - share)))
             summary.pairs += 1
@@ -347,7 +377,7 @@ def _scored(
 
 def _staying(row: Row, where: str) -> Row:
     """What of a row is written beside its rewards: all but others' rewards, or the texts of the schema with posts."""
-    own = _kept(any_pair(row, where)) if is_tldr(row) else row
+    own = _kept(any_pair(row, where), where) if is_tldr(row) else row
     return {name: value for name, value in own.items() if name not in rewards.EVERY}
 
 

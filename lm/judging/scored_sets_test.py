@@ -415,8 +415,51 @@ def test_names_of_control_tokens_in_texts_are_characters_and_counted(
     both = [scored[1][f"{side}_reward_A"] for side in ("chosen", "rejected")]
     assert both == pytest.approx([one(reply) for reply in replies], rel=1e-4)  # some layers compute in float32
     said = capsys.readouterr().err
-    assert re.search(rf"1 rows name control tokens in their texts \({re.escape(name)} in 1\), read as characters", said)
-    assert "pairs.jsonl, line 2" in said.partition("first: ")[2]
+    assert f"1 rows name control tokens in their texts ({name} in 1), read as characters (" in said
+    assert "pairs.jsonl, line 2)" in said
+
+
+def test_a_prompt_is_read_where_it_stands(
+    tokenizer: PreTrainedTokenizerBase, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Under another name, and in front of both sides as well: the rewards are the same."""
+    folder = plain_model(tmp_path / "B", tokenizer)[2]
+    texts = [("Which sky?", " A blue one.", " None"), ("Which cat?", " It ran.", " A red one.")]
+    forms: dict[str, list[dict[str, Any]]] = {
+        "usual": [{"prompt": p, "chosen": c, "rejected": r} for p, c, r in texts],
+        "named": [{"question": p, "chosen": c, "rejected": r} for p, c, r in texts],
+        "doubled": [{"prompt": p, "chosen": p + c, "rejected": p + r} for p, c, r in texts],
+    }
+    rewards_of = {}
+    for name, rows in forms.items():
+        (tmp_path / name).mkdir()
+        out, options = tmp_path / name / "out.jsonl", ["--reward-model", folder]
+        if name == "named":
+            score(out, *options, rows=rows, status=2)
+            assert "pairs.jsonl, line 1: there is no 'prompt', but column 'question'" in capsys.readouterr().err
+            options += ["--prompt", "question"]
+        scored = score(out, *options, rows=rows)
+        assert [{**row, **given} for row, given in zip(scored, rows, strict=True)] == scored, "rows are as they were"
+        rewards_of[name] = [(row["chosen_reward"], row["rejected_reward"]) for row in scored]
+    assert rewards_of["usual"] == rewards_of["named"] == rewards_of["doubled"]
+    assert "in 2 of 2 rows both sides begin with the prompt, which is taken off there" in capsys.readouterr().out
+
+
+def test_tools_are_written_by_the_template_and_refused_without_one(
+    tokenizer: PreTrainedTokenizerBase, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    called = [{"function": {"name": "look", "arguments": {"at": place}}} for place in ("sky", "sea")]
+    sides = [{"role": "assistant", "content": None, "tool_calls": [call]} for call in called]
+    rows = [{"prompt": [user("Hi")], "chosen": sides[:1], "rejected": sides[1:]}]
+    _, _, folder = chat_model(tmp_path / "A", tokenizer)
+    score(tmp_path / "out.jsonl", "--reward-model", folder, rows=rows, status=2)
+    assert "line 1: there are 'tool_calls', which the chat template of model" in capsys.readouterr().err
+    score(tmp_path / "out.jsonl", "--reward-model", plain_model(tmp_path / "B", tokenizer)[2], status=2)
+    assert "line 1: 'tool_calls' of messages is written by a chat template, and there is" in capsys.readouterr().err
+    with_calls = CHAT.replace("{{ eos", "{% for c in message.tool_calls %}{{ c.function.arguments }}{% endfor %}{{ eos")
+    (tmp_path / "A" / "chat_template.jinja").write_text(with_calls)
+    (row,) = score(tmp_path / "out.jsonl", "--reward-model", folder)
+    assert row["chosen_reward"] != row["rejected_reward"]
 
 
 # ---------------------------------------------------------------- what is written

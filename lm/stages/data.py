@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,11 +15,14 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 from lm.base import progress
 from lm.base.store import Artifact
 from lm.data import rewards, world
-from lm.data.control_tokens import Names, remark, unmarked
-from lm.data.schemas import chat_renderer
-from lm.data.tokens import FORM, KEYS, load, standing_twice, tokenise
+from lm.data.control_tokens import Names, unmarked
+from lm.data.rows import Tally, left_out
+from lm.data.templates import chat_renderer
+from lm.data.tokens import FORM, KEYS, load, standing_twice, tokenise, twice_in_words
 from lm.models.loading import END, PAD, SCRATCH, content_of, load_tokenizer, same_tokenizer
 from lm.stages.run import Run, once
+
+SETS = ("preferences", "references")
 
 
 @once
@@ -63,25 +66,30 @@ def data(run: Run) -> Artifact:
         made = load_tokenizer(run.config.model, texts, run.config.trust_remote_code) if own is None else own
         made.save_pretrained(folder / "tokenizer")
         report: dict[str, Any] = {}
-        sets = {}
-        for name, rows in (("preferences", loaded.preferences), ("references", loaded.references)):
-            sets[name], too_long = tokenise(rows, made, config, scratch / f"{name}-ids.arrow")
-            save(sets[name].remove_columns(list(KEYS)), folder / name)
+        over = {name: Tally() for name in SETS}
+        sets = {
+            name: tokenise(rows, made, config, scratch / f"{name}-ids.arrow", over[name])[0]
+            for name, rows in (("preferences", loaded.preferences), ("references", loaded.references))
+        }
+        twice = standing_twice(sets["preferences"], sets["references"])
+        for name, dataset in sets.items():
+            save(dataset.remove_columns(list(KEYS)), folder / name)
             report[name] = {
-                "kept": dict(Counter(sets[name]["split"])),
-                "dropped": {**loaded.dropped[name], **too_long},
+                "kept": dict(Counter(dataset["split"])),
+                "dropped": {**loaded.dropped[name], **over[name].counts},
+                "first": {**loaded.first[name], **over[name].first},
+                "notes": [*loaded.notes[name], *(twice_in_words(twice) if name == "preferences" else [])],
                 "control_tokens": loaded.control.get(name),
                 "own_splits": loaded.own_splits.get(name),
             }
-            if "confidence" in sets[name].column_names:
-                report[name]["without_confidence"] = sets[name]["confidence"][:].count(None)
+            for line in lines(report[name]):
+                progress.say(f"{name}: {line}")
+            if "confidence" in dataset.column_names:
+                report[name]["without_confidence"] = dataset["confidence"][:].count(None)
             if config.rewards == "given" and name == "preferences":
-                report["members"] = len(sets[name][0][rewards.MEMBERS[0]])
-        report |= {"split": config.split, "drawn": loaded.drawn}
-        report["crossing"] = standing_twice(sets["preferences"], sets["references"])
+                report["members"] = len(dataset[0][rewards.MEMBERS[0]])
+        report["crossing"] = twice
         report["vocabulary"] = len(made)
-        for line in remarks(report):
-            progress.say(line)
         return report
 
     artifact = run.store.get("data", config.kind, inputs, make, alone=True)
@@ -98,6 +106,11 @@ def data(run: Run) -> Artifact:
             "completion, so leave these methods out"
         )
     return artifact
+
+
+def lines(report: Mapping[str, Any]) -> list[str]:
+    """What is said of a set by the stage's metrics: how it was read, and what was left out; earlier versions' too."""
+    return [*left_out(report["dropped"], report.get("first", {})), *report.get("notes", ())]
 
 
 @once
@@ -117,27 +130,6 @@ def _checked_tokenizer(run: Run, prepared: Artifact) -> PreTrainedTokenizerBase:
                 f"{run.config.model!r}; rewards are read from the same token ids, so both need the same one"
             )
     return ours
-
-
-def remarks(report: dict[str, Any]) -> list[str]:
-    """What is to be known of the data beside how much there is, by the stage's metrics; a line each."""
-    lines = []
-    for name in ("preferences", "references"):
-        if found := report[name]["control_tokens"]:
-            lines.append(f"{remark(found, name)} (data.control_tokens)")
-        if own := report[name]["own_splits"]:
-            named = ", ".join(f"{split} {rows:,}" for split, rows in own.items())
-            become = "put together and drawn anew" if report["split"] == "drawn" else "kept"
-            lines.append(f"{name}: the set's own splits ({named} rows) are {become} (data.split)")
-    if report["drawn"]:
-        lines.append(f"preferences: the set has no {' and no '.join(report['drawn'])} split, drawn from its train")
-    for split, count in report["crossing"].items():
-        for what, how in (("in_training", ""), ("nearly", " but for digits, punctuation and white space")):
-            if count[what]:
-                lines.append(
-                    f"{split}: {count[what]:,} of {count['prompts']:,} prompts stand in the training split as well{how}"
-                )
-    return lines
 
 
 def references(run: Run) -> Dataset:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from lm.base.files import write_jsonl
 from lm.base.store import Artifact
 from lm.config import SFT
 from lm.data import world
+from lm.data.messages import STORED
 from lm.judging.statistics import bootstrap_interval
 from lm.logprobs.completions import CompletionModel
 from lm.logprobs.sampling import sample_completions
@@ -33,7 +35,8 @@ def evaluation(run: Run, name: str) -> Artifact:
     """Samples of one policy ("sft" for pi_ref; else the method's, as validation chose it) on the test prompts, judged
     by the oracle.
 
-    The artifact has samples.jsonl: prompt, completion, oracle_reward, length (tokens, end-of-text included), finished
+    The artifact has samples.jsonl: prompt, messages where a chat template wrote it from some, completion,
+    oracle_reward, length (tokens, end-of-text included), finished
     (whether end-of-text was reached), log_ratio (log pi - log pi_ref of the sample, nats), and for the embedded world
     the true utility.
     """
@@ -43,6 +46,7 @@ def evaluation(run: Run, name: str) -> Artifact:
     def make(folder: Path, _: Path) -> dict[str, Any]:
         pairs = labelled_pairs(run, "test")
         prompts = prompts_of(pairs, config.evaluation.prompts, run.seed("prompts"))
+        asked = messages_of(pairs)
         policy = open_policy(model, tokenizer(run), config)
         ids = list(prompts.values())
         samples, rewards = judged_samples(run, policy, ids, name)
@@ -53,6 +57,7 @@ def evaluation(run: Run, name: str) -> Artifact:
         rows = [
             {
                 "prompt": prompt,
+                **({"messages": asked[prompt]} if prompt in asked else {}),
                 "completion": as_text(tokenizer(run), sample),
                 "oracle_reward": reward,
                 "length": len(sample),
@@ -220,6 +225,14 @@ def prompts_of(pairs: Dataset, count: int | None, seed: int, split: str = "test"
     kept = np.random.default_rng(seed).choice(len(prompts), count, replace=False)
     texts = list(prompts)
     return {texts[i]: prompts[texts[i]] for i in sorted(kept)}
+
+
+def messages_of(pairs: Dataset) -> dict[str, list[dict[str, Any]]]:
+    """The messages that prompts were written from, by these; empty where the set is of text."""
+    if STORED[0] not in pairs.column_names:
+        return {}
+    both = zip(pairs["prompt"][:], pairs[STORED[0]][:], strict=True)
+    return {prompt: json.loads(messages) for prompt, messages in both if messages is not None}
 
 
 def truth(run: Run, prompt: str, sample: list[int]) -> dict[str, float]:

@@ -12,6 +12,7 @@ from datasets import Dataset
 
 from lm.base.store import Artifact
 from lm.data import rewards
+from lm.data.messages import restored
 from lm.logprobs.sampling import sample_completions
 from lm.logprobs.scoring import score_pairs, score_rows
 from lm.models.opening import open_policy, open_reward_model
@@ -212,8 +213,9 @@ def _margin(sides: Sides, ids: list[str]) -> rewards.Floats:
 
 
 def export_rows(run: Run) -> Iterator[dict[str, Any]]:
-    """The rows of D_rho for other trainers, in the order of the scores: texts, the rewards that the run's methods
-    distil, and log-probs of pi_ref. Makes what is missing of the run up to these."""
+    """The rows of D_rho for other trainers, in the order of the scores: texts, or the messages that they were written
+    from and then their token ids, the rewards that the run's methods distil, and log-probs of pi_ref. Makes what is
+    missing of the run up to these."""
     scored, texts = opened(scores(run).path / PAIRS), subset(run, MAIN)
     if texts["id"][:] != scored["id"][:]:
         raise RuntimeError("the scores are of other rows than D_rho has")
@@ -222,7 +224,9 @@ def export_rows(run: Run) -> Iterator[dict[str, Any]]:
     listed = [both_sides(run, name) for name in members(run) if name in needed]
 
     def row_of(i: int, text: dict[str, Any], score: dict[str, Any]) -> dict[str, Any]:
-        row = {name: text[name] for name in ("id", "prompt", "chosen", "rejected", "split")}
+        row = {"id": text["id"], **restored(text), "split": text["split"]}
+        if isinstance(row["prompt"], list):  # the log-probs are of these tokens, however another template writes them
+            row |= {name: text[name] for name in ("prompt_ids", "chosen_ids", "rejected_ids")}
         if one is not None:
             own = [float(side[i]) for side in one]
             row |= {**dict(zip(rewards.ONE, own, strict=True)), rewards.MARGIN: own[0] - own[1]}

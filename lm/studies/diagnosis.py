@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -18,12 +17,19 @@ from scipy.stats import binomtest
 
 from lm.config import DataConfig
 from lm.data import rewards
+from lm.data.control_tokens import Names, unmarked
+from lm.data.prompts import AUTO, Layout
 from lm.data.rewards import Source
-from lm.data.rows import BATCH, Row, read_rows, shown
-from lm.data.schemas import Drop, Renderer, chat_renderer, hh_pair, plain_chat, preference_pair, tldr_pair
+from lm.data.rows import BATCH, Row, Tally, places, read_rows, shown
+from lm.data.schemas import Drop, any_pair, hh_pair, preference_pair, tldr_pair
+from lm.data.sets import Survey, comparisons, survey
+from lm.data.templates import Renderer, chat_renderer, plain_chat
 from theory import budget
 from theory.preferences import PreferenceGraph
 from theory.resistance import effective_resistance, infinite_probability
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 Ints = npt.NDArray[np.intp]
 Floats = npt.NDArray[np.float64]
@@ -67,6 +73,10 @@ class Tokens:
     max_completion_length: int
     too_long: int
     """Comparisons with a prompt or completion over its limit; `python -m lm.prepare` drops them."""
+    left_out: dict[str, int]
+    """Of them, by the reasons that it gives."""
+    first: dict[str, list[str]]
+    """Reason -> where the first such rows stand."""
     tokens_cut: int
     """Tokens beyond the limits in them, which a trainer that truncates would cut."""
 
@@ -206,6 +216,10 @@ class Report:
     """Rows whose completions are the same."""
     left_out: dict[str, int]
     """Every row that is no comparison, by reason."""
+    first: dict[str, list[str]]
+    """Reason -> where the first such rows stand."""
+    notes: list[str]
+    """What is said of how the set was read."""
     duplicates: int
     """Comparisons that repeat an earlier one, in the same direction."""
     no_finite_dpo_optimum: float
@@ -247,85 +261,108 @@ class Comparisons:
     rejected: list[str]
     margins: dict[Source, Floats]
     """Columns -> margins, [N] of one reward model or [N, K] of an ensemble, K > 1; NaN where there is none."""
-    left_out: Counter[str]
+    left_out: Tally
+    places: list[str]
+    """Where each stands, [N]."""
+    notes: list[str]
 
 
-def read(path: str, *, kind: str = "auto", subset: str | None = None, render: Renderer = plain_chat) -> Comparisons:
-    """Reads a hub dataset, a file or a folder.
+def read(
+    path: str,
+    *,
+    kind: str = "auto",
+    subset: str | None = None,
+    render: Renderer = plain_chat,
+    prompt: str = AUTO,
+    names: Names | None = None,
+) -> Comparisons:
+    """Reads a hub dataset, a file or a folder, as every command does.
 
     Args:
         path: as of `lm.data.rows.read_rows`.
-        kind: "tldr", "hh" and "preferences" as in `lm.config.DataConfig`; "auto" goes by the columns of the
-            first row.
+        kind: "tldr", "hh" and "preferences" as in `lm.config.DataConfig`; "auto" goes by the columns of each row.
         subset: as of `lm.data.rows.read_rows`.
         render: how messages become text.
+        prompt: as of `lm.config.DataConfig`.
+        names: of control tokens, which texts are then marked for; of the tokenizer that reads them, if there is one.
 
     Raises:
         ValueError: unknown columns, a malformed row, or no row that is a comparison.
         FileNotFoundError: no such data.
     """
+    of_set = survey(read_rows(path, subset), path, prompt, kind)
+    convert = CONVERTERS[kind]
+    values: dict[Source, list[Any]] = {source: [] for source in _reward_sources(of_set)}
     kept: list[Row] = []
-    values: dict[Source, list[Any]] = {}
-    left_out = Counter[str]()
-    convert: Callable[[Row, str, Renderer], Row | Drop] | None = None
-    rows = 0
-    for where, row in read_rows(path, subset):
-        if convert is None:
-            kind = _kind_of(row, where) if kind == "auto" else kind
-            convert = CONVERTERS[kind]
-            values = {source: [] for source in _reward_sources(row, where)}
-        rows += 1
-        pair = convert(row, where, render)
-        if isinstance(pair, Drop):
-            left_out[pair.reason] += 1
-            continue
+    stands: list[str] = []
+    left_out = Tally()
+
+    def as_text(row: Row, where: str, render: Renderer = render) -> Row | Drop:
+        return convert(row, where, render, of_set.layout)
+
+    reading = as_text if names is None else names.reading(as_text, render)
+    for _, where, row, pair in comparisons(read_rows(path, subset), reading, left_out):
         kept.append(pair)
+        stands.append(where)
         for source, column in values.items():
             column.append(_margin(row, source, where))
+    rows = len(kept) + left_out.counts.total()
     if not kept:
-        raise ValueError(f"{path}: none of {rows} rows is a comparison, left out were {dict(left_out)}")
+        raise ValueError(f"{path}: none of {rows} rows is a comparison, left out were {dict(left_out.counts)}")
     prompts, chosen, rejected = ([pair[name] for pair in kept] for name in ("prompt", "chosen", "rejected"))
     margins = {source: _stack(column, source, path) for source, column in values.items()}
-    return Comparisons(kind, rows, prompts, chosen, rejected, _different(margins), left_out)
-
-
-def renderer_of(model: str | None, tokenizer: str | None) -> Renderer:
-    """How messages become text: as for training where a model is named, else plainly."""
-    if model is None:
-        return plain_chat
-    from lm.models.loading import load_tokenizer
-    from lm.studies.first_moves import check
-
-    check(model)
-    return chat_renderer(load_tokenizer(tokenizer or model, (), trust_remote_code=False), model)
-
-
-def _kind_of(row: Row, where: str) -> str:
-    columns = set(row)
-    if {"info", "summaries", "choice"} <= columns:
-        return "tldr"
-    if {"chosen", "rejected"} <= columns:
-        return "preferences" if "prompt" in columns or isinstance(row["chosen"], list) else "hh"
-    raise ValueError(
-        f"{where}: no preference set with the columns {shown(sorted(columns))} is known; there should be prompt, "
-        "chosen and rejected, or chosen and rejected dialogues, or info, summaries and choice"
+    return Comparisons(
+        of_set.kind if kind == "auto" else kind,
+        rows,
+        prompts,
+        chosen,
+        rejected,
+        _different(margins),
+        left_out,
+        stands,
+        [*of_set.notes, *(names.notes() if names is not None else [])],
     )
 
 
-CONVERTERS: dict[str, Callable[[Row, str, Renderer], Row | Drop]] = {
+def names_of(model: str | None, tokenizer: str | None) -> Names | None:
+    """What the tokenizer, or else the model's own, reads as control tokens; None where neither is named."""
+    if (named := tokenizer or model) is None:
+        return None
+    from lm.models.loading import END, PAD, SCRATCH, load_tokenizer
+
+    if named in SCRATCH:
+        return Names((END, PAD), "text", end=END)
+    return Names.by(load_tokenizer(named, (), trust_remote_code=False), "text")
+
+
+def renderer_of(model: str | None, tokenizer: str | None) -> Renderer:
+    """How messages become text: as for training where a model or a tokenizer is named, else plainly."""
+    if model is not None:
+        from lm.studies.first_moves import check
+
+        check(model)
+    if (named := tokenizer or model) is None:
+        return plain_chat
+    from lm.models.loading import SCRATCH, load_tokenizer
+
+    return chat_renderer(None if named in SCRATCH else load_tokenizer(named, (), trust_remote_code=False), named)
+
+
+CONVERTERS: dict[str, Callable[[Row, str, Renderer, Layout], Row | Drop]] = {
+    "auto": any_pair,
     "preferences": preference_pair,
-    "hh": lambda row, where, _: hh_pair(row, where),
-    "tldr": lambda row, where, _: tldr_pair(row, where, DataConfig.prompt_template),
+    "hh": lambda row, where, *_: hh_pair(row, where),
+    "tldr": lambda row, where, *_: tldr_pair(row, where, DataConfig.prompt_template),
 }
 
 
-def _reward_sources(row: Row, where: str) -> list[Source]:
-    """Those of SOURCES that the columns allow for."""
+def _reward_sources(of_set: Survey) -> list[Source]:
+    """Those of SOURCES that the columns allow for, whichever rows have them."""
     sources = []
     for source in SOURCES:
-        there, missing = ([name for name in source if (name in row) == there] for there in (True, False))
+        there, missing = ([name for name in source if (name in of_set.columns) == there] for there in (True, False))
         if there and missing:
-            raise ValueError(f"{where}: column {there[0]!r} needs {missing[0]!r} beside it")
+            raise ValueError(f"{of_set.columns[there[0]]}: column {there[0]!r} needs {missing[0]!r} beside it")
         if there:
             sources.append(source)
     return sources
@@ -471,9 +508,11 @@ def measure(
         comparisons=len(graph),
         prompts=prompts,
         responses=responses,
-        empty=data.left_out["empty prompt"] + data.left_out["empty completion"],
-        identical=data.left_out["identical completions"],
-        left_out=dict(data.left_out),
+        empty=data.left_out.counts["empty prompt"] + data.left_out.counts["empty completion"],
+        identical=data.left_out.counts["identical completions"],
+        left_out=dict(data.left_out.counts),
+        first=data.left_out.first,
+        notes=data.notes,
         duplicates=len(graph) - len(np.unique(code)),
         no_finite_dpo_optimum=float(graph.crossing.mean()),
         isolated=float(isolated.mean()),
@@ -590,37 +629,35 @@ def _length_bias(ratio: float, chosen: Ints, rejected: Ints) -> LengthBias:
 
 
 def _tokens(data: Comparisons, name: str, max_prompt: int, max_completion: int) -> tuple[list[Ints], Tokens]:
-    """Lengths of chosen and rejected, [N] each, and the report."""
+    """Lengths of chosen and rejected as they are tokenised for training, [N] each, and the report."""
+    from lm.data.tokens import completion_ids, prompt_ids, too_long
     from lm.models.loading import load_tokenizer  # torch comes with it
 
-    tokenizer = load_tokenizer(name, [*data.prompts, *data.chosen, *data.rejected], trust_remote_code=False)
+    tokenizer = load_tokenizer(name, map(unmarked, [*data.prompts, *data.chosen, *data.rejected]), False)
 
-    def counts(texts: list[str], special: bool) -> list[int]:
-        if not tokenizer.is_fast:
-            return [len(ids) for ids in tokenizer(texts, add_special_tokens=special)["input_ids"]]
-        # Counting needs no lists of ids, which take one thread longer than the tokens take all of them.
-        return [len(each) for each in tokenizer.backend_tokenizer.encode_batch_fast(texts, add_special_tokens=special)]
-
-    def lengths(texts: list[str], *, special: bool) -> Ints:
+    def lengths(texts: list[str], ids: Callable[[PreTrainedTokenizerBase, list[str]], list[list[int]]]) -> Ints:
         label, _ = number(texts)
         different = list(dict.fromkeys(texts))
         batches = (different[start : start + BATCH] for start in range(0, len(different), BATCH))
-        return np.array([count for batch in batches for count in counts(batch, special)], dtype=np.intp)[label]
+        return np.array([len(each) for batch in batches for each in ids(tokenizer, batch)], dtype=np.intp)[label]
 
-    if tokenizer.is_fast:  # which may have been saved with a limit
-        tokenizer.backend_tokenizer.no_truncation()
-        tokenizer.backend_tokenizer.no_padding()
-    prompts = lengths(data.prompts, special=True)
-    # As lm.data tokenises: a completion continues its prompt after a space and ends with end-of-text.
-    sides = [lengths([f" {t.lstrip()}" for t in s], special=False) + 1 for s in (data.chosen, data.rejected)]
+    prompts = lengths(data.prompts, prompt_ids)
+    sides = [lengths(side, completion_ids) for side in (data.chosen, data.rejected)]
     over = [np.maximum(prompts - max_prompt, 0), *(np.maximum(side - max_completion, 0) for side in sides)]
+    limits = DataConfig(max_prompt_length=max_prompt, max_completion_length=max_completion)
+    left_out = Tally()
+    for where, prompt, *both in zip(data.places, prompts.tolist(), *(side.tolist() for side in sides), strict=True):
+        if (reason := too_long(prompt, both, limits)) is not None:
+            left_out.add(reason, where)
     return sides, Tokens(
         tokenizer=name,
         longest_prompt=int(prompts.max()),
         longest_completion=int(max(side.max() for side in sides)),
         max_prompt_length=max_prompt,
         max_completion_length=max_completion,
-        too_long=int((np.sum(over, axis=0) > 0).sum()),
+        too_long=left_out.counts.total(),
+        left_out=dict(left_out.counts),
+        first=left_out.first,
         tokens_cut=int(np.sum(over)),
     )
 
@@ -793,6 +830,17 @@ def advise(report: Report) -> list[Advice]:
 # ---------------------------------------------------------------- showing
 
 
+def _left_out(counts: Mapping[str, int], first: Mapping[str, Sequence[str]]) -> list[tuple[str, str]]:
+    """Rows of the table, with where the first of each reason stand: the file is in its title."""
+    return [
+        (
+            f"  left out: {reason} ({places([where.rpartition('/')[2] for where in first[reason]], count)})",
+            f"{count:,}",
+        )
+        for reason, count in counts.items()
+    ]
+
+
 def show(report: Report, console: Console) -> None:
     """The report as a table and a list of advice."""
 
@@ -804,7 +852,7 @@ def show(report: Report, console: Console) -> None:
     table.add_column(justify="right")
     rows: list[tuple[str, str] | None] = [
         ("pairs", f"{report.pairs:,}"),
-        *((f"  left out: {reason}", f"{count:,}") for reason, count in report.left_out.items()),
+        *_left_out(report.left_out, report.first),
         ("comparisons", f"{report.comparisons:,}"),
         ("prompts", f"{report.prompts:,}"),
         ("different completions", f"{report.responses:,}"),
@@ -852,6 +900,7 @@ def show(report: Report, console: Console) -> None:
             (f"longest prompt, limit {tokens.max_prompt_length:,} tokens", f"{tokens.longest_prompt:,}"),
             (f"longest completion, limit {tokens.max_completion_length:,} tokens", f"{tokens.longest_completion:,}"),
             ("comparisons over a limit", f"{tokens.too_long:,}"),
+            *_left_out(tokens.left_out, tokens.first),
         ]
     for i, one in enumerate(report.rewards):
         if i == 0 or one.columns != report.rewards[i - 1].columns:
@@ -876,6 +925,8 @@ def show(report: Report, console: Console) -> None:
         else:
             table.add_row(*row)
     console.print(table)
+    for note in report.notes:
+        console.print(f"- {note}", markup=False, highlight=False)
     for advice in report.advice:
         cited = f" [{', '.join(advice.statements)}]" if advice.statements else ""
         console.print(f"- {advice.text}{cited}", markup=False, highlight=False)

@@ -27,8 +27,12 @@ from lm.base.files import write_jsonl
 from lm.config import DataConfig
 from lm.data import rewards
 from lm.data.lengths import length_class
+from lm.data.rows import Tally
+from lm.data.templates import chat_renderer
+from lm.data.tokens import load, tokenise
 from lm.diagnose import main
-from lm.studies.diagnosis import QUANTILES, RATIOS, FirstToFall, Report, advise, measure, read
+from lm.models.loading import load_tokenizer
+from lm.studies.diagnosis import QUANTILES, RATIOS, FirstToFall, Report, advise, measure, read, renderer_of
 from lm.studies.first_moves_test import trained_moves
 from tests import tiny
 from tests.startup_test import loaded
@@ -349,13 +353,98 @@ def test_a_tokenizers_own_limit_and_kind_change_no_count(tmp_path: Path) -> None
     for folder, tokenizer in (("limited", limited), ("slow", ByT5Tokenizer())):
         tokenizer.save_pretrained(tmp_path / folder)
     rows = [row("one two three", "a b c", "d")]
-    for folder, prompt, completion in (("limited", 3, 4), ("slow", 14, 7)):  # in bytes, with ends of text
+    for folder, prompt, completion in (("limited", 3, 4), ("slow", 13, 6)):  # in bytes, completions with their ends
         tokens = report_on(rows, tmp_path, tokenizer=str(tmp_path / folder)).tokens
         assert tokens is not None
         assert (tokens.longest_prompt, tokens.longest_completion) == (prompt, completion)
 
 
+CHAT = (
+    "{% for m in messages %}<|{{ m.role }}|> said: {{ m.content }}{{ eos_token }}\n{% endfor %}"
+    "{% if add_generation_prompt %}<|assistant|>{% endif %}"
+)
+
+
+def odd_rows(form: str) -> Rows:
+    """Rows of one form, of many lengths, some of them no comparison."""
+    rows = []
+    for i in range(40):
+        asked, good, bad = "why " * (i % 13 + 1), f"yes {i} " * (i % 7), f"no {i} " * (i % 5 + 1)
+        if form == "messages":
+            rows.append({"chosen": [message("user", asked), message("assistant", good)]})
+            rows[-1]["rejected"] = [message("user", asked), message("assistant", good if i % 9 == 4 else bad)]
+        elif form == "dialogues":
+            rows.append({s: f"Human: {asked}\n\nAssistant: {t}" for s, t in (("chosen", good), ("rejected", bad))})
+        elif form == "no prompt":
+            rows.append({"chosen": f"{asked}{good}", "rejected": f"{asked}{bad}"})
+        else:
+            rows.append(row(asked, good, bad))
+    return rows
+
+
+@pytest.mark.parametrize("form", ["messages", "dialogues", "no prompt", "text"])
+def test_the_report_and_the_preparing_agree_on_every_row(form: str, tmp_path: Path) -> None:
+    tokenizer = load_tokenizer("scratch:tiny", ["why yes no 0 1 2 3 4 5 6 7 8 9 user assistant"] * 9, False)
+    tokenizer.chat_template = CHAT
+    tokenizer.save_pretrained(tmp_path / "tokenizer")
+    write_jsonl(tmp_path / "pairs.jsonl", odd_rows(form))
+    path, limits = str(tmp_path / "pairs.jsonl"), {"max_prompt_length": 40, "max_completion_length": 18}
+    config = DataConfig(kind="preferences", path=path, valid_fraction=0.3, test_fraction=0.3, **limits)
+    loaded, over = load(config, 0, tmp_path, render=chat_renderer(tokenizer, "tiny")), Tally()
+    prepared, _ = tokenise(loaded.preferences, tokenizer, config, tmp_path / "ids.arrow", over)
+
+    assert (
+        main(
+            [
+                path,
+                "--tokenizer",
+                str(tmp_path / "tokenizer"),
+                "--json",
+                str(tmp_path / "report.json"),
+                *(word for name, value in limits.items() for word in (f"--{name.replace('_', '-')}", str(value))),
+            ]
+        )
+        == 0
+    )
+    report = json.loads((tmp_path / "report.json").read_text())
+    tokens = report["tokens"]
+    assert (report["left_out"], report["first"]) == (loaded.dropped["preferences"], loaded.first["preferences"])
+    assert (tokens["left_out"], tokens["first"]) == (dict(over.counts), over.first)
+    assert report["comparisons"] - tokens["too_long"] == len(prepared) > 5
+    assert tokens["too_long"] > 0
+    data = read(path, render=renderer_of(None, str(tmp_path / "tokenizer")))
+    assert [data.prompts, data.chosen, data.rejected] == [
+        loaded.preferences[name][:] for name in ("prompt", "chosen", "rejected")
+    ]
+    if form == "messages":
+        assert (
+            measure(read(path), "", tokenizer=str(tmp_path / "tokenizer"), **limits).tokens.too_long
+            < tokens["too_long"]
+        )  # type: ignore[union-attr]
+
+
+def test_the_table_names_the_first_rows_that_are_left_out(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    rows = [row("p", "a", "a"), row("p", "a", "b"), row("p", "b", "b"), {**row("p", "a", "b"), "topic": "letters"}]
+    write_jsonl(tmp_path / "pairs.jsonl", rows)
+    assert main([str(tmp_path / "pairs.jsonl")]) == 0
+    out = " ".join(capsys.readouterr().out.split())
+    assert "left out: identical completions (pairs.jsonl, line 1, line 3) │ 2" in out
+    assert "- not read: columns topic (1 rows)" in out
+
+
 # ---------------------------------------------------------------- rewards
+
+
+def test_a_reward_that_comes_late_is_reported(tmp_path: Path) -> None:
+    rows = [row("p", "a", "b"), row("q", "a", "b"), row("r", "a", "b", margin=2.0, member_margins=[1.0, -1.0])]
+    report = report_on(rows, tmp_path)
+    assert {(r.name, r.missing, r.agree) for r in report.rewards} == {
+        ("the one reward", 2, 1.0),
+        ("member 0", 2, 1.0),
+        ("member 1", 2, 0.0),
+    }
+    with pytest.raises(ValueError, match=r"line 2: column 'score_chosen' needs 'score_rejected' beside it"):
+        report_on([row("p", "a", "b"), row("q", "a", "b", score_chosen=1.0)], tmp_path)
 
 
 def test_rewards_against_labels(tmp_path: Path) -> None:
