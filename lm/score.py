@@ -106,7 +106,7 @@ def report(summary: Summary, data: str) -> None:
     from lm.data.rows import left_out
 
     print(f"{data}: {summary.pairs:,} pairs")
-    for line in (*left_out(summary.left_out.counts, summary.left_out.first), *summary.notes):
+    for line in (*left_out(summary.left_out, summary.left_out.first), *summary.notes):
         print(f"  {line}")
     if summary.removed:
         print(f"  left out: columns {', '.join(sorted(summary.removed))}, which hold other rewards")

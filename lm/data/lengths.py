@@ -197,7 +197,7 @@ def bias_file(
     reports = [length_report(classes, lengths.chosen, lengths.rejected, rows) for rows in (range(len(classes)), drawn)]
     return {
         **dict(zip(("before", "after"), reports, strict=True)),
-        "left_out": dict(lengths.left_out.counts),
+        "left_out": dict(lengths.left_out),
         "unit": "characters" if tokenizer is None else "tokens",
         **({"first": lengths.left_out.first} if lengths.left_out.first else {}),
         **({"notes": lengths.notes} if lengths.notes else {}),

@@ -1,7 +1,8 @@
 """Messages of a set as chat templates take them: `role`, `content`, and beside these what a message carries.
 
 Read are lists of messages, a message alone, JSON of either, `role` and `content` or ShareGPT's `from` and `value`,
-content as text or as parts of type text. What is not text (images, audio, parts that call tools) is refused.
+content as text or as parts of type text, one written after the other. What is not text (images, audio, parts that call
+tools) is refused.
 """
 
 from __future__ import annotations

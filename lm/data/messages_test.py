@@ -62,8 +62,8 @@ def call(**arguments: Any) -> dict[str, Any]:
     return {"role": "assistant", "content": None, "tool_calls": [{"type": "function", "function": function}]}
 
 
-TOOLS = [{"type": "function", "function": {"name": "look", "parameters": {"type": "object"}}}]
-CALLS = {"prompt": [ASK], "chosen": [call(at="sky")], "rejected": [call(at="sea")], "tools": TOOLS}
+TOOLS: list[Any] = [{"type": "function", "function": {"name": "look", "parameters": {"type": "object"}}}]
+CALLS: Row = {"prompt": [ASK], "chosen": [call(at="sky")], "rejected": [call(at="sea")], "tools": TOOLS}
 TEMPLATE = (
     "{% if tools %}tools: {{ tools | tojson }}\n{% endif %}"
     "{% for m in messages %}<{{ m.role }}>{{ m.reasoning_content or '' }}{{ m.content }}"

@@ -103,7 +103,7 @@ def refuse_others(row: Row, where: str, layout: Layout, kind: Literal["slip", "a
     name = (close or others)[0]
     raise ValueError(
         f"{where}: there is no 'prompt', but {'column' if len(others) == 1 else 'columns'} "
-        f"{', '.join(map(repr, others[:5]))}{'; is ' + repr(name) + ' meant to be it?' if close else ''}; name the "
+        f"{', '.join(map(repr, others[:5]))}{'; is ' + repr(name) + ' meant to be it? N' if close else '; n'}ame the "
         f"prompt's column by data.prompt (elsewhere --prompt), as {name!r}, or say {INFERRED!r}: what both sides "
         "begin with"
     )

@@ -9,7 +9,6 @@ import reprlib
 from bisect import bisect_left
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -89,19 +88,19 @@ def _read_local(path: Path) -> Iterator[tuple[str, Row]]:
         yield from read_file(file)
 
 
-@dataclass
-class Tally:
-    """Rows counted by a reason, with where the first of each stand."""
-
-    counts: Counter[str] = field(default_factory=Counter)
-    first: dict[str, list[str]] = field(default_factory=dict)
-    """Reason -> where its first rows stand, at most FIRST."""
+class Tally(Counter[str]):
+    """Rows counted by a reason, and where the first of each stand."""
 
     FIRST: ClassVar[int] = 3
 
+    def __init__(self, *counts: Any) -> None:
+        super().__init__(*counts)
+        self.first: dict[str, list[str]] = {}
+        """Reason -> where its first rows stand, at most FIRST."""
+
     def add(self, reason: str, where: str) -> None:
         """One row."""
-        self.counts[reason] += 1
+        self[reason] += 1
         if len(places := self.first.setdefault(reason, [])) < self.FIRST:
             places.append(where)
 

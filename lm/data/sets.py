@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from lm.data.messages import is_messages, is_missing, unread_keys
-from lm.data.prompts import AUTO, CONVERSATIONS, INFERRED, Layout, begins_with, text_columns
+from lm.data.prompts import AUTO, CONVERSATIONS, INFERRED, Layout, begins_with, is_text, text_columns
 from lm.data.rows import Row, Tally, like, places, shown
 from lm.data.schemas import Drop, are_dialogues, dialogues_hold, is_tldr
 
@@ -81,17 +81,17 @@ def survey(rows: Iterable[tuple[str, Row]], what: str, prompt: str = AUTO, kind:
             seen.tldr += 1
         elif kind == "hh":
             seen.dialogues += 1
-            for column in (*text_columns(row), *(["prompt"] if not is_missing(row.get("prompt")) else [])):
+            for column in (*text_columns(row), *(["prompt"] if is_text(row.get("prompt")) else [])):
                 seen.unread.add(column, where)
         else:
             _look(row, where, seen, name, sides, prompt)
     repeated = _is_repeated(seen, what, name)
     every = {"tldr": seen.tldr, "hh": seen.dialogues}
-    notes = [] if kind in ("tldr", "hh") and not seen.unread.counts else _notes(seen, repeated, kind, name)
+    notes = [] if kind in ("tldr", "hh") and not seen.unread else _notes(seen, repeated, kind, name)
     return Survey(
         Layout(prompt=prompt, prompted=seen.prompted, repeated=repeated),
         next((one for one, count in every.items() if count == seen.rows), "preferences"),
-        "messages" in seen.forms.counts,
+        "messages" in seen.forms,
         seen.columns,
         notes,
     )
@@ -112,16 +112,16 @@ def _look(row: Row, where: str, seen: _Seen, name: str, sides: tuple[str, ...], 
     given, texts = row.get(name), [row.get(side) for side in sides]
     seen.prompted |= not is_missing(given)
     in_messages = any(map(is_messages, (given, *texts)))
-    is_text = not in_messages and all(isinstance(text, str) for text in texts)
+    in_text = not in_messages and all(isinstance(text, str) for text in texts)
     seen.forms.add("messages" if in_messages else "text", where)
     asked = next((one for one in CONVERSATIONS if is_missing(given) and not is_missing(row.get(one))), None)
     for value in (given, *texts, row.get(asked or "")):
         for key in unread_keys(value):
             seen.keys.add(key, where)
-    for column in text_columns(row):
+    for column in (*text_columns(row), *(["prompt"] if is_text(row.get("prompt")) else [])):
         if column not in (name, asked, *sides) and not (column == "system" and in_messages):
             seen.unread.add(column, where)
-    if not is_text:
+    if not in_text:
         return
     if isinstance(given, str) and given.strip():
         starts = [begins_with(text, given) for text in texts if isinstance(text, str)]
@@ -137,13 +137,13 @@ def _look(row: Row, where: str, seen: _Seen, name: str, sides: tuple[str, ...], 
 
 def _is_repeated(seen: _Seen, what: str, name: str) -> bool:
     """ValueError where it is in some rows and not in others."""
-    found, total = seen.prompts, seen.prompts.counts.total()
-    both = found.counts["both"]
+    found, total = seen.prompts, seen.prompts.total()
+    both = found["both"]
     for side in ("chosen", "rejected"):
-        if found.counts[side] > total / 2:
+        if found[side] > total / 2:
             raise ValueError(
-                f"{what}: in {found.counts[side]:,} of {total:,} rows {side!r} alone begins with the prompt "
-                f"({places(found.first[side], found.counts[side])}), so that the prompt tells the sides apart; take it "
+                f"{what}: in {found[side]:,} of {total:,} rows {side!r} alone begins with the prompt "
+                f"({places(found.first[side], found[side])}), so that the prompt tells the sides apart; take it "
                 "off there"
             )
     if FEW * total < both < NEARLY_ALL * total:
@@ -157,29 +157,28 @@ def _is_repeated(seen: _Seen, what: str, name: str) -> bool:
 
 def _notes(seen: _Seen, repeated: bool, kind: str, name: str) -> list[str]:
     notes = []
-    both, total = seen.prompts.counts["both"], seen.prompts.counts.total()
-    who = "the completion" if kind == "references" else "both sides"
+    both, total = seen.prompts["both"], seen.prompts.total()
+    who = "the completion begins" if kind == "references" else "both sides begin"
     if both:
         which = "both" if repeated else "none"
         rest = seen.prompts.first.get("none", []) if repeated else seen.prompts.first["both"]
         does = "is taken off there" if repeated else "stays, as chance"
         where = f" ({'not in ' * (which == 'both')}{places(rest, total - both if repeated else both)})" if rest else ""
-        notes.append(f"in {both:,} of {total:,} rows {who} begin with the {name}, which {does}{where}")
-    if inferred := seen.inferred.counts["prompt"]:
+        notes.append(f"in {both:,} of {total:,} rows {who} with the {name}, which {does}{where}")
+    if inferred := seen.inferred["prompt"]:
         how = "are left out" if seen.prompted else "have as prompt what both sides begin with, in whole words"
         notes.append(
             f"{inferred:,} of {seen.rows:,} rows without a prompt {how} "
             f"({places(seen.inferred.first['prompt'], inferred)})"
         )
-    if len(seen.forms.counts) > 1:
+    if len(seen.forms) > 1:
         counts = ", ".join(
-            f"{count:,} of {form} ({places(seen.forms.first[form], count)})"
-            for form, count in seen.forms.counts.items()
+            f"{count:,} of {form} ({places(seen.forms.first[form], count)})" for form, count in seen.forms.items()
         )
         notes.append(f"rows of two forms, {counts}: a chat template writes messages only")
     for unread, plural in ((seen.unread, "columns"), (seen.keys, "keys of messages")):
-        if unread.counts:
-            named = ", ".join(f"{one} ({count:,} rows)" for one, count in unread.counts.items())
+        if unread:
+            named = ", ".join(f"{one} ({count:,} rows)" for one, count in unread.items())
             notes.append(f"not read: {plural} {named}")
     return notes
 

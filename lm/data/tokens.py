@@ -237,7 +237,7 @@ def _loaded(preferences: Dataset, references: Dataset, pairs: _Set, others: _Set
     return Loaded(
         preferences,
         references,
-        nothing | {each.name: dict(each.dropped.counts) for each in sets},
+        nothing | {each.name: dict(each.dropped) for each in sets},
         nothing | {each.name: each.dropped.first for each in sets},
         {"preferences": [], "references": []} | {each.name: each.notes() for each in sets},
         {each.name: found for each in sets if (found := each.control.report()) is not None},
@@ -356,7 +356,7 @@ def tokenise(
             )
             raise ValueError(
                 f"no {what} are left in the {split} split: {len(rows)} rows before length limits, dropped "
-                f"{dict(dropped.counts) or 'none'}; look at data.path, data.limit, data.max_prompt_length, "
+                f"{dict(dropped) or 'none'}; look at data.path, data.limit, data.max_prompt_length, "
                 f"data.max_completion_length, data.valid_fraction and data.test_fraction" + hint * (len(elsewhere) == 1)
             )
-    return dataset, dict(dropped.counts)
+    return dataset, dict(dropped)

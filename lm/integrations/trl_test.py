@@ -387,6 +387,24 @@ def test_text_and_rewards_give_the_batch_of_token_ids_and_margins(tmp_path: Path
     close(one["reward_margin"], other["reward_margin"])
 
 
+def test_of_messages_with_token_ids_the_ids_are_read(tmp_path: Path) -> None:
+    """As `lm.export` writes a set of messages: the log-probs beside them are of these tokens."""
+    data = pairs(6)
+
+    def said(role: str, count: int) -> list[list[dict[str, str]]]:
+        return [[{"role": role, "content": f"{role} {i}"}] for i in range(count)]
+
+    with_messages = data
+    for name, role in (("prompt", "user"), ("chosen", "assistant"), ("rejected", "assistant")):
+        with_messages = with_messages.add_column(name, said(role, 6))
+    one, other = (
+        collate(list(in_trl(tmp_path / name, DistilledDPO(), rows).train_dataset))
+        for name, rows in (("messages", with_messages), ("ids", data))
+    )
+    assert one.keys() == other.keys()
+    assert all(torch.equal(one[name], other[name]) for name in one)
+
+
 @pytest.mark.parametrize("name", [name for name in METHODS if name != "drdo"])
 def test_a_name_takes_its_scale_from_trls_beta(name: str) -> None:
     method = resolve(name, 0.3)

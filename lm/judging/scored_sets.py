@@ -266,7 +266,7 @@ def score_set(
         writable.check(_staying(row, where))
     writable.settle()
     if not (total := writable.rows):
-        raise ValueError(f"{path}: no row is a comparison, left out were {dict(summary.left_out.counts) or 'none'}")
+        raise ValueError(f"{path}: no row is a comparison, left out were {dict(summary.left_out) or 'none'}")
     folder = out.with_name(f"{out.name}.parts")
     versions = {"torch": torch.__version__, "transformers": transformers.__version__}
     how = {

@@ -76,7 +76,7 @@ def data(run: Run) -> Artifact:
             save(dataset.remove_columns(list(KEYS)), folder / name)
             report[name] = {
                 "kept": dict(Counter(dataset["split"])),
-                "dropped": {**loaded.dropped[name], **over[name].counts},
+                "dropped": {**loaded.dropped[name], **over[name]},
                 "first": {**loaded.first[name], **over[name].first},
                 "notes": [*loaded.notes[name], *(twice_in_words(twice) if name == "preferences" else [])],
                 "control_tokens": loaded.control.get(name),

@@ -306,9 +306,9 @@ def read(
         stands.append(where)
         for source, column in values.items():
             column.append(_margin(row, source, where))
-    rows = len(kept) + left_out.counts.total()
+    rows = len(kept) + left_out.total()
     if not kept:
-        raise ValueError(f"{path}: none of {rows} rows is a comparison, left out were {dict(left_out.counts)}")
+        raise ValueError(f"{path}: none of {rows} rows is a comparison, left out were {dict(left_out)}")
     prompts, chosen, rejected = ([pair[name] for pair in kept] for name in ("prompt", "chosen", "rejected"))
     margins = {source: _stack(column, source, path) for source, column in values.items()}
     return Comparisons(
@@ -508,9 +508,9 @@ def measure(
         comparisons=len(graph),
         prompts=prompts,
         responses=responses,
-        empty=data.left_out.counts["empty prompt"] + data.left_out.counts["empty completion"],
-        identical=data.left_out.counts["identical completions"],
-        left_out=dict(data.left_out.counts),
+        empty=data.left_out["empty prompt"] + data.left_out["empty completion"],
+        identical=data.left_out["identical completions"],
+        left_out=dict(data.left_out),
         first=data.left_out.first,
         notes=data.notes,
         duplicates=len(graph) - len(np.unique(code)),
@@ -655,8 +655,8 @@ def _tokens(data: Comparisons, name: str, max_prompt: int, max_completion: int) 
         longest_completion=int(max(side.max() for side in sides)),
         max_prompt_length=max_prompt,
         max_completion_length=max_completion,
-        too_long=left_out.counts.total(),
-        left_out=dict(left_out.counts),
+        too_long=left_out.total(),
+        left_out=dict(left_out),
         first=left_out.first,
         tokens_cut=int(np.sum(over)),
     )
