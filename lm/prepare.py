@@ -8,7 +8,7 @@ from lm.stages.run import Run, command
 def work(run: Run) -> None:
     """Prints the rows of each split, and those that were left out by reason."""
     from lm.base import ranks
-    from lm.stages.data import SETS, data, lines, remarks
+    from lm.stages.data import SETS, data, lines
 
     report = data(run).metrics
     if not ranks.is_first():
@@ -18,8 +18,6 @@ def work(run: Run) -> None:
         print(f"{name}: {kept}")
         for line in lines(report[name]):
             print(f"  {line}")
-    for line in remarks(report):
-        print(line)
 
 
 if __name__ == "__main__":

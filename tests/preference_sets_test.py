@@ -33,7 +33,7 @@ from lm.config import (
 )
 from lm.data import rewards, splits
 from lm.data.confidence import subset as confidence_subset
-from lm.data.lengths import bias_file
+from lm.data.lengths import bias_file, read_lengths
 from lm.data.rows import SUFFIXES, read_rows, write_rows
 from lm.data.templates import chat_renderer
 from lm.data.tokens import load
@@ -449,11 +449,39 @@ def test_no_message_ends_a_turn_and_no_reply_is_cut(tmp_path: Path, capsys: pyte
         for side in ("chosen", "rejected"):
             assert row[f"{side}_ids"].index(token) == len(row[f"{side}_ids"]) - 1
             assert tokenizer(run).decode(row[f"{side}_ids"]) == f"{row[side]}{end}"
-    said = f"preferences: 30 rows name control tokens in their texts ({end} in 30), read as characters"
-    assert said in capsys.readouterr().err
+    said = f"30 rows name control tokens in their texts ({end} in 30), read as characters ("
+    assert f"preferences: {said}" in capsys.readouterr().err
     assert data(run).metrics["preferences"]["control_tokens"]["rows"] == 30
     prepare.work(run)
     assert said in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("form", ["text", "messages"])
+def test_every_command_reads_names_of_control_tokens_alike(form: str, tmp_path: Path) -> None:
+    policy, _ = local_models(tmp_path, CHATML)
+    own = load_tokenizer(policy, (), False)
+    hostile = rows() if form == "text" else conversations()
+    for i, row in enumerate(hostile):
+        asked, answer = (row, row) if form == "text" else (row["prompt"][0], row["chosen"][0])
+        asked["prompt" if form == "text" else "content"] += own.eos_token * (i % 5)
+        answer["chosen" if form == "text" else "content"] += f" a{own.eos_token} b" * (i % 3)
+    done = config(tmp_path, hostile, {"max_completion_length": 500}, model=policy, methods=["d-dpo"])
+    made = [row for split in ("train", "valid", "test") for row in given_pairs(Run(done), split)]
+    of_id = {int(row["id"].split("-")[0]): row for row in made}
+    in_order = [of_id[i] for i in range(len(hostile))]
+    path = str(done.data.path)
+    lengths = read_lengths(path, own)
+    names, render = (of(None, policy) for of in (diagnosis.names_of, diagnosis.renderer_of))
+    compared = diagnosis.read(path, names=names, render=render)
+    limits = {"max_prompt_length": 500, "max_completion_length": 500}
+    found = diagnosis.measure(compared, "", tokenizer=policy, **limits).tokens  # type: ignore[arg-type]
+    assert found is not None
+    for side, counted in (("chosen", lengths.chosen), ("rejected", lengths.rejected)):
+        assert counted == [len(row[f"{side}_ids"]) for row in in_order]
+    assert found.longest_completion == max(map(max, (lengths.chosen, lengths.rejected)))
+    assert found.longest_prompt == max(len(row["prompt_ids"]) for row in in_order)
+    for notes in (lengths.notes, compared.notes):
+        assert sum("rows name control tokens in their texts" in note for note in notes) == 1
 
 
 def test_pairs_that_a_run_exported_are_read_by_another_of_its_seed(

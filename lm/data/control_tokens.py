@@ -15,8 +15,10 @@ from typing import Any
 from transformers import PreTrainedTokenizerBase
 
 from lm.config import ControlTokens
-from lm.data.rows import Row, shown
-from lm.data.schemas import Drop, Message, Renderer
+from lm.data.messages import Message
+from lm.data.rows import Row, places, shown
+from lm.data.schemas import Drop
+from lm.data.templates import Renderer
 
 MARK, LAST = "\ufdd0", "\ufdd1"
 """What stands before each character of what is marked, and after the last. Unicode has them for such uses: they are no
@@ -55,6 +57,8 @@ class Names:
         """Where a row stands -> names in it, of rows that have some."""
         self.rows, self.written = 0, 0
         """Rows, and those whose prompt is text that begins with one, as chat templates write it."""
+        self.messages: Sequence[Message] | None = None
+        """What the row that was read last asks, where that is messages."""
 
     @classmethod
     def by(cls, tokenizer: PreTrainedTokenizerBase, how: ControlTokens) -> Names:
@@ -62,33 +66,29 @@ class Names:
         begin, end = tokenizer.bos_token, tokenizer.eos_token
         return cls(control_tokens(tokenizer), how, begin=begin, end=end)
 
-    def marking(self, render: Renderer) -> tuple[Renderer, list[Sequence[Message]]]:
-        """A renderer of messages whose control tokens are marked, and where it keeps the messages that it was given,
-        as they were."""
-        seen: list[Sequence[Message]] = []
-
-        def marked(
-            messages: Sequence[Message], reply: Message, where: str, *more: Any, **named: Any
-        ) -> tuple[str, str]:
-            seen.append(messages)
-            more, named = self.mark_all(more, where), self.mark_all(named, where)
-            return render(self.mark_all(messages, where), self.mark_all(reply, where, last=True), where, *more, **named)
-
-        return marked, seen
-
     def reading(
         self, convert: Callable[[Row, str, Renderer], Row | Drop], render: Renderer
-    ) -> tuple[Callable[[Row, str], Row | Drop], list[Sequence[Message]]]:
-        """`convert` by this renderer, whose rows have their control tokens marked; and what its last row was written
-        from, the messages as they were, empty where it is text."""
-        marked, seen = self.marking(render)
+    ) -> Callable[[Row, str], Row | Drop]:
+        """A way to read rows, whose texts then have their control tokens marked.
+
+        Args:
+            convert: (row, where it stands, renderer) -> its texts.
+            render: how messages become text.
+        """
+
+        def marked(
+            messages: Sequence[Message], reply: Message, where: str, tools: list[Any] | None = None
+        ) -> tuple[str, str]:
+            self.messages = messages
+            asked, answered = self.mark_all(messages, where), self.mark_all(reply, where, last=True)
+            return render(asked, answered, where, self.mark_all(tools, where))
 
         def read(row: Row, where: str) -> Row | Drop:
-            seen.clear()
+            self.messages = None
             pair = convert(row, where, marked)
-            return pair if isinstance(pair, Drop) else self.row(pair, where, rendered=bool(seen))
+            return pair if isinstance(pair, Drop) else self.row(pair, where, rendered=self.messages is not None)
 
-        return read, seen
+        return read
 
     def row(self, pair: Row, where: str, rendered: bool) -> Row | Drop:
         """A pair or a reference with its control tokens marked, or as they were where they are to be read as such.
@@ -96,7 +96,7 @@ class Names:
         Args:
             pair: its texts.
             where: it stands.
-            rendered: whether the texts are from a renderer of `marking`; if not, they are the set's own.
+            rendered: whether the texts are messages that were marked before; if not, they are the set's own.
 
         Raises:
             ValueError: where control tokens are refused.
@@ -143,9 +143,16 @@ class Names:
             "tokens": dict(sorted(Counter(name for names in self.found.values() for name in names).items())),
         }
 
-    def says(self, what: str) -> str | None:
-        """The same as a sentence about `what`."""
-        return None if (found := self.report()) is None else remark(found, what)
+    def notes(self) -> list[str]:
+        """The same in words, a line where there is something to say."""
+        if (found := self.report()) is None:
+            return []
+        names = ", ".join(f"{token} in {rows:,}" for token, rows in found["tokens"].items())
+        read_as = "control tokens" if self._how == "control" else "characters"
+        return [
+            f"{found['rows']:,} rows name control tokens in their texts ({names}), read as {read_as} "
+            f"({places(found['first'], found['rows'])})"
+        ]
 
     def _mark(self, text: str, column: str, where: str) -> str:
         _check(text, where)
@@ -176,16 +183,6 @@ class Names:
 def _check(text: str, where: str) -> None:
     if MARK in text or LAST in text:
         raise ValueError(f"{where}: U+FDD0 or U+FDD1, which are no characters, in {shown(text)}")
-
-
-def remark(found: Mapping[str, Any], what: str) -> str:
-    """What `Names.report` says, as a sentence about `what`."""
-    names = ", ".join(f"{token} in {rows:,}" for token, rows in found["tokens"].items())
-    read_as = "characters" if found["read_as"] == "text" else "control tokens"
-    return (
-        f"{what}: {found['rows']:,} rows name control tokens in their texts ({names}), read as {read_as}; first: "
-        f"{'; '.join(found['first'])}"
-    )
 
 
 def unmarked(text: str) -> str:

@@ -19,9 +19,10 @@ from lm.config import BiasConfig
 from lm.data import votes
 from lm.data.control_tokens import Names
 from lm.data.prompts import AUTO
-from lm.data.rows import Tally, check_suffix, read_rows, write_rows
-from lm.data.schemas import any_pair, chat_renderer, plain_chat
+from lm.data.rows import Row, Tally, check_suffix, read_rows, write_rows
+from lm.data.schemas import Drop, any_pair
 from lm.data.sets import comparisons, survey
+from lm.data.templates import Renderer, chat_renderer, plain_chat
 from lm.data.tokens import completion_ids
 
 LengthClass = Literal["longer", "shorter", "neither"]
@@ -147,9 +148,13 @@ def read_lengths(path: str, tokenizer: PreTrainedTokenizerBase | None = None, pr
     lengths = Lengths()
     has_template = tokenizer is not None and tokenizer.chat_template is not None
     render = chat_renderer(tokenizer, "--tokenizer") if has_template else plain_chat
-    names = Names((), "text") if tokenizer is None else Names.by(tokenizer, "text")
-    marked, _ = names.reading(lambda *row: any_pair(*row, of_set.layout), render)
-    for number, where, row, pair in comparisons(labels(read_rows(path)), marked, lengths.left_out):
+    names = None if tokenizer is None else Names.by(tokenizer, "text")
+
+    def convert(row: Row, where: str, render: Renderer = render) -> Row | Drop:
+        return any_pair(row, where, render, of_set.layout)
+
+    read = convert if names is None else names.reading(convert, render)
+    for number, where, row, pair in comparisons(labels(read_rows(path)), read, lengths.left_out):
         sides: list[Any] = [pair["chosen"].strip(), pair["rejected"].strip()]
         if tokenizer is not None:
             sides = completion_ids(tokenizer, [pair["chosen"], pair["rejected"]])
@@ -158,7 +163,7 @@ def read_lengths(path: str, tokenizer: PreTrainedTokenizerBase | None = None, pr
         lengths.rejected.append(len(sides[1]))
         lengths.probabilities.append(votes.label_of(row, where)[votes.PROBABILITY])
     lengths.left_out.take(labels.left_out)
-    lengths.notes = [*of_set.notes, *labels.says()]
+    lengths.notes = [*of_set.notes, *labels.says(), *(names.notes() if names is not None else [])]
     return lengths
 
 

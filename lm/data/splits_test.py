@@ -99,8 +99,8 @@ def test_a_post_is_in_one_split_under_every_template(tmp_path: Path) -> None:
         posts = [{"subreddit": "a", "title": "t", "post": write(f"My cat number {i}.")} for i in range(60)]
         sides = {"summaries": [{"text": "a"}, {"text": "b"}], "choice": 0}
         references = pairs(folder / "sft.jsonl", ({**post, "summary": "a"} for post in posts))
-        options = {"kind": "tldr", "sft_path": references, "prompt_template": template}
-        found = read(folder, ({"info": post, **sides} for post in posts), **options)
+        rows = ({"info": post, **sides} for post in posts)
+        found = read(folder, rows, kind="tldr", sft_path=references, prompt_template=template)
         assert found.references["split"][:] == found.preferences["split"][:]
         return found.preferences["split"][:]  # type: ignore[no-any-return]
 

@@ -27,23 +27,17 @@ from lm.config import DataConfig
 from lm.data import messages, rewards, splits, votes
 from lm.data.control_tokens import TEXTS, Names, token_ids, unmarked
 from lm.data.rows import BATCH, Row, Tally, read_rows
-from lm.data.schemas import (
-    Drop,
-    Renderer,
-    hh_pair,
-    plain_chat,
-    preference_pair,
-    preference_reference,
-    tldr_pair,
-    tldr_reference,
-)
-from lm.data.sets import comparisons, survey
+from lm.data.schemas import Drop, hh_pair, preference_pair, preference_reference, tldr_pair, tldr_reference
+from lm.data.sets import Survey, comparisons, survey
 from lm.data.splits import split_of
+from lm.data.templates import Renderer, plain_chat
 
 FORM = 2
 """Raised where the same rows become other ids, texts or splits, so that older ones are made again."""
-KEYS, PLACE = ("group", "letters"), "place"
-"""Of a row until it is tokenised: digests of what `lm.data.splits` goes by, and where it stands in its set."""
+PLACE = "place"
+"""Where a row stands in its set, between reading and tokenising."""
+KEYS = ("group", "letters")
+"""Digests of what `lm.data.splits` goes by, likewise, and up to where what is kept is known."""
 
 
 # ---------------------------------------------------------------- loading
@@ -60,7 +54,7 @@ class Loaded:
     first: dict[str, dict[str, list[str]]]
     """Set -> reason -> where the first such rows stand."""
     notes: dict[str, list[str]]
-    """Set -> what is said of how it was read, see `lm.data.sets.survey`."""
+    """Set -> what is said of how it was read, a line each."""
     control: dict[str, dict[str, Any]]
     """Set -> what `Names.report` says of it, where control tokens were found in texts."""
     own_splits: dict[str, dict[str, int]]
@@ -96,9 +90,8 @@ def load(
         pairs_path, references_path = str(world / "comparisons.jsonl"), str(world / "sft.jsonl")
     assert pairs_path is not None
 
-    own_rewards, labels = rewards.Reader(), votes.Reader(config.group_weight)
-    schema = "tldr" if config.kind == "world" else str(config.kind)
-    of_pairs = survey(votes.Reader()(read_rows(pairs_path)), pairs_path, config.prompt, schema)
+    own_rewards = rewards.Reader()
+    pairs = _Set("preferences", pairs_path, config, seed, folder, control())
 
     def pair(row: Row, where: str, render: Renderer) -> Row | Drop:
         label = votes.label_of(row, where)
@@ -107,89 +100,80 @@ def load(
         elif config.kind != "preferences":
             kept = tldr_pair(row, where, config.prompt_template)
         else:
-            kept = preference_pair(row, where, render, of_pairs.layout)
+            kept = preference_pair(row, where, render, pairs.survey.layout)
         if isinstance(kept, Drop):
             return kept
         given = own_rewards(row, where) if config.rewards == "given" else {}
         return {**kept, **given, **label, **messages.stored(kept.get("messages"))}
 
-    def reference(row: Row, where: str, render: Renderer) -> Row | Drop:
-        if config.kind == "preferences":
-            return preference_reference(row, where, render, of_references.layout)
-        return tldr_reference(row, where, config.prompt_template)
-
     columns = {name: Value("string") for name in ("prompt", "chosen", "rejected")}
-    if of_pairs.has_messages:
+    if pairs.survey.has_messages:
         columns |= {name: Value("string") for name in messages.STORED}
     if config.kind != "hh":
         columns |= {"confidence": Value("float64"), "worker": Value("string")}
     if config.rewards == "given":
         columns |= {name: Value("float64") for name in rewards.ONE}
         columns |= {name: List(Value("float64")) for name in rewards.MEMBERS}
-    pairs = _Set("preferences", pairs_path, config, seed, folder, render, control())
     of_labels = {**{name: Value("float64") for name in votes.COLUMNS}, votes.REFERENCE: Value("bool")}
-    preferences = pairs.read(pair, columns | of_labels, labels)
-    lacking = [split for split in splits.HELD_OUT if split not in pairs.present]
+    preferences = pairs.read(pair, render, columns | of_labels)
     if config.split == "own":
-        preferences = pairs.completed(preferences, lacking)
+        preferences = pairs.completed(preferences)
     if config.limit is not None and config.limit < len(preferences):
         rng = np.random.default_rng([seed, 1])
         preferences = preferences.select(sorted(rng.choice(len(preferences), config.limit, replace=False)))
-    sets = [pairs]
-    pairs.dropped.take(labels.left_out)
-    best = preferences.filter(bool, input_columns=votes.REFERENCE, keep_in_memory=True) if labels.any else preferences
-    preferences = preferences.remove_columns([votes.REFERENCE, *(() if labels.any else votes.COLUMNS)])
+    soft = pairs.labels.any
+    best = preferences.filter(bool, input_columns=votes.REFERENCE, keep_in_memory=True) if soft else preferences
+    preferences = preferences.remove_columns([votes.REFERENCE, *(() if soft else votes.COLUMNS)])
     if references_path is None:
-        names = ["id", "prompt", "split", "chosen", *KEYS, PLACE]
+        names = ["id", "prompt", "split", *KEYS, PLACE, "chosen"]
         references = best.select_columns(names).rename_column("chosen", "completion")
-    else:
-        schema = "references" if config.kind == "preferences" else "tldr"
-        of_references = survey(read_rows(references_path), references_path, config.prompt, schema)
-        sets.append(_Set("references", references_path, config, seed, folder, render, control()))
-        references = sets[1].read(reference, {name: Value("string") for name in ("prompt", "completion")})
-        if config.split == "own" and not sets[1].has_own:
-            references = sets[1].beside(references, preferences)
-    read = {each.name: each for each in sets}
-    return Loaded(
-        preferences,
-        references,
-        {"references": {}, **{name: dict(each.dropped) for name, each in read.items()}},
-        {"references": {}, **{name: each.dropped.first for name, each in read.items()}},
-        {"preferences": [*of_pairs.notes, *labels.says()], "references": of_references.notes if len(sets) > 1 else []},
-        {name: found for name, each in read.items() if (found := each.control.report()) is not None},
-        {
-            name: dict(each.own)
-            for name, each in read.items()
-            if len(each.own) > 1 or (each.own and config.split == "own")
-        },
-        lacking if config.split == "own" else [],
-    )
+        return _loaded(preferences, references, pairs, None)
+    others = _Set("references", references_path, config, seed, folder, control())
+
+    def reference(row: Row, where: str, render: Renderer) -> Row | Drop:
+        if config.kind == "preferences":
+            return preference_reference(row, where, render, others.survey.layout)
+        return tldr_reference(row, where, config.prompt_template)
+
+    references = others.read(reference, render, {name: Value("string") for name in ("prompt", "completion")})
+    if config.split == "own" and not others.has_own:
+        references = others.beside(references, preferences)
+    return _loaded(preferences, references, pairs, others)
 
 
 class _Set:
     """A set while it is read: what is left out of it, and its own splits."""
 
-    def __init__(
-        self, name: str, path: str, config: DataConfig, seed: int, folder: Path, render: Renderer, control: Names
-    ) -> None:
+    def __init__(self, name: str, path: str, config: DataConfig, seed: int, folder: Path, control: Names) -> None:
         self.name, self.path, self.config, self.seed, self.folder = name, path, config, seed, folder
         self.control = control
-        self.render, self.messages = render, list[Any]()
         self.dropped, self.own, self.present = Tally(), Counter[str](), Counter[str]()
-        self.has_own = False
+        self.lacking: list[str] = []
+        """Splits that the set has not, where its own are kept."""
+        schema = "tldr" if config.kind == "world" else str(config.kind)
+        if name == "references":
+            schema = "references" if config.kind == "preferences" else "tldr"
+        self.survey: Survey = survey(self._rows(votes.Reader()), path, config.prompt, schema)
+        self.labels = votes.Reader(config.group_weight)
+
+    def _rows(self, labels: votes.Reader) -> Iterator[tuple[str, Row]]:
+        """As they stand in the set; of preferences, with their labels."""
+        rows = read_rows(self.path)
+        return labels(rows) if self.name == "preferences" else rows
+
+    @property
+    def has_own(self) -> bool:
         """Whether a row says which split it is in."""
+        return bool(self.own)
 
     def read(
-        self,
-        convert: Callable[[Row, str, Renderer], Row | Drop],
-        columns: dict[str, Any],
-        labels: Callable[[Iterable[tuple[str, Row]]], Iterable[tuple[str, Row]]] = iter,
+        self, convert: Callable[[Row, str, Renderer], Row | Drop], render: Renderer, columns: dict[str, Any]
     ) -> Dataset:
-        """The rows that `convert` keeps, with these columns and id, split and KEYS; `labels` has them first."""
+        """The rows that `convert` keeps, with these columns and id, split, KEYS and PLACE."""
 
         def kept() -> Iterator[Row]:
-            marked, self.messages = self.control.reading(convert, self.render)
-            for number, where, raw, row in comparisons(labels(read_rows(self.path)), marked, self.dropped):
+            reading = self.control.reading(convert, render)
+            for number, where, raw, row in comparisons(self._rows(self.labels), reading, self.dropped):
                 texts = "\0".join(unmarked(row[name]) for name in TEXTS if name in row)
                 group = self._group(row)
                 split = self._split(group, raw, where)
@@ -202,8 +186,10 @@ class _Set:
                     **dict(zip(KEYS, map(splits.digest, (group, splits.letters(group))), strict=True)),
                 }
 
-        rows = self._mapped(kept(), columns)
+        more = {name: Value("string") for name in ("split", *KEYS, PLACE)}
+        rows = mapped(kept(), {"id": Value("string"), **columns, **more}, self.folder / f"{self.name}.arrow")
         self.control.settle(self.path)
+        self.dropped.take(self.labels.left_out)
         return rows
 
     def _group(self, row: Row) -> str:
@@ -211,38 +197,66 @@ class _Set:
             return f"{row['post']}\n\nTL;DR:"
         if self.config.kind == "tldr":  # a post has several prompts, by its titles
             return splits.normalised(row["post"])
-        return splits.opening(self.messages[0] if self.messages else unmarked(row["prompt"]))
+        return splits.opening(self.control.messages or unmarked(row["prompt"]))
 
     def _split(self, group: str, raw: Row, where: str) -> str:
         own = splits.own_split(raw, where, self.path)
         if splits.is_named(own):
             self.own[str(own)] += 1
-            self.has_own = True
         if self.config.split == "drawn":
             return split_of(group, self.config, self.seed)
         if own is None and self.name == "references" and not self.has_own:
             return "train"
         return splits.named(own, where)
 
-    def completed(self, rows: Dataset, lacking: list[str]) -> Dataset:
+    def completed(self, rows: Dataset) -> Dataset:
         """With the splits that the set's own lack drawn from its training split."""
-        if not lacking:
+        self.lacking = [split for split in splits.HELD_OUT if split not in self.present]
+        if not self.lacking:
             return rows
         known = zip(rows["split"][:], rows["group"][:], strict=True)
-        return self._with(rows, splits.completed(known, lacking, self.config, self.seed))
+        return self._with(rows, splits.completed(known, self.lacking, self.config, self.seed))
 
     def beside(self, rows: Dataset, preferences: Dataset) -> Dataset:
         """References that say no splits: those of prompts which the preferences hold out are held out too."""
-        held_out = {g: s for g, s in zip(preferences["group"][:], preferences["split"][:], strict=True) if s != "train"}
+        known = zip(preferences["group"][:], preferences["split"][:], strict=True)
+        held_out = {group: split for group, split in known if split != "train"}
         return self._with(rows, [held_out.get(group, "train") for group in rows["group"][:]])
 
     def _with(self, rows: Dataset, found: list[str]) -> Dataset:
         changed = ({**row, "split": split} for row, split in zip(rows, found, strict=True))
         return mapped(changed, rows.features, self.folder / f"{self.name}-split.arrow")
 
-    def _mapped(self, rows: Iterable[Row], columns: dict[str, Any]) -> Dataset:
-        features = {"id": Value("string"), **columns, **{name: Value("string") for name in ("split", PLACE, *KEYS)}}
-        return mapped(rows, features, self.folder / f"{self.name}.arrow")
+    @property
+    def own_splits(self) -> dict[str, int]:
+        """Name of a split of the set's own -> rows, where there are several, or where they are kept."""
+        return dict(self.own) if len(self.own) > 1 or self.config.split == "own" else {}
+
+    def notes(self) -> list[str]:
+        """What is said of how it was read, a line each."""
+        lines = [*self.survey.notes, *self.labels.says(), *self.control.notes()]
+        if self.own_splits:
+            named = ", ".join(f"{split} {rows:,}" for split, rows in self.own.items())
+            become = "put together and drawn anew" if self.config.split == "drawn" else "kept"
+            lines.append(f"the set's own splits ({named} rows) are {become} (data.split)")
+        if self.lacking:
+            lines.append(f"the set has no {' and no '.join(self.lacking)} split, drawn from its train")
+        return lines
+
+
+def _loaded(preferences: Dataset, references: Dataset, pairs: _Set, others: _Set | None) -> Loaded:
+    sets = [each for each in (pairs, others) if each is not None]
+    nothing: dict[str, Any] = {"preferences": {}, "references": {}}
+    return Loaded(
+        preferences,
+        references,
+        nothing | {each.name: dict(each.dropped) for each in sets},
+        nothing | {each.name: each.dropped.first for each in sets},
+        {"preferences": [], "references": []} | {each.name: each.notes() for each in sets},
+        {each.name: found for each in sets if (found := each.control.report()) is not None},
+        {each.name: each.own_splits for each in sets if each.own_splits},
+        pairs.lacking,
+    )
 
 
 def mapped(rows: Iterable[Row], features: Mapping[str, Any], path: Path) -> Dataset:
@@ -262,6 +276,16 @@ def standing_twice(preferences: Dataset, references: Dataset) -> dict[str, dict[
 
     training = ((group, spelt) for rows in (preferences, references) for s, group, spelt in keys(rows) if s == "train")
     return splits.crossing(training, (row for row in keys(preferences) if row[0] != "train"))
+
+
+def twice_in_words(crossing: Mapping[str, Mapping[str, int]]) -> list[str]:
+    """The same in words, a line where there is something to say."""
+    return [
+        f"{split}: {count[what]:,} of {count['prompts']:,} prompts stand in the training split as well{but}"
+        for split, count in crossing.items()
+        for what, but in (("in_training", ""), ("nearly", ", but for digits, punctuation and white space"))
+        if count[what]
+    ]
 
 
 # ---------------------------------------------------------------- tokenising
@@ -313,7 +337,7 @@ def too_long(prompt: int, completions: Iterable[int], config: DataConfig) -> str
 def tokenise(
     rows: Dataset, tokenizer: PreTrainedTokenizerBase, config: DataConfig, path: Path, dropped: Tally | None = None
 ) -> tuple[Dataset, dict[str, int]]:
-    """Adds `<column>_ids` for the prompt and each completion, and drops over-long rows.
+    """Adds `<column>_ids` for the prompt and each completion, and drops rows that are over-long or would end early.
 
     Returns the dataset, kept in the file `path`, and the counts of dropped rows by reason, which are in `dropped` too,
     with where they stand. Nothing is cut. Raises ValueError where no row of some split is left.
@@ -338,7 +362,7 @@ def tokenise(
                     dropped.add(reason, place)
                 else:
                     present[row["split"]] += 1
-                    yield row
+                    yield row | {name: unmarked(row[name]) for name in ("prompt", *columns)}
 
     ids = {f"{name}_ids": List(Value("int64")) for name in ("prompt", *columns)}
     features = {name: kind for name, kind in rows.features.items() if name != PLACE}

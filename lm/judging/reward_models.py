@@ -128,7 +128,7 @@ class RewardModel:
             return self._cut(token_ids(self.tokenizer, texts))
         own_template = self.is_ours and self.tokenizer.chat_template is not None
         render: Renderer = chat_renderer(self.tokenizer, self.spec) if own_template else role_text
-        read, _ = self.names.reading(lambda *row: any_pair(*row, self.layout), render)
+        read = self.names.reading(lambda row, at, marked: any_pair(row, at, marked, self.layout), render)
         pairs = [_kept(read(row, where), where) for where, row in rows]
         prompts = [pair["prompt"] for pair in pairs] * 2
         completions = [pair[side] for side in ("chosen", "rejected") for pair in pairs]
@@ -144,9 +144,9 @@ class RewardModel:
 
     def _templated(self, where: str, row: Row, side: str) -> str:
         conversation = _kept(any_conversation(row, where, self.layout), where)
-        messages = [*conversation.context, getattr(conversation, side)]
-        told, tools = (self.names.mark_all(part, where) for part in (messages, conversation.tools))
-        text = templated(self.tokenizer, self.spec, told, where, tools)
+        messages = self.names.mark_all([*conversation.context, getattr(conversation, side)], where)
+        tools = self.names.mark_all(conversation.tools, where)
+        text = templated(self.tokenizer, self.spec, messages, where, tools)
         self.names.row({"prompt": text}, where, rendered=True)  # counts
         return text
 

@@ -48,7 +48,9 @@ from lm.data import places, rewards, sets, votes
 from lm.data.messages import Message, plain, written_out
 from lm.data.prompts import ALONE, AUTO, Layout
 from lm.data.rows import Row, Tally, Writable, check_suffix, read_rows, write_rows
-from lm.data.schemas import any_pair, is_tldr, plain_chat
+from lm.data.schemas import any_pair, is_tldr
+from lm.data.templates import plain_chat
+from lm.data.tokens import FORM
 from lm.judging.llm import LLMJudge, Log, Pair, shares_won
 from lm.judging.reward_models import Origin, Placed, RewardModel, _kept, origin
 from lm.models.loading import check_reward_model
@@ -285,6 +287,7 @@ def score_set(
         **({} if layout == ALONE else {"layout": asdict(layout)}),
         "device": device_named(scoring.device).type,
         "shard": SHARD,
+        "form": FORM,
         **versions,
     }
     with only_run_in(folder):
@@ -319,8 +322,9 @@ def _score_shards(
         values, cut = model.rewards(rows, f"{what}, from {number * SHARD:,}")
         if ranks.is_first():
             parts.write(number, rows, values, cut)
-    if model is not None and ranks.is_first() and (said := model.names.says(what)) is not None:
-        progress.say(f"[rewards] {said}")
+    if model is not None and ranks.is_first():
+        for line in model.names.notes():
+            progress.say(f"[rewards] {what}: {line}")
 
 
 def _read_aloud(

@@ -17,11 +17,11 @@ from lm.base import progress
 from lm.base.store import Artifact
 from lm.config import Config
 from lm.data import places, rewards, world
-from lm.data.control_tokens import Names, remark, unmarked
+from lm.data.control_tokens import Names, unmarked
 from lm.data.limits import SHARE, with_limits
 from lm.data.rows import Tally, left_out
 from lm.data.templates import chat_renderer
-from lm.data.tokens import FORM, KEYS, load, standing_twice, tokenise
+from lm.data.tokens import FORM, KEYS, load, standing_twice, tokenise, twice_in_words
 from lm.models import checks
 from lm.models.loading import END, PAD, SCRATCH, load_tokenizer, same_tokenizer
 from lm.models.weights import rows_by_config
@@ -88,32 +88,32 @@ def data(run: Run) -> Artifact:
         limited = with_limits(config, (loaded.preferences, loaded.references), made)
         limits = {name: getattr(limited, name) for name in LIMITS}
         report: dict[str, Any] = {"limits": limits} if limited is not config else {}
-        sets = {}
-        for name, rows in (("preferences", loaded.preferences), ("references", loaded.references)):
-            over = Tally()
-            sets[name], too_long = tokenise(rows, made, limited, scratch / f"{name}-ids.arrow", over)
+        over = {name: Tally() for name in SETS}
+        sets = {
+            name: tokenise(rows, made, limited, scratch / f"{name}-ids.arrow", over[name])[0]
+            for name, rows in (("preferences", loaded.preferences), ("references", loaded.references))
+        }
+        twice = standing_twice(sets["preferences"], sets["references"])
+        for name, dataset in sets.items():
             if own is not None:
-                _check_ids(run, own, name, sets[name])
-            save(sets[name].remove_columns(list(KEYS)), folder / name)
+                _check_ids(run, own, name, dataset)
+            save(dataset.remove_columns(list(KEYS)), folder / name)
             report[name] = {
-                "kept": dict(Counter(sets[name]["split"])),
-                "dropped": {**loaded.dropped[name], **too_long},
-                "first": {**loaded.first[name], **over.first},
-                "notes": loaded.notes[name],
+                "kept": dict(Counter(dataset["split"])),
+                "dropped": {**loaded.dropped[name], **over[name]},
+                "first": {**loaded.first[name], **over[name].first},
+                "notes": [*loaded.notes[name], *(twice_in_words(twice) if name == "preferences" else [])],
                 "control_tokens": loaded.control.get(name),
                 "own_splits": loaded.own_splits.get(name),
             }
             for line in lines(report[name]):
                 progress.say(f"{name}: {line}")
-            if "confidence" in sets[name].column_names:
-                report[name]["without_confidence"] = sets[name]["confidence"][:].count(None)
+            if "confidence" in dataset.column_names:
+                report[name]["without_confidence"] = dataset["confidence"][:].count(None)
             if config.rewards == "given" and name == "preferences":
-                report["members"] = len(sets[name][0][rewards.MEMBERS[0]])
-        report |= {"split": config.split, "drawn": loaded.drawn}
-        report["crossing"] = standing_twice(sets["preferences"], sets["references"])
+                report["members"] = len(dataset[0][rewards.MEMBERS[0]])
+        report["crossing"] = twice
         report["vocabulary"] = len(made)
-        for line in remarks(report):
-            progress.say(line)
         return report
 
     artifact = run.store.get("data", config.kind, inputs, make, alone=True)
@@ -193,27 +193,6 @@ def _checked_tokenizer(run: Run, prepared: Artifact) -> PreTrainedTokenizerBase:
                 f"{run.config.model!r}; rewards are read from the same token ids, so both need the same one"
             )
     return ours
-
-
-def remarks(report: dict[str, Any]) -> list[str]:
-    """What is to be known of the data beside how much there is, by the stage's metrics; a line each."""
-    lines = []
-    for name in ("preferences", "references"):
-        if found := report[name]["control_tokens"]:
-            lines.append(f"{remark(found, name)} (data.control_tokens)")
-        if own := report[name]["own_splits"]:
-            named = ", ".join(f"{split} {rows:,}" for split, rows in own.items())
-            become = "put together and drawn anew" if report["split"] == "drawn" else "kept"
-            lines.append(f"{name}: the set's own splits ({named} rows) are {become} (data.split)")
-    if report["drawn"]:
-        lines.append(f"preferences: the set has no {' and no '.join(report['drawn'])} split, drawn from its train")
-    for split, count in report["crossing"].items():
-        for what, how in (("in_training", ""), ("nearly", " but for digits, punctuation and white space")):
-            if count[what]:
-                lines.append(
-                    f"{split}: {count[what]:,} of {count['prompts']:,} prompts stand in the training split as well{how}"
-                )
-    return lines
 
 
 def references(run: Run) -> Dataset:

@@ -296,7 +296,7 @@ def read(
         subset: as of `lm.data.rows.read_rows`.
         render: how messages become text.
         prompt: as of `lm.config.DataConfig`.
-        names: control tokens, which are then marked in the texts, see `lm.data.control_tokens`; None leaves them be.
+        names: of control tokens, which texts are then marked for; of the tokenizer that reads them, if there is one.
 
     Raises:
         ValueError: unknown columns, a malformed row, or no row that is a comparison.
@@ -309,9 +309,12 @@ def read(
     stands: list[str] = []
     left_out, labels = Tally(), votes.Reader()
     probabilities, weights = [], []
-    names = names or Names((), "text")
-    marked, _ = names.reading(lambda *row: convert(*row, of_set.layout), render)
-    for _, where, row, pair in comparisons(labels(read_rows(path, subset)), marked, left_out):
+
+    def as_text(row: Row, where: str, render: Renderer = render) -> Row | Drop:
+        return convert(row, where, render, of_set.layout)
+
+    reading = as_text if names is None else names.reading(as_text, render)
+    for _, where, row, pair in comparisons(labels(read_rows(path, subset)), reading, left_out):
         kept.append(pair)
         stands.append(where)
         label = votes.label_of(row, where)
@@ -319,7 +322,8 @@ def read(
         weights.append(label[votes.WEIGHT])
         for source, column in values.items():
             column.append(_margin(row, source, where))
-    names.settle(path)
+    if names is not None:
+        names.settle(path)
     left_out.take(labels.left_out)
     rows = len(kept) + left_out.total()
     if not kept:
@@ -338,7 +342,7 @@ def read(
         stands,
         likely,
         np.array(weights) if labels.counts["voted"] else (likely == 1).astype(np.float64),
-        [*of_set.notes, *([said] if (said := names.says("texts")) else []), *labels.says()],
+        [*of_set.notes, *labels.says(), *(names.notes() if names is not None else [])],
     )
 
 

@@ -435,7 +435,7 @@ def test_a_tokenizers_own_limit_and_kind_change_no_count(tmp_path: Path) -> None
     for folder, tokenizer in (("limited", limited), ("slow", ByT5Tokenizer())):
         tokenizer.save_pretrained(tmp_path / folder)
     rows = [row("one two three", "a b c", "d")]
-    for folder, prompt, completion in (("limited", 3, 4), ("slow", 13, 6)):  # in bytes; a prompt does not end
+    for folder, prompt, completion in (("limited", 3, 4), ("slow", 13, 6)):  # in bytes, completions with their ends
         tokens = report_on(rows, tmp_path, tokenizer=str(tmp_path / folder)).tokens
         assert tokens is not None
         assert (tokens.longest_prompt, tokens.longest_completion) == (prompt, completion)

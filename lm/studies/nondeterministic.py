@@ -118,8 +118,8 @@ def out_of_domain(run: Run) -> Artifact | None:
                 "(data.max_prompt_length)"
             )
         write_jsonl(folder / "prompts.jsonl", rows)
-        if (said := names.says("prompts out of domain")) is not None:
-            progress.say(said)
+        for line in names.notes():
+            progress.say(f"prompts out of domain: {line}")
         return {
             "prompts": len(rows),
             "too_long": too_long,
