@@ -865,6 +865,21 @@ def test_only_first_place_is_no_merit_and_what_has_no_verdict_is_left_out(
     assert "left out: 1 rows, no verdict of the judge" in capsys.readouterr().out
 
 
+def test_a_judge_without_verdicts_ends_the_command_and_keeps_the_other_scores(
+    tokenizer: PreTrainedTokenizerBase, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out, folder = tmp_path / "out.jsonl", plain_model(tmp_path / "B", tokenizer)[2]
+    with Endpoint(lambda *_: "both are nice") as endpoint:
+        judged(out, endpoint.url, "--reward-model", folder, status=1)
+    assert not out.exists()
+    assert list((tmp_path / "out.jsonl.parts").glob("00-*.json"))
+    monkeypatch.setattr(scored_sets, "RewardModel", None)
+    monkeypatch.chdir(tmp_path)
+    with Endpoint(fair) as endpoint:
+        rows = judged(out, endpoint.url, "--reward-model", "B/", "--max-tokens", "4000")
+    assert all(len(row["chosen_member_rewards"]) == 2 for row in rows), "scored once, whatever the model's spelling"
+
+
 def test_a_judge_that_broke_goes_on_from_its_log(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
