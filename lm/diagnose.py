@@ -41,10 +41,8 @@ def main(arguments: Sequence[str]) -> None:
         help="what names of the tokenizer's control tokens in texts are, as data.control_tokens of a run",
     )
     for what in ("prompt", "completion"):
-        default = getattr(DataConfig, f"max_{what}_length")
-        parser.add_argument(
-            f"--max-{what}-length", type=_positive, metavar="N", help=f"limit in tokens, default {default}"
-        )
+        help_text = "limit in tokens; default: as a run takes it from the data, so that 99%% of the rows are within"
+        parser.add_argument(f"--max-{what}-length", type=_positive, metavar="N", help=help_text)
     parser.add_argument(
         "--reward-error",
         nargs=2,
@@ -106,7 +104,7 @@ def main(arguments: Sequence[str]) -> None:
             reward_error=options.reward_error,
             model=options.model,
             model_pairs=options.model_pairs or MODEL_PAIRS,
-            **{name: value or getattr(DataConfig, name) for name, value in limits.items()},
+            **limits,
         )
     if options.json:
         write_json(options.json, asdict(report))

@@ -31,7 +31,7 @@ def with_limits(config: DataConfig, sets: Sequence[Dataset], tokenizer: PreTrain
     if None not in (config.max_prompt_length, config.max_completion_length):
         return config
     found = [zip(*_lengths(rows, tokenizer), strict=True) for rows in sets if len(rows)]
-    prompt, completion = (max(map(_least, side)) for side in zip(*found, strict=True)) if found else (1, 1)
+    prompt, completion = (max(map(least, side)) for side in zip(*found, strict=True)) if found else (1, 1)
     return replace(
         config,
         max_prompt_length=config.max_prompt_length or prompt,
@@ -39,7 +39,8 @@ def with_limits(config: DataConfig, sets: Sequence[Dataset], tokenizer: PreTrain
     )
 
 
-def _least(lengths: Sequence[int]) -> int:
+def least(lengths: Sequence[int]) -> int:
+    """The least limit that SHARE of these lengths keep to."""
     return max(1, sorted(lengths)[math.ceil(SHARE * len(lengths)) - 1])
 
 

@@ -8,9 +8,10 @@ from pathlib import Path
 import datasets
 
 from lm.base import hub
+from lm.data.formats import READ
 from lm.data.rows import HUB_DATASET, shown
 
-FILE = re.compile(r"(\.(jsonl?|csv|tsv|parquet)(\.gz)?)$")
+FILE = re.compile(f"({'|'.join(map(re.escape, READ))})$")
 """What a path to a file of rows ends with, which no hub name does."""
 
 

@@ -78,7 +78,8 @@ def test_a_prompt_is_inferred_where_nothing_else_may_hold_it_and_that_is_said(tm
     plain = loaded(tmp_path, pairs(id="x{}", source="web", chosen_model="m", score="0.5"))
     assert texts(plain) == [("It is a", " yes", " no")] * 3
     assert [note.partition(" (")[0] for note in plain.notes["preferences"]] == [
-        "3 of 3 rows without a prompt have as prompt what both sides begin with, in whole words"
+        "3 of 3 rows without a prompt have as prompt what both sides begin with, in whole words",
+        "column 'score' looks like a label and is not read; is 'scores' meant to be it?",
     ]
     asked = loaded(tmp_path, pairs(question="Why {}?"), prompt="inferred")
     assert texts(asked) == texts(plain)

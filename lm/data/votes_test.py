@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import random
 from collections import Counter
 from pathlib import Path
@@ -249,7 +248,7 @@ def test_plain_pairs_have_no_label_columns(tmp_path: Path) -> None:
         pairs = loaded(tmp_path / str(i), [{**PLAIN, "prompt": f"{n}?", **more} for n in range(5)])
         assert not {*votes.COLUMNS, votes.REFERENCE} & set(pairs.preferences.column_names)
         assert len(pairs.references) == 5
-        assert pairs.labels == []
+        assert pairs.notes["preferences"] == []
 
 
 def test_labels_rewards_and_references_follow_the_sides(tmp_path: Path) -> None:
@@ -261,7 +260,7 @@ def test_labels_rewards_and_references_follow_the_sides(tmp_path: Path) -> None:
     assert [row["chosen_probability"] for row in kept] == [0.9, 0.5, 0.9]
     assert [row["chosen_reward"] for row in kept] == [2.0, 1.0, 1.0]
     assert list(found.references["completion"]) == [" No.", " So it is."], "a tie has no better side to learn from"
-    assert found.labels[0] == "2 rows have soft labels, 1 are ties"
+    assert found.notes["preferences"][0] == "2 rows have soft labels, 1 are ties"
 
 
 def test_a_group_is_in_one_split_and_its_best_is_a_reference_once(tmp_path: Path) -> None:
@@ -284,20 +283,6 @@ def test_a_group_is_in_one_split_and_its_best_is_a_reference_once(tmp_path: Path
     assert dict(zip(found.references["prompt"], found.references["completion"], strict=True)) == best
     assert len(found.references) == 60
     assert found.dropped["preferences"] == {"fewer than two completions": 1}
-
-
-def test_an_artifacts_key_counts_the_labels_that_older_ones_were_made_without(tmp_path: Path) -> None:
-    for row, names in (
-        (PLAIN, []),
-        ({**PLAIN, "label": 0.7}, ["label"]),
-        ({**PLAIN, "label": None, "scores": [1]}, []),
-        ({"prompt": "", **LETTERS, "winner": "a"}, ["response_a", "response_b", "winner"]),
-        ({"prompt": "", "responses": [], "scores": []}, ["responses", "scores"]),
-    ):
-        path = tmp_path / "pairs.jsonl"
-        path.write_text(json.dumps(row) + "\n")
-        assert votes.in_first_row(str(path)) == names
-    assert votes.in_first_row("owner/name") == []
 
 
 # ---------------------------------------------------------------- length bias

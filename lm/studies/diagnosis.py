@@ -477,8 +477,8 @@ def measure(
     name: str,
     *,
     tokenizer: str | None = None,
-    max_prompt_length: int,
-    max_completion_length: int,
+    max_prompt_length: int | None = None,
+    max_completion_length: int | None = None,
     reward_error: tuple[float, float] | None = None,
     model: str | None = None,
     model_pairs: int = MODEL_PAIRS,
@@ -489,8 +489,8 @@ def measure(
         data: the set.
         name: what the report calls it.
         tokenizer: lengths are in its tokens, in characters where none is named; the model's own where there is one.
-        max_prompt_length: tokens.
-        max_completion_length: tokens, end-of-text included.
+        max_prompt_length: tokens; None for the limit that a run takes from the data, see `lm.data.limits`.
+        max_completion_length: tokens, end-of-text included; likewise.
         reward_error: bias and variance of a reward model's margins, log-odds and log-odds squared.
         model: causal LM, hub name or folder, that is to be pi_ref; it is loaded.
         model_pairs: on how many pairs at most it is measured.
@@ -555,9 +555,7 @@ def measure(
             reward_error,
         ),
         agreement=agreement(which, for_first, data.votes, data.probabilities),
-        first_to_fall=None
-        if model is None
-        else _first_to_fall(data, model, tokenizer or model, max_prompt_length, max_completion_length, model_pairs),
+        first_to_fall=None if model is None else _first_to_fall(data, model, tokens, model_pairs),
         budgets=_budgets(data.margins),
         length_unit=unit,
         longer_preferred=bias[0].longer_preferred,
@@ -605,9 +603,8 @@ def _labels(
     return Labels(resistance_quantiles=quantiles, by_count=groups, reward_error=error)
 
 
-def _first_to_fall(
-    data: Comparisons, model: str, tokenizer: str, max_prompt: int, max_completion: int, most: int
-) -> FirstToFall:
+def _first_to_fall(data: Comparisons, model: str, tokens: Tokens | None, most: int) -> FirstToFall:
+    assert tokens is not None, "a model has a tokenizer"
     from lm.models.loading import load_tokenizer
     from lm.studies import first_moves
 
@@ -615,10 +612,10 @@ def _first_to_fall(
     prompts, chosen, rejected = ([*compress(side, decided)] for side in (data.prompts, data.chosen, data.rejected))
     found = first_moves.measure(
         model,
-        load_tokenizer(tokenizer, (), trust_remote_code=False),
+        load_tokenizer(tokens.tokenizer, (), trust_remote_code=False),
         (prompts, chosen, rejected),
-        max_prompt_length=max_prompt,
-        max_completion_length=max_completion,
+        max_prompt_length=tokens.max_prompt_length,
+        max_completion_length=tokens.max_completion_length,
         most=most,
     )
     falls = found.moves.winner_falls
@@ -663,8 +660,11 @@ def _length_bias(ratio: float, chosen: Ints, rejected: Ints) -> LengthBias:
     return LengthBias(ratio=ratio, comparisons=total, longer_preferred=share, interval=interval)
 
 
-def _tokens(data: Comparisons, name: str, max_prompt: int, max_completion: int) -> tuple[list[Ints], Tokens]:
+def _tokens(
+    data: Comparisons, name: str, max_prompt: int | None, max_completion: int | None
+) -> tuple[list[Ints], Tokens]:
     """Lengths of chosen and rejected as they are tokenised for training, [N] each, and the report."""
+    from lm.data.limits import least
     from lm.data.tokens import EARLY, completion_ids, ends_early, prompt_ids, too_long
     from lm.models.loading import load_tokenizer  # torch comes with it
 
@@ -684,6 +684,8 @@ def _tokens(data: Comparisons, name: str, max_prompt: int, max_completion: int) 
 
     prompts, _ = measured(data.prompts, prompt_ids)
     sides, early = zip(*(measured(side, completion_ids) for side in (data.chosen, data.rejected)), strict=True)
+    max_prompt = max_prompt or least(prompts.tolist())
+    max_completion = max_completion or least(np.maximum(*sides).tolist())
     over = [np.maximum(prompts - max_prompt, 0), *(np.maximum(side - max_completion, 0) for side in sides)]
     limits = DataConfig(max_prompt_length=max_prompt, max_completion_length=max_completion)
     left_out = Tally()

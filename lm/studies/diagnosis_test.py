@@ -332,7 +332,7 @@ def test_the_command_measures_a_model_and_says_what_it_is_exact_for(
     assert "Exact if the output head alone is trained, by one small step of plain gradient descent" in out
     assert "[first-to-fall]" in out
     assert main([str(tmp_path / "pairs.jsonl"), *options[:4], "--max-completion-length", "1"]) == 2
-    assert "none of 20 pairs is within 512 tokens of prompt and 1 of completion" in capsys.readouterr().err
+    assert "none of 20 pairs is within 4 tokens of prompt and 1 of completion" in capsys.readouterr().err
 
 
 def test_a_tied_or_capped_head_is_told(everything: Report) -> None:
@@ -831,12 +831,12 @@ def test_mistakes_in_options_are_one_message_and_status_2(
     assert "Traceback" not in error
 
 
-def test_default_limits_are_those_of_training(tmp_path: Path, word_tokenizer: str) -> None:
+def test_default_limits_are_those_that_a_run_takes_from_the_data(tmp_path: Path, word_tokenizer: str) -> None:
     write_jsonl(tmp_path / "pairs.jsonl", [row("p", "a", "b")])
     arguments = [str(tmp_path / "pairs.jsonl"), "--tokenizer", word_tokenizer, "--max-prompt-length", "7"]
     assert main([*arguments, "--json", str(tmp_path / "report.json")]) == 0
     tokens = json.loads((tmp_path / "report.json").read_text())["tokens"]
-    assert (tokens["max_prompt_length"], tokens["max_completion_length"]) == (7, DataConfig.max_completion_length)
+    assert (tokens["max_prompt_length"], tokens["max_completion_length"]) == (7, 2)
 
 
 # ---------------------------------------------------------------- python -m lm
