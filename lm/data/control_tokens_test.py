@@ -245,7 +245,7 @@ def test_a_text_with_the_mark_itself_is_refused(tmp_path: Path) -> None:
             read(written(tmp_path, [row]), tmp_path, tokenizer)
 
 
-def test_a_tokenizer_that_cannot_is_told_of() -> None:
+def test_a_tokenizer_that_cannot_is_told_of(tmp_path: Path) -> None:
     """One whose model itself makes a control token of the characters."""
     made = Tokenizer(models.WordLevel({"<unk>": 0, "<end>": 1, "a": 2}, unk_token="<unk>"))
     made.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
@@ -253,6 +253,10 @@ def test_a_tokenizer_that_cannot_is_told_of() -> None:
     text = Names.by(tokenizer, "text").row({"prompt": "a <end> a"}, "here", rendered=False)
     with pytest.raises(ValueError, match=r"cannot read <end> in a text as characters; set data.control_tokens"):
         token_ids(tokenizer, [text["prompt"]])  # type: ignore[index]
+    rows = [{"prompt": "a a a a", "chosen": "a", "rejected": "a a"} for _ in range(3)]
+    rows[1]["rejected"] = "a <end> a"
+    with pytest.raises(ValueError, match=r"pairs.jsonl, line 2: the tokenizer cannot read <end> in a text"):
+        read(written(tmp_path, rows), tmp_path, tokenizer)
 
 
 # ---------------------------------------------------------------- what a tokenizer puts around texts

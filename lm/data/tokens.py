@@ -324,6 +324,24 @@ def ends_early(completion: Sequence[int], tokenizer: PreTrainedTokenizerBase) ->
 EARLY = "end-of-text inside a completion"
 
 
+def _placed(
+    ids: Callable[[PreTrainedTokenizerBase, list[str]], list[list[int]]],
+    tokenizer: PreTrainedTokenizerBase,
+    texts: list[str],
+    places: list[str],
+) -> list[list[int]]:
+    """Ids of texts; a ValueError says where the text stands."""
+    try:
+        return ids(tokenizer, texts)
+    except ValueError:
+        for text, place in zip(texts, places, strict=True):
+            try:
+                ids(tokenizer, [text])
+            except ValueError as error:
+                raise ValueError(f"{place}: {error}") from None
+        raise
+
+
 def too_long(prompt: int, completions: Iterable[int], config: DataConfig) -> str | None:
     """Why a row is left out whose prompt and completions have so many tokens; None where it is not."""
     longest_prompt, longest_completion = config.limits
@@ -349,8 +367,8 @@ def tokenise(
         for start in progress.bar("tokenising", range(0, len(rows), BATCH), unit="batch"):
             batch = rows[start : start + BATCH]
             places = batch.pop(PLACE, batch["id"])
-            ids = {"prompt_ids": prompt_ids(tokenizer, batch["prompt"])}
-            ids |= {f"{name}_ids": completion_ids(tokenizer, batch[name]) for name in columns}
+            ids = {"prompt_ids": _placed(prompt_ids, tokenizer, batch["prompt"], places)}
+            ids |= {f"{name}_ids": _placed(completion_ids, tokenizer, batch[name], places) for name in columns}
             table = {**batch, **ids}
             for place, *values in zip(places, *table.values(), strict=True):
                 row = dict(zip(table, values, strict=True))
