@@ -193,8 +193,8 @@ def survey(page: Path | None, json: Path | None) -> int:
         versions = ", ".join(f"{name} {version}" for name, version in source["versions"].items())
         said = f"`python -m lm.check --architectures --markdown {page}`, {source['date'][:10]}, {versions}"
         put_between_marks(page, f"{said}.\n\n{markdown(rows)}", "lm.check")
-    said = partial(Console().print, highlight=False, markup=False, soft_wrap=True)
+    tell = partial(Console().print, highlight=False, markup=False, soft_wrap=True)
     for row in rows:
-        said(f"{row.type:28} {row.outcome:9} {_off(row):8} {_short(row, 90)}")
-    said(counted(rows))
+        tell(f"{row.type:28} {row.outcome:9} {_off(row):8} {_short(row, 90)}")
+    tell(counted(rows))
     return int(any(row.outcome == WRONG for row in rows))
