@@ -174,7 +174,7 @@ def alone(model: CompletionModel, rows: Sequence[tuple[list[int], int]]) -> Valu
                 states = model.call(plain.base_model, **inputs).last_hidden_state
                 rewards.append(rewards_of(plain.score, states[:, -1])[0])
                 continue
-            large = len(ids) * plain.config.get_text_config().vocab_size > STORED_LOGITS
+            large = len(ids) * getattr(plain.config.get_text_config(), "vocab_size", 0) > STORED_LOGITS
             keep = {"logits_to_keep": count + 1} if large else {}
             with model.last_states() as found:
                 output = model.call(plain, **inputs, **keep)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import ctypes
 import platform
 import sys
-from types import MethodType
+import weakref
 from typing import Any
 
 import torch
@@ -189,11 +189,26 @@ class _OneDNNLinear(torch.autograd.Function):
         )
 
 
-def _onednn_forward(self: nn.Linear, inputs: Tensor) -> Tensor:
-    if inputs.dtype != FLOAT32 or inputs.device.type != "cpu" or torch.is_autocast_enabled("cpu"):
-        return nn.functional.linear(inputs, self.weight, self.bias)
-    result: Tensor = _OneDNNLinear.apply(inputs, self.weight, self.bias)  # type: ignore[no-untyped-call]
-    return result
+class _OneDNNForward:
+    """A linear layer's forward, which does not keep the layer alive: a method of it in it would, with its weights,
+    until the garbage is collected."""
+
+    def __init__(self, layer: nn.Linear) -> None:
+        self._layer = weakref.ref(layer)
+
+    def __call__(self, inputs: Tensor) -> Tensor:
+        layer = self._layer()
+        assert layer is not None
+        if inputs.dtype != FLOAT32 or inputs.device.type != "cpu" or torch.is_autocast_enabled("cpu"):
+            return nn.functional.linear(inputs, layer.weight, layer.bias)
+        result: Tensor = _OneDNNLinear.apply(inputs, layer.weight, layer.bias)  # type: ignore[no-untyped-call]
+        return result
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> _OneDNNForward:
+        """The copy's own."""
+        layer = self._layer()
+        assert layer is not None
+        return _OneDNNForward(memo.get(id(layer), layer))
 
 
 def use_onednn(model: nn.Module, on: bool = True) -> None:
@@ -202,8 +217,8 @@ def use_onednn(model: nn.Module, on: bool = True) -> None:
     for module in model.modules():
         if type(module) is nn.Linear:
             if on:
-                module.forward = MethodType(_onednn_forward, module)  # type: ignore[method-assign]
-            elif getattr(module.__dict__.get("forward"), "__func__", None) is _onednn_forward:
+                module.forward = _OneDNNForward(module)  # type: ignore[method-assign, assignment]
+            elif isinstance(module.__dict__.get("forward"), _OneDNNForward):
                 del module.__dict__["forward"]
 
 

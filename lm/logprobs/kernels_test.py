@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import copy
+import gc
 import platform
 import sys
+import weakref
 from typing import Any, Literal
 
 import pytest
@@ -103,6 +106,27 @@ def test_onednn_products_agree_with_torchs(bias: bool) -> None:
         torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-5)
     layer.double()
     assert layer(inputs.double()).dtype == torch.float64
+
+
+@pytest.mark.skipif(not onednn_available(), reason="this torch has no oneDNN linear operator")
+def test_a_layer_with_onednn_is_gone_when_its_model_is() -> None:
+    """Without waiting for the garbage collector, or models of earlier stages would add up; a copy has its own."""
+    model = nn.Sequential(nn.Linear(HIDDEN, HIDDEN))
+    use_onednn(model)
+    again = copy.deepcopy(model)
+    inputs = torch.ones(2, HIDDEN)
+    with torch.no_grad():
+        again.get_parameter("0.weight").zero_()
+    assert torch.equal(again(inputs), again.get_parameter("0.bias").detach().expand(2, -1))
+    assert not torch.allclose(model(inputs), again(inputs))
+    layer = weakref.ref(model[0])
+    gc.disable()
+    try:
+        del model
+        assert layer() is None
+        assert again(inputs).shape == (2, HIDDEN)
+    finally:
+        gc.enable()
 
 
 @pytest.mark.skipif(not onednn_available(), reason="this torch has no oneDNN linear operator")

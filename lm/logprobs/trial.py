@@ -76,7 +76,7 @@ class Trial:
         try:
             self.subject = model
             # In 16 bits rounding hides an error, and a model that is yet to be sharded may not fit the device.
-            if device != model.model.device or model.model.dtype.itemsize < 4:
+            if not _same(device, model.model.device) or model.model.dtype.itemsize < 4:
                 self.subject = precise(model, device)
             if self._prepared() is not None:
                 self.subject = model  # not two copies at a time
@@ -164,7 +164,7 @@ class Trial:
 
     def _as_it_runs(self, attention: str, spare: bool) -> str | None:
         """Whether the model itself, in its own precision, runs at all; its numbers were judged without the rounding."""
-        if self.device != self.model.model.device:
+        if not _same(self.device, self.model.model.device):
             return None
         with trying(self.model):
             try:
@@ -201,6 +201,11 @@ class Trial:
                     raise
                 return described(error)
         return expected.problem(got, tolerance)
+
+
+def _same(one: torch.device, other: torch.device) -> bool:
+    """Whether they may be one device; "cuda" is whichever of them is the current one."""
+    return one.type == other.type and (one.index == other.index or None in (one.index, other.index))
 
 
 def packed(model: CompletionModel, examples: Sequence[Example], attention: str, spare: bool) -> CompletionOutput:
