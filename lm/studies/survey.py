@@ -6,6 +6,7 @@ log-probs move when the end of the prompt is another one: a difference that is f
 
 from __future__ import annotations
 
+import math
 import signal
 import threading
 from collections import Counter
@@ -168,6 +169,10 @@ def markdown(rows: Sequence[Row]) -> str:
     return f"{counted(rows)}.\n\n{made}\n\nNot built from a small config here:\n\n{others or 'none'}"
 
 
+def _finite(value: float | None) -> float | str | None:
+    return str(value) if value is not None and not math.isfinite(value) else value
+
+
 def _off(row: Row) -> str:
     return "" if row.difference is None else f"{row.difference:.1e}"
 
@@ -188,7 +193,7 @@ def survey(page: Path | None, json: Path | None) -> int:
     rows = survey_of()
     source = provenance(0, ("torch", "transformers"))
     if json:
-        write_json(json, {**source, "rows": [asdict(row) for row in rows]})
+        write_json(json, {**source, "rows": [asdict(row) | {"difference": _finite(row.difference)} for row in rows]})
     if page:
         versions = ", ".join(f"{name} {version}" for name, version in source["versions"].items())
         said = f"`python -m lm.check --architectures --markdown {page}`, {source['date'][:10]}, {versions}"
