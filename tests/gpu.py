@@ -28,6 +28,7 @@ from transformers import PreTrainedModel
 
 from lm.config import Config, DataConfig, LogprobsConfig
 from lm.logprobs.completions import CompletionModel, collate
+from lm.logprobs.generation import cache_size
 from lm.logprobs.packing import Layout
 from lm.logprobs.sampling import sample_completions
 from lm.logprobs.scoring import score_rows
@@ -265,6 +266,37 @@ def sampled(device: torch.device, *, draws: int = 4096) -> str:
     return f"total variation {off:.3f}, chance explains {expected / 2:.3f}"
 
 
+def sampled_autocast(device: torch.device) -> str:
+    """Under `logprobs.autocast` sampling multiplies in bfloat16, as scoring does."""
+    model = CompletionModel(here("llama", device), options=LogprobsConfig(autocast=True, allocator=False))
+    tokenizer, seen = load_tokenizer("scratch:tiny", ("a b",), False), set[torch.dtype]()
+    tokenizer.eos_token_id, tokenizer.pad_token_id = END, 0
+    layer = next(module for name, module in model.named_modules() if name.endswith("q_proj"))
+    hook = layer.register_forward_hook(lambda _, __, out: seen.add(out.dtype))
+    try:
+        sample_completions(model, [[5, 6, 7], [8, 9]], tokenizer, _run(sampling_tokens=3), seed=0, what="samples")
+    finally:
+        hook.remove()
+    # The trial before the draws computes in float32, by a copy or without autocast.
+    assert torch.bfloat16 in seen, f"products are in {seen}"
+    return "products are in bfloat16"
+
+
+def cache_estimate(device: torch.device) -> str:
+    """What the cache of a batch is thought to take, by which `sampling.batch_size` is cut, is what it takes."""
+    rows, tokens = 64, 512
+    model = causal_lm(hidden_size=64, num_attention_heads=2, num_hidden_layers=4, max_position_embeddings=2 * tokens)
+    model = model.to(device=device, dtype=torch.float32)
+    estimate = rows * cache_size(model.config, tokens, 4)
+    ids = torch.full((rows, tokens - 2), 5, device=device)
+    mask = torch.ones_like(ids)
+    peak = peak_of(
+        device, lambda: model.generate(input_ids=ids, attention_mask=mask, max_new_tokens=2, do_sample=False)
+    )
+    assert estimate / 2 < peak < 4 * estimate, f"{peak / 2**20:.0f} MiB, thought {estimate / 2**20:.0f}"
+    return f"{peak / 2**20:.0f} MiB, thought {estimate / 2**20:.0f}"
+
+
 def _accelerators_state(device: torch.device) -> Tensor:
     if device.type == "cpu":
         return torch.random.get_rng_state()
@@ -298,6 +330,8 @@ CHECKS: dict[str, Check] = {
     "tied tensors saved once": tied,
     "scores": scored,
     "samples": sampled,
+    "samples under autocast": sampled_autocast,
+    "cache of a batch": cache_estimate,
 }
 
 

@@ -25,7 +25,7 @@ ALWAYS = ("route llama", "route gemma3", "route bloom", "gradient gemma3", "auto
     ],
 )
 def test_a_check_holds_on_the_cpu(name: str) -> None:
-    if name in ("flex-attention stays compiled", "mask of a long row"):
+    if name in ("flex-attention stays compiled", "mask of a long row", "cache of a batch"):
         with pytest.raises(gpu.NotApplicable):
             gpu.CHECKS[name](CPU)
     else:
@@ -96,6 +96,10 @@ def wasteful(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(gpu, "peak_of", lambda *_: gpu.LONG**2 * 8)
 
 
+def in_float32(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gpu.CompletionModel, "_precision", lambda *_: torch.autocast("cpu", enabled=False))
+
+
 def low_precision(monkeypatch: pytest.MonkeyPatch) -> None:
     scores = gpu.score_rows
     monkeypatch.setattr(gpu, "score_rows", lambda *given: scores(*given).float())
@@ -127,6 +131,8 @@ def another_method(monkeypatch: pytest.MonkeyPatch) -> None:
         ("tied tensors saved once", two_of_a_tie, "two copies of one"),
         ("memory between stages", kept_alive, "a model is alive"),
         ("mask of a long row", wasteful, "MiB for"),
+        ("cache of a batch", wasteful, "MiB, thought"),
+        ("samples under autocast", in_float32, "products are in"),
         ("scores", low_precision, "float64"),
         ("samples", another_temperature, "total variation"),
         ("training as on the CPU", another_method, "losses"),

@@ -25,7 +25,7 @@ log = logging.getLogger(__name__)
 PAD = 0
 """The token that fills rows on the left; it is masked, so that any will do."""
 STEPS = 3
-"""Tokens that a trial generates."""
+"""Tokens that a trial generates, at most."""
 SHARE = 0.8
 """Of the memory that is free, what the caches of a batch may take."""
 
@@ -44,24 +44,25 @@ class Generation:
     """Largest difference of a token's log-prob that is left, nats; None where it could not be measured."""
 
 
-def generation_of(model: CompletionModel, tokens: int, *, pads: bool = True) -> Generation:
-    """Tries `generate` against the plain forward of each row alone: every token's log-prob, for three new tokens.
+def generation_of(model: CompletionModel, tokens: int, *, pads: bool = True, steps: int = STEPS) -> Generation:
+    """Tries `generate` against the plain forward of each row alone: every token's log-prob, for a few new tokens.
 
     Args:
         model: a causal LM; it is left as it was.
         tokens: of the longest prompt; a window shows only in prompts that are longer.
         pads: whether prompts are of unequal length.
+        steps: new tokens; no more than the model has positions for.
 
     Raises:
         ValueError: what `generate` draws from is not the plain forward's distribution, whatever it is asked for.
     """
     try:
         subject = precise(model, model.model.device) if model.model.dtype.itemsize < 4 else model
-        found = _tried(subject, tokens, pads)
+        found = _tried(subject, tokens, pads, steps)
         if found is None:  # it reacts to nothing
             subject = model  # not two copies at a time
             subject = precise(model, model.model.device, shaken=True)
-            found = _tried(subject, tokens, pads)
+            found = _tried(subject, tokens, pads, steps)
     except Unbuildable as error:
         return Generation(pads=False, caches=True, reason=str(error), gap=None)
     if found is None:
@@ -69,15 +70,16 @@ def generation_of(model: CompletionModel, tokens: int, *, pads: bool = True) -> 
     return found
 
 
-def _tried(model: CompletionModel, tokens: int, pads: bool) -> Generation | None:
+def _tried(model: CompletionModel, tokens: int, pads: bool, steps: int) -> Generation | None:
     """None where nothing can be told: another row's past, or padding, would make no difference to this model."""
     (one, (_, other)), (beginning, (rest, _)), _ = examples_of(vocabulary_of(model.model), max(2, tokens))
-    size = min(2, len(one), len(other))
+    size = min(2, len(one), len(other), max(2, tokens) - 1)
     short, long = [one[:size], other[:size]], [[*beginning, *rest], [*beginning, *rest][::-1]]
+    filled = [PAD] * len(long[0])
     with trying(model):
         right, *wrong = (
             _plain(model, row, 1)
-            for row in (short[0], [*long[0], *short[0]], *([[PAD] * len(long[0]) + short[0]] if pads else []))
+            for row in (short[0], *(front[size:] + short[0] for front in (long[0], *([filled] if pads else []))))
         )
     if min(_off(seen, right) for seen in wrong) < MARGIN * ROUNDING:
         return None
@@ -87,7 +89,7 @@ def _tried(model: CompletionModel, tokens: int, pads: bool) -> Generation | None
         ("its cache", [short, long], True),
         ("a batch", [short, long], False),
     ):
-        each = [_problem(model, batch, caches=caches) for batch in batches]
+        each = [_problem(model, batch, steps, caches=caches) for batch in batches]
         problem = next((problem for problem, _ in each if problem is not None), None)
         if problem is None:
             gap = max(gap for _, gap in each)
@@ -100,7 +102,9 @@ def _tried(model: CompletionModel, tokens: int, pads: bool) -> Generation | None
     )
 
 
-def _problem(model: CompletionModel, prompts: Sequence[Sequence[int]], *, caches: bool) -> tuple[str | None, float]:
+def _problem(
+    model: CompletionModel, prompts: Sequence[Sequence[int]], steps: int, *, caches: bool
+) -> tuple[str | None, float]:
     """What is wrong with generating after these prompts in one batch, and the largest difference in nats."""
     longest = max(map(len, prompts))
     with trying(model), model.stock() as policy:
@@ -113,7 +117,7 @@ def _problem(model: CompletionModel, prompts: Sequence[Sequence[int]], *, caches
                 input_ids=ids,
                 attention_mask=mask,
                 do_sample=False,
-                max_new_tokens=STEPS,
+                max_new_tokens=steps,
                 use_cache=caches,
                 pad_token_id=PAD,
                 output_logits=True,

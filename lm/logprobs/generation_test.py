@@ -79,6 +79,14 @@ def test_prompts_of_one_length_need_no_padding() -> None:
     assert found.gap < 1e-5
 
 
+def test_a_model_without_positions_to_spare_is_sampled() -> None:
+    """As many as the longest prompt and completion have, of embeddings that end there; prompts of a token or two."""
+    for longest, prompts in ((1, PROMPTS), (2, PROMPTS), (1, [[3], [4, 5]]), (1, [[3], [4]])):
+        positions = max(map(len, prompts)) + longest + 1  # what a model is refused without
+        model = wrap(causal_lm("gpt2", n_positions=positions))
+        assert len(draw(model, prompts, config(longest=longest))) == len(prompts)
+
+
 def test_a_cache_that_forgets_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
     """A model whose cached steps see the last token alone is sampled without its cache; one that cannot be helped is
     refused."""

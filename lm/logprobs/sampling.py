@@ -15,7 +15,7 @@ from lm.base import progress, ranks
 from lm.config import Config
 from lm.logprobs.completions import CompletionModel
 from lm.logprobs.definition import check_positions
-from lm.logprobs.generation import fitting, generation_of, left_padded, own_draws
+from lm.logprobs.generation import STEPS, fitting, generation_of, left_padded, own_draws
 from lm.logprobs.scoring import Ids
 
 log = logging.getLogger(__name__)
@@ -66,7 +66,7 @@ def _sample_by_generate(
         return result
     sizes, most = [len(prompt) for prompt in prompts], config.data.limits[1]
     check_positions(policy.config, max(sizes) + most, type(policy).__name__)
-    how = generation_of(model, max(sizes), pads=len(set(sizes)) > 1)
+    how = generation_of(model, max(sizes), pads=len(set(sizes)) > 1, steps=min(STEPS, most))
     if how.reason is not None:
         log.warning(
             "%s is sampled %s%s: %s",

@@ -7,6 +7,7 @@ config: a few layers of random weights, in which each kind of its layers shows.
 from __future__ import annotations
 
 import logging
+import math
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -68,8 +69,13 @@ class Report:
         return all(check.ok for check in self.checks)
 
     def as_dict(self) -> dict[str, Any]:
-        """For JSON."""
-        return asdict(self)
+        """For JSON, which has no number that is not finite."""
+        given = asdict(self)
+        for check in given["checks"]:
+            for name in ("value", "limit"):
+                if isinstance(check[name], float) and not math.isfinite(check[name]):
+                    check[name] = str(check[name])
+        return given
 
     @contextmanager
     def row(self, name: str) -> Iterator[None]:
@@ -207,27 +213,23 @@ def _opened(
         empty, complete = opened_without_weights(auto, "model", str(folder), trust_remote_code)
         report.checks += [complete, checks.tokenizer_fits(tokenizer, empty)]
         need = sum(p.numel() for p in empty.parameters()) * 4 * COPIES
-    if copy:
-        report.opened = "a small copy of its config, as asked for"
-    elif not report.ok:
-        report.opened = "a small copy of its config, as it cannot be opened as it is"
-    else:
-        free = free_memory(device)
-        if free is None or need <= ROOM * free:
-            with report.row("weights loaded"):
-                model = open_weights(
-                    auto, "model", folder, trust_remote_code=trust_remote_code, dtype=getattr(torch, Config.dtype)
-                )
-                report.opened = f"whole, {_size(model)}"
-                return model
-        report.opened = (
-            f"a small copy of its config, as the checks of the whole take {need / 1e9:.1f} GB, and {free / 1e9:.1f} GB "
-            f"are free on {device}"
-        )
+    why = "as asked for" if copy else None if report.ok else "as it cannot be opened as it is"
+    free = free_memory(device)
+    if why is None and free is not None and need > ROOM * free:
+        why = f"as the checks of the whole take {need / 1e9:.1f} GB, and {free / 1e9:.1f} GB are free on {device}"
+    if why is None:
+        why = "as its weights cannot be loaded"
+        with report.row("weights loaded"):
+            dtype = getattr(torch, Config.dtype)
+            model = open_weights(auto, "model", folder, trust_remote_code=trust_remote_code, dtype=dtype)
+            report.opened = f"whole, {_size(model)}"
+            return model
     with report.row("small copy"):
         if auto is AutoModelForSequenceClassification:
             ensure_reward_class(config)
-        return build(small(config, keep_vocabulary=True), auto=auto)
+        model = build(small(config, keep_vocabulary=True), auto=auto)
+        report.opened = f"a small copy of its config, {why}"
+        return model
     return None
 
 

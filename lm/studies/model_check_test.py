@@ -10,9 +10,11 @@ from typing import Any
 
 import pytest
 import torch
+from huggingface_hub.errors import LocalEntryNotFoundError
 from transformers import AutoModelForSequenceClassification, BertConfig, BertLMHeadModel, PreTrainedTokenizerBase
 
 from lm.check import main
+from lm.models.checks import Check
 from lm.models.loading import load_tokenizer
 from lm.studies import model_check
 from lm.studies.architectures import build, of_type
@@ -315,6 +317,57 @@ def test_ends_that_differ_are_told(
         "chat template": ["<|padding|>"],
     }
     assert "its own files say <|padding|> (chat template)" in end["advice"]
+
+
+def test_numbers_that_are_not_finite_are_told_in_json_too(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    found = Check("log-probs, one completion, packed", False, float("nan"), float("inf"), "off by nan")
+    monkeypatch.setattr(model_check, "_measure", lambda report, *_: report.checks.append(found))
+    status, report = checked(folder)
+    row = next(check for check in report["checks"] if check["name"] == found.name)
+    assert (status, row["value"], row["limit"]) == (1, "nan", "inf")
+
+
+def test_what_is_no_causal_model_at_all_is_opened_in_no_way(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (folder / "config.json").write_text(json.dumps({"model_type": "t5", "d_model": 16, "num_layers": 1}))
+    status, report = checked(folder)
+    assert (status, report["route"], report["opened"]) == (1, None, "not at all")
+    assert {"weights complete", "small copy"} <= failing(report).keys()
+    assert "do not hold" in capsys.readouterr().out
+
+
+def test_weights_that_do_not_load_leave_a_small_copy(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def cannot(*_: object, **__: object) -> None:
+        raise ValueError("model 'x' cannot be loaded: no space left")
+
+    monkeypatch.setattr(model_check, "open_weights", cannot)
+    monkeypatch.setattr(model_check, "_measure", lambda *_: None)
+    status, report = checked(folder)
+    assert (status, report["opened"]) == (1, "a small copy of its config, as its weights cannot be loaded")
+    assert failing(report) == {"weights loaded": "model 'x' cannot be loaded: no space left"}
+
+
+# ---------------------------------------------------------------- of the hub
+
+
+def test_a_name_of_the_hub_is_downloaded_and_checked_as_a_folder_is(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A stand-in for the hub: it has not been tried with the hub itself."""
+    asked: list[str] = []
+
+    def downloaded(name: str, *, allow_patterns: list[str]) -> str:
+        asked.append(name)
+        if name == "owner/none":
+            raise LocalEntryNotFoundError("cannot find it in the cache\nand more")
+        return str(folder)
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", downloaded)
+    monkeypatch.setattr(model_check, "_measure", lambda *_: None)
+    status, report = checked("owner/name")
+    assert (status, report["model"], asked) == (0, "owner/name", ["owner/name"])
+    capsys.readouterr()
+    assert main(["owner/none"]) == 2
+    assert capsys.readouterr().err.endswith("the hub does not give it (cannot find it in the cache)\n")
 
 
 # ---------------------------------------------------------------- mistakes

@@ -6,6 +6,7 @@ log-probs move when the end of the prompt is another one: a difference that is f
 
 from __future__ import annotations
 
+import math
 import signal
 import threading
 from collections import Counter
@@ -168,6 +169,10 @@ def markdown(rows: Sequence[Row]) -> str:
     return f"{counted(rows)}.\n\n{made}\n\nNot built from a small config here:\n\n{others or 'none'}"
 
 
+def _finite(value: float | None) -> float | str | None:
+    return str(value) if value is not None and not math.isfinite(value) else value
+
+
 def _off(row: Row) -> str:
     return "" if row.difference is None else f"{row.difference:.1e}"
 
@@ -188,13 +193,13 @@ def survey(page: Path | None, json: Path | None) -> int:
     rows = survey_of()
     source = provenance(0, ("torch", "transformers"))
     if json:
-        write_json(json, {**source, "rows": [asdict(row) for row in rows]})
+        write_json(json, {**source, "rows": [asdict(row) | {"difference": _finite(row.difference)} for row in rows]})
     if page:
         versions = ", ".join(f"{name} {version}" for name, version in source["versions"].items())
         said = f"`python -m lm.check --architectures --markdown {page}`, {source['date'][:10]}, {versions}"
         put_between_marks(page, f"{said}.\n\n{markdown(rows)}", "lm.check")
-    said = partial(Console().print, highlight=False, markup=False, soft_wrap=True)
+    tell = partial(Console().print, highlight=False, markup=False, soft_wrap=True)
     for row in rows:
-        said(f"{row.type:28} {row.outcome:9} {_off(row):8} {_short(row, 90)}")
-    said(counted(rows))
+        tell(f"{row.type:28} {row.outcome:9} {_off(row):8} {_short(row, 90)}")
+    tell(counted(rows))
     return int(any(row.outcome == WRONG for row in rows))

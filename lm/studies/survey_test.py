@@ -112,6 +112,17 @@ def test_a_text_part_keeps_its_own_attention() -> None:
         assert difference(values(model, rows, "packed"), right, rows).ok
 
 
+def test_a_choice_of_keys_that_padding_changes_is_noticed_in_beginnings_of_the_longest_row() -> None:
+    """With two heads many keys score 0 alike, and which of them are taken depends on how many tokens follow. In the
+    longest row, in one a little shorter, and in a short one this model shows it not."""
+    config = of_type("deepseek_v32")
+    config.index_n_heads = 2
+    model = CompletionModel(build(config, seed=3))
+    batch = collate([[3] * 24], [[[4] * 6]])
+    with pytest.raises(ValueError, match="a row's numbers depend on the rows that it is padded to"):
+        model.settle(batch["input_ids"], batch["lengths"])
+
+
 def test_a_class_without_a_head_for_the_last_state_makes_no_reward_model() -> None:
     """transformers has a class, whose head reads something else: known before SFT is trained, not after it."""
     for kind in ("ctrl", "modernbert-decoder", "bart"):
