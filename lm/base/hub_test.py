@@ -13,7 +13,8 @@ from huggingface_hub.errors import RepositoryNotFoundError
 
 from lm.base import hub
 from lm.data import places
-from lm.models.loading import check_model, check_reward_model, load_tokenizer, missing
+from lm.models.loading import check_model, check_reward_model, load_tokenizer
+from lm.models.weights import missing
 
 
 @pytest.fixture(autouse=True)

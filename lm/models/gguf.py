@@ -79,8 +79,9 @@ def as_folder(spec: str, root: Path | None = None) -> str:
     digest = sha256_of(file)
     folder = (cache() if root is None else root) / f"{file.name[: -len('.gguf')]}-{digest[:12]}"
     if not folder.is_dir():
-        origin = {"file": file.name, "sha256": digest, "types": types_of(file)}
-        _room(spec, folder, sum(origin["types"].values()))
+        types = types_of(file)
+        origin = {"file": file.name, "sha256": digest, "types": types}
+        _room(spec, folder, sum(types.values()))
         progress.say(f"{file.name} is read once, into {folder}")
         with _made(folder) as made:
             _convert(file, made, origin)

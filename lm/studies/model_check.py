@@ -242,7 +242,7 @@ def _row_of(config: PretrainedConfig) -> int:
     text = config.get_text_config()
     named = ("sliding_window", "attention_window_size", "window_size", "attention_chunk_size", "local_attention")
     windows = [getattr(text, name, None) or 0 for name in named]
-    most = DataConfig.max_prompt_length + DataConfig.max_completion_length
+    most = sum(DataConfig().limits)
     positions = getattr(text, "max_position_embeddings", None) or most
     return min(max(64, *(window + 16 for window in windows if window + 16 <= most), 0), positions, most)
 
