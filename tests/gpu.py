@@ -285,7 +285,7 @@ def sampled_autocast(device: torch.device) -> str:
 def cache_estimate(device: torch.device) -> str:
     """What the cache of a batch is thought to take, by which `sampling.batch_size` is cut, is what it takes."""
     rows, tokens = 64, 512
-    model = causal_lm(hidden_size=64, num_attention_heads=2, num_hidden_layers=4, max_position_embeddings=2 * tokens)
+    model = causal_lm(hidden_size=64, num_attention_heads=2, num_hidden_layers=16, max_position_embeddings=2 * tokens)
     model = model.to(device=device, dtype=torch.float32)
     estimate = rows * cache_size(model.config, tokens, 4)
     ids = torch.full((rows, tokens - 2), 5, device=device)

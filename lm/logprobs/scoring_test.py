@@ -22,12 +22,12 @@ from tests.tiny import END, VOCABULARY, causal_lm, close, completion, reward_mod
 
 
 class Ends(PreTrainedTokenizerFast):  # type: ignore[misc]
-    """All that sampling reads of a tokenizer."""
+    """All that sampling, and a policy that is loaded, read of a tokenizer."""
 
     def __init__(self) -> None:
         pass
 
-    eos_token_id, pad_token_id = END, 0
+    eos_token_id, pad_token_id, bos_token_id = END, 0, None
 
 
 def config(temperature: float = 1.0, batch_size: int = 4, longest: int = 6) -> Config:
