@@ -22,7 +22,18 @@ from lm.stages.run import Run, command
 
 ROOT = Path(__file__).parents[2]
 OTHERS = ["workflow.job", "workflow.summary", "workflow.tables"]
-WITH_OPTIONS_OF_THEIR_OWN = ["__main__", "bench", "card", "diagnose", "estimate", "exact", "judge", "push", "report"]
+WITH_OPTIONS_OF_THEIR_OWN = [
+    "__main__",
+    "bench",
+    "card",
+    "check",
+    "diagnose",
+    "estimate",
+    "exact",
+    "judge",
+    "push",
+    "report",
+]
 COMMANDS = ["prepare", "sft", "oracle", "relabel", "bias", "reward", "score", "policy", "train", "evaluate"]
 COMMANDS += ["export", "nondeterministic"]
 
@@ -291,6 +302,7 @@ def test_our_own_faults_keep_their_traceback(tmp_path: Path) -> None:
 WRONG: dict[str, list[str]] = {
     "bias": ["{nowhere}", "--rho", "0.2", "--out", "{new}"],
     "card": ["{nowhere}", "dpo"],
+    "check": ["{nowhere}"],
     "diagnose": ["{nowhere}"],
     "estimate": ["--parameters", "0"],
     "exact": ["--output_dir", "{new}", "--tokens", "1"],
