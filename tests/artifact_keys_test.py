@@ -140,6 +140,8 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (tmp_path / "below").mkdir()
     (tmp_path / "link.jsonl").symlink_to("pairs.jsonl")
     (tmp_path / "link").symlink_to("base")
+    for check in ("check_model", "check_reward_model", "check_reward_base"):  # which would look into them
+        monkeypatch.setattr(f"lm.models.loading.{check}", lambda *_: None)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setenv("SETS", str(tmp_path / "below" / ".."))
