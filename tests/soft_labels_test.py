@@ -164,7 +164,7 @@ def test_an_oracle_relabels_soft_labels_and_keeps_the_weights(tmp_path: Path) ->
     assert {row["prompt"]: row[WEIGHT] for row in pairs} == {
         row["prompt"]: expected[row["prompt"]][1] for row in rows if row["prompt"] in set(pairs["prompt"])
     }
-    assert data(run).metrics["labels"]
+    assert any("soft labels" in note for note in data(run).metrics["preferences"]["notes"])
 
 
 def test_a_tie_is_not_drawn_for_a_share_that_prefers_the_longer(

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from lm.base import progress
 from lm.base.effects import in_force
 from lm.base.options import CONFIGS, parse
 from lm.config import Config
@@ -239,6 +240,7 @@ def test_options_of_several_runs_may_be_about_others() -> None:
 
 
 def test_a_file_may_be_for_other_runs_too_which_is_said(mine: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    progress.be_quiet(False)
     file = mine("methods: [dpo]\nipo: {tau: 3}\np_dpo: {beta: 0.1}\nsweep: {ipo: [{tau: 1}]}\n")
     assert config_of(*DEMO, *file).methods == ["dpo"]
     said = capsys.readouterr().err.splitlines()

@@ -5,8 +5,6 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-import datasets
-
 from lm.base import hub
 from lm.data.formats import READ
 from lm.data.rows import HUB_DATASET, shown
@@ -32,6 +30,8 @@ def check(path: str, *, option: str = "data path") -> None:
 
 def _is_prepared(name: str) -> bool:
     """Whether `datasets` has made its own files of a hub dataset, which it reads without the hub."""
+    import datasets
+
     return (Path(datasets.config.HF_DATASETS_CACHE) / name.replace("/", "___")).is_dir()
 
 

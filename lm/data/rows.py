@@ -12,7 +12,6 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
-import datasets
 import pyarrow  # type: ignore[import-untyped]
 import pyarrow.parquet  # type: ignore[import-untyped]
 
@@ -59,6 +58,8 @@ def _read(path: str, subset: str | None) -> Iterator[tuple[str, Row]]:
             raise ValueError(f"--subset {subset!r} goes with a hub name, but {path} is local; name the folder itself")
         yield from _read_local(local)
     elif (hub := re.fullmatch(HUB_DATASET, path)) and not path.endswith(READ):
+        import datasets  # for a hub's set alone: who reads a run's samples waits for no torch
+
         try:
             loaded = datasets.load_dataset(hub[1], data_dir=subset or hub[2], revision=hub[3])
         except Exception as error:

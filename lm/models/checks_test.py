@@ -182,13 +182,17 @@ FOLDERS: dict[str, tuple[Callable[[Path], object], str]] = {
 """What was done to a whole folder, and what is said."""
 
 
+ROWS = __file__
+"""A file that is there, and is not read before the models are looked at."""
+
+
 @pytest.mark.parametrize("what", FOLDERS)
 def test_folders_that_are_not_whole_plain_models_are_refused_by_name(what: str, policy: Path, judge: Path) -> None:
     spoil, said = FOLDERS[what]
     for folder, option, check in (
         (policy, "model", lambda: check_model(str(policy), False)),
         (judge, "oracle_model", lambda: check_reward_model(str(judge), False)),
-        (judge, "--reward-model", lambda: score_set("none", Path("none.jsonl"), [str(judge)], Scoring())),
+        (judge, "--reward-model", lambda: score_set(ROWS, Path("none.jsonl"), [str(judge)], Scoring())),
     ):
         if option != "--reward-model":
             check()
@@ -284,7 +288,7 @@ def test_a_tokenizer_with_more_ids_than_the_embedding_is_refused(
     more.save_pretrained(judge)
     said = r"--reward-model '.*judge': its tokenizer has ids up to \d+ \('<new>'\)"
     with pytest.raises(ValueError, match=said):
-        score_set("none", Path("none.jsonl"), [str(judge)], Scoring())
+        score_set(ROWS, Path("none.jsonl"), [str(judge)], Scoring())
     with pytest.raises(ValueError, match=said):
         RewardModel(str(judge), Scoring(device="cpu"))
 

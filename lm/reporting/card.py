@@ -90,7 +90,7 @@ def card(run: Path, method: str, name: str = "FOLDER_OR_NAME") -> str:
                 ("option", "value"),
                 [
                     ("base model", f"a local one, {base[:12]} by content" if DIGEST.fullmatch(base) else base),
-                    *_quantised(run / row.policy),
+                    *_quantised(policy_folder(run, row.policy)),
                     ("step", row.step),
                     *_flat(made.policy, "training"),
                     *_pairs(made.policy["inputs"].get("lora", {}), "lora."),
