@@ -158,6 +158,7 @@ def test_what_does_not_go_together_is_refused(options: dict[str, Any], match: st
         with_heads(tmp_path, **options)
 
 
+@pytest.mark.thorough
 def test_drdo_takes_steps_beside_heads(tmp_path: Path) -> None:
     both = with_heads(tmp_path, methods=["drdo", "d-dpo"], options=OWN, reward=replace(steps(2), train="head"))
     found = results(Run(both))

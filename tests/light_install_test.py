@@ -61,6 +61,7 @@ def without(folder: Path, *command: str, hidden: tuple[str, ...] = HIDDEN) -> su
     )
 
 
+@pytest.mark.thorough
 def test_the_ledger_without_torch(tmp_path: Path) -> None:
     """cor1 has a property on tensors: that alone is not run."""
     file = tmp_path / "ledger.json"

@@ -152,6 +152,7 @@ def test_its_options_are_those_of_any_method(tmp_path: Path, capsys: pytest.Capt
         parse("lm.train", "", ["--made_up.beta", "0"])
 
 
+@pytest.mark.thorough
 def test_one_that_distils_a_reward_has_one_reward_model_trained(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

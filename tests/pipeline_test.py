@@ -310,6 +310,7 @@ def test_another_beta_of_one_method_is_that_methods_business(
     assert stages_made(capsys, replace(run_config, methods=["ipo"])) == []
 
 
+@pytest.mark.thorough
 def test_what_saves_memory_recomputes_nothing_and_what_changes_numbers_does(
     world_run: tuple[Config, dict[str, Any]], capsys: pytest.CaptureFixture[str]
 ) -> None:

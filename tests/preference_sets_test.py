@@ -535,7 +535,7 @@ def counted_dialogues(rows: list[dict[str, Any]]) -> tuple[Counter[str], int]:
     return found, len(firsts)
 
 
-@pytest.mark.slow
+@pytest.mark.thorough
 @pytest.mark.skipif(not SHARED.is_dir(), reason=f"{SHARED} is not there")
 @pytest.mark.parametrize("name", ["harmless", "helpful"])
 def test_real_dialogues_are_counted_as_by_hand(name: str, tmp_path: Path) -> None:
@@ -559,7 +559,7 @@ def test_real_dialogues_are_counted_as_by_hand(name: str, tmp_path: Path) -> Non
     assert len(lines_of(tmp_path / "biased.jsonl")) == done["after"]["pairs"]
 
 
-@pytest.mark.slow
+@pytest.mark.thorough
 @pytest.mark.skipif(not SHARED.is_dir(), reason=f"{SHARED} is not there")
 def test_real_comparisons_are_counted_as_by_hand(tmp_path: Path) -> None:
     rows, summaries = (lines_of(SHARED / "tldr" / name) for name in ("batch13.json.gz", "references.jsonl.gz"))

@@ -308,8 +308,11 @@ def _resolve(parser: Parser, sources: Sources) -> tuple[dict[str, Any], str]:
     for name in PATHS:
         if isinstance(options.get(name), str):
             options[name] = expanded(options[name])
-    _check_groups(parser, options)
-    fields = vars(parser.instantiate(options))
+    try:
+        fields = vars(parser.instantiate(options))
+    except ValueError:
+        _name_group(parser, options)
+        raise
     for own in ("debug", "quiet"):
         del fields[own], options[own]
     resolved = parser.dump(options, skip_unset=False, skip_validation=True)
@@ -365,7 +368,7 @@ def _check_kinds(parser: Parser, options: Namespace) -> None:
             raise ValueError(f"--{action.dest} must not be null")
 
 
-def _check_groups(parser: Parser, options: Namespace) -> None:
+def _name_group(parser: Parser, options: Namespace) -> None:
     """ValueError for a group of options that cannot be, with the group where others are of the same kind."""
     for name in _trainings(parser):
         try:

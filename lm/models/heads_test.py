@@ -107,7 +107,7 @@ def words() -> PreTrainedTokenizerBase:
 
 
 @pytest.mark.filterwarnings("ignore::FutureWarning")
-@pytest.mark.parametrize("lora", [None, 2])
+@pytest.mark.parametrize("lora", [None, pytest.param(2, marks=pytest.mark.thorough)])
 def test_mambas_go_all_the_way(lora: int | None, words: PreTrainedTokenizerBase, tmp_path: Path) -> None:
     """pi_ref, a reward model that orders pairs, which judges as a given oracle and by lm.score; with adapters too."""
     base = tmp_path / "base"

@@ -213,7 +213,9 @@ BINDING = [
     pytest.param(PessimisticDPO(beta=0.7, kl=Pessimism(target=0.3)), id="p-dpo"),
     pytest.param(PessimisticDistilledDPO(beta=0.5, kl=Pessimism(target=0.2, rate=0.1)), id="dp-dpo"),
     pytest.param(
-        PessimisticDPO(beta=0.7, kl=Pessimism(target=0.3, alpha_start=0.02, alpha_end=0.02)), id="p-dpo from below"
+        PessimisticDPO(beta=0.7, kl=Pessimism(target=0.3, alpha_start=0.02, alpha_end=0.02)),
+        id="p-dpo from below",
+        marks=pytest.mark.thorough,
     ),
 ]
 
@@ -235,6 +237,7 @@ def test_training_ends_at_the_optimum_under_the_constraint_and_alpha_at_its_mult
     assert abs(math.log(lines[0]["alpha"] / multiplier)) > 0.2, "it did not start there"
 
 
+@pytest.mark.thorough
 @pytest.mark.slow
 def test_a_constraint_that_does_not_bind_leaves_the_optimum_and_alpha_goes_to_zero(
     ref_logps: Floats, tmp_path: Path
@@ -279,7 +282,11 @@ def run(
 
 CUT = [
     pytest.param(PessimisticDPO(kl=Pessimism(target=150.0, rate=0.5)), id="p-dpo"),
-    pytest.param(HullDPO(kl=Pessimism(target=150.0, rate=0.5, samples="preferences")), id="hull-dpo, preferences"),
+    pytest.param(
+        HullDPO(kl=Pessimism(target=150.0, rate=0.5, samples="preferences")),
+        id="hull-dpo, preferences",
+        marks=pytest.mark.thorough,
+    ),
 ]
 
 
