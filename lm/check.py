@@ -24,7 +24,7 @@ def main(arguments: Sequence[str]) -> int:
         "runs/own/reward/rho --reward-model",
         "--architectures --markdown docs/models.md",
     )
-    parser.add_argument("model", nargs="?", metavar="MODEL", help="hub name, local folder, or scratch:tiny")
+    parser.add_argument("model", nargs="?", metavar="MODEL", help="hub name, local folder, .gguf file, or scratch:tiny")
     parser.add_argument("--reward-model", action="store_true", help="it is to judge: check its head, and its rewards")
     parser.add_argument("--json", type=output_file, metavar="FILE", help="also write what was found as JSON")
     parser.add_argument("--tokens", type=int, metavar="N", help="of the longest row tried; 64, or beyond its window")
@@ -50,11 +50,13 @@ def main(arguments: Sequence[str]) -> int:
         from lm.studies.survey import survey
 
         return survey(options.markdown, options.json)
+    from lm.models.gguf import as_folder
     from lm.studies.model_check import examine, show
 
+    model = as_folder(options.model)
     with Console(stderr=True, quiet=progress.is_quiet()).status(f"checking {options.model}"):
         report = examine(
-            options.model,
+            model,
             reward_model=options.reward_model,
             tokens=options.tokens,
             copy=options.small,
