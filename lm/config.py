@@ -494,7 +494,7 @@ class Config:
     Args:
         output_dir: where everything goes. Finished stages found there are reused.
         model: base model: a hub name, a local folder, a .gguf file, "real:smollm2" or "real:gemma3" (files that
-            packages of the index have, see docs/real-models.md), or "scratch:tiny" (a small Llama-type model from
+            packages of the index have, see docs/own-data.md), or "scratch:tiny" (a small Llama-type model from
             random weights with a BPE tokenizer trained on the data).
         methods: which methods to train and compare; by default those of both papers, and hull-DPO.
         oracle_model: a reward model to judge by (hub name or local folder, one label, the tokenizer of `model`); null
