@@ -333,7 +333,7 @@ def test_odd_names_of_files(monkeypatch: pytest.MonkeyPatch, path: str) -> None:
     def offline(*_: Any, **__: Any) -> None:
         raise ConnectionError("no network in tests")
 
-    monkeypatch.setattr("lm.data.rows.datasets.load_dataset", offline)
+    monkeypatch.setattr("datasets.load_dataset", offline)
     with contextlib.suppress(OSError, ValueError):
         if Path(path).exists():  # the folder that this runs in, or the root
             return
