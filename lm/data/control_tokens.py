@@ -29,9 +29,23 @@ TEXTS = ("prompt", *COMPLETIONS)
 
 
 def control_tokens(tokenizer: PreTrainedTokenizerBase) -> list[str]:
-    """The names that it reads as tokens which no text contains: beginning and end, turns, padding and the like."""
-    special = {added.content for added in tokenizer.added_tokens_decoder.values() if added.special}
+    """The names that it reads as tokens which no text contains: beginning and end, turns, padding and the like; also
+    those that are added without being called special, and that its chat template writes between messages."""
+    added = tokenizer.added_tokens_decoder.values()
+    between = _between_messages(tokenizer)
+    special = {each.content for each in added if each.special or (each.content.strip() and each.content in between)}
     return sorted(special | {str(token) for token in tokenizer.all_special_tokens})
+
+
+def _between_messages(tokenizer: PreTrainedTokenizerBase) -> str:
+    """What its chat template writes around two messages; nothing where it has none, or one that refuses them."""
+    if tokenizer.chat_template is None:
+        return ""
+    try:
+        messages = [{"role": role, "content": "."} for role in ("user", "assistant")]
+        return str(tokenizer.apply_chat_template(messages, tokenize=False))
+    except Exception:  # jinja's of each template its own; whoever renders messages says it
+        return ""
 
 
 class Names:

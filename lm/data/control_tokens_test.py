@@ -304,3 +304,17 @@ def test_marks_are_taken_away_again() -> None:
     assert {name: unmarked(text) for name, text in row.items()} == given
     assert names.found == {"here": {"<a><b>", "<a>", "<b>"}}, "the longest of them, as a tokenizer reads"
     assert row["completion"].endswith("<b>\n"), "the end of the completion"
+
+
+def test_turn_markers_are_control_tokens_though_they_are_not_called_special() -> None:
+    """As some tokenizers have them: added, written by the template, and special to nobody. Other added tokens are
+    words."""
+    tokenizer = byte_level("<end>", eos_token="<end>")
+    tokenizer.add_tokens(["<|User|>", "<|Assistant|>", "tungsten"])
+    tokenizer.chat_template = "{% for m in messages %}<|{{ m.role | title }}|>{{ m.content }}{% endfor %}"
+    assert control_tokens(tokenizer) == ["<end>", "<|Assistant|>", "<|User|>"]
+    names = Names.by(tokenizer, "refuse")
+    row = {"prompt": "Hi <|Assistant|>I am it", "chosen": "a", "rejected": "b"}
+    with pytest.raises(ValueError, match=r"here: <\|Assistant\|> in a text, which the tokenizer reads as control"):
+        names.row(row, "here", rendered=False)
+    assert Names.by(tokenizer, "refuse").row({**row, "prompt": "tungsten"}, "here", rendered=False) is not None

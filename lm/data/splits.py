@@ -32,7 +32,7 @@ _NAMES = {
     "testing": "test",
 }
 _NAMED = re.compile(rf"({'|'.join(sorted(_NAMES, key=len, reverse=True))})(?![a-z])", re.IGNORECASE)
-_DIALOGUE = re.compile(r"\s*Human:(.*?)(?:\n\n(?:Human|Assistant):|\Z)", re.DOTALL)
+_DIALOGUE = re.compile(r"\s*Human:(.*?)(?:\r?\n\s*(?:Human|Assistant):|\Z)", re.DOTALL)
 
 
 # ---------------------------------------------------------------- groups
@@ -90,7 +90,7 @@ def own_split(row: Row, where: str, path: str) -> str | None:
     if isinstance(column, str):
         return column
     place = where.rpartition(", ")[0]
-    inside = place.removeprefix(path) or PurePath(place).name
+    inside = place.removeprefix(str(PurePath(path))) or PurePath(place).name  # as it is read, so is it spelled
     for part in reversed(PurePath(inside).parts):
         if _NAMED.match(part):
             return part.partition(".")[0]

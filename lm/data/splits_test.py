@@ -257,3 +257,18 @@ def test_drawn_splits_share_no_prompt(tmp_path: Path) -> None:
     for counts in standing_twice(found.preferences, found.references).values():
         assert counts["in_training"] == 0
         assert 0 < counts["prompts"] < 60
+
+
+@pytest.mark.parametrize("path", ["test/mine.jsonl", "./test/mine.jsonl", "test/../test/mine.jsonl"])
+def test_the_folders_above_a_set_say_no_split_however_its_path_is_spelled(path: str) -> None:
+    """Neither does the folder that a user keeps a file in; a folder of the set, and the file's own name, do."""
+    where = f"{Path(path)}, line 1"
+    assert own_split({}, where, path) is None
+    assert own_split({}, "./data/train.jsonl, line 1".removeprefix("./"), "./data/train.jsonl") == "train"
+    assert own_split({}, "data/test/mine.jsonl, line 1", "./data/") == "test"
+
+
+def test_a_dialogue_is_with_its_continuations_whatever_ends_its_lines() -> None:
+    for end in ("\n\n", "\r\n\r\n", "\n"):
+        begun = f"{end}Human: Why?{end}Assistant:"
+        assert opening(begun) == opening(f"{begun} So.{end}Human: And then?{end}Assistant:") == "why?"

@@ -151,7 +151,7 @@ class Reader:
             self.left_out.add("fewer than two completions", where)
             return
         kept = {key: value for key, value in row.items() if key not in (*labels, name)}
-        texts = [one.strip() if isinstance(one, str) else one for one in completions]
+        texts = [_said(one) for one in completions]
         pairs = list(combinations(range(len(completions)), 2))
         usable = sum(1 for i, j in pairs if texts[i] != texts[j] and texts[i] and texts[j])
         share = weight / max(usable, 1) if self.group_weight == "prompt" else weight
@@ -245,6 +245,15 @@ def turned(row: Row) -> Row:
 
 
 # ---------------------------------------------------------------- one row
+
+
+def _said(completion: Any) -> Any:
+    """What a completion says: text without white space around it, of one message its content."""
+    if isinstance(completion, list) and len(completion) == 1:
+        completion = completion[0]
+    if isinstance(completion, Mapping) and completion.keys() <= {"role", "content"}:
+        completion = completion.get("content")
+    return completion.strip() if isinstance(completion, str) else completion
 
 
 def _form(row: Row) -> tuple[str, str] | str:

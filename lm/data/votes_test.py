@@ -308,3 +308,13 @@ def test_a_biased_subset_counts_the_likelier_side_and_no_tie(tmp_path: Path) -> 
     assert [(row["chosen"], row["chosen_probability"]) for row in again] == [
         (row["chosen"], row["chosen_probability"]) for row in out
     ]
+
+
+@pytest.mark.parametrize("form", ["text", "messages"])
+def test_a_group_counts_once_in_every_form(form: str) -> None:
+    """What is empty or said twice makes no pair, as text and as messages."""
+    texts = ["A", "B", "", "A "]
+    completions = texts if form == "text" else [[{"role": "assistant", "content": text}] for text in texts]
+    rows, _ = read({"prompt": "p", "completions": completions, "ranks": [1, 2, 3, 4]})
+    usable = [row for row in rows if {str(row[side]).strip() for side in ("chosen", "rejected")} and row["weight"]]
+    assert {row["weight"] for row in usable} == {1 / 2}, "A over B, and B over A: the others are no comparison"

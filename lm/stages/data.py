@@ -50,6 +50,8 @@ def data(run: Run) -> Artifact:
         "seed": run.config.seed,
         "form": FORM,
     }
+    if config.split == "own":  # a file's name may say its split
+        inputs["names"] = [Path(path).name for path in paths if path is not None and Path(path).is_file()]
 
     def make(folder: Path, scratch: Path) -> dict[str, Any]:
         source, own = None, None
