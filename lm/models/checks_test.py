@@ -24,7 +24,7 @@ from lm.config import Config, DataConfig, LoraConfig, Scoring
 from lm.judging.reward_models import RewardModel
 from lm.judging.scored_sets import score_set
 from lm.logprobs.completions import CompletionModel, collate
-from lm.models import checks
+from lm.models import checks, noise
 from lm.models.loading import (
     check_lora,
     check_model,
@@ -382,6 +382,30 @@ def test_noise_in_training_is_found_and_turned_off_where_models_are_opened(
     assert checks.train_equals_eval(CompletionModel(opened), **BATCH).ok
     name, value = next(iter(options.items()))
     assert json.loads((folder / "config.json").read_text())[name] == value
+
+
+PHIMOE = {"num_local_experts": 4, "num_experts_per_tok": 2, "max_position_embeddings": 128}
+
+
+@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize("jitter", [0.01, 0.0001])
+def test_a_jitter_that_evaluation_reads_stays(seed: int, jitter: float) -> None:
+    """PhiMoE's is a threshold in evaluation, which decides for few tokens; training, which draws from it, differs."""
+    shape = {"hidden_size": 32, "intermediate_size": 64, "num_attention_heads": 4, "num_key_value_heads": 2}
+    torch.manual_seed(seed)
+    settings = transformers.PhimoeConfig(
+        vocab_size=320, num_hidden_layers=2, router_jitter_noise=jitter, **shape, **PHIMOE
+    )
+    model = transformers.PhimoeForCausalLM(settings).eval()
+    ids = torch.randint(3, 300, (8, 100))
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.mul_(5 if parameter.ndim > 1 else 1)
+        before = model(ids).logits
+        noise.turn_off(model)
+        assert torch.equal(model.eval()(ids).logits, before)
+    assert settings.router_jitter_noise == jitter
+    assert {one.router_jitter_noise for one in model.modules() if hasattr(one, "router_jitter_noise")} == {jitter}
 
 
 class Normalised(nn.Module):
