@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -259,6 +260,56 @@ def test_weights_that_are_left_over_are_said(policy: Path, caplog: pytest.LogCap
     save_file({**load_file(file), "v_head.summary.weight": torch.zeros(3)}, file, metadata={"format": "pt"})
     check_model(str(policy), False)
     assert "weights that the model has no place for are left out: v_head.summary.weight" in caplog.text
+
+
+LEFT_OVER: dict[str, tuple[str, bool]] = {
+    "a bias": ("model.layers.0.self_attn.q_proj.bias", False),
+    "a bias without the prefix": ("layers.1.mlp.down_proj.bias", False),
+    "a norm": ("model.layers.1.self_attn.q_norm.weight", False),
+    "a bias of the last norm": ("model.norm.bias", False),
+    "a bias of the head": ("lm_head.bias", False),
+    "an adapter": ("model.layers.0.self_attn.q_proj.lora_A.weight", False),
+    "a rotary table": ("model.layers.0.self_attn.rotary_emb.inv_freq", True),
+    "a mask": ("model.layers.0.self_attn.masked_bias", True),
+    "GPT-2's mask": ("h.0.attn.bias", True),
+    "a reward head": ("score.weight", True),
+    "a value head": ("v_head.summary.bias", True),
+    "a tower of images": ("vision_tower.layers.0.fc.bias", True),
+    "layers that predict further": ("mtp.layers.0.eh_proj.weight", True),
+}
+
+
+@pytest.mark.parametrize("what", LEFT_OVER)
+def test_weights_left_over_within_the_model_are_refused(what: str, policy: Path, judge: Path) -> None:
+    key, ok = LEFT_OVER[what]
+    for folder, look in ((policy, check_model), (judge, check_reward_model)):
+        file, refused = folder / "model.safetensors", not ok and not (folder == judge and key.startswith("lm_head"))
+        save_file({key: torch.zeros(3), **load_file(file)}, file, metadata={"format": "pt"})
+        with pytest.raises(ValueError, match=rf"its weights have {key}, for which") if refused else nullcontext():
+            look(str(folder), False)
+
+
+@pytest.mark.parametrize("number", [float("nan"), float("inf"), float("-inf")])
+def test_weights_that_are_not_finite_are_refused_where_they_are_read(
+    number: float, policy: Path, judge: Path, tokenizer: PreTrainedTokenizerBase
+) -> None:
+    for folder in (policy, judge):
+        file = folder / "model.safetensors"
+        state = load_file(file)
+        state["model.layers.1.mlp.up_proj.weight"][3, 2] = number
+        save_file(state, file, metadata={"format": "pt"})
+    said = r"not all finite: model\.layers\.1\.mlp\.up_proj\.weight has NaN or infinity in float64"
+    with pytest.raises(ValueError, match=f"^model .*{said}"):
+        load_policy(policy, tokenizer, config(model=str(policy)))
+    with pytest.raises(ValueError, match=f"^oracle_model .*{said}"):
+        load_reward_model(judge, config(oracle_model=str(judge)))
+
+
+def test_a_reward_model_opens_a_language_model_and_the_other_way_round(policy: Path, judge: Path) -> None:
+    """Their heads are left out, and said."""
+    load_reward_model(policy, config(), new_head=True)
+    without_head = opened_without_weights(AutoModelForCausalLM, "model", str(judge), False)[1]
+    assert "lack lm_head.weight" in without_head.advice
 
 
 def test_an_oracle_reads_token_ids_by_a_score_head(tokenizer: PreTrainedTokenizerBase, tmp_path: Path) -> None:

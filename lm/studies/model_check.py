@@ -33,7 +33,7 @@ from transformers import (
 from lm.config import Config, DataConfig, LoraConfig, TrainingConfig
 from lm.logprobs.completions import CompletionModel, collate
 from lm.logprobs.definition import examples_of, vocabulary_of
-from lm.logprobs.generation import Generation, generation_of
+from lm.logprobs.generation import STEPS, Generation, generation_of
 from lm.logprobs.kernels import free_memory
 from lm.logprobs.trial import ROUNDING, RouteReport, route_report
 from lm.models import checks, noise
@@ -243,8 +243,14 @@ def _row_of(config: PretrainedConfig) -> int:
     named = ("sliding_window", "attention_window_size", "window_size", "attention_chunk_size", "local_attention")
     windows = [getattr(text, name, None) or 0 for name in named]
     most = sum(DataConfig().limits)
-    positions = getattr(text, "max_position_embeddings", None) or most
-    return min(max(64, *(window + 16 for window in windows if window + 16 <= most), 0), positions, most)
+    return min(max(64, *(window + 16 for window in windows if window + 16 <= most), 0), most)
+
+
+def _positions_of(config: PretrainedConfig) -> int | None:
+    """Tokens that a row may have, by the names that configs have for it (MPT's is of its own); None for no limit."""
+    text = config.get_text_config()
+    found = [getattr(text, name, None) for name in ("max_position_embeddings", "n_positions", "max_seq_len")]
+    return min((one for one in found if isinstance(one, int) and one > 0), default=None)
 
 
 # ---------------------------------------------------------------- numbers
@@ -252,6 +258,8 @@ def _row_of(config: PretrainedConfig) -> int:
 
 def _measure(report: Report, model: PreTrainedModel, tokens: int) -> None:
     """Adds the checks that take passes of the model."""
+    if (room := _positions_of(model.config)) is not None:
+        tokens = min(tokens, room)
     with report.row("route"):
         subject = CompletionModel(model)
         if not subject.is_reward_model:
@@ -265,7 +273,13 @@ def _measure(report: Report, model: PreTrainedModel, tokens: int) -> None:
         report.checks += _of_the_route(found, "rewards" if subject.is_reward_model else "log-probs", tokens)
         if not subject.is_reward_model:
             with report.row("samples"):
-                report.checks.append(_of_the_samples(generation_of(subject, tokens)))
+                report.checks.append(_of_the_samples(_sampled(subject, tokens, room)))
+
+
+def _sampled(subject: CompletionModel, tokens: int, room: int | None) -> Generation:
+    """The trial of samples, of prompts after which the model still has positions for new tokens."""
+    steps = STEPS if room is None else max(1, min(STEPS, room // 2))
+    return generation_of(subject, tokens if room is None else min(tokens, room - steps), steps=steps)
 
 
 def _of_the_route(found: RouteReport, what: str, tokens: int) -> Iterator[Check]:
