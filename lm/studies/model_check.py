@@ -109,7 +109,7 @@ def examine(
         trust_remote_code: let a model run its own code.
 
     Raises:
-        ValueError: there is no such model, or it has no config or no tokenizer.
+        ValueError: there is no such model, or it has no config or no tokenizer, or fewer positions than `tokens`.
     """
     with quiet_routes():
         return _examined(Report(spec), reward_model, tokens, copy, device_named(device), trust_remote_code)
@@ -131,6 +131,10 @@ def _examined(
         if not (folder / "config.json").is_file() and not report.ok:
             return report
         config = _config_of(spec, folder, trust_remote_code)
+        if tokens is not None and (room := _positions_of(config)) is not None and tokens > room:
+            raise ValueError(
+                f"--tokens {tokens} is more than the {room} positions of model {spec!r}; give at most these"
+            )
         report.checks += [checks.not_quantised(config), checks.weights_whole(folder)]
         tokenizer = load_tokenizer(str(folder), (), trust_remote_code, needs_end=False)
         found = _opened(report, auto, folder, config, tokenizer, copy, target, trust_remote_code)
@@ -273,13 +277,8 @@ def _measure(report: Report, model: PreTrainedModel, tokens: int) -> None:
         report.checks += _of_the_route(found, "rewards" if subject.is_reward_model else "log-probs", tokens)
         if not subject.is_reward_model:
             with report.row("samples"):
-                report.checks.append(_of_the_samples(_sampled(subject, tokens, room)))
-
-
-def _sampled(subject: CompletionModel, tokens: int, room: int | None) -> Generation:
-    """The trial of samples, of prompts after which the model still has positions for new tokens."""
-    steps = STEPS if room is None else max(1, min(STEPS, room // 2))
-    return generation_of(subject, tokens if room is None else min(tokens, room - steps), steps=steps)
+                prompt = tokens if room is None else max(2, min(tokens, room - STEPS))  # new ones take positions too
+                report.checks.append(_of_the_samples(generation_of(subject, prompt)))
 
 
 def _of_the_route(found: RouteReport, what: str, tokens: int) -> Iterator[Check]:
