@@ -6,7 +6,7 @@ import sys
 from collections.abc import Sequence
 
 from lm.base import progress
-from lm.base.command import argument_parser, as_command
+from lm.base.command import add_force, argument_parser, as_command, check_free
 from theory.shell import output_file
 
 
@@ -35,6 +35,7 @@ def main(arguments: Sequence[str]) -> int:
         "--architectures", action="store_true", help="instead of a model: all of transformers', small, as a table"
     )
     parser.add_argument("--markdown", type=output_file, metavar="FILE", help="put it between the marks of this file")
+    add_force(parser)
     options = parser.parse_args(arguments)
     if (options.model is None) is not options.architectures:
         parser.error("name a MODEL, or --architectures")
@@ -42,6 +43,8 @@ def main(arguments: Sequence[str]) -> int:
         parser.error("--markdown is for --architectures")
     if options.tokens is not None and options.tokens < 8:
         parser.error(f"--tokens must be at least 8, got {options.tokens}")
+    if options.json:
+        check_free("--json", options.json, force=options.force)
     from rich.console import Console
 
     from theory.records import write_json

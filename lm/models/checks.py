@@ -25,6 +25,12 @@ from lm.models.lora import check_target_modules, not_adaptable
 
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 """Where transformers looks for the weights of a folder: one file, or what tells the shards."""
+HARMLESS = re.compile(
+    r"(^|\.)(masked_bias|causal_mask|inv_freq|cos_cached|sin_cached|position_ids)$"
+    r"|(^|\.)(attn|attention|self_attn)\.bias$|^score\."
+)
+"""Left-overs that change nothing: masks and tables that are computed (GPT-2's mask is `attn.bias`), and what a reward
+head adds to all rewards alike."""
 HEAD = "score."
 """What the parameters of a reward model's head begin with."""
 
@@ -145,7 +151,8 @@ def weights_whole(folder: Path) -> Check:
 
 
 def weights_complete(model: PreTrainedModel, found: Mapping[str, Any], *, new_head: bool = False) -> Check:
-    """Whether every parameter is from the weights, and the weights are of no more layers than the config.
+    """Whether every parameter is from the weights, and the weights are of no more layers than the config and have
+    nothing in a module of the model that it would leave out.
 
     Args:
         model: as loaded, also on the device "meta".
@@ -175,12 +182,48 @@ def weights_complete(model: PreTrainedModel, found: Mapping[str, Any], *, new_he
             "number of layers in config.json"
         )
         return Check(name, False, {"unexpected": deeper[:20]}, limit, advice)
+    if astray := [key for key in unexpected if not HARMLESS.search(key) and _is_within(model, key)]:
+        advice = (
+            f"its weights have {_listed(astray)}, for which the model that its config describes has no place: it would "
+            "be another model without; repair config.json (biases, norms, architecture)"
+        )
+        return Check(name, False, {"unexpected": astray[:20]}, limit, advice)
     remark = f"weights that the model has no place for are left out: {_listed(unexpected)}" if unexpected else ""
     return Check(name, True, {"unexpected": unexpected[:20]}, limit, remark)
 
 
+def finite(model: PreTrainedModel) -> Check:
+    """Whether every weight is a finite number. The first tensor that has one that is not is named."""
+    name, limit = "weights finite", "no NaN, no infinity"
+    for key, parameter in model.named_parameters():
+        if parameter.is_floating_point() and parameter.numel():
+            ends = torch.stack(parameter.detach().aminmax())  # NaN where there is one; no copy of the weights
+            if not bool(ends.isfinite().all()):
+                kind = str(parameter.dtype).removeprefix("torch.")
+                advice = (
+                    f"its weights are not all finite: {key} has NaN or infinity in {kind}; copy or download the model "
+                    "again, or name an earlier checkpoint of it"
+                )
+                advice += " (or the numbers are too large for float16)" if kind == "float16" else ""
+                return Check(name, False, key, limit, advice)
+    return Check(name, True, None, limit, "")
+
+
 def _numberless(key: str) -> str:
     return re.sub(r"\.\d+\.", ".*.", key)
+
+
+def _is_within(model: PreTrainedModel, key: str) -> bool:
+    """Whether a weight is of a module of the model that has weights, or stands in one of its layers.
+
+    Of whole parts that the model lacks (towers of images, heads, layers that predict further tokens) it is not.
+    """
+    prefix = f"{model.base_model_prefix}."
+    layer = re.match(r"(.*?\.)?\d+\.", key)
+    parents = {key.rpartition(".")[0] + ".", *([layer[0]] if layer else [])}
+    parents |= {prefix + parent for parent in parents} | {parent.removeprefix(prefix) for parent in parents}
+    parents -= {"", ".", prefix}
+    return any(own.startswith(tuple(parents)) for own in model.state_dict())
 
 
 def tokenizer_fits(tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel) -> Check:

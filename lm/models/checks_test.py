@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,7 @@ from lm.config import Config, DataConfig, LoraConfig, Scoring
 from lm.judging.reward_models import RewardModel
 from lm.judging.scored_sets import score_set
 from lm.logprobs.completions import CompletionModel, collate
-from lm.models import checks
+from lm.models import checks, noise
 from lm.models.loading import (
     check_lora,
     check_model,
@@ -261,6 +262,56 @@ def test_weights_that_are_left_over_are_said(policy: Path, caplog: pytest.LogCap
     assert "weights that the model has no place for are left out: v_head.summary.weight" in caplog.text
 
 
+LEFT_OVER: dict[str, tuple[str, bool]] = {
+    "a bias": ("model.layers.0.self_attn.q_proj.bias", False),
+    "a bias without the prefix": ("layers.1.mlp.down_proj.bias", False),
+    "a norm": ("model.layers.1.self_attn.q_norm.weight", False),
+    "a bias of the last norm": ("model.norm.bias", False),
+    "a bias of the head": ("lm_head.bias", False),
+    "an adapter": ("model.layers.0.self_attn.q_proj.lora_A.weight", False),
+    "a rotary table": ("model.layers.0.self_attn.rotary_emb.inv_freq", True),
+    "a mask": ("model.layers.0.self_attn.masked_bias", True),
+    "GPT-2's mask": ("h.0.attn.bias", True),
+    "a reward head": ("score.weight", True),
+    "a value head": ("v_head.summary.bias", True),
+    "a tower of images": ("vision_tower.layers.0.fc.bias", True),
+    "layers that predict further": ("mtp.layers.0.eh_proj.weight", True),
+}
+
+
+@pytest.mark.parametrize("what", LEFT_OVER)
+def test_weights_left_over_within_the_model_are_refused(what: str, policy: Path, judge: Path) -> None:
+    key, ok = LEFT_OVER[what]
+    for folder, look in ((policy, check_model), (judge, check_reward_model)):
+        file, refused = folder / "model.safetensors", not ok and not (folder == judge and key.startswith("lm_head"))
+        save_file({key: torch.zeros(3), **load_file(file)}, file, metadata={"format": "pt"})
+        with pytest.raises(ValueError, match=rf"its weights have {key}, for which") if refused else nullcontext():
+            look(str(folder), False)
+
+
+@pytest.mark.parametrize("number", [float("nan"), float("inf"), float("-inf")])
+def test_weights_that_are_not_finite_are_refused_where_they_are_read(
+    number: float, policy: Path, judge: Path, tokenizer: PreTrainedTokenizerBase
+) -> None:
+    for folder in (policy, judge):
+        file = folder / "model.safetensors"
+        state = load_file(file)
+        state["model.layers.1.mlp.up_proj.weight"][3, 2] = number
+        save_file(state, file, metadata={"format": "pt"})
+    said = r"not all finite: model\.layers\.1\.mlp\.up_proj\.weight has NaN or infinity in float64"
+    with pytest.raises(ValueError, match=f"^model .*{said}"):
+        load_policy(policy, tokenizer, config(model=str(policy)))
+    with pytest.raises(ValueError, match=f"^oracle_model .*{said}"):
+        load_reward_model(judge, config(oracle_model=str(judge)))
+
+
+def test_a_reward_model_opens_a_language_model_and_the_other_way_round(policy: Path, judge: Path) -> None:
+    """Their heads are left out, and said."""
+    load_reward_model(policy, config(), new_head=True)
+    without_head = opened_without_weights(AutoModelForCausalLM, "model", str(judge), False)[1]
+    assert "lack lm_head.weight" in without_head.advice
+
+
 def test_an_oracle_reads_token_ids_by_a_score_head(tokenizer: PreTrainedTokenizerBase, tmp_path: Path) -> None:
     """An encoder with another head can be scored with, by its own way of reading, but be no oracle of a run."""
     shape = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 24}
@@ -382,6 +433,30 @@ def test_noise_in_training_is_found_and_turned_off_where_models_are_opened(
     assert checks.train_equals_eval(CompletionModel(opened), **BATCH).ok
     name, value = next(iter(options.items()))
     assert json.loads((folder / "config.json").read_text())[name] == value
+
+
+PHIMOE = {"num_local_experts": 4, "num_experts_per_tok": 2, "max_position_embeddings": 128}
+
+
+@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize("jitter", [0.01, 0.0001])
+def test_a_jitter_that_evaluation_reads_stays(seed: int, jitter: float) -> None:
+    """PhiMoE's is a threshold in evaluation, which decides for few tokens; training, which draws from it, differs."""
+    shape = {"hidden_size": 32, "intermediate_size": 64, "num_attention_heads": 4, "num_key_value_heads": 2}
+    torch.manual_seed(seed)
+    settings = transformers.PhimoeConfig(
+        vocab_size=320, num_hidden_layers=2, router_jitter_noise=jitter, **shape, **PHIMOE
+    )
+    model = transformers.PhimoeForCausalLM(settings).eval()
+    ids = torch.randint(3, 300, (8, 100))
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.mul_(5 if parameter.ndim > 1 else 1)
+        before = model(ids).logits
+        noise.turn_off(model)
+        assert torch.equal(model.eval()(ids).logits, before)
+    assert settings.router_jitter_noise == jitter
+    assert {one.router_jitter_noise for one in model.modules() if hasattr(one, "router_jitter_noise")} == {jitter}
 
 
 class Normalised(nn.Module):

@@ -13,16 +13,24 @@ from torch import Tensor, nn
 from torch.nn.modules.dropout import _DropoutNd
 from transformers import PretrainedConfig, PreTrainedModel
 
+from lm.logprobs.definition import vocabulary_of
+
 NAMES = re.compile("drop|jitter|noise")
 """In the names of the numbers that set it: attention_dropout, layerdrop, drop_path_rate, embd_pdrop, jitter_noise."""
 MAY_BE_READ_IN_EVALUATION = re.compile("jitter|noise")
 """PhiMoE's router compares scores with its jitter, also where it draws none."""
+TRIED = (0.0, 10.0, 100.0)
+"""Multiples of such a value under which evaluation must stay what it is, to the bit, before the value is set to 0. A
+small value decides for few tokens, a large one for nearly all, so that the large ones show what is read at all."""
+ROWS, TOKENS = 4, 64
+"""Of random ids, on which that is tried."""
 
 
 def turn_off(model: PreTrainedModel) -> None:
     """Sets to 0 what sets noise: in the layers, and in the configs, which some layers read as they run.
 
-    What changes the model in evaluation stays as it is. `own_config` gives the config its values back, for saving.
+    What evaluation may read stays as it is, so that training that draws from it is refused by the checks. `own_config`
+    gives the config its values back, for saving.
     """
     settings = list(_settings(model))
     doubtful = [one for one in settings if MAY_BE_READ_IN_EVALUATION.search(one[1])]
@@ -32,11 +40,9 @@ def turn_off(model: PreTrainedModel) -> None:
         before = _evaluated(model)
         for name in sorted({one[1] for one in doubtful}):
             group = [one for one in doubtful if one[1] == name]
-            _set_all(group, off=True)
-            if torch.equal(_evaluated(model), before):
+            if all(torch.equal(_evaluated_at(model, group, times), before) for times in TRIED):
+                _set_all(group, off=True)
                 kept += [one for one in group if isinstance(one[0], PretrainedConfig)]
-            else:
-                _set_all(group, off=False)
     model.__dict__["noise_of_config"] = [*model.__dict__.get("noise_of_config", ()), *kept]
 
 
@@ -87,11 +93,24 @@ def _set_all(settings: list[Setting], *, off: bool) -> None:
         setattr(holder, name, 0.0 if off else value)
 
 
+def _evaluated_at(model: PreTrainedModel, settings: list[Setting], times: float) -> Tensor:
+    """What it says in evaluation with these settings multiplied; they are left as they were."""
+    try:
+        for holder, name, value in settings:
+            setattr(holder, name, value * times)
+        return _evaluated(model)
+    finally:
+        _set_all(settings, off=False)
+
+
 @torch.no_grad()
 def _evaluated(model: PreTrainedModel) -> Tensor:
-    """What it says of a few tokens in evaluation."""
+    """What it says of rows of random tokens in evaluation."""
     was_training = model.training
-    ids = torch.arange(1, 9, device=model.device)[None] % model.config.get_text_config().vocab_size
+    vocabulary = torch.tensor(vocabulary_of(model))
+    positions = getattr(model.config.get_text_config(), "max_position_embeddings", None) or TOKENS
+    drawn = torch.randint(len(vocabulary), (ROWS, min(TOKENS, positions)), generator=torch.Generator().manual_seed(0))
+    ids = vocabulary[drawn].to(model.device)
     states: Tensor = model.eval().base_model(input_ids=ids, use_cache=False).last_hidden_state
     model.train(was_training)
     return states

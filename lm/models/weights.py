@@ -27,7 +27,8 @@ _OPENED: weakref.WeakSet[PreTrainedModel] = weakref.WeakSet()
 def open_weights(
     auto: Any, option: str, spec: str | Path, *, trust_remote_code: bool, new_head: bool = False, **extra: Any
 ) -> PreTrainedModel:
-    """A model with the weights of a folder or of the hub. ValueError, with the option, where they do not fit.
+    """A model with the weights of a folder or of the hub. ValueError, with the option, where they do not fit,
+    or are not finite.
 
     Args:
         auto: transformers' AutoModelFor...
@@ -42,6 +43,7 @@ def open_weights(
     model, _ = _from_pretrained(
         auto, option, str(spec), trust_remote_code=trust_remote_code, new_head=new_head, **extra
     )
+    checks.require(f"{option} {str(spec)!r}", checks.finite(model))
     if model.dtype == torch.float64 and model._can_set_experts_implementation():
         model.set_experts_implementation("eager")  # grouped products of experts do not know float64
     _OPENED.add(model)

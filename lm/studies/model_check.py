@@ -33,7 +33,7 @@ from transformers import (
 from lm.config import Config, DataConfig, LoraConfig, TrainingConfig
 from lm.logprobs.completions import CompletionModel, collate
 from lm.logprobs.definition import examples_of, vocabulary_of
-from lm.logprobs.generation import Generation, generation_of
+from lm.logprobs.generation import STEPS, Generation, generation_of
 from lm.logprobs.kernels import free_memory
 from lm.logprobs.trial import ROUNDING, RouteReport, route_report
 from lm.models import checks, noise
@@ -109,7 +109,7 @@ def examine(
         trust_remote_code: let a model run its own code.
 
     Raises:
-        ValueError: there is no such model, or it has no config or no tokenizer.
+        ValueError: there is no such model, or it has no config or no tokenizer, or fewer positions than `tokens`.
     """
     with quiet_routes():
         return _examined(Report(spec), reward_model, tokens, copy, device_named(device), trust_remote_code)
@@ -131,6 +131,10 @@ def _examined(
         if not (folder / "config.json").is_file() and not report.ok:
             return report
         config = _config_of(spec, folder, trust_remote_code)
+        if tokens is not None and (room := _positions_of(config)) is not None and tokens > room:
+            raise ValueError(
+                f"--tokens {tokens} is more than the {room} positions of model {spec!r}; give at most these"
+            )
         report.checks += [checks.not_quantised(config), checks.weights_whole(folder)]
         tokenizer = load_tokenizer(str(folder), (), trust_remote_code, needs_end=False)
         found = _opened(report, auto, folder, config, tokenizer, copy, target, trust_remote_code)
@@ -243,8 +247,14 @@ def _row_of(config: PretrainedConfig) -> int:
     named = ("sliding_window", "attention_window_size", "window_size", "attention_chunk_size", "local_attention")
     windows = [getattr(text, name, None) or 0 for name in named]
     most = sum(DataConfig().limits)
-    positions = getattr(text, "max_position_embeddings", None) or most
-    return min(max(64, *(window + 16 for window in windows if window + 16 <= most), 0), positions, most)
+    return min(max(64, *(window + 16 for window in windows if window + 16 <= most), 0), most)
+
+
+def _positions_of(config: PretrainedConfig) -> int | None:
+    """Tokens that a row may have, by the names that configs have for it (MPT's is of its own); None for no limit."""
+    text = config.get_text_config()
+    found = [getattr(text, name, None) for name in ("max_position_embeddings", "n_positions", "max_seq_len")]
+    return min((one for one in found if isinstance(one, int) and one > 0), default=None)
 
 
 # ---------------------------------------------------------------- numbers
@@ -252,6 +262,8 @@ def _row_of(config: PretrainedConfig) -> int:
 
 def _measure(report: Report, model: PreTrainedModel, tokens: int) -> None:
     """Adds the checks that take passes of the model."""
+    if (room := _positions_of(model.config)) is not None:
+        tokens = min(tokens, room)
     with report.row("route"):
         subject = CompletionModel(model)
         if not subject.is_reward_model:
@@ -265,7 +277,8 @@ def _measure(report: Report, model: PreTrainedModel, tokens: int) -> None:
         report.checks += _of_the_route(found, "rewards" if subject.is_reward_model else "log-probs", tokens)
         if not subject.is_reward_model:
             with report.row("samples"):
-                report.checks.append(_of_the_samples(generation_of(subject, tokens)))
+                prompt = tokens if room is None else max(2, min(tokens, room - STEPS))  # new ones take positions too
+                report.checks.append(_of_the_samples(generation_of(subject, prompt)))
 
 
 def _of_the_route(found: RouteReport, what: str, tokens: int) -> Iterator[Check]:

@@ -11,9 +11,11 @@ from typing import Any
 import pytest
 import torch
 from huggingface_hub.errors import LocalEntryNotFoundError
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForSequenceClassification, BertConfig, BertLMHeadModel, PreTrainedTokenizerBase
 
 from lm.check import main
+from lm.models import noise
 from lm.models.checks import Check
 from lm.models.loading import load_tokenizer
 from lm.studies import model_check
@@ -42,7 +44,7 @@ def checked(folder: Path | str, *options: str) -> tuple[int, dict[str, Any]]:
     """Exit status, and what the JSON has."""
     file = Path("found.json")
     file.write_text("of an earlier check")
-    status = main([str(folder), "--json", str(file), "--device", "cpu", *options])
+    status = main([str(folder), "--json", str(file), "--force", "--device", "cpu", *options])
     report = json.loads(file.read_text())
     assert all(check.keys() == CHECK and type(check["ok"]) is bool for check in report["checks"])
     assert [path.name for path in Path().iterdir() if path.name.startswith(".")] == []
@@ -170,6 +172,19 @@ def wider(folder: Path, _: PreTrainedTokenizerBase) -> None:
     edit(folder, intermediate_size=48)
 
 
+def biased(folder: Path, _: PreTrainedTokenizerBase) -> None:
+    file = folder / "model.safetensors"
+    more = {"model.layers.0.self_attn.q_proj.bias": torch.ones(32), **load_file(file)}
+    save_file(more, file, metadata={"format": "pt"})
+
+
+def overflown(folder: Path, _: PreTrainedTokenizerBase) -> None:
+    file = folder / "model.safetensors"
+    state = load_file(file)
+    state["model.norm.weight"][0] = float("nan")
+    save_file(state, file, metadata={"format": "pt"})
+
+
 def few_ids(folder: Path, tokenizer: PreTrainedTokenizerBase) -> None:
     causal_lm(vocab_size=len(tokenizer) - 7).float().save_pretrained(folder)
 
@@ -202,6 +217,8 @@ BROKEN: dict[str, tuple[Callable[[Path, PreTrainedTokenizerBase], None], str, st
     "headless": (headless, "weights complete", r"lack lm_head\.weight, .* at random; .*with its head"),
     "a layer more than the weights": (deeper, "weights complete", r"lack .*layers\.2\..*at random"),
     "a layer less than the weights": (shallower, "weights complete", "more layers than its config says"),
+    "a bias that its config has not": (biased, "weights complete", r"have .*q_proj\.bias, for which .* no place"),
+    "a weight that is no number": (overflown, "weights loaded", r"not all finite: model\.norm\.weight has NaN"),
     "of another shape": (wider, "weights complete", r"another shape than its config says"),
     "tokenizer larger than the embedding": (few_ids, "tokenizer within the embedding", "resize_token_embeddings"),
     "truncated": (truncated, "weights whole", "truncated or damaged .*; copy or download the folder again"),
@@ -230,7 +247,7 @@ def test_a_broken_model_fails_in_its_row_with_what_to_do(
     shown = capsys.readouterr().out
     assert f"FAILS {name}: {failing(report)[name]}" in shown
     assert re.search(rf"do not hold: .*{name}", shown)
-    if how != "a tokenizer without end":
+    if how not in ("a tokenizer without end", "a weight that is no number"):
         assert report["opened"] == "a small copy of its config, as it cannot be opened as it is"
 
 
@@ -388,6 +405,40 @@ def test_a_mistake_in_the_line_is_told(words: list[str], said: str, capsys: pyte
         main(words)
     assert end.value.code == 2
     assert said in capsys.readouterr().err
+
+
+def test_a_file_that_is_there_is_overwritten_by_force_alone(capsys: pytest.CaptureFixture[str]) -> None:
+    Path("found.json").write_text("mine")
+    for words in (["scratch:tiny"], ["--architectures"]):
+        assert main([*words, "--json", "found.json"]) == 2
+        assert "--json found.json exists; name another file, or remove it, or" in capsys.readouterr().err
+    assert Path("found.json").read_text() == "mine"
+
+
+@pytest.mark.parametrize(
+    ("architecture", "options"),
+    [("mpt", {"max_seq_len": 24}), ("opt", {"max_position_embeddings": 24}), ("gpt2", {"n_positions": 24})],
+)
+def test_rows_and_samples_stay_within_the_positions(
+    architecture: str,
+    options: dict[str, int],
+    tokenizer: PreTrainedTokenizerBase,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    config = of_type(architecture)
+    for name, value in {"vocab_size": len(tokenizer), **options}.items():
+        setattr(config, name, value)
+    model = build(config)
+    noise.turn_off(model)
+    report = model_check.Report("it")
+    model_check._measure(report, model, 64)
+    assert {check.name: check.advice for check in report.checks if not check.ok} == {}
+    assert "samples" in [check.name for check in report.checks]
+    model.save_pretrained(tmp_path / "it")
+    tokenizer.save_pretrained(tmp_path / "it")
+    assert main([str(tmp_path / "it"), "--tokens", "25"]) == 2
+    assert "--tokens 25 is more than the 24 positions of model" in capsys.readouterr().err
 
 
 def test_what_is_no_model_is_a_mistake(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
