@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from transformers import PreTrainedTokenizerBase
 
-from lm.data.messages import Conversation
+from lm.data.messages import Conversation, side
 from lm.data.rows import Row
 from lm.data.schemas import Drop, any_conversation, any_pair, preference_pair, preference_reference
 from lm.data.templates import chat_renderer, plain_chat
@@ -208,3 +208,14 @@ def test_references_have_the_same_forms(row: Row) -> None:
 def test_a_reference_whose_prompt_is_another_is_refused() -> None:
     with pytest.raises(ValueError, match="here: 'messages' begins with messages that are not those of 'prompt'"):
         preference_reference({"prompt": "Sea?", "messages": [ASK, BLUE]}, "here", plain_chat)
+
+
+def test_messages_written_out_are_known_whichever_key_comes_first() -> None:
+    said = [{"role": "user", "content": "Sky?"}]
+    assert side({"prompt": '[{"id": 1, "role": "user", "content": "Sky?"}]'}, "prompt", "row 1") == said
+    assert side({"prompt": '{"weight": null, "from": "human", "value": "Sky?"}'}, "prompt", "row 1") == said
+    for text in ('{"id": 3, "name": "Sky"}', '[{"a": 1}, 2]', "[{'a': 1}]"):
+        assert side({"prompt": text}, "prompt", "row 1") == text
+    for text in (str([{"id": 1, **said[0]}]), f"array({[{'id': 1, **said[0]}]}, dtype=object)"):
+        with pytest.raises(ValueError, match="row 1: 'prompt' begins as messages do and is not JSON"):
+            side({"prompt": text}, "prompt", "row 1")

@@ -7,13 +7,24 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from lm.data.messages import is_messages, is_missing, unread_keys
-from lm.data.prompts import AUTO, CONVERSATIONS, INFERRED, Layout, begins_with, is_text, text_columns
+from lm.data.prompts import (
+    AUTO,
+    CONVERSATIONS,
+    INFERRED,
+    Layout,
+    begins_with,
+    doubtful_columns,
+    is_text,
+    text_columns,
+)
 from lm.data.rows import Row, Tally, like, places, shown
 from lm.data.schemas import Drop, are_dialogues, dialogues_hold, is_tldr
 
 NEARLY_ALL, FEW = 0.9, 0.1
 """From which share of a set's rows on a prompt that stands in front of the sides is taken off, and up to which it is
 taken for chance; between them the set is refused."""
+DIFFERENT = 0.5
+"""From which share of its rows on a column's text differs, so that it is not about the rows, whatever it is called."""
 
 
 @dataclass(frozen=True)
@@ -48,6 +59,10 @@ class _Seen:
     columns: dict[str, str] = field(default_factory=dict)
     unread: Tally = field(default_factory=Tally)
     keys: Tally = field(default_factory=Tally)
+    doubtful: Tally = field(default_factory=Tally)
+    """Columns that may be the prompt, though they are called as what is about a row."""
+    different: dict[str, set[int]] = field(default_factory=dict)
+    """Column -> hashes of its texts, likewise."""
 
 
 def survey(rows: Iterable[tuple[str, Row]], what: str, prompt: str = AUTO, kind: str = "auto") -> Survey:
@@ -86,10 +101,15 @@ def survey(rows: Iterable[tuple[str, Row]], what: str, prompt: str = AUTO, kind:
         else:
             _look(row, where, seen, name, sides, prompt)
     repeated = _is_repeated(seen, what, name)
+    texts = tuple(
+        column
+        for column, found in seen.different.items()
+        if len(found) > 1 and len(found) > DIFFERENT * seen.doubtful[column]
+    )
     every = {"tldr": seen.tldr, "hh": seen.dialogues}
     notes = [] if kind in ("tldr", "hh") and not seen.unread else _notes(seen, repeated, kind, name)
     return Survey(
-        Layout(prompt=prompt, prompted=seen.prompted, repeated=repeated),
+        Layout(prompt=prompt, prompted=seen.prompted, repeated=repeated, texts=texts),
         next((one for one, count in every.items() if count == seen.rows), "preferences"),
         "messages" in seen.forms,
         seen.columns,
@@ -111,6 +131,10 @@ def _check_known(row: Row, where: str) -> None:
 def _look(row: Row, where: str, seen: _Seen, name: str, sides: tuple[str, ...], prompt: str) -> None:
     given, texts = row.get(name), [row.get(side) for side in sides]
     seen.prompted |= not is_missing(given)
+    if is_missing(given):
+        for column, words in doubtful_columns(row).items():
+            seen.doubtful.add(column, where)
+            seen.different.setdefault(column, set()).add(hash(words))
     in_messages = any(map(is_messages, (given, *texts)))
     in_text = not in_messages and all(isinstance(text, str) for text in texts)
     seen.forms.add("messages" if in_messages else "text", where)

@@ -292,3 +292,31 @@ def test_forms_that_are_mixed_and_keys_that_are_not_read_are_said(tmp_path: Path
     assert "1 of messages (" in forms
     assert columns == "not read: columns topic (1 rows)"
     assert keys == "not read: keys of messages stars (1 rows)"
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("source", "Guten Morgen, Nummer {}"),
+        ("user_choice_text", "What is {}?"),
+        ("text_to_label", "Sort this thing {}"),
+        ("category", "Which animal is number {}?"),
+        ("problem", "3-{}"),
+        ("context", ["Hi {}", "Hello"]),
+        ("input", {"question": "What is {}?"}),
+        ("data", {"turns": [{"text": "What is {}?"}]}),
+    ],
+)
+def test_no_prompt_is_made_up_beside_a_column_that_may_be_it(tmp_path: Path, name: str, value: Any) -> None:
+    rows = [ALIKE | {name: json.loads(json.dumps(value).replace("{}", str(i)))} for i in range(4)]
+    with pytest.raises(ValueError, match=f"there is no 'prompt', but column '{name}'"):
+        loaded(tmp_path, rows)
+
+
+@pytest.mark.parametrize(
+    "columns",
+    [{"source": "Open Assistant"}, {"id": "a-{}"}, {"score": "3"}, {"when": "2023-01-0{}"}, {"date": "May {} 2023"}],
+)
+def test_what_is_about_a_row_is_no_prompt(tmp_path: Path, columns: Row) -> None:
+    rows = [ALIKE | json.loads(json.dumps(columns).replace("{}", str(i))) for i in range(4)]
+    assert {prompt for prompt, *_ in texts(loaded(tmp_path, rows))} == {"It is a"}
