@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+import contextlib
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from lm.data.messages import is_messages, is_missing, unread_keys
+from lm.data.messages import Conversation, is_messages, is_missing, unread_keys
 from lm.data.prompts import (
     AUTO,
     CONVERSATIONS,
@@ -18,7 +19,16 @@ from lm.data.prompts import (
     text_columns,
 )
 from lm.data.rows import Row, Tally, like, places, shown
-from lm.data.schemas import Drop, are_dialogues, dialogues_hold, is_tldr
+from lm.data.schemas import (
+    Drop,
+    Message,
+    are_dialogues,
+    begins_with_asked,
+    conversation_or_texts,
+    dialogues_hold,
+    is_tldr,
+    preference_reference,
+)
 
 NEARLY_ALL, FEW = 0.9, 0.1
 """From which share of a set's rows on a prompt that stands in front of the sides is taken off, and up to which it is
@@ -54,7 +64,8 @@ class _Seen:
     forms: Tally = field(default_factory=Tally)
     """"text" and "messages"."""
     prompts: Tally = field(default_factory=Tally)
-    """Of rows of text with a prompt: whether "both" sides begin with it, or one ("chosen", "rejected"), or "none"."""
+    """Of rows of text with a prompt, and of messages: whether "both" sides begin with it, or one ("chosen",
+    "rejected"), or "none"."""
     prompted: bool = False
     columns: dict[str, str] = field(default_factory=dict)
     unread: Tally = field(default_factory=Tally)
@@ -145,18 +156,41 @@ def _look(row: Row, where: str, seen: _Seen, name: str, sides: tuple[str, ...], 
     for column in (*text_columns(row), *(["prompt"] if is_text(row.get("prompt")) else [])):
         if column not in (name, asked, *sides) and not (column == "system" and in_messages):
             seen.unread.add(column, where)
+    if in_messages:
+        with contextlib.suppress(ValueError):  # it is raised where the row is read
+            if begun := _begun_replies(row, where, Layout(prompt=prompt, prompted=True), sides):
+                seen.prompts.add(_begun(begun, sides), where)
     if not in_text:
         return
     if isinstance(given, str) and given.strip():
         starts = [begins_with(text, given) for text in texts if isinstance(text, str)]
         holds = len(sides) == 2 and dialogues_hold(given, *map(str, texts))
-        found = "both" if all(starts) or holds else sides[starts.index(True)] if any(starts) else "none"
-        seen.prompts.add(found, where)
+        seen.prompts.add("both" if holds else _begun(starts, sides), where)
     elif len(sides) == 2 and is_missing(given) and not isinstance(row.get(asked or ""), list):
         if are_dialogues(*map(str, texts)):
             seen.dialogues += 1
         else:
             seen.inferred.add("prompt", where)
+
+
+def _begun_replies(row: Row, where: str, layout: Layout, sides: tuple[str, ...]) -> list[bool]:
+    """Whether each reply of a row of messages begins with the message that it answers; empty for a row left out."""
+    begun: list[bool] = []
+
+    def look(context: list[Message], reply: Message, *_: Any) -> tuple[str, str]:
+        begun.append(begins_with_asked(reply, context))
+        return "prompt", "reply"
+
+    if len(sides) == 1:
+        preference_reference(row, where, look, layout)
+    elif isinstance(made := conversation_or_texts(row, where, layout), Conversation):
+        for reply in (made.chosen, made.rejected):
+            look(made.context, reply)
+    return begun
+
+
+def _begun(starts: Sequence[bool], sides: tuple[str, ...]) -> str:
+    return "both" if all(starts) else sides[starts.index(True)] if any(starts) else "none"
 
 
 def _is_repeated(seen: _Seen, what: str, name: str) -> bool:
