@@ -242,7 +242,7 @@ def test_no_reply_follows_a_reply() -> None:
     row = {"prompt": full, "chosen": [BLUE], "rejected": [GREEN]}
     named = {"conversations": full, "chosen": "Blue.", "rejected": "Green."}
     with pytest.raises(
-        ValueError, match=r"row 1: the prompt's last message is the assistant's.*leave that message out"
+        ValueError, match=r"row 1: the prompt's last message is the assistant's.*leave that message"
     ):
         any_conversation(row, "row 1")
     with pytest.raises(ValueError, match="row 1: the prompt's last message is the assistant's"):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import takewhile
 from typing import Any
@@ -83,8 +83,10 @@ _OTHER_TURN = re.compile(r"(?:\A\s*|\n)[ \t>*#\[]*(?:(human|user)|assistant|ai|b
 
 def _has_other_turns(text: str) -> bool:
     """Whether a text begins with a turn of the user's, and has one of the assistant's after it, in any spelling."""
-    first, *rest = _OTHER_TURN.finditer(text) if _OTHER_TURN.match(text) else [None]
-    return first is not None and first[1] is not None and any(turn[1] is None for turn in rest)
+    first = _OTHER_TURN.match(text)
+    if first is None or first[1] is None:
+        return False
+    return any(turn[1] is None for turn in _OTHER_TURN.finditer(text))
 
 
 def turns_of(*dialogues: str) -> list[Turns]:
@@ -283,14 +285,14 @@ def conversation_or_texts(row: Row, where: str, layout: Layout) -> Conversation 
         return made
     _refuse_reply_before(prompt, made.context, where)
     if layout.repeated and all(begins_with_asked(reply, made.context) for reply in (made.chosen, made.rejected)):
-        chosen, rejected = (_without_asked(reply, made.context) for reply in (made.chosen, made.rejected))
-        if is_empty(chosen) or is_empty(rejected):
+        replies = [_without_asked(reply, made.context) for reply in (made.chosen, made.rejected)]
+        if any(map(is_empty, replies)):
             return Drop("empty completion")
-        made = made._replace(chosen=chosen, rejected=rejected)
+        made = made._replace(chosen=replies[0], rejected=replies[1])
     return made._replace(context=_with_system(row, made.context, where), tools=tools_of(row, where))
 
 
-def begins_with_asked(reply: Message, context: list[Message]) -> bool:
+def begins_with_asked(reply: Message, context: Sequence[Message]) -> bool:
     """Whether a reply begins with the whole message of the user's that it answers."""
     return context[-1]["role"] == "user" and begins_with(reply["content"], context[-1]["content"])
 

@@ -177,15 +177,15 @@ def _begun_replies(row: Row, where: str, layout: Layout, sides: tuple[str, ...])
     """Whether each reply of a row of messages begins with the message that it answers; empty for a row left out."""
     begun: list[bool] = []
 
-    def look(context: list[Message], reply: Message, *_: Any) -> tuple[str, str]:
-        begun.append(begins_with_asked(reply, context))
+    def look(messages: Sequence[Message], reply: Message, where: str, tools: Any = None) -> tuple[str, str]:
+        begun.append(begins_with_asked(reply, messages))
         return "prompt", "reply"
 
     if len(sides) == 1:
         preference_reference(row, where, look, layout)
     elif isinstance(made := conversation_or_texts(row, where, layout), Conversation):
         for reply in (made.chosen, made.rejected):
-            look(made.context, reply)
+            look(made.context, reply, where)
     return begun
 
 
