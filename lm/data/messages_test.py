@@ -241,9 +241,7 @@ def test_no_reply_follows_a_reply() -> None:
     full = [ASK, {"role": "assistant", "content": "Sure,"}]
     row = {"prompt": full, "chosen": [BLUE], "rejected": [GREEN]}
     named = {"conversations": full, "chosen": "Blue.", "rejected": "Green."}
-    with pytest.raises(
-        ValueError, match=r"row 1: the prompt's last message is the assistant's.*leave that message"
-    ):
+    with pytest.raises(ValueError, match=r"row 1: the prompt's last message is the assistant's.*leave that message"):
         any_conversation(row, "row 1")
     with pytest.raises(ValueError, match="row 1: the prompt's last message is the assistant's"):
         any_conversation(named, "row 1", Layout(prompt="conversations"))
