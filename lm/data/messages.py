@@ -47,7 +47,12 @@ NOT_TEXT = (*MEDIA, "image_url", "input_audio", "file", "files")
 TEXT_PARTS = ("text", "input_text", "output_text")
 
 _JSON = re.compile(r"\s*\[?\s*\{\s*['\"](role|content|from|value)['\"]\s*:")
-"""How text begins that is messages, written out."""
+"""How text begins that is messages, written out, whether or not it can be read."""
+_OBJECT = re.compile(r"\s*(?:array\()?\s*\[?\s*\{\s*['\"]")
+"""How text begins that may be messages, by the keys of its first object."""
+_ROLE = re.compile(rf"['\"](?:role|from)['\"]\s*:\s*['\"](?:{'|'.join(ROLES)})['\"]", re.IGNORECASE)
+_SAID = re.compile(r"['\"](?:content|value)['\"]\s*:")
+"""What stands in messages that are written out, whatever wrote them."""
 
 
 def is_missing(value: Any) -> bool:
@@ -57,13 +62,29 @@ def is_missing(value: Any) -> bool:
 
 def is_messages(value: Any) -> bool:
     """Whether a set has messages there, as they are or as JSON."""
-    return isinstance(value, list | Mapping) or (isinstance(value, str) and _JSON.match(value) is not None)
+    return isinstance(value, list | Mapping) or (isinstance(value, str) and _is_written(value))
+
+
+def _is_written(text: str) -> bool:
+    """Whether text is messages, as JSON or as something that should have been JSON."""
+    if _JSON.match(text):
+        return True
+    if not _OBJECT.match(text):
+        return False
+    try:
+        value = parse_json(text)
+    except (ValueError, RecursionError):
+        return _ROLE.search(text) is not None and _SAID.search(text) is not None
+    first = value[0] if isinstance(value, list) and value else value
+    if not isinstance(first, Mapping):
+        return False
+    return ("role" in first and not first.keys().isdisjoint(("content", *CARRIED))) or {"from", "value"} <= first.keys()
 
 
 def side(row: Row, name: str, where: str) -> str | list[Message]:
     """A column as text or as messages, checked."""
     value = row.get(name)
-    if isinstance(value, str) and _JSON.match(value):
+    if isinstance(value, str) and _is_written(value):
         value = _parsed(value, name, where)
     if isinstance(value, Mapping):
         value = [value]

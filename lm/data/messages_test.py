@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 from transformers import PreTrainedTokenizerBase
 
-from lm.data.messages import Conversation
+from lm.data.messages import Conversation, side
+from lm.data.prompts import Layout
 from lm.data.rows import Row
 from lm.data.schemas import Drop, any_conversation, any_pair, preference_pair, preference_reference
 from lm.data.templates import chat_renderer, plain_chat
@@ -208,3 +209,48 @@ def test_references_have_the_same_forms(row: Row) -> None:
 def test_a_reference_whose_prompt_is_another_is_refused() -> None:
     with pytest.raises(ValueError, match="here: 'messages' begins with messages that are not those of 'prompt'"):
         preference_reference({"prompt": "Sea?", "messages": [ASK, BLUE]}, "here", plain_chat)
+
+
+def test_messages_written_out_are_known_whichever_key_comes_first() -> None:
+    said = [{"role": "user", "content": "Sky?"}]
+    assert side({"prompt": '[{"id": 1, "role": "user", "content": "Sky?"}]'}, "prompt", "row 1") == said
+    assert side({"prompt": '{"weight": null, "from": "human", "value": "Sky?"}'}, "prompt", "row 1") == said
+    for text in ('{"id": 3, "name": "Sky"}', '[{"a": 1}, 2]', "[{'a': 1}]"):
+        assert side({"prompt": text}, "prompt", "row 1") == text
+    for text in (str([{"id": 1, **said[0]}]), f"array({[{'id': 1, **said[0]}]}, dtype=object)"):
+        with pytest.raises(ValueError, match="row 1: 'prompt' begins as messages do and is not JSON"):
+            side({"prompt": text}, "prompt", "row 1")
+
+
+def test_a_system_column_is_read_in_every_form_and_never_dropped() -> None:
+    row = {"prompt": [ASK], "chosen": [BLUE], "rejected": [GREEN]}
+    told = {"role": "system", "content": "Be kind."}
+    for system in ("Be kind.", told, [told], json.dumps(told)):
+        assert any_conversation(row | {"system": system}, "row 1") == Conversation([told, ASK], BLUE, GREEN)
+        both = row | {"system": system, "prompt": [told, ASK]}
+        assert any_conversation(both, "row 1") == Conversation([told, ASK], BLUE, GREEN)
+        other = row | {"system": system, "prompt": [{**told, "content": "Be curt."}, ASK]}
+        with pytest.raises(ValueError, match=r"row 1: 'system' is 'Be kind\.', and the messages begin .* 'Be curt\.'"):
+            any_conversation(other, "row 1")
+    for wrong in (ASK, [told, told]):
+        with pytest.raises(ValueError, match="row 1: 'system' must be text or one message of the system's"):
+            any_conversation(row | {"system": wrong}, "row 1")
+
+
+def test_no_reply_follows_a_reply() -> None:
+    full = [ASK, {"role": "assistant", "content": "Sure,"}]
+    row = {"prompt": full, "chosen": [BLUE], "rejected": [GREEN]}
+    named = {"conversations": full, "chosen": "Blue.", "rejected": "Green."}
+    with pytest.raises(ValueError, match=r"row 1: the prompt's last message is the assistant's.*leave that message"):
+        any_conversation(row, "row 1")
+    with pytest.raises(ValueError, match="row 1: the prompt's last message is the assistant's"):
+        any_conversation(named, "row 1", Layout(prompt="conversations"))
+    with pytest.raises(ValueError, match="row 1: the prompt's last message is the assistant's"):
+        preference_reference({"prompt": full, "completion": "Blue."}, "row 1", plain_chat)
+    more = row | {"chosen": [*full, ASK, BLUE], "rejected": [*full, ASK, GREEN]}
+    assert any_conversation(more, "row 1") == Conversation([*full, ASK], BLUE, GREEN)
+
+
+def test_messages_that_hold_the_prompt_twice_are_refused() -> None:
+    with pytest.raises(ValueError, match="row 1: 'chosen' and 'rejected' begin with the messages of 'prompt' twice"):
+        any_conversation({"prompt": [ASK], "chosen": [ASK, ASK, BLUE], "rejected": [ASK, ASK, GREEN]}, "row 1")

@@ -22,7 +22,8 @@ CONVERSATIONS = ("conversations", "conversation", "messages")
 """Columns that are the prompt where there is none of that name and they are messages that a reply can follow."""
 METADATA = re.compile(
     r"(^|_)(id|ids|uuid|idx|index|hash|source|dataset|origin|subset|split|category|lang|language|license|model|"
-    r"generator|worker|annotator|labell?er|url|date|time|timestamp|created_at|version|batch|confidence)$",
+    r"generator|worker|annotator|labell?er|url|date|time|timestamp|created_at|version|batch|confidence|meta|metadata|"
+    r"tags?)$",
     re.IGNORECASE,
 )
 """Columns of text that are about a row, and no part of it."""
@@ -38,6 +39,8 @@ class Layout:
     """Whether rows have a prompt; then none is inferred for those that lack one."""
     repeated: bool = False
     """Whether a prompt that both sides begin with is taken off them."""
+    texts: tuple[str, ...] = ()
+    """Columns that are called as what is about a row, and hold text of another kind: they may be the prompt."""
 
 
 ALONE = Layout()
@@ -68,20 +71,47 @@ def conversation_of(row: Row, where: str) -> list[Message] | None:
 
 
 def is_text(value: Any) -> bool:
-    """Whether a value is text that says something, or messages."""
+    """Whether a value is text that says something, messages, or a list or an object with text in it."""
     if isinstance(value, str):
-        return bool(value.strip()) and not re.fullmatch(r"\s*[-+]?[\d.,:eE%-]+\s*", value)
-    return isinstance(value, list) and bool(value) and all(isinstance(item, Mapping) for item in value)
+        return bool(value.strip()) and not _NUMBER.fullmatch(value.strip())
+    if isinstance(value, Mapping):
+        return any(map(is_text, value.values()))
+    return isinstance(value, list) and any(map(is_text, value))
+
+
+_NUMBER = re.compile(r"[-+]?[\d.,:]+(e[-+]?\d+)?\s*%?|\d{4}-\d\d?-\d\d?(.\d\d?:[\d:.+-]+Z?)?", re.IGNORECASE)
+"""A number or a date."""
 
 
 def text_columns(row: Row) -> list[str]:
-    """Columns beside the sides and the prompt that hold text, and are none of METADATA."""
-    read = ("prompt", "chosen", "rejected", "tools")
-    return [
-        name
-        for name, value in row.items()
-        if name not in read and is_text(value) and not METADATA.search(name) and not NUMBERS.search(name)
-    ]
+    """Columns beside the sides and the prompt that hold text, and are not called as METADATA or NUMBERS are."""
+    return [name for name in _others(row) if not _is_about(name)]
+
+
+def doubtful_columns(row: Row) -> dict[str, str]:
+    """Column -> text of those that are called as METADATA or NUMBERS are, and have more than one word there."""
+    found = {name: words_of(row[name]) for name in _others(row) if _is_about(name) and not _TIMES.search(name)}
+    return {name: words for name, words in found.items() if len(words.split()) > 1}
+
+
+def words_of(value: Any) -> str:
+    """All text in a value."""
+    if isinstance(value, Mapping):
+        value = list(value.values())
+    return " ".join(map(words_of, value)) if isinstance(value, list) else value if is_text(value) else ""
+
+
+def _others(row: Row) -> list[str]:
+    return [name for name, value in row.items() if name not in _READ and is_text(value)]
+
+
+def _is_about(name: str) -> bool:
+    return METADATA.search(name) is not None or NUMBERS.search(name) is not None
+
+
+_READ = ("prompt", "chosen", "rejected", "tools")
+_TIMES = re.compile(r"(^|_)(date|time|timestamp|created_at|url|meta|metadata|tags?)$", re.IGNORECASE)
+"""Of METADATA, what has several words in it and differs in every row, and is no prompt."""
 
 
 def refuse_others(row: Row, where: str, layout: Layout, kind: Literal["slip", "any"]) -> None:
@@ -89,7 +119,7 @@ def refuse_others(row: Row, where: str, layout: Layout, kind: Literal["slip", "a
     other text ("any")."""
     if layout.prompt != AUTO:
         return
-    others = text_columns(row)
+    others = text_columns(row) + [name for name in layout.texts if is_text(row.get(name))]
     close = like("prompt", others)
     if kind == "slip":
         plain = [re.sub(r"\W|_", "", name).lower() for name in close]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import takewhile
 from typing import Any
@@ -76,6 +76,17 @@ _TURN = re.compile(r"(?:\A\s*|(?:\r?\n){2})(Human|Assistant):")
 _LINE = re.compile(r"(?:\A\s*|\r?\n)(Human|Assistant):")
 """How a turn begins: after a blank line, or, in dialogues that have no blank lines before turns, on a line of its own;
 the first one needs neither."""
+
+
+_OTHER_TURN = re.compile(r"(?:\A\s*|\n)[ \t>*#\[]*(?:(human|user)|assistant|ai|bot|gpt)[ \t*\]]*:", re.IGNORECASE)
+
+
+def _has_other_turns(text: str) -> bool:
+    """Whether a text begins with a turn of the user's, and has one of the assistant's after it, in any spelling."""
+    first = _OTHER_TURN.match(text)
+    if first is None or first[1] is None:
+        return False
+    return any(turn[1] is None for turn in _OTHER_TURN.finditer(text))
 
 
 def turns_of(*dialogues: str) -> list[Turns]:
@@ -172,7 +183,7 @@ def preference_pair(row: Row, where: str, render: Renderer, layout: Layout = ALO
     differ, whether it stands in `prompt`, in both sides, or in both places. Where they do, "messages" are kept beside
     the texts as a `Conversation`. `confidence` and `worker` are kept as in `tldr_pair`.
     """
-    made = _conversation_or_texts(row, where, layout)
+    made = conversation_or_texts(row, where, layout)
     if isinstance(made, Conversation):
         pair = _rendered(made, where, render)
     elif isinstance(made, Drop):
@@ -204,7 +215,7 @@ def any_conversation(row: Row, where: str, layout: Layout = ALONE) -> Conversati
     if is_tldr(row):
         pair = any_pair(row, where)
     else:
-        made = _conversation_or_texts(row, where, layout)
+        made = conversation_or_texts(row, where, layout)
         if isinstance(made, Drop | Conversation):
             return made
         pair = _text_pair(row, where, layout, *made)
@@ -239,9 +250,13 @@ def preference_reference(row: Row, where: str, render: Renderer, layout: Layout 
         context = _joined(_context(prompt), completion[:-1], f"{whole or 'completion'!r} begins", where)
         if not context:
             return Drop("empty prompt")
-        if is_empty(completion[-1]):
+        _refuse_reply_before(prompt, context, where)
+        reply = completion[-1]
+        if layout.repeated and begins_with_asked(reply, context):
+            reply = _without_asked(reply, context)
+        if is_empty(reply):
             return Drop("empty completion")
-        prompt, completion = render(_with_system(row, context), completion[-1], where, tools_of(row, where))
+        prompt, completion = render(_with_system(row, context, where), reply, where, tools_of(row, where))
     elif layout.repeated and begins_with(completion, prompt):
         completion = without(completion, prompt)
     if not prompt.strip():
@@ -249,8 +264,9 @@ def preference_reference(row: Row, where: str, render: Renderer, layout: Layout 
     return {"prompt": prompt, "completion": completion} if completion.strip() else Drop("empty completion")
 
 
-def _conversation_or_texts(row: Row, where: str, layout: Layout) -> Conversation | Drop | tuple[str | None, str, str]:
-    """A comparison as messages, or prompt (None where there is none), chosen and rejected as text."""
+def conversation_or_texts(row: Row, where: str, layout: Layout) -> Conversation | Drop | tuple[str | None, str, str]:
+    """A comparison as messages, or prompt (None where there is none), chosen and rejected as text. ValueError as of
+    `lm.data.messages.side`, and where no reply can follow the prompt."""
     refuse_columns_of_others(row, where)
     chosen, rejected = (side(row, name, where) for name in ("chosen", "rejected"))
     if isinstance(chosen, str) != isinstance(rejected, str):
@@ -267,7 +283,32 @@ def _conversation_or_texts(row: Row, where: str, layout: Layout) -> Conversation
         if made == _NO_PROMPT and prompt is None:
             refuse_others(row, where, layout, "any")
         return made
-    return made._replace(context=_with_system(row, made.context), tools=tools_of(row, where))
+    _refuse_reply_before(prompt, made.context, where)
+    if layout.repeated and all(begins_with_asked(reply, made.context) for reply in (made.chosen, made.rejected)):
+        replies = [_without_asked(reply, made.context) for reply in (made.chosen, made.rejected)]
+        if any(map(is_empty, replies)):
+            return Drop("empty completion")
+        made = made._replace(chosen=replies[0], rejected=replies[1])
+    return made._replace(context=_with_system(row, made.context, where), tools=tools_of(row, where))
+
+
+def begins_with_asked(reply: Message, context: Sequence[Message]) -> bool:
+    """Whether a reply begins with the whole message of the user's that it answers."""
+    return context[-1]["role"] == "user" and begins_with(reply["content"], context[-1]["content"])
+
+
+def _without_asked(reply: Message, context: list[Message]) -> Message:
+    return {**reply, "content": without(reply["content"], context[-1]["content"]).lstrip()}
+
+
+def _refuse_reply_before(prompt: str | list[Message] | None, context: list[Message], where: str) -> None:
+    """ValueError where the prompt ends with a reply, and another one would follow."""
+    both_end = isinstance(prompt, list) and prompt and prompt[-1]["role"] == context[-1]["role"] == "assistant"
+    if both_end and not {"tool_calls", "function_call"} & context[-1].keys():
+        raise ValueError(
+            f"{where}: the prompt's last message is the assistant's, and a reply would follow it; leave that message "
+            "out, or write it in front of the replies"
+        )
 
 
 def refuse_columns_of_others(row: Row, where: str) -> None:
@@ -276,12 +317,28 @@ def refuse_columns_of_others(row: Row, where: str) -> None:
         raise ValueError(f"{where}: the row has {found[0]!r}; text alone is read: leave such rows out")
 
 
-def _with_system(row: Row, context: list[Message]) -> list[Message]:
-    """The messages, after the `system` text of a set that has it in a column of its own."""
-    text = row.get("system")
-    if not isinstance(text, str) or not text.strip() or context[0]["role"] == "system":
+def _with_system(row: Row, context: list[Message], where: str) -> list[Message]:
+    """The messages, after the `system` text, or message, of a set that has it in a column of its own. ValueError for
+    another message there, and where the messages begin with another one."""
+    if is_missing(row.get("system")):
         return context
-    return [{"role": "system", "content": text}, *context]
+    given = side(row, "system", where)
+    given = [{"role": "system", "content": given}] if isinstance(given, str) else given
+    if len(given) != 1 or given[0]["role"] not in _SYSTEM:
+        raise ValueError(f"{where}: 'system' must be text or one message of the system's, got {shown(row['system'])}")
+    if is_empty(given[0]):
+        return context
+    if context[0]["role"] not in _SYSTEM:
+        return [*given, *context]
+    if says(context[0]) != says(given[0]):
+        raise ValueError(
+            f"{where}: 'system' is {shown(given[0]['content'])}, and the messages begin with that of the system's "
+            f"{shown(context[0]['content'])}; leave one of them out"
+        )
+    return context
+
+
+_SYSTEM = ("system", "developer")
 
 
 def _reply(completion: str | list[Message]) -> list[Message]:
@@ -305,6 +362,13 @@ def _text_pair(row: Row, where: str, layout: Layout, prompt: str | None, chosen:
             refuse_others(row, where, layout, "slip")
             return Drop("no prompt")
         refuse_others(row, where, layout, "any")
+        if all(map(_has_other_turns, (chosen, rejected))):
+            raise ValueError(
+                f"{where}: 'chosen' and 'rejected' are dialogues whose turns do not begin with 'Human:' and "
+                f"'Assistant:', got {shown(chosen)}; write them so, or give the prompt in a column of its own"
+            )
+        if begins_with(chosen, rejected) or begins_with(rejected, chosen):
+            return Drop("empty completion")
         prompt, chosen, rejected = inferred(chosen, rejected)
     elif layout.repeated:
         if begins_with(chosen, prompt) and begins_with(rejected, prompt):
@@ -361,6 +425,9 @@ def _joined(context: list[Message], before: list[Message], who: str, where: str)
         if context[0]["role"] == "system" and len(context) > 1:
             return [context[0], *_joined(context[1:], before, who, where)]
         raise ValueError(f"{where}: {who} with messages that are not those of 'prompt'")
+    length = 2 * len(said)
+    if any([(one["role"], *says(one)) for one in before[i : i + length]] == 2 * said for i in range(len(before))):
+        raise ValueError(f"{where}: {who} with the messages of 'prompt' twice; leave one of them out")
     return before
 
 

@@ -600,7 +600,7 @@ def test_without_a_prompt_it_is_what_both_begin_with_in_whole_words() -> None:
         assert pair_of(preference_pair(without, "here", plain_chat)) == ("The sky is", " blue.", " black.")
     # Not "The sky is bl", which both begin with too.
     longer = {"chosen": "The sky is", "rejected": "The sky is blue."}
-    assert pair_of(preference_pair(longer, "here", plain_chat)) == ("The sky", " is", " is blue.")
+    assert preference_pair(longer, "here", plain_chat) == Drop("empty completion")
 
 
 def test_without_a_prompt_dialogues_are_split_at_a_turn() -> None:

@@ -2,18 +2,39 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+import contextlib
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from lm.data.messages import is_messages, is_missing, unread_keys
-from lm.data.prompts import AUTO, CONVERSATIONS, INFERRED, Layout, begins_with, is_text, text_columns
+from lm.data.messages import Conversation, is_messages, is_missing, unread_keys
+from lm.data.prompts import (
+    AUTO,
+    CONVERSATIONS,
+    INFERRED,
+    Layout,
+    begins_with,
+    doubtful_columns,
+    is_text,
+    text_columns,
+)
 from lm.data.rows import Row, Tally, like, places, shown
-from lm.data.schemas import Drop, are_dialogues, dialogues_hold, is_tldr
+from lm.data.schemas import (
+    Drop,
+    Message,
+    are_dialogues,
+    begins_with_asked,
+    conversation_or_texts,
+    dialogues_hold,
+    is_tldr,
+    preference_reference,
+)
 
 NEARLY_ALL, FEW = 0.9, 0.1
 """From which share of a set's rows on a prompt that stands in front of the sides is taken off, and up to which it is
 taken for chance; between them the set is refused."""
+DIFFERENT = 0.5
+"""From which share of its rows on a column's text differs, so that it is not about the rows, whatever it is called."""
 
 
 @dataclass(frozen=True)
@@ -43,11 +64,16 @@ class _Seen:
     forms: Tally = field(default_factory=Tally)
     """"text" and "messages"."""
     prompts: Tally = field(default_factory=Tally)
-    """Of rows of text with a prompt: whether "both" sides begin with it, or one ("chosen", "rejected"), or "none"."""
+    """Of rows of text with a prompt, and of messages: whether "both" sides begin with it, or one ("chosen",
+    "rejected"), or "none"."""
     prompted: bool = False
     columns: dict[str, str] = field(default_factory=dict)
     unread: Tally = field(default_factory=Tally)
     keys: Tally = field(default_factory=Tally)
+    doubtful: Tally = field(default_factory=Tally)
+    """Columns that may be the prompt, though they are called as what is about a row."""
+    different: dict[str, set[int]] = field(default_factory=dict)
+    """Column -> hashes of its texts, likewise."""
 
 
 def survey(rows: Iterable[tuple[str, Row]], what: str, prompt: str = AUTO, kind: str = "auto") -> Survey:
@@ -86,10 +112,15 @@ def survey(rows: Iterable[tuple[str, Row]], what: str, prompt: str = AUTO, kind:
         else:
             _look(row, where, seen, name, sides, prompt)
     repeated = _is_repeated(seen, what, name)
+    texts = tuple(
+        column
+        for column, found in seen.different.items()
+        if len(found) > 1 and len(found) > DIFFERENT * seen.doubtful[column]
+    )
     every = {"tldr": seen.tldr, "hh": seen.dialogues}
     notes = [] if kind in ("tldr", "hh") and not seen.unread else _notes(seen, repeated, kind, name)
     return Survey(
-        Layout(prompt=prompt, prompted=seen.prompted, repeated=repeated),
+        Layout(prompt=prompt, prompted=seen.prompted, repeated=repeated, texts=texts),
         next((one for one, count in every.items() if count == seen.rows), "preferences"),
         "messages" in seen.forms,
         seen.columns,
@@ -111,6 +142,10 @@ def _check_known(row: Row, where: str) -> None:
 def _look(row: Row, where: str, seen: _Seen, name: str, sides: tuple[str, ...], prompt: str) -> None:
     given, texts = row.get(name), [row.get(side) for side in sides]
     seen.prompted |= not is_missing(given)
+    if is_missing(given):
+        for column, words in doubtful_columns(row).items():
+            seen.doubtful.add(column, where)
+            seen.different.setdefault(column, set()).add(hash(words))
     in_messages = any(map(is_messages, (given, *texts)))
     in_text = not in_messages and all(isinstance(text, str) for text in texts)
     seen.forms.add("messages" if in_messages else "text", where)
@@ -121,18 +156,41 @@ def _look(row: Row, where: str, seen: _Seen, name: str, sides: tuple[str, ...], 
     for column in (*text_columns(row), *(["prompt"] if is_text(row.get("prompt")) else [])):
         if column not in (name, asked, *sides) and not (column == "system" and in_messages):
             seen.unread.add(column, where)
+    if in_messages:
+        with contextlib.suppress(ValueError):  # it is raised where the row is read
+            if begun := _begun_replies(row, where, Layout(prompt=prompt, prompted=True), sides):
+                seen.prompts.add(_begun(begun, sides), where)
     if not in_text:
         return
     if isinstance(given, str) and given.strip():
         starts = [begins_with(text, given) for text in texts if isinstance(text, str)]
         holds = len(sides) == 2 and dialogues_hold(given, *map(str, texts))
-        found = "both" if all(starts) or holds else sides[starts.index(True)] if any(starts) else "none"
-        seen.prompts.add(found, where)
+        seen.prompts.add("both" if holds else _begun(starts, sides), where)
     elif len(sides) == 2 and is_missing(given) and not isinstance(row.get(asked or ""), list):
         if are_dialogues(*map(str, texts)):
             seen.dialogues += 1
         else:
             seen.inferred.add("prompt", where)
+
+
+def _begun_replies(row: Row, where: str, layout: Layout, sides: tuple[str, ...]) -> list[bool]:
+    """Whether each reply of a row of messages begins with the message that it answers; empty for a row left out."""
+    begun: list[bool] = []
+
+    def look(messages: Sequence[Message], reply: Message, where: str, tools: Any = None) -> tuple[str, str]:
+        begun.append(begins_with_asked(reply, messages))
+        return "prompt", "reply"
+
+    if len(sides) == 1:
+        preference_reference(row, where, look, layout)
+    elif isinstance(made := conversation_or_texts(row, where, layout), Conversation):
+        for reply in (made.chosen, made.rejected):
+            look(made.context, reply, where)
+    return begun
+
+
+def _begun(starts: Sequence[bool], sides: tuple[str, ...]) -> str:
+    return "both" if all(starts) else sides[starts.index(True)] if any(starts) else "none"
 
 
 def _is_repeated(seen: _Seen, what: str, name: str) -> bool:

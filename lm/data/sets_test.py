@@ -11,8 +11,11 @@ import pytest
 
 from lm.config import BiasConfig, DataConfig
 from lm.data.lengths import bias_file
+from lm.data.messages import Conversation
+from lm.data.prompts import Layout
 from lm.data.rows import Row, left_out, like, places
-from lm.data.schemas import hh_pair
+from lm.data.schemas import Drop, any_conversation, any_pair, hh_pair, plain_chat, preference_reference
+from lm.data.sets import survey
 from lm.data.tokens import Loaded, load
 from lm.studies.diagnosis import read
 
@@ -292,3 +295,82 @@ def test_forms_that_are_mixed_and_keys_that_are_not_read_are_said(tmp_path: Path
     assert "1 of messages (" in forms
     assert columns == "not read: columns topic (1 rows)"
     assert keys == "not read: keys of messages stars (1 rows)"
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("source", "Guten Morgen, Nummer {}"),
+        ("user_choice_text", "What is {}?"),
+        ("text_to_label", "Sort this thing {}"),
+        ("category", "Which animal is number {}?"),
+        ("problem", "3-{}"),
+        ("context", ["Hi {}", "Hello"]),
+        ("input", {"question": "What is {}?"}),
+        ("data", {"turns": [{"text": "What is {}?"}]}),
+    ],
+)
+def test_no_prompt_is_made_up_beside_a_column_that_may_be_it(tmp_path: Path, name: str, value: Any) -> None:
+    rows = [ALIKE | {name: json.loads(json.dumps(value).replace("{}", str(i)))} for i in range(4)]
+    with pytest.raises(ValueError, match=f"there is no 'prompt', but column '{name}'"):
+        loaded(tmp_path, rows)
+
+
+@pytest.mark.parametrize(
+    "columns",
+    [{"source": "Open Assistant"}, {"id": "a-{}"}, {"score": "3"}, {"when": "2023-01-0{}"}, {"date": "May {} 2023"}],
+)
+def test_what_is_about_a_row_is_no_prompt(tmp_path: Path, columns: Row) -> None:
+    rows = [ALIKE | json.loads(json.dumps(columns).replace("{}", str(i))) for i in range(4)]
+    assert {prompt for prompt, *_ in texts(loaded(tmp_path, rows))} == {"It is a"}
+
+
+def reply_after(form: str, reply: str, i: int) -> Any:
+    said = f"What is {i}? {reply}"
+    return said if form == "text" else [{"role": "assistant", "content": said}]
+
+
+@pytest.mark.parametrize(("prompt", "form"), [("messages", "text"), ("text", "messages"), ("messages", "messages")])
+def test_a_prompt_that_replies_to_messages_begin_with_is_taken_off(prompt: str, form: str) -> None:
+    asked = [f"What is {i}?" for i in range(4)]
+    rows = [
+        {
+            "prompt": ask if prompt == "text" else [{"role": "user", "content": ask}],
+            "chosen": reply_after(form, "One.", i),
+            "rejected": reply_after(form, "None.", i),
+        }
+        for i, ask in enumerate(asked)
+    ]
+    found = survey(((f"row {i}", row) for i, row in enumerate(rows)), "pairs")
+    assert "in 4 of 4 rows both sides begin with the prompt, which is taken off there" in found.notes
+    for row, ask in zip(rows, asked, strict=True):
+        made = any_conversation(row, "row", found.layout)
+        assert isinstance(made, Conversation)
+        assert made.context == [{"role": "user", "content": ask}]
+        assert (made.chosen["content"], made.rejected["content"]) == ("One.", "None.")
+    mixed = rows + [row | {"chosen": "One.", "rejected": "None."} for row in rows]
+    with pytest.raises(ValueError, match="in 4 of 8 rows both sides begin with the 'prompt'"):
+        survey(((f"row {i}", row) for i, row in enumerate(mixed)), "pairs")
+    references = [("row", {"prompt": row["prompt"], "completion": row["chosen"]}) for row in rows]
+    layout = survey(references, "references", kind="references").layout
+    for where, row in references:
+        made_reference = preference_reference(row, where, plain_chat, layout)
+        assert isinstance(made_reference, dict)
+        assert made_reference["completion"].strip() == "One."
+
+
+@pytest.mark.parametrize(
+    ("human", "assistant"),
+    [("human", "assistant"), ("HUMAN", "ASSISTANT"), ("Human ", "Assistant "), ("user", "AI"), ("**User", "**Bot")],
+)
+def test_no_prompt_is_inferred_of_dialogues_in_another_spelling(human: str, assistant: str) -> None:
+    start = f"\n\n{human}: Sky?\n\n{assistant}: The"
+    for layout in (Layout(), Layout(prompt="inferred")):
+        with pytest.raises(ValueError, match="row 1: 'chosen' and 'rejected' are dialogues whose turns do not begin"):
+            any_pair({"chosen": f"{start} blue", "rejected": f"{start} green"}, "row 1", layout=layout)
+
+
+@pytest.mark.parametrize("longer", ["What is it? Yes", " What is it?\nYes"])
+def test_a_text_that_the_other_begins_with_is_an_empty_completion(longer: str) -> None:
+    for row in ({"chosen": longer, "rejected": "What is it?"}, {"chosen": "What is it? ", "rejected": longer}):
+        assert any_pair(row, "row 1") == Drop("empty completion")
