@@ -121,10 +121,11 @@ def bradley_terry_model(
     def make(folder: Path, _: Path) -> dict[str, Any]:
         began = time.process_time()
         valid = held_out()
-        head = fit_head(_labelled(run, pairs()), _labelled(run, valid))
+        learnt, states = pairs(), states_of(run, valid)
+        head = fit_head(_labelled(learnt, states_of(run, learnt)), _labelled(valid, states))
         if ranks.is_first():
             _save(body.path / BODY, head, folder)
-        rewards = torch.from_numpy(states_of(run, valid) @ head.weight)
+        rewards = torch.from_numpy(states @ head.weight)
         seconds = time.process_time() - began
         return {
             **held_out_metrics(run, valid, rewards[:, 0], rewards[:, 1]),
@@ -144,8 +145,7 @@ def head_rewards(run: Run, model: Artifact, pairs: Dataset) -> tuple[torch.Tenso
     return rewards[:, 0], rewards[:, 1]
 
 
-def _labelled(run: Run, pairs: Dataset) -> Pairs:
-    states = states_of(run, pairs)
+def _labelled(pairs: Dataset, states: npt.NDArray[np.float64]) -> Pairs:
     probabilities, weights = (
         np.array(pairs[name][:], dtype=np.float64) if name in pairs.column_names else None for name in votes.COLUMNS
     )
