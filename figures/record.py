@@ -43,6 +43,8 @@ class Measured:
     """Likewise of the losers."""
     accuracy: float
     """Share of pairs whose winner has the greater log-ratio."""
+    accuracies: Accuracies | None = None
+    """The same by which completion is preferred; None in records that do not have it."""
     utility: float | None = None
     """Mean true utility of the samples; None where the truth is not known."""
 
@@ -84,6 +86,14 @@ class Probe:
     member_shares: list[float] | None = None
     """[K], of the ensemble's members: share of the pairs whose reward margin each is nearest to; None for methods that
     distil none."""
+    train_chosen_logps: float | None = None
+    """Likewise of training pairs; None where none were looked at."""
+    train_rejected_logps: float | None = None
+    train_chosen_logratio: float | None = None
+    train_rejected_logratio: float | None = None
+    train_accuracy: float | None = None
+    train_forward_kl_reference: float | None = None
+    train_forward_kl_preferences: float | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -429,14 +429,21 @@ class ProbeConfig:
 
     Args:
         pairs: validation pairs, or all there are where they are fewer; 0 for no probe.
+        train_pairs: training pairs, likewise, of which the same is logged: what a policy does to pairs that it has
+            learnt, next to those that it has not. They need pairs, too.
         times: probes over the training, evenly spaced, beside one before it.
     """
 
     pairs: int = 200
+    train_pairs: int = field(default=0, metadata={"keyed": "unless default"})
     times: int = 10
 
     def __post_init__(self) -> None:
-        _check(self, ">= 0", pairs=(self.pairs, self.pairs >= 0))
+        _check(self, ">= 0", **{name: (getattr(self, name), getattr(self, name) >= 0) for name in ("pairs", "train_pairs")})
+        if self.train_pairs and not self.pairs:
+            raise ValueError(
+                f"ProbeConfig.train_pairs {self.train_pairs} are looked at beside pairs held out: pairs must be > 0, got 0"
+            )
         _positive(self, "times")
 
 

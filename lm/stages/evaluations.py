@@ -27,7 +27,7 @@ from lm.stages.labels import labelled_pairs, labels, open_oracle, oracle_input
 from lm.stages.policies import policies
 from lm.stages.run import Run, once
 from lm.stages.subsets import members
-from lm.stages.trainings import sft
+from lm.stages.trainings import accuracy, sft
 
 
 @once
@@ -79,6 +79,7 @@ def evaluation(run: Run, name: str) -> Artifact:
             "chosen_logratio": float((chosen - ref_chosen).mean()),
             "rejected_logratio": float((rejected - ref_rejected).mean()),
             "accuracy": float(((chosen - ref_chosen) > (rejected - ref_rejected)).float().mean()),
+            "accuracies": accuracy(run, pairs, chosen - ref_chosen, rejected - ref_rejected),
             **({"utility": float(np.mean([row["utility"] for row in rows]))} if "utility" in rows[0] else {}),
         }
 

@@ -16,7 +16,7 @@ from lm.models.loading import load_policy
 from lm.objectives import Method
 from lm.stages.data import sized, tokenizer
 from lm.stages.run import Run, once
-from lm.stages.scores import PROBE, own_scores, scored_pairs, scores
+from lm.stages.scores import PROBE, drawn, own_scores, scored_pairs, scores
 from lm.stages.trainings import adapted, arguments_of, inputs_of, save_model, sft
 from lm.training.batches import pair_collator
 from lm.training.loop import Snapshots, fit
@@ -42,6 +42,8 @@ def policy(run: Run, name: str, method: Method | None = None) -> Artifact:
         model = adapted(run, "policy", load_policy(sft(run).path, tokenizer(run), sized(run)))
         wrapped = CompletionModel(model, reward_head=method.needs_reward_head, options=run.config.logprobs)
         probe = scored_pairs(run, method, name, PROBE) if run.config.probe.pairs else None
+        learnt = scored_pairs(run, method, name)
+        few = run.config.probe.train_pairs
         probes = run.config.probe.times if probe is not None else 0
         arguments = arguments_of(run, training, scratch, seed, probes)
         kept = scratch / "snapshots"  # they outlive a crash, as the checkpoints do
@@ -58,11 +60,12 @@ def policy(run: Run, name: str, method: Method | None = None) -> Artifact:
         history = fit(
             PolicyTrainer,
             wrapped,
-            scored_pairs(run, method, name),
+            learnt,
             pair_collator(sample=method.needs_samples),
             arguments,
             method=method,
             eval_dataset=probe,
+            train_probe=drawn(learnt, few, run.seed("probe")) if few else None,
             callbacks=[Snapshots(run.config.snapshots, save)],
         )
         save_model(run, wrapped, folder)
@@ -81,6 +84,8 @@ def policy(run: Run, name: str, method: Method | None = None) -> Artifact:
         snapshots=run.config.snapshots,
         probes=run.config.probe.times,
     )
+    if run.config.probe.train_pairs:
+        inputs["train_probe"] = run.config.probe.train_pairs
     if method.own_oracle is not None:
         inputs["oracle"] = own_scores(run, name, method)
     return run.store.get("policy", name, inputs, make)

@@ -8,6 +8,7 @@ from typing import Any
 
 import datasets
 import numpy as np
+import torch
 from datasets import Dataset
 
 from lm.base.store import Artifact
@@ -20,10 +21,10 @@ from lm.objectives import MAIN, Method
 from lm.stages.data import opened, save, sized, tokenizer
 from lm.stages.heads import head_rewards
 from lm.stages.labels import labelled_pairs
-from lm.stages.rewards import own_oracle, planned, reward, stored_rewards, teachers
+from lm.stages.rewards import own_oracle, planned, reward, reward_artifact, stored_rewards, teachers
 from lm.stages.run import Run, once
 from lm.stages.subsets import bias, members, subset
-from lm.stages.trainings import sft
+from lm.stages.trainings import accuracy, sft
 
 Sides = tuple[rewards.Floats, rewards.Floats]
 PAIRS, PROBE = "pairs", "probe"
@@ -39,7 +40,7 @@ def scores(run: Run) -> Artifact:
     """
 
     def make(folder: Path, _: Path) -> dict[str, Any]:
-        probe = _drawn(labelled_pairs(run, "valid"), run.config.probe.pairs, run.seed("probe"))
+        probe = drawn(labelled_pairs(run, "valid"), run.config.probe.pairs, run.seed("probe"))
         of_training = subset(run, MAIN)
         pairs = datasets.concatenate_datasets([of_training, probe])
         policy = open_policy(sft(run).path, tokenizer(run), sized(run))
@@ -96,6 +97,22 @@ def model_scores(run: Run, name: str) -> Artifact:
         return _scored(run, folder, lambda pairs: score_pairs(model, pairs, f"rewards of {name}"))
 
     return run.store.get("score", name, {"model": reward(run, name), "pairs": scores(run)}, make)
+
+
+def test_accuracy(run: Run, name: str) -> dict[str, Any]:
+    """How often a reward model, or what stands in its place, orders test pairs as they are labelled, as
+    `lm.stages.trainings.accuracy` has it: on the pairs that an evaluation has the policies' accuracy of."""
+    pairs = labelled_pairs(run, "test")
+    if name in run.config.methods:
+        model = open_policy(reward_artifact(run, name).path, tokenizer(run), sized(run), reward_head=True)
+        chosen, rejected = score_pairs(model, pairs, f"{name}'s oracle on test pairs", rewards=True)
+    elif run.config.data.rewards != "models":
+        chosen, rejected = (torch.from_numpy(side) for side in stored_rewards(run, pairs, name))
+    elif run.config.reward.train == "head":
+        chosen, rejected = head_rewards(run, reward(run, name), pairs)
+    else:
+        chosen, rejected = score_pairs(open_reward_model(reward(run, name).path, sized(run)), pairs, f"{name} on test pairs")
+    return accuracy(run, pairs, chosen, rejected)
 
 
 @once
@@ -243,7 +260,7 @@ def export_rows(run: Run) -> Iterator[dict[str, Any]]:
     return (row_of(i, text, score) for i, (text, score) in enumerate(zip(texts, scored, strict=True)))
 
 
-def _drawn(dataset: Dataset, size: int, seed: int) -> Dataset:
+def drawn(dataset: Dataset, size: int, seed: int) -> Dataset:
     """So many rows in their order, or all where they are fewer."""
     size = min(size, len(dataset))
     return dataset.select(sorted(np.random.default_rng(seed).choice(len(dataset), size, replace=False)))

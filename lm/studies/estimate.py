@@ -137,7 +137,8 @@ def stages(config: Config) -> Iterator[Work]:
     for _, method in every:
         completions = 2 + samples * method.needs_samples
         policy += training("policy", biased, completions, more="members" in method.needs)
-        policy += (config.probe.times + 1) * min(config.probe.pairs, valid) * data.row(2 + samples)
+        probed = min(config.probe.pairs, valid) + min(config.probe.train_pairs, biased)
+        policy += (config.probe.times + 1) * probed * data.row(2 + samples)
     policies = len(every) * config.snapshots
     yield Work("policy", True, policy, kept=policies, adapters=config.adapts("policy"))
     if policies > evaluated:  # there is a choice

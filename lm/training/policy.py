@@ -27,9 +27,11 @@ class PolicyTrainer(CompletionTrainer):
     """Any `Method` on scored pairs. An example has its chosen, its rejected and, where needed, S >= 1 sampled
     completions."""
 
-    def __init__(self, *args: Any, method: Method, **kwargs: Any) -> None:
+    def __init__(self, *args: Any, method: Method, train_probe: Dataset | None = None, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.method = method
+        self.train_probe = train_probe
+        """Training pairs that `evaluate` tells of, too."""
         self._ascent = ascent_of(method, self.train_dataset)
         self._held = "forward_kl" if method.needs_samples else "forward_kl_preferences"
 
@@ -42,22 +44,30 @@ class PolicyTrainer(CompletionTrainer):
         eval_forward_kl_reference and eval_forward_kl_preferences: KL(pi_ref || pi) by samples of pi_ref and by the
         pairs' own completions ([F] Figure B.1); eval_member_<k>: share of pairs whose reward margin by member k is
         nearest to the implicit one, beta times the log-ratio margin, for methods that distil members ([F] Figure B.3).
+        The same of the training pairs of `train_probe`, as eval_train_chosen_logps and so on.
         """
         assert isinstance(self.eval_dataset, Dataset)
         began = time.perf_counter()
-        batch = self._prepare_inputs(pair_collator(sample=True)(list(self.eval_dataset)))
-        sums: dict[str, Tensor] = defaultdict(lambda: torch.zeros((), device=self.args.device))
-        with torch.no_grad():
-            parts = cut(batch, self.args, tokens=self.model.options.scoring_tokens)
-            for part, weight in parts[self.args.process_index :: self.args.world_size]:
-                for name, values in self._probed(part).items():
-                    sums[f"eval_{name}"] = sums[f"eval_{name}"] + weight * values.sum()
-        totals = self.accelerator.reduce(torch.stack(list(sums.values())), "sum") / len(batch["ids"])
-        metrics: dict[str, float] = dict(zip(sums, totals.tolist(), strict=True))
+        metrics = self._means(self.eval_dataset, "eval_")
+        if self.train_probe is not None:
+            metrics |= self._means(self.train_probe, "eval_train_")
         self.log(metrics)
         self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         self._since += time.perf_counter() - began
         return metrics
+
+    def _means(self, pairs: Dataset, prefix: str) -> dict[str, float]:
+        """Of what the probe tells of these pairs, by name."""
+        batch = self._prepare_inputs(pair_collator(sample=True)(list(pairs)))
+        sums: dict[str, Tensor] = defaultdict(lambda: torch.zeros((), device=self.args.device))
+        with torch.no_grad():
+            parts = cut(batch, self.args, tokens=self.model.options.scoring_tokens)
+            # A rank that nothing is left for has the names of the sums from a part that counts nothing.
+            for part, weight in parts[self.args.process_index :: self.args.world_size] or [(parts[0][0], 0.0)]:
+                for name, values in self._probed(part).items():
+                    sums[prefix + name] = sums[prefix + name] + weight * values.sum()
+        totals = self.accelerator.reduce(torch.stack(list(sums.values())), "sum") / len(batch["ids"])
+        return dict(zip(sums, totals.tolist(), strict=True))
 
     def _probed(self, batch: Batch) -> dict[str, Tensor]:
         """What the probe tells of each pair, [N]."""

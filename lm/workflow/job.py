@@ -39,7 +39,7 @@ def base(run: Run) -> Record:
 def scores(run: Run) -> Record:
     """What all cells of a seed and a rho share: D_rho, the reward models, scores."""
     from lm.stages.rewards import asked, reward_accuracy
-    from lm.stages.scores import everything
+    from lm.stages.scores import everything, test_accuracy
     from lm.stages.subsets import bias
 
     everything(run)
@@ -48,7 +48,11 @@ def scores(run: Run) -> Record:
         "seed": run.config.seed,
         "rho": run.config.bias.rho,
         "reward_models": {
-            name: {"accuracy": reward_accuracy(run, name), **of_subsets[name]}
+            name: {
+                "accuracy": reward_accuracy(run, name),
+                "test_accuracy": test_accuracy(run, name),
+                **of_subsets[name],
+            }
             for name in asked(run)
             if name in of_subsets
         },

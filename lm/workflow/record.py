@@ -79,13 +79,17 @@ class RewardModel(LengthBias):
     """A reward model and the pairs that it was trained on."""
 
     accuracy: Accuracies
+    """On validation pairs."""
+    test_accuracy: Accuracies | None = None
+    """On test pairs; None in records that do not have it."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Scores(Job):
     """Of `lm.workflow.job.scores`."""
 
-    rho: float
+    rho: float | None
+    """None where no bias is drawn."""
     reward_models: dict[str, RewardModel]
 
 
@@ -109,7 +113,7 @@ class Tested(Measured):
 class Cell(Job):
     """Of `lm.workflow.job.one_cell`."""
 
-    rho: float
+    rho: float | None
     method: str
     chosen: Chosen
     test: Tested
@@ -148,6 +152,11 @@ class Alpha(Cell):
 
 
 JOBS: dict[str, type[Job]] = {"base": Base, "scores": Scores, "cell": Cell, "alpha": Alpha}
+
+
+def named(rho: float | None) -> str:
+    """A rho in the names of files, and as the key of what is told by rho."""
+    return "null" if rho is None else f"{rho:g}"
 
 
 def read(path: Path) -> Record:

@@ -4,21 +4,24 @@ from __future__ import annotations
 
 import json
 import sys
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import MISSING, asdict, fields, is_dataclass
 from itertools import combinations
+from pathlib import Path
 from typing import Any, get_type_hints
 
 import numpy as np
 from scipy import stats
 
+from lm.base import progress
 from lm.base.command import argument_parser, as_command, path
 from lm.base.store import provenance
 from lm.config import SFT, Config
 from lm.judging.statistics import wald, win_rates
 from lm.objectives import MAIN, METHODS, looks, option_of
-from lm.workflow.record import ALPHAS, Record, read
+from lm.workflow.record import ALPHAS, Record, named, read
 from theory.records import write_text
 
 Differences = dict[str, list[np.ndarray]]
@@ -43,7 +46,7 @@ def summary(records: Sequence[Record]) -> dict[str, Any]:
     cells = _by(records, "cell", "seed", "rho", "method")
     if not cells:
         raise ValueError("there are no cells among the records")
-    seeds, rhos = sorted({key[0] for key in cells}), sorted({key[1] for key in cells})
+    seeds, rhos = sorted({key[0] for key in cells}), sorted({key[1] for key in cells}, key=_last_if_none)
     methods = [name for name in METHODS if any(key[2] == name for key in cells)]
     bases, scores = _by(records, "base", "seed"), _by(records, "scores", "seed", "rho")
     _check_complete("cell", cells, ((s, r, m) for s in seeds for r in rhos for m in methods))
@@ -51,7 +54,7 @@ def summary(records: Sequence[Record]) -> dict[str, Any]:
     _check_complete("scores", scores, ((s, r) for s in seeds for r in rhos))
     _check_paired(cells)
 
-    def pooled(rho: float, of: Callable[[np.ndarray, np.ndarray], np.ndarray]) -> Differences:
+    def pooled(rho: float | None, of: Callable[[np.ndarray, np.ndarray], np.ndarray]) -> Differences:
         """of(rewards of the method, rewards of pi_ref) by method and seed."""
         rewards = {name: [cells[seed, rho, name]["rewards"] for seed in seeds] for name in methods}
         return {name: [of(np.array(r[name]), np.array(r[SFT])) for r in rewards[name]] for name in methods}
@@ -70,13 +73,13 @@ def summary(records: Sequence[Record]) -> dict[str, Any]:
         "sft": {str(seed): bases[seed,]["sft"] for seed in seeds},
         "base": {str(seed): {key: bases[seed,][key] for key in ("oracle", "labels", "data")} for seed in seeds},
         "advantages": {
-            f"{rho:g}": {name: _advantage(values, config) for name, values in differences[rho].items()} for rho in rhos
+            named(rho): {name: _advantage(values, config) for name, values in differences[rho].items()} for rho in rhos
         },
-        "wald": {f"{rho:g}": _wald(differences[rho]) for rho in rhos},
-        "wins": {f"{rho:g}": _wins(rewards[rho], reference) for rho in rhos},
+        "wald": {named(rho): _wald(differences[rho]) for rho in rhos},
+        "wins": {named(rho): _wins(rewards[rho], reference) for rho in rhos},
         "reward_models": [
             {"seed": seed, "rho": rho, "name": name, **model}
-            for (seed, rho), record in sorted(scores.items())
+            for (seed, rho), record in sorted(scores.items(), key=lambda item: (item[0][0], _last_if_none(item[0][1])))
             for name, model in record["reward_models"].items()
         ],
         "alpha": _alphas(_by(records, "alpha", "seed", "rho", "method", "alpha"), cells),
@@ -86,6 +89,10 @@ def summary(records: Sequence[Record]) -> dict[str, Any]:
     }
     rounded: dict[str, Any] = _rounded(document)
     return rounded
+
+
+def _last_if_none(rho: float | None) -> tuple[bool, float]:
+    return rho is None, rho or 0.0
 
 
 def _by(records: Iterable[Record], job: str, *names: str) -> dict[tuple[Any, ...], Record]:
@@ -237,9 +244,10 @@ def _wins(rewards: Differences, reference: np.ndarray) -> dict[str, Any]:
 
 def _alphas(constants: Mapping[tuple[Any, ...], Record], cells: Mapping[tuple[Any, ...], Record]) -> list[Any]:
     """Figure B.5: cells with a constant alpha, each group after the cell whose annealed alpha they replace."""
-    groups = dict.fromkeys(key[:3] for key in sorted(constants))
+    order = sorted(constants, key=lambda key: (key[0], _last_if_none(key[1]), *key[2:]))
+    groups = dict.fromkeys(key[:3] for key in order)
     _check_complete("cell", cells, groups)
-    chosen = [cells[group] for group in groups] + [constants[key] for key in sorted(constants)]
+    chosen = [cells[group] for group in groups] + [constants[key] for key in order]
     return [
         {
             **{key: record[key] for key in ("seed", "rho", "method")},
@@ -247,7 +255,7 @@ def _alphas(constants: Mapping[tuple[Any, ...], Record], cells: Mapping[tuple[An
             "chosen": record["chosen"],
             "test": record["test"],
         }
-        for record in sorted(chosen, key=lambda r: (r["seed"], r["rho"], r["method"]))
+        for record in sorted(chosen, key=lambda r: (r["seed"], _last_if_none(r["rho"]), r["method"]))
     ]
 
 
@@ -298,14 +306,50 @@ def as_text(document: Mapping[str, Any]) -> str:
     return "{\n" + ",\n".join(f"{json.dumps(key)}: {of(value)}" for key, value in document.items()) + "\n}\n"
 
 
+def whole_seeds(records: Sequence[Record]) -> list[Record]:
+    """Records of the seeds that have as many as the seed with most; says which are left out.
+
+    A grid that goes on can be summed up so: a seed is whole, or it is not there.
+    """
+    count = Counter(record["seed"] for record in records)
+    most = max(count.values(), default=0)
+    for seed, found in sorted(count.items()):
+        if found < most:
+            progress.say(f"seed {seed} is left out: it has {found} of {most} records so far")
+    return [record for record in records if count[record["seed"]] == most]
+
+
+def with_study(path: Path, name: str, document: Mapping[str, Any]) -> dict[str, Any]:
+    """What the file has, of several studies by name, with this one in place of an earlier of its name.
+
+    Raises:
+        ValueError: the file has something else.
+    """
+    studies = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    if not isinstance(studies, dict) or not all(isinstance(one, dict) and "cells" in one for one in studies.values()):
+        raise ValueError(f"{path} is no file of studies, {{name: summary}}; name another with --out")
+    return {**studies, name: document}
+
+
 @as_command
 def main(arguments: Sequence[str]) -> None:
     """The command."""
     parser = argument_parser("lm.workflow.summary", __doc__, "runs/grid/cells/*.json --out grid.json")
     parser.add_argument("records", nargs="+", type=path, metavar="RECORD", help="JSON file of a job")
     parser.add_argument("--out", type=path, required=True, metavar="FILE", help="where the summary goes")
+    parser.add_argument("--so-far", action="store_true", help="leave out seeds that lack records, and say so")
+    parser.add_argument(
+        "--study", metavar="NAME", help="FILE is of several studies by name: write, or replace, the one of this name"
+    )
     options = parser.parse_args(arguments)
-    write_text(options.out, as_text(summary([read(path) for path in options.records])))
+    records = [read(path) for path in options.records]
+    document = summary(whole_seeds(records) if options.so_far else records)
+    if options.study is None:
+        write_text(options.out, as_text(document))
+    else:
+        studies = with_study(options.out, options.study, document).items()
+        texts = (f"{json.dumps(name)}: {as_text(one).rstrip()}" for name, one in studies)
+        write_text(options.out, "{\n" + ",\n".join(texts) + "\n}\n")
 
 
 if __name__ == "__main__":
