@@ -439,7 +439,9 @@ class ProbeConfig:
     times: int = 10
 
     def __post_init__(self) -> None:
-        _check(self, ">= 0", **{name: (getattr(self, name), getattr(self, name) >= 0) for name in ("pairs", "train_pairs")})
+        _check(
+            self, ">= 0", **{name: (getattr(self, name), getattr(self, name) >= 0) for name in ("pairs", "train_pairs")}
+        )
         if self.train_pairs and not self.pairs:
             raise ValueError(
                 f"ProbeConfig.train_pairs {self.train_pairs} are looked at beside pairs held out: pairs must be > 0, got 0"

@@ -111,7 +111,9 @@ def test_accuracy(run: Run, name: str) -> dict[str, Any]:
     elif run.config.reward.train == "head":
         chosen, rejected = head_rewards(run, reward(run, name), pairs)
     else:
-        chosen, rejected = score_pairs(open_reward_model(reward(run, name).path, sized(run)), pairs, f"{name} on test pairs")
+        chosen, rejected = score_pairs(
+            open_reward_model(reward(run, name).path, sized(run)), pairs, f"{name} on test pairs"
+        )
     return accuracy(run, pairs, chosen, rejected)
 
 

@@ -471,13 +471,25 @@ def test_a_resumed_run_is_bit_identical_to_an_uninterrupted_one(case: str, tmp_p
 # ---------------------------------------------------------------- the probe
 
 
-def probed(method: Method, folder: Path, data: Dataset, *, scoring_tokens: int = 8192, **options: Any) -> Run:
+def probed(
+    method: Method,
+    folder: Path,
+    data: Dataset,
+    *,
+    scoring_tokens: int = 8192,
+    held_out: Dataset | None = None,
+    learnt: Dataset | None = None,
+    **options: Any,
+) -> Run:
     """A run of three steps, probed before, at the second and at the last."""
     model = policy_model(method)
     model.options = replace(model.options, scoring_tokens=scoring_tokens)
     arguments = training_arguments(training(max_steps=3, **options), folder, seed=3, device="cpu", probes=2)
     collator = pair_collator(sample=method.needs_samples)
-    history = fit(PolicyTrainer, model, data, collator, arguments, method=method, eval_dataset=pairs(5, seed=9))
+    probe = pairs(5, seed=9) if held_out is None else held_out
+    history = fit(
+        PolicyTrainer, model, data, collator, arguments, method=method, eval_dataset=probe, train_probe=learnt
+    )
     return Run({name: p.detach().clone() for name, p in model.named_parameters()}, history)
 
 
@@ -522,6 +534,23 @@ def test_the_probe_tells_what_plain_forwards_do_and_changes_nothing(name: str, t
     for key, value in expected.items():
         assert entry[f"eval_{key}"] == pytest.approx(float(value), rel=1e-9), key
     assert probes_of(run)[3]["eval_chosen_logps"] != entry["eval_chosen_logps"], "training moved it"
+
+
+@pytest.mark.slow
+def test_of_training_pairs_the_probe_tells_what_it_would_of_held_out_ones(tmp_path: Path) -> None:
+    method, data = EnsembleDPO(), pairs(8)
+    both = probed(method, tmp_path / "both", data, learnt=pairs(6, seed=11))
+    alone = probed(method, tmp_path / "alone", data, held_out=pairs(6, seed=11))
+    assert distance(both.parameters, alone.parameters) == 0, "it changes nothing"
+    for step, entry in probes_of(alone).items():
+        found = {key: value for key, value in probes_of(both)[step].items() if key.startswith("eval_train_")}
+        assert {f"eval_{key.removeprefix('eval_train_')}" for key in found} == {
+            key for key in entry if key.startswith("eval_")
+        }
+        for key, value in found.items():
+            assert value == pytest.approx(entry[f"eval_{key.removeprefix('eval_train_')}"], rel=1e-9), (step, key)
+            if "logps" in key:
+                assert value != probes_of(both)[step][f"eval_{key.removeprefix('eval_train_')}"], "other pairs"
 
 
 def _float(values: Any) -> Tensor:

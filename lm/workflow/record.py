@@ -154,7 +154,7 @@ class Alpha(Cell):
 JOBS: dict[str, type[Job]] = {"base": Base, "scores": Scores, "cell": Cell, "alpha": Alpha}
 
 
-def named(rho: float | None) -> str:
+def rho_name(rho: float | None) -> str:
     """A rho in the names of files, and as the key of what is told by rho."""
     return "null" if rho is None else f"{rho:g}"
 

@@ -21,7 +21,7 @@ from lm.base.store import provenance
 from lm.config import SFT, Config
 from lm.judging.statistics import wald, win_rates
 from lm.objectives import MAIN, METHODS, looks, option_of
-from lm.workflow.record import ALPHAS, Record, named, read
+from lm.workflow.record import ALPHAS, Record, read, rho_name
 from theory.records import write_text
 
 Differences = dict[str, list[np.ndarray]]
@@ -73,10 +73,11 @@ def summary(records: Sequence[Record]) -> dict[str, Any]:
         "sft": {str(seed): bases[seed,]["sft"] for seed in seeds},
         "base": {str(seed): {key: bases[seed,][key] for key in ("oracle", "labels", "data")} for seed in seeds},
         "advantages": {
-            named(rho): {name: _advantage(values, config) for name, values in differences[rho].items()} for rho in rhos
+            rho_name(rho): {name: _advantage(values, config) for name, values in differences[rho].items()}
+            for rho in rhos
         },
-        "wald": {named(rho): _wald(differences[rho]) for rho in rhos},
-        "wins": {named(rho): _wins(rewards[rho], reference) for rho in rhos},
+        "wald": {rho_name(rho): _wald(differences[rho]) for rho in rhos},
+        "wins": {rho_name(rho): _wins(rewards[rho], reference) for rho in rhos},
         "reward_models": [
             {"seed": seed, "rho": rho, "name": name, **model}
             for (seed, rho), record in sorted(scores.items(), key=lambda item: (item[0][0], _last_if_none(item[0][1])))

@@ -19,6 +19,7 @@ import numpy as np
 
 from lm.base.command import argument_parser, as_command, path
 from lm.objectives import MAIN, METHODS
+from lm.workflow.record import rho_name
 from theory import records
 from theory.records import write_text
 
@@ -49,7 +50,7 @@ def _p(value: float | None) -> str:
 
 
 def _rhos(grid: Grid) -> list[str]:
-    return [named(rho) for rho in grid["rhos"]]
+    return [rho_name(rho) for rho in grid["rhos"]]
 
 
 def reward_models(grid: Grid) -> str:
@@ -62,7 +63,7 @@ def reward_models(grid: Grid) -> str:
             for kind in ("all", "longer", "shorter", "neither")
         ]
         return [
-            named(rho),
+            rho_name(rho),
             "all of D_rho" if name == MAIN else name,
             f"{np.mean([m['pairs'] for m in models]):,.0f}",
             *(f"{share:.3f}" for share in shares),
@@ -160,7 +161,7 @@ def members(grid: Grid) -> str:
         values = [float(name.removeprefix("b")) for name in grid["members"]]
         return f"{np.mean([np.dot(s, values) for s in _last(grid, rho, 'e-dpo', 'member_shares')]):.3f}"
 
-    rows = [[named(rho), *(cell(rho, k) for k in range(len(grid["members"]))), mean(rho)] for rho in grid["rhos"]]
+    rows = [[rho_name(rho), *(cell(rho, k) for k in range(len(grid["members"]))), mean(rho)] for rho in grid["rhos"]]
     return table(["rho", *grid["members"], "mean b"], rows)
 
 
@@ -207,7 +208,7 @@ def alphas(grid: Grid) -> str:
                 ]
                 for kind in kinds
             ]
-            rows.append([name, named(rho), *(f"{np.mean(values):+.3f}" if values else "-" for values in own)])
+            rows.append([name, rho_name(rho), *(f"{np.mean(values):+.3f}" if values else "-" for values in own)])
     named = [f"{start:g}" if start == end else f"{start:g} → {end:g}" for start, end in kinds]
     return table(["method", "rho", *named], rows)
 
@@ -266,7 +267,7 @@ def alpha_levels(grid: Grid) -> str:
     for (name, rho, start, end), tests in groups.items():
         means = [np.mean([test[what] for test in tests]) for what in ("advantage", "kl", "utility")]
         alpha = f"{start:g}" if start == end else f"{start:g} → {end:g}"
-        rows.append([name, named(rho), alpha, *(f"{mean:+.2f}" for mean in means)])
+        rows.append([name, rho_name(rho), alpha, *(f"{mean:+.2f}" for mean in means)])
     return table(["method", "rho", "alpha", "advantage", "KL(pi, ref)", "true utility"], rows)
 
 

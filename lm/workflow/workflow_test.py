@@ -587,7 +587,7 @@ def test_records_are_read_as_they_are_and_so_are_the_first_ones_without_a_versio
         (2, lambda row: row.pop("config"), "lacks config: it is not whole; "),
         (2, lambda row: row["test"].pop("length"), "lacks test.length: it is not whole; "),
         (2, lambda row: row.update(seed="x"), 'has seed "x", where a whole number is needed'),
-        (2, lambda row: row.update(rho=None), "has rho null, where a number is needed"),
+        (2, lambda row: row.update(rho="0.2"), 'has rho "0.2", where a number is needed'),
         (2, lambda row: row.update(method="rlhf"), "has method 'rlhf', where one of dpo, ipo, "),
         (2, lambda row: row["rewards"].pop("sft"), "lacks rewards.sft"),
         (2, lambda row: row["rewards"]["sft"].pop(), "has 200 rewards.dpo and 199 rewards.sft, where as many are"),
