@@ -444,7 +444,7 @@ class ProbeConfig:
         )
         if self.train_pairs and not self.pairs:
             raise ValueError(
-                f"ProbeConfig.train_pairs {self.train_pairs} are looked at beside pairs held out: pairs must be > 0, got 0"
+                f"ProbeConfig.train_pairs {self.train_pairs} go with pairs held out: pairs must be > 0, got 0"
             )
         _positive(self, "times")
 
