@@ -41,6 +41,10 @@ def idle(config: Config, command: str) -> Iterator[tuple[str, str]]:
             yield "reward", f"methods are {methods}, which distil no rewards"
     if config.oracle_model is not None:
         yield "oracle", "oracle_model is given: none is trained"
+    for stage in ("oracle", "reward"):
+        if getattr(config, stage).evaluations == 0:
+            why = f"{stage}.evaluations is 0: the last step is kept"
+            yield from ((f"{stage}.{name}", why) for name in ("evaluation_pairs", "patience"))
     if config.lora.rank is None:
         yield from ((f"lora.{name}", "lora.rank is null") for name in ("alpha", "target_modules", "stages"))
     if config.probe.pairs == 0:

@@ -43,7 +43,7 @@ def policy(run: Run, name: str, method: Method | None = None) -> Artifact:
         wrapped = CompletionModel(model, reward_head=method.needs_reward_head, options=run.config.logprobs)
         probe = scored_pairs(run, method, name, PROBE) if run.config.probe.pairs else None
         probes = run.config.probe.times if probe is not None else 0
-        arguments = arguments_of(run, training, scratch, seed, probes)
+        arguments = arguments_of(run, training, scratch, seed, probes=probes)
         kept = scratch / "snapshots"  # they outlive a crash, as the checkpoints do
 
         def save(step: int) -> None:

@@ -11,7 +11,7 @@ import json
 import math
 import time
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -55,6 +55,7 @@ class CompletionTrainer(Trainer):  # type: ignore[misc]
         self._units_seen: float = 0
         self._tokens_seen = 0
         self._since = 0.0
+        self._held_out: tuple[list[tuple[Batch, float]], float] | None = None
         self._rows: list[str] = []  # of the step under way, for an error in a method of the Trainer's that has no batch
 
     def create_accelerator_and_postprocess(self) -> None:
@@ -164,6 +165,51 @@ class CompletionTrainer(Trainer):  # type: ignore[misc]
             )
         return norm
 
+    def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
+        """Logs and returns means over held-out rows, `eval_dataset`, each called eval_<what>, see `held_out`. All ranks
+        have the same numbers to the bit, as what is decided by them has to be decided alike.
+
+        Raises:
+            FloatingPointError: one of them is not finite.
+        """
+        began = time.perf_counter()
+        if self._held_out is None:
+            assert self.eval_dataset is not None
+            batch = self._prepare_inputs(self.held_out_collator()(list(self.eval_dataset)))
+            parts = cut(batch, self.args, tokens=self.model.options.scoring_tokens)
+            self._held_out = parts[self.args.process_index :: self.args.world_size], self.held_out_units(batch)
+        mine, units = self._held_out
+        width = widest(self.args.device)
+        sums: dict[str, Tensor] = defaultdict(lambda: torch.zeros((), dtype=width, device=self.args.device))
+        with torch.no_grad():
+            for part, weight in mine:
+                for name, values in self.held_out(part).items():
+                    sums[f"eval_{name}"] = sums[f"eval_{name}"] + weight * values.to(width).sum()
+        totals = self.accelerator.gather(torch.stack(list(sums.values()))).view(-1, len(sums)).sum(0) / units
+        metrics: dict[str, float] = dict(zip(sums, totals.tolist(), strict=True))
+        for name, value in metrics.items():
+            if not math.isfinite(value):
+                raise FloatingPointError(f"{name} of held-out rows is {value} after step {self.state.global_step}")
+        self.log(metrics)
+        self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        self._since += time.perf_counter() - began
+        return metrics
+
+    def held_out_collator(self) -> Callable[[list[dict[str, Any]]], Batch]:
+        """How held-out rows become a batch."""
+        collator: Callable[[list[dict[str, Any]]], Batch] = self.data_collator
+        return collator
+
+    def held_out_units(self, batch: Batch) -> float:
+        """What the sums of `held_out` are divided by."""
+        return self.units(batch)
+
+    def held_out(self, batch: Batch) -> dict[str, Tensor]:
+        """What is told of each held-out row, [N]: its loss as it is trained on, and what is logged beside it, times
+        what it weighs."""
+        loss, logged = self.losses(self.model, batch)
+        return {name: _weighted(values, batch) for name, values in {"loss": loss, **logged}.items()}
+
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Adds the recorded means, and for whoever watches the speed, of which nothing is kept: it is no result."""
         if self._units_seen and "loss" in logs:
@@ -178,12 +224,14 @@ class CompletionTrainer(Trainer):  # type: ignore[misc]
         self.state.log_history[-1].pop(SPEED, None)
 
     def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
-        """Trains unless all steps are done: the Trainer's own loop, resumed after the last step, takes one more."""
-        if self.state.global_step < self.state.max_steps:
+        """Trains unless all steps are done, or it had ended when it was resumed: the Trainer's own loop, resumed then,
+        takes one step more."""
+        if self.state.global_step < self.state.max_steps and not self.control.should_training_stop:
             super()._run_epoch(*args, **kwargs)
 
     def _save_checkpoint(self, model: torch.nn.Module, trial: Any) -> None:
         """Sealed when all ranks have written their part: what has no seal is never resumed from."""
+        self.state.best_global_step = None  # `lm.training.best` keeps that model; no checkpoint is held back for it
         super()._save_checkpoint(model, trial)
         self.accelerator.wait_for_everyone()
         if self.args.should_save:
