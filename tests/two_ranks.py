@@ -60,9 +60,7 @@ class Job:
             model = CompletionModel(self.base(), reward_head=method.needs_reward_head, options=options).double()
             collator, extra = pair_collator(sample=method.needs_samples), {"method": method}
         config = training(max_steps=self.steps, **self.options)
-        arguments = training_arguments(
-            config, folder / self.method, seed=3, device="cpu", evaluations=self.evaluations
-        )
+        arguments = training_arguments(config, folder / self.method, seed=3, device="cpu", evaluations=self.evaluations)
         if self.evaluations:
             return self.best(folder, model, arguments)
         history = fit(trainer, model, data, collator, arguments, **extra)

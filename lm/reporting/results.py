@@ -68,6 +68,7 @@ def results(run: Run) -> Results:
             "rho": run.config.bias.rho,
             "confidence": run.config.evaluation.confidence,
             "looks": looks(run.config.methods),
+            "stages": run.store.costs(),
             "provenance": provenance(run.config.seed),
         },
     )

@@ -162,9 +162,7 @@ def test_a_joint_oracle_is_kept_by_its_own_loss(tmp_path: Path) -> None:
     oracle = JointOracle(alpha=0.5)
     model = CompletionModel(causal_lm(), reward_head=True, options=LogprobsConfig(allocator=False)).double()
     arguments = training_arguments(training(max_steps=3), tmp_path, seed=3, device="cpu", evaluations=1)
-    history = fit(
-        *(JointOracleTrainer, model, TRAINED, pair_collator(), arguments), oracle=oracle, eval_dataset=VALID
-    )
+    history = fit(*(JointOracleTrainer, model, TRAINED, pair_collator(), arguments), oracle=oracle, eval_dataset=VALID)
     chosen, rejected = score_pairs(model, VALID, "by hand", rewards=True)
     logps, _ = score_pairs(model, VALID, "by hand", rewards=False)
     expected = float(oracle(chosen - rejected, logps).mean())
@@ -175,9 +173,7 @@ def test_a_joint_oracle_is_kept_by_its_own_loss(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("patience", [1, 2])
-def test_patience_ends_it_after_so_many_looks_without_a_lesser_loss(
-    patience: int, whole: Kept, tmp_path: Path
-) -> None:
+def test_patience_ends_it_after_so_many_looks_without_a_lesser_loss(patience: int, whole: Kept, tmp_path: Path) -> None:
     found = run(tmp_path, patience=patience)
     best, waited, expected = float("inf"), 0, STEPS
     for step, loss in whole.losses.items():
