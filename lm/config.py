@@ -373,6 +373,8 @@ class BiasConfig:
         _check(self, "> 1", length_ratio=(self.length_ratio, self.length_ratio > 1))
         good = len(self.member_fractions) >= 2 and all(0 <= b <= 1 for b in self.member_fractions)
         _check(self, "two or more shares between 0 and 1", member_fractions=(self.member_fractions, good))
+        once = len({f"{b:g}" for b in self.member_fractions}) == len(self.member_fractions)
+        _check(self, "shares that differ: one twice is one member", member_fractions=(self.member_fractions, once))
         for name in ("size", "member_size"):
             if getattr(self, name) is not None:
                 _positive(self, name)
