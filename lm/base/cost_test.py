@@ -23,7 +23,7 @@ class Clock:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.now = 100.0
-        monkeypatch.setattr(cost.time, "perf_counter", lambda: self.now)
+        monkeypatch.setattr("time.perf_counter", lambda: self.now)
         monkeypatch.setattr(cost, "_cpu_seconds", lambda: self.now / 2)
 
     def passes(self, seconds: float) -> None:

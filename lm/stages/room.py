@@ -11,12 +11,11 @@ from lm.base import progress, ranks
 from lm.base.store import Refused
 from lm.config import TrainingConfig
 from lm.models.loading import Size, size_of
-from lm.objectives import MAIN
 from lm.stages.data import data, opened, sized, tokenizer
 from lm.stages.rewards import asked
 from lm.stages.run import Run, once
 
-BESIDE = 20_000
+BESIDE = 10_000
 """Bytes of an artifact's record, log and config. [set]"""
 CHARACTERS = 6
 """Bytes a token of a sample as text. [set]"""
@@ -65,8 +64,8 @@ def _needs(run: Run) -> Iterator[Need]:
     own = {(name, one) for name, each in settings.items() for method in each if (one := method.own_oracle) is not None}
     yield Need("sft", body.weights + beside, _checkpoints(config.sft, body, config.adapts("sft")))
     trains_oracle = config.oracle_model is None  # which judges, whoever labels
-    names = asked(run) if config.data.rewards == "models" or own else []
-    shared = [name for name in names if name not in settings]
+    shared = [name for name in asked(run) if name not in settings] if config.data.rewards == "models" else []
+    names = [*shared, *own]
     heads = {"oracle": trains_oracle, "reward": bool(shared)}
     if any(asked_for and getattr(config, stage).train == "head" for stage, asked_for in heads.items()):
         states = count * 2 * of_rewards.width * 4
