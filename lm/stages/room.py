@@ -87,8 +87,8 @@ def _needs(run: Run) -> Iterator[Need]:
     yield Need("labels", whole + (16 * count if by_oracle else 0), whole if by_oracle else 0)
     yield Need("bias", int(biased * (1 + len(shared)) * (columns["id"] + 8)) + BESIDE)
     if names:
-        one, other = models("reward", len(shared)), models("reward", len(own), stepped=True)
-        yield Need("reward", one.kept + other.kept, max(one.passing, other.passing))
+        of_shared, of_own = models("reward", len(shared)), models("reward", len(own), stepped=True)
+        yield Need("reward", of_shared.kept + of_own.kept, max(of_shared.passing, of_own.passing))
     ids = sum(columns[name] for name in ("id", "prompt_ids", "chosen_ids", "rejected_ids"))
     samples = config.sampling.reference_samples * (config.data.limits[1] * 8 + 8)
     scored = (biased + probed) * (ids + samples + 16) + (biased + probed) * len(names) * (columns["id"] + 16)
