@@ -10,6 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from lm.base.effects import idle
 from lm.config import Config, LoraConfig, TrainingConfig
 from lm.logprobs.scoring import score_pairs
 from lm.models.loading import SCRATCH
@@ -125,3 +126,10 @@ def test_adapters_and_an_oracle_of_a_methods_own_are_kept_likewise(tmp_path: Pat
 def test_what_cannot_be_honoured_is_refused(options: dict[str, Any], match: str, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=match):
         fast(tmp_path, **options)
+
+
+@pytest.mark.parametrize("training", [replace(FAST, evaluations=0), TrainingConfig(train="head")])
+def test_what_has_no_effect_is_named(training: TrainingConfig, tmp_path: Path) -> None:
+    found = dict(idle(fast(tmp_path, reward=training), "lm.train"))
+    assert {"reward.evaluation_pairs", "reward.patience"} <= found.keys()
+    assert "oracle.patience" not in found
