@@ -202,6 +202,25 @@ class Data:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Spent:
+    """What making one of a run's artifacts took; None where it was not measured, as by earlier versions."""
+
+    stage: str
+    name: str
+    finished: str | None = None
+    """ISO 8601."""
+    wall_seconds: float | None = None
+    cpu_seconds: float | None = None
+    """Of all threads and ranks."""
+    peak_bytes: int | None = None
+    """Of resident memory, of one rank."""
+    cuda_peak_bytes: int | None = None
+    """Of an accelerator's, likewise."""
+    resumed: bool | None = None
+    """Whether a process before the last worked on it too, whose share is not in these numbers."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Look:
     """How a method is drawn: colour, dashes and marker each tell it apart."""
 
@@ -262,6 +281,8 @@ class Results:
     """Level of all intervals."""
     looks: dict[str, Look]
     """By method."""
+    stages: list[Spent] | None = None
+    """Of every artifact that the run stands on, in the order in which they were finished; None in earlier records."""
     provenance: Provenance
 
     def __post_init__(self) -> None:

@@ -230,6 +230,14 @@ class TrainingConfig:
             pairs: each model is then one convex problem, which is solved, with the strength of its L2 penalty chosen on
             validation pairs, and epochs and max_steps are null, unless a method trains a reward model of its own by
             them (DRDO). null: "lora" where lora.stages names the stage, else "all".
+        evaluations: of reward and oracle: times that the loss of validation pairs is computed, evenly spaced over the
+            steps, the last among them; the model of the step where it is least is kept. 0: none, and the last step's
+            is kept. null: 10 of a reward model and of the oracle; 0 of sft and policy, which take nothing else (a
+            policy's step is chosen by the judge, see `snapshots`). [set]
+        evaluation_pairs: validation pairs that it is computed on, evenly spaced over them, or all there are where they
+            are fewer; null for all. [set]
+        patience: evaluations in a row without a lesser loss after which a training ends; null: it takes all its steps.
+            The schedule of the learning rate is of all steps either way. [set]
     """
 
     epochs: float | None = None
@@ -246,7 +254,12 @@ class TrainingConfig:
     logging_steps: int = 25
     save_steps: int | None = None
     train: Literal["all", "lora", "head", "nothing"] | None = field(default=None, metadata={"keyed": False})
+    evaluations: int | None = field(default=None, metadata={"keyed": False})
+    evaluation_pairs: int | None = field(default=500, metadata={"keyed": False})
+    patience: int | None = field(default=3, metadata={"keyed": False})
 
+    EVALUATIONS: ClassVar[int] = 10
+    """Of a reward model, where `evaluations` is null."""
     INDIFFERENT: ClassVar[dict[str, Any]] = {
         "micro_batch_size": None,
         "micro_batch_tokens": None,
@@ -271,10 +284,33 @@ class TrainingConfig:
     def __post_init__(self) -> None:
         if self.epochs is not None and self.max_steps is not None:
             raise ValueError(f"{self.ONE_LENGTH}; got {self.epochs} and {self.max_steps}")
-        optional = ("epochs", "max_steps", "micro_batch_size", "micro_batch_tokens", "save_steps")
+        optional = (
+            *("epochs", "max_steps", "micro_batch_size", "micro_batch_tokens", "save_steps"),
+            *("evaluation_pairs", "patience"),
+        )
         given = [name for name in optional if getattr(self, name) is not None]
         _positive(self, *given, "batch_size", "learning_rate", "max_grad_norm", "logging_steps")
         _share(self, "warmup_fraction")
+        at_least_0 = self.evaluations is None or self.evaluations >= 0
+        _check(self, ">= 0 or null", evaluations=(self.evaluations, at_least_0))
+
+    @property
+    def stopping(self) -> dict[str, int | None] | None:
+        """How the step of a reward model that is kept is chosen, by the options' names; None where it is the last. What
+        counts in its key."""
+        times = self.EVALUATIONS if self.evaluations is None else self.evaluations
+        chosen = {"evaluations": times, "evaluation_pairs": self.evaluation_pairs, "patience": self.patience}
+        return chosen if times else None
+
+    def check_keeps_last(self, name: str) -> None:
+        """ValueError, of a training that always keeps its last step, where the options ask for another."""
+        for option in ("evaluations", "evaluation_pairs", "patience"):
+            default = next(each.default for each in fields(self) if each.name == option)
+            if (value := getattr(self, option)) not in (default, *([0] if option == "evaluations" else [])):
+                raise ValueError(
+                    f"{name}.{option} is of reward models and the oracle only, got {value}; leave it out here (a "
+                    "policy's step is chosen by the judge, see snapshots)"
+                )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -337,6 +373,8 @@ class BiasConfig:
         _check(self, "> 1", length_ratio=(self.length_ratio, self.length_ratio > 1))
         good = len(self.member_fractions) >= 2 and all(0 <= b <= 1 for b in self.member_fractions)
         _check(self, "two or more shares between 0 and 1", member_fractions=(self.member_fractions, good))
+        once = len({f"{b:g}" for b in self.member_fractions}) == len(self.member_fractions)
+        _check(self, "shares that differ: one twice is one member", member_fractions=(self.member_fractions, once))
         for name in ("size", "member_size"):
             if getattr(self, name) is not None:
                 _positive(self, name)
@@ -620,6 +658,7 @@ class Config:
         for stage in ("oracle", "reward"):
             self._check_train(stage, getattr(self, stage), stepped=stage == "reward" and bool(own))
         for stage, allowed in (("sft", ("nothing",)), ("policy", ())):
+            getattr(self, stage).check_keeps_last(f"Config.{stage}")
             if (train := getattr(self, stage).train) not in (None, *allowed):
                 raise ValueError(
                     f"Config.{stage}.train must be {' or '.join((*allowed, 'null'))}, got {train!r}; adapters of this "
@@ -639,6 +678,11 @@ class Config:
             raise ValueError(
                 f'Config.{stage}.train "head" solves for the head and takes no steps: epochs and max_steps must be '
                 f"null, got {training.epochs} and {training.max_steps}"
+            )
+        if training.train == "head" and training.evaluations and not stepped:
+            raise ValueError(
+                f'Config.{stage}.train "head" solves for the head, and there is no step to keep: evaluations must be '
+                f"null, got {training.evaluations}"
             )
 
     def adapts(self, stage: str) -> bool:
@@ -747,6 +791,8 @@ class ExactConfig:
             raise ValueError(
                 "ExactConfig.sft and .policy need max_steps, got epochs: an exact world has no size to pass"
             )
+        for stage in ("sft", "policy"):
+            getattr(self, stage).check_keeps_last(f"ExactConfig.{stage}")
         _check_options(self.KNOWN, self, self.options)
         for name in self.KNOWN:
             self.method(name).check_stated(f"ExactConfig.{option_of(name)}")

@@ -35,6 +35,8 @@ from rich.table import Table
 
 PROVENANCE = ("date", "commit")
 """When a run was, and of which commit: the checkout may move on meanwhile."""
+COST = ("cost", "stages")
+"""Of artifact.json and of results.json: time and memory."""
 HISTORY = ("train_runtime", "train_samples_per_second", "train_steps_per_second")
 """What a log tells of time."""
 FINGERPRINT = "_fingerprint"
@@ -61,6 +63,8 @@ def content(path: Path) -> Any:
         return path.read_bytes()
     value = json.loads(path.read_text())
     value.pop(FINGERPRINT, None)
+    for name in COST if path.name != "state.json" else ():
+        value.pop(name, None)
     for name in PROVENANCE if "provenance" in value else ():
         del value["provenance"][name]
     for name in [name for name in value.get("files", {}) if Path(name).name == "state.json"]:

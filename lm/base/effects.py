@@ -41,6 +41,13 @@ def idle(config: Config, command: str) -> Iterator[tuple[str, str]]:
             yield "reward", f"methods are {methods}, which distil no rewards"
     if config.oracle_model is not None:
         yield "oracle", "oracle_model is given: none is trained"
+    for stage in ("oracle", "reward"):
+        training = getattr(config, stage)
+        why = f"{stage}.evaluations is 0: the last step is kept" if training.evaluations == 0 else ""
+        if training.train == "head" and not training.has_steps:
+            why = f"{stage}.train is head: there is no step to keep"
+        if why:
+            yield from ((f"{stage}.{name}", why) for name in ("evaluation_pairs", "patience"))
     if config.lora.rank is None:
         yield from ((f"lora.{name}", "lora.rank is null") for name in ("alpha", "target_modules", "stages"))
     if config.probe.pairs == 0:

@@ -1,8 +1,8 @@
 """Artifact folders: each stage's result is keyed by everything it was made from, written whole, and reused.
 
-An artifact is `<root>/<stage>/<name>-<key>/` with an `artifact.json` (inputs, metrics, checksums, provenance). The key
-is a digest of the stage's inputs, upstream keys among them: another configuration gets another folder, nothing is
-overwritten, and what is unchanged is not computed again. It is made in a hidden folder and renamed when complete. Of
+An artifact is `<root>/<stage>/<name>-<key>/` with an `artifact.json` (inputs, metrics, cost, checksums, provenance).
+The key is a digest of the stage's inputs, upstream keys among them: another configuration gets another folder, nothing
+is overwritten, and what is unchanged is not computed again. It is made in a hidden folder and renamed when complete. Of
 several ranks, all compute and the first one's result is kept.
 """
 
@@ -20,7 +20,7 @@ from dataclasses import Field, asdict, dataclass, fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
-from lm.base import progress, ranks
+from lm.base import cost, progress, ranks
 from lm.base.files import inside, sha256_of
 from theory import records
 from theory.records import write_json
@@ -80,6 +80,7 @@ class Store:
 
     def __init__(self, root: Path, *, seed: int, read_only: frozenset[str] = frozenset()) -> None:
         self.root, self.seed, self.read_only = root, seed, read_only
+        self._records: dict[str, Mapping[str, Any]] = {}
 
     def get(
         self,
@@ -113,25 +114,29 @@ class Store:
                 return None
             record = verify(final)
             shutil.rmtree(work, ignore_errors=True)  # a kill may have come before
-            return record["metrics"]  # type: ignore[no-any-return]
+            return record
 
-        metrics = ranks.from_first(finished)
-        if metrics is not None:
-            return Artifact(final, key, metrics)
+        found = ranks.from_first(finished)
+        if found is not None:
+            self._records[key] = found
+            return Artifact(final, key, found["metrics"])
         if stage in self.read_only:
             raise MissingArtifact(f"there is no finished {stage} {name} in {self.root}; run `python -m lm.train` first")
         result, scratch = work / ("result" if ranks.is_first() else f"rank-{ranks.index()}"), work / "scratch"
         shutil.rmtree(result, ignore_errors=True)
         result.mkdir(parents=True)
         scratch.mkdir(exist_ok=True)
+        resumed = ranks.from_first(lambda: any(scratch.iterdir()))
         progress.say(f"[{stage}] {name}")
         try:
-            made = ranks.from_first(lambda: make(result, scratch)) if alone else make(result, scratch)
+            with cost.Meter() as meter:
+                made = ranks.from_first(lambda: make(result, scratch)) if alone else make(result, scratch)
         except Exception as error:
             if (reason := refusal(error)) is None:
                 raise
             raise Refused(f"[{stage}] {name} in {self.root}: {reason}") from error
-        whole = {**described, "metrics": made, "provenance": provenance(self.seed)}
+        took = {**cost.together(ranks.from_all(meter.found())), "resumed": resumed}
+        whole = {**described, "metrics": made, "cost": took, "provenance": provenance(self.seed)}
 
         def finish() -> dict[str, Any]:
             write_json(result / "artifact.json", {**whole, "files": _checksums(result)})
@@ -141,7 +146,22 @@ class Store:
             return made
 
         ranks.wait()  # until none works in that folder any more
+        self._records[key] = whole
         return Artifact(final, key, ranks.from_first(finish))
+
+    def costs(self) -> list[dict[str, Any]]:
+        """What making each artifact took that was asked for here, in the order in which they were finished: `stage`,
+        `name`, `finished` (ISO 8601), and what `lm.base.cost.Meter.found` has, of all ranks; and `resumed`, whether a
+        process before the last worked on it too, whose share is not in the numbers. Those that an earlier version made
+        have none."""
+        told = {
+            (record["provenance"]["date"], record["stage"], record["name"], key): record
+            for key, record in self._records.items()
+        }
+        return [
+            {"stage": stage, "name": name, "finished": date, **record.get("cost", {})}
+            for (date, stage, name, _), record in sorted(told.items(), key=lambda item: item[0])
+        ]
 
 
 def key_of(stage: str, name: str, inputs: Mapping[str, Any]) -> str:

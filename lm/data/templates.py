@@ -38,7 +38,8 @@ def chat_renderer(tokenizer: PreTrainedTokenizerBase | None, model: str) -> Rend
         if tokenizer is None or tokenizer.chat_template is None:
             raise ValueError(
                 f"{where}: there are messages, and model {model!r} has no chat template to write them by; give a model "
-                "that has one, or prompt, chosen and rejected as text"
+                "that has one (an instruct model), put a chat_template into its tokenizer_config.json, or give prompt, "
+                "chosen and rejected as text"
             )
         prompt = _written(tokenizer, model, messages, where, tools, add_generation_prompt=True)
         whole = _written(tokenizer, model, [*messages, reply], where, tools)

@@ -6,6 +6,7 @@ import copy
 import json
 import logging
 from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from transformers import (
     AutoTokenizer,
     GenerationConfig,
     LlamaConfig,
+    PretrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
     PreTrainedTokenizerFast,
@@ -27,7 +29,7 @@ from transformers import (
 
 from lm.base import hub
 from lm.base.files import sha256_of
-from lm.config import Config, LoraConfig
+from lm.config import Config, DataConfig, LoraConfig
 from lm.logprobs.definition import check_positions
 from lm.models import checks, noise
 from lm.models.gguf import as_folder
@@ -229,24 +231,9 @@ def load_policy(spec: str | Path, tokenizer: PreTrainedTokenizerBase, config: Co
     Raises ValueError where weights are missing, the model is not causal, or it has fewer rows in its embedding than the
     tokenizer has ids, or fewer positions than the longest row of the configured data.
     """
-    longest = _longest_row(config)
     if str(spec) in SCRATCH:
-        shape = SCRATCH[str(spec)]
         model = AutoModelForCausalLM.from_config(
-            LlamaConfig(
-                hidden_size=shape["hidden_size"],
-                intermediate_size=shape["hidden_size"] * 8 // 3 // 32 * 32,
-                num_hidden_layers=shape["num_hidden_layers"],
-                num_attention_heads=shape["num_attention_heads"],
-                vocab_size=len(tokenizer),
-                max_position_embeddings=longest,
-                bos_token_id=None,
-                eos_token_id=tokenizer.eos_token_id,
-                pad_token_id=tokenizer.pad_token_id,
-                tie_word_embeddings=True,
-                # The usual 0.02 starts a model this narrow so flat that it takes many times the steps to learn to copy.
-                initializer_range=0.1,
-            ),
+            _scratch_config(str(spec), tokenizer, config.data),
             dtype=getattr(torch, config.dtype),
         )
     else:
@@ -257,14 +244,57 @@ def load_policy(spec: str | Path, tokenizer: PreTrainedTokenizerBase, config: Co
     noise.turn_off(model)
     model.config.get_text_config().eos_token_id = tokenizer.eos_token_id
     model.generation_config = generation_config(tokenizer)
-    positions = getattr(model.config.get_text_config(), "max_position_embeddings", None)
-    if positions is not None and positions < longest:
-        raise ValueError(
-            f"data.max_prompt_length {config.data.max_prompt_length} + data.max_completion_length "
-            f"{config.data.max_completion_length} + 1 must be at most the {positions} positions of model {str(spec)!r}"
-        )
-    check_positions(model.config, longest, f"model {str(spec)!r}")
+    check_context(model.config, config.data, f"model {str(spec)!r}")
     return model
+
+
+def _scratch_config(spec: str, tokenizer: PreTrainedTokenizerBase, data: DataConfig) -> LlamaConfig:
+    shape = SCRATCH[spec]
+    return LlamaConfig(
+        hidden_size=shape["hidden_size"],
+        intermediate_size=shape["hidden_size"] * 8 // 3 // 32 * 32,
+        num_hidden_layers=shape["num_hidden_layers"],
+        num_attention_heads=shape["num_attention_heads"],
+        vocab_size=len(tokenizer),
+        max_position_embeddings=_longest_row(data),
+        bos_token_id=None,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+        tie_word_embeddings=True,
+        # The usual 0.02 starts a model this narrow so flat that it takes many times the steps to learn to copy.
+        initializer_range=0.1,
+    )
+
+
+@dataclass(frozen=True)
+class Size:
+    """Of a model, in bytes of the run's dtype and in numbers."""
+
+    weights: int
+    """A tied one once."""
+    adapters: int
+    """As the options of the adapters say; 0 where they have no rank."""
+    width: int
+    """Of its hidden states."""
+
+
+def size_of(option: str, tokenizer: PreTrainedTokenizerBase, config: Config) -> Size:
+    """How large the model is that this option names, by its config alone. A reward model of it has a row for a head in
+    place of a language model's, and is no larger."""
+    spec = getattr(config, option)
+    own = (
+        _scratch_config(spec, tokenizer, config.data)
+        if spec in SCRATCH
+        else config_of(option, spec, config.trust_remote_code)
+    )
+    each, adapters = getattr(torch, config.dtype).itemsize, 0
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(own, trust_remote_code=config.trust_remote_code)
+        weights = sum(parameter.numel() for parameter in model.parameters())
+        if config.lora.rank is not None:
+            add_adapter(model, config.lora, base=spec)
+            adapters = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+    return Size(weights * each, adapters * each, int(own.get_text_config().hidden_size))
 
 
 def generation_config(tokenizer: PreTrainedTokenizerBase) -> GenerationConfig:
@@ -283,19 +313,47 @@ def generation_config(tokenizer: PreTrainedTokenizerBase) -> GenerationConfig:
 
 def load_reward_model(spec: str | Path, config: Config, *, new_head: bool = False) -> PreTrainedModel:
     """A sequence-classification model with one label, without noise. A head that the weights lack is drawn under the
-    torch seed where it may be a `new_head`, which is then to be trained; else ValueError. So is a model whose positions
-    depend on the longest row of a batch (see `lm.logprobs.definition.check_positions`)."""
+    torch seed where it may be a `new_head`, which is then to be trained; else ValueError. Its context is checked as of
+    `check_context`."""
     option = "oracle_model" if str(spec) == config.oracle_model else "reward model"
     auto = AutoModelForSequenceClassification
     model = open_weights(auto, option, spec, new_head=new_head, num_labels=1, **_as_of(config))
-    check_positions(model.config, _longest_row(config), f"{option} {str(spec)!r}")
+    check_context(model.config, config.data, f"{option} {str(spec)!r}")
     noise.turn_off(model)
     return model
 
 
-def _longest_row(config: Config) -> int:
-    """Tokens that a row of the configured data may have; evaluation may add end-of-text."""
-    return sum(config.data.limits) + 1
+def check_context(config: PretrainedConfig, data: DataConfig, what: str) -> None:
+    """Raises ValueError where a model has fewer positions than the longest row of the data, or such as depend on a
+    row's neighbours (see `lm.logprobs.definition.check_positions`).
+
+    Args:
+        config: the model's.
+        data: with numbers as limits.
+        what: the model, for the message.
+    """
+    positions = getattr(config.get_text_config(), "max_position_embeddings", None)
+    if positions is not None and positions < _longest_row(data):
+        raise ValueError(
+            f"data.max_prompt_length {data.max_prompt_length} + data.max_completion_length "
+            f"{data.max_completion_length} + 1 must be at most the {positions} positions of {what}"
+        )
+    check_positions(config, _longest_row(data), what)
+
+
+def check_contexts(config: Config, data: DataConfig, *, ask_hub: bool) -> None:
+    """`check_context` of every model that the options name, by its config alone: that of a judge, or of what reward
+    models start from, would be told after pi_ref was trained. Names of the hub are passed over where it is not to be
+    asked."""
+    for option in ("model", "reward_base", "oracle_model"):
+        spec = getattr(config, option)
+        if spec is not None and spec not in SCRATCH and (ask_hub or Path(spec).exists()):
+            check_context(config_of(option, spec, config.trust_remote_code), data, f"{option} {spec!r}")
+
+
+def _longest_row(data: DataConfig) -> int:
+    """Tokens that a row of the data may have; evaluation may add end-of-text."""
+    return sum(data.limits) + 1
 
 
 def _as_of(config: Config) -> dict[str, Any]:

@@ -23,6 +23,7 @@ from lm.stages.data import data
 from lm.stages.evaluations import choose, evaluation, probe_history
 from lm.stages.labels import check_judge, labels, oracle_accuracy
 from lm.stages.rewards import asked, reward_accuracy
+from lm.stages.room import check_room
 from lm.stages.run import Run
 from lm.stages.subsets import bias
 from lm.stages.trainings import sft
@@ -34,8 +35,10 @@ def results(run: Run) -> Results:
 
     Raises:
         ValueError: there is nobody to judge.
+        Refused: the disk has no room for what is missing.
     """
     check_judge(run)
+    check_room(run)
     reference, methods, rewards = evaluation(run, SFT), {}, {}
     base = _column(reference, "oracle_reward")
     for name in run.config.methods:
@@ -68,6 +71,7 @@ def results(run: Run) -> Results:
             "rho": run.config.bias.rho,
             "confidence": run.config.evaluation.confidence,
             "looks": looks(run.config.methods),
+            "stages": run.store.costs(),
             "provenance": provenance(run.config.seed),
         },
     )
@@ -88,6 +92,7 @@ def _samples(run: Run, artifact: Artifact) -> str:
 def cell(run: Run, name: str) -> dict[str, Any]:
     """One method of one run, for a grid: `chosen` (setting, step), `test` (metrics, advantage and interval),
     `validation`, `probe`, and `rewards`: the oracle's of each test prompt, of the policy and of pi_ref."""
+    check_room(run)
     rewards, base = (_column(evaluation(run, policy), "oracle_reward") for policy in (name, SFT))
     chosen = choose(run, name)
     return {

@@ -23,7 +23,7 @@ from lm.data.rows import Tally, left_out
 from lm.data.templates import chat_renderer
 from lm.data.tokens import FORM, KEYS, load, standing_twice, tokenise, twice_in_words
 from lm.models import checks
-from lm.models.loading import END, PAD, SCRATCH, load_tokenizer, same_tokenizer
+from lm.models.loading import END, PAD, SCRATCH, check_contexts, load_tokenizer, same_tokenizer
 from lm.models.weights import rows_by_config
 from lm.stages.run import Run, once
 
@@ -121,6 +121,9 @@ def data(run: Run) -> Artifact:
     artifact = run.store.get("data", config.kind, inputs, make, alone=True)
     if config.kind != "world":
         _say(artifact.metrics)
+    known = replace(config, **artifact.metrics.get("limits", {}))
+    if None not in (known.max_prompt_length, known.max_completion_length):
+        check_contexts(run.config, known, ask_hub=True)
     _checked_tokenizer(run, artifact)  # before anything reads the ids, and not when it is first decoded
     ensembles = [name for name in run.config.methods if "members" in run.config.method(name).needs]
     if config.rewards == "given" and artifact.metrics["members"] < 2 and ensembles:

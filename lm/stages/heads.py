@@ -133,7 +133,7 @@ def bradley_terry_model(
             "history": [],
         }
 
-    decides = {name: value for name, value in inputs.items() if name not in ("training", "seed", "lora")}
+    decides = {name: value for name, value in inputs.items() if name not in ("training", "seed", "lora", "kept")}
     return run.store.get(stage, name, {**decides, "train": "head", "features": body}, make)
 
 

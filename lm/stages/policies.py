@@ -45,7 +45,7 @@ def policy(run: Run, name: str, method: Method | None = None) -> Artifact:
         learnt = scored_pairs(run, method, name)
         few = run.config.probe.train_pairs
         probes = run.config.probe.times if probe is not None else 0
-        arguments = arguments_of(run, training, scratch, seed, probes)
+        arguments = arguments_of(run, training, scratch, seed, probes=probes)
         kept = scratch / "snapshots"  # they outlive a crash, as the checkpoints do
 
         def save(step: int) -> None:

@@ -39,17 +39,19 @@ class Run:
     """
 
     def __init__(self, config: Config, *, read_only: frozenset[str] = frozenset()) -> None:
-        from lm.models.gguf import as_folder
-        from lm.models.loading import check_lora, check_model, check_reward_base, check_reward_model
+        from lm.models.gguf import as_folder, file_of, is_gguf, types_of
+        from lm.models.loading import check_contexts, check_lora, check_model, check_reward_base, check_reward_model
         from lm.training import trackers
 
         trackers.check(config.report_to)
         self.store = Store(Path(config.output_dir), seed=config.seed, read_only=read_only)
         kept = self.store.root / "models"
+        named = ("model", "oracle_model", "reward_base")
+        specs: dict[str, str] = {name: spec for name in named if (spec := getattr(config, name)) is not None}
+        for spec in filter(is_gguf, specs.values()):  # all of them, before one is read in
+            ranks.from_first(lambda spec=spec: types_of(file_of(spec)))  # type: ignore[misc]
         folders: dict[str, Any] = {
-            name: ranks.from_first(partial(as_folder, spec, kept))
-            for name in ("model", "oracle_model", "reward_base")
-            if (spec := getattr(config, name)) is not None
+            name: ranks.from_first(partial(as_folder, spec, kept)) for name, spec in specs.items()
         }
         config = replace(config, **folders)
         check_model(config.model, config.trust_remote_code)
@@ -62,6 +64,8 @@ class Run:
         base = getattr(config, option)
         if trains_reward_models(config) and Path(base).exists():  # else the hub's answer comes before SFT
             check_reward_base(base, config.trust_remote_code, option)
+        if None not in (config.data.max_prompt_length, config.data.max_completion_length):
+            check_contexts(config, config.data, ask_hub=False)  # else where the limits are known
         if config.oracle_model is not None:
             check_reward_model(config.oracle_model, config.trust_remote_code)
         self.config = config

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -13,7 +14,8 @@ from datasets import Dataset
 from safetensors.torch import save_file
 from transformers import PreTrainedModel
 
-from lm.base import ranks
+from lm.base import progress, ranks
+from lm.base.files import link_or_copy
 from lm.base.store import Artifact, keyed
 from lm.config import TrainingConfig
 from lm.data import votes
@@ -35,9 +37,10 @@ from lm.objectives import JointOracle
 from lm.stages.data import data, references, sized, tokenizer
 from lm.stages.run import Run, once, trains_reward_models
 from lm.training.batches import CompletionArguments, agreement, pair_collator, sft_collator
+from lm.training.best import KeepBest, Patience, spread, verdict
 from lm.training.heads import calibration
 from lm.training.loop import fit, training_arguments
-from lm.training.trainer import JointOracleTrainer, RewardTrainer, SFTTrainer
+from lm.training.trainer import CompletionTrainer, JointOracleTrainer, RewardTrainer, SFTTrainer
 
 # ---------------------------------------------------------------- what trainings share
 
@@ -47,6 +50,8 @@ def inputs_of(run: Run, stage: str, training: TrainingConfig, **inputs: Any) -> 
     keys = {"training": replace(training, **training.INDIFFERENT), "seed": run.seed(stage), "precision": precision(run)}
     if run.config.adapts(stage):
         keys["lora"] = {name: value for name, value in keyed(run.config.lora).items() if name != "stages"}
+    if stage in ("oracle", "reward") and training.stopping is not None:
+        keys["kept"] = training.stopping  # without it the last step is, as of the artifacts that have no such key
     return {**keys, "base": run.content(run.config.model), **inputs}
 
 
@@ -66,7 +71,9 @@ def adapted(run: Run, stage: str, model: PreTrainedModel) -> PreTrainedModel:
     return model
 
 
-def arguments_of(run: Run, training: TrainingConfig, scratch: Path, seed: int, probes: int = 0) -> CompletionArguments:
+def arguments_of(
+    run: Run, training: TrainingConfig, scratch: Path, seed: int, *, probes: int = 0, evaluations: int = 0
+) -> CompletionArguments:
     """One training in transformers' terms, which trackers call as its artifact is called."""
     name = scratch.parent.name
     return training_arguments(
@@ -75,6 +82,7 @@ def arguments_of(run: Run, training: TrainingConfig, scratch: Path, seed: int, p
         seed=seed,
         device=run.config.device,
         probes=probes,
+        evaluations=evaluations,
         report_to=run.config.report_to,
         logs=run.store.root / "logs" / name,
     )
@@ -149,6 +157,62 @@ def start_input(run: Run) -> Artifact | str | None:
     return sft(run) if run.config.reward_base is None else run.content(run.config.reward_base)
 
 
+def _fit_reward(
+    run: Run,
+    trainer: type[CompletionTrainer],
+    model: CompletionModel,
+    training: TrainingConfig,
+    sets: tuple[Dataset, Dataset],
+    folders: tuple[Path, Path],
+    seed: int,
+    reopen: Callable[[Path], CompletionModel],
+    **extra: Any,
+) -> tuple[CompletionModel, dict[str, Any]]:
+    """Trains a reward model and leaves it in its folder, as it was after the step of the least loss of validation
+    pairs, or after the last one, see `lm.config.TrainingConfig.stopping`.
+
+    Args:
+        run: the run.
+        trainer: of its kind.
+        model: as it starts.
+        training: the options.
+        sets: training and validation pairs.
+        folders: where it is to be left, and where what outlives a crash goes.
+        seed: of the training.
+        reopen: the model in a folder, ready to score.
+        extra: for the trainer.
+
+    Returns:
+        The model that was kept, ready to score, and what its metrics say of the training.
+    """
+    (pairs, valid), (folder, scratch), how = sets, folders, training.stopping
+    if how is None:
+        history = fit(trainer, model, pairs, pair_collator(), arguments_of(run, training, scratch, seed), **extra)
+        save_model(run, model, folder)
+        return _whole(model, folder, reopen), {"kept": verdict(history), "history": history}
+    keep = KeepBest(scratch, lambda half: save_model(run, model, half))
+    history = fit(
+        trainer,
+        model,
+        pairs,
+        pair_collator(),
+        arguments_of(run, training, scratch, seed, evaluations=how["evaluations"] or 0),
+        eval_dataset=spread(valid, how["evaluation_pairs"]),
+        callbacks=[keep, *([Patience(how["patience"])] if how["patience"] is not None else [])],
+        **extra,
+    )
+    kept = verdict(history)
+    if ranks.is_first():
+        shutil.copytree(keep.folder(kept["step"]), folder, copy_function=link_or_copy, dirs_exist_ok=True)
+    progress.say(
+        f"step {kept['step']} of {kept['last_step']} is kept: loss of validation pairs {kept['validation_loss']:.4f}, "
+        f"after the last {kept['last_validation_loss']:.4f}"
+    )
+    is_last = kept["step"] == kept["last_step"]
+    scorer = _whole(model, folder, reopen) if is_last else reopen(ranks.from_first(lambda: folder))
+    return scorer, {"kept": kept, "history": history}
+
+
 def reward_model(
     run: Run,
     stage: str,
@@ -166,13 +230,15 @@ def reward_model(
         torch.manual_seed(seed)
         base = load_reward_model(start_of(run), sized(run), new_head=True)
         model = CompletionModel(adapted(run, stage, base), options=run.config.logprobs)
-        arguments = arguments_of(run, training, scratch, seed)
-        history = fit(RewardTrainer, model, pairs(), pair_collator(), arguments)
-        save_model(run, model, folder)
         valid = held_out()
-        scorer = _whole(model, folder, lambda saved: open_reward_model(saved, sized(run)))
+
+        def reopen(saved: Path) -> CompletionModel:
+            return open_reward_model(saved, sized(run))
+
+        sets, folders = (pairs(), valid), (folder, scratch)
+        scorer, told = _fit_reward(run, RewardTrainer, model, training, sets, folders, seed, reopen)
         chosen, rejected = score_pairs(scorer, valid, f"{name} on validation pairs")
-        return {**held_out_metrics(run, valid, chosen, rejected), "history": history}
+        return {**held_out_metrics(run, valid, chosen, rejected), **told}
 
     return run.store.get(stage, name, inputs, make)
 
@@ -192,13 +258,15 @@ def joint_oracle(
         torch.manual_seed(seed)
         policy = adapted(run, "reward", load_policy(start_of(run), tokenizer(run), sized(run)))
         model = CompletionModel(policy, reward_head=True, options=run.config.logprobs)
-        arguments = arguments_of(run, run.config.reward, scratch, seed)
-        history = fit(JointOracleTrainer, model, pairs(), pair_collator(), arguments, oracle=oracle)
-        save_model(run, model, folder)
         valid = held_out()
-        scorer = _whole(model, folder, lambda saved: open_policy(saved, tokenizer(run), sized(run), reward_head=True))
+
+        def reopen(saved: Path) -> CompletionModel:
+            return open_policy(saved, tokenizer(run), sized(run), reward_head=True)
+
+        sets, folders, training = (pairs(), valid), (folder, scratch), run.config.reward
+        scorer, told = _fit_reward(run, JointOracleTrainer, model, training, sets, folders, seed, reopen, oracle=oracle)
         chosen, rejected = score_pairs(scorer, valid, f"{name}'s oracle on validation pairs", rewards=True)
-        return {**held_out_metrics(run, valid, chosen, rejected), "history": history}
+        return {**held_out_metrics(run, valid, chosen, rejected), **told}
 
     return run.store.get("reward", name, inputs, make)
 

@@ -111,6 +111,14 @@ def stages(config: Config) -> Iterator[Work]:
         passes = 3 - config.adapts(stage) + options.activation_checkpointing + more
         return examples(options, size) * data.row(completions) * passes
 
+    def looks(stage: str) -> float:
+        """At validation pairs while a reward model trains; it may end before all of them."""
+        options: TrainingConfig = getattr(config, stage)
+        if options.stopping is None or (options.train == "head" and not options.has_steps):
+            return 0.0
+        most = options.evaluation_pairs
+        return (options.stopping["evaluations"] or 0) * (valid if most is None else min(most, valid)) * data.row(2)
+
     def calls(prompts: int) -> int:
         return ceil(prompts / config.sampling.batch_size)
 
@@ -120,7 +128,7 @@ def stages(config: Config) -> Iterator[Work]:
     if "head" in (config.oracle.train, config.reward.train):
         yield Work("features", False, pairs * data.row(2))
     if config.oracle_model is None:
-        oracle = training("oracle", pairs - valid - test, 2) + valid * data.row(2)
+        oracle = training("oracle", pairs - valid - test, 2) + looks("oracle") + valid * data.row(2)
         yield Work("oracle", False, oracle, kept=1, adapters=config.adapts("oracle"))
     if config.data.labels == "oracle":
         yield Work("labels", False, pairs * data.row(2))
@@ -129,7 +137,7 @@ def stages(config: Config) -> Iterator[Work]:
     ensemble = any("members" in method.needs for _, method in every)
     models += [member_size(config, biased)] * len(config.bias.member_fractions) * ensemble
     models += [biased] * len({(name, method.own_oracle) for name, method in every if method.own_oracle})
-    reward = sum(training("reward", size, 2) + valid * data.row(2) for size in models)
+    reward = sum(training("reward", size, 2) + looks("reward") + valid * data.row(2) for size in models)
     yield Work("reward", True, reward, kept=len(models), adapters=config.adapts("reward"))
     score = biased * (data.row(2) * (1 + len(models)) + samples * 2 * data.row(1))
     yield Work("score", True, score, batches=calls(biased * samples))

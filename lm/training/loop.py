@@ -42,6 +42,7 @@ def training_arguments(
     seed: int,
     device: str,
     probes: int = 0,
+    evaluations: int = 0,
     report_to: Sequence[str] = (),
     logs: Path | None = None,
 ) -> CompletionArguments:
@@ -52,7 +53,8 @@ def training_arguments(
         folder: where checkpoints go.
         seed: of everything that training draws.
         device: "cpu" or "auto".
-        probes: so many probes of the policy.
+        probes: so many probes of the policy, and one before it.
+        evaluations: so many times the loss of held-out rows, by which `lm.training.best` keeps a step; without probes.
         report_to: trackers, which call the training what the last part of `logs` is; see `lm.training.trackers`.
         logs: TensorBoard's folder.
 
@@ -64,6 +66,7 @@ def training_arguments(
     ranks = int(os.environ.get("WORLD_SIZE", "1"))
     if config.batch_size % ranks:
         raise ValueError(f"batch_size {config.batch_size} must be a multiple of the number of ranks, {ranks}")
+    looks = probes or evaluations
     arguments = CompletionArguments(
         output_dir=str(folder),
         per_device_train_batch_size=config.batch_size // ranks,
@@ -78,9 +81,10 @@ def training_arguments(
         weight_decay=config.weight_decay,
         max_grad_norm=config.max_grad_norm,
         logging_steps=config.logging_steps,
-        eval_strategy="steps" if probes else "no",
-        eval_steps=(1 / probes if probes > 1 else 0.999) if probes else None,  # a share of the steps, rounded up
+        eval_strategy="steps" if looks else "no",
+        eval_steps=(1 / looks if looks > 1 else 0.999) if looks else None,  # a share of the steps, rounded up
         eval_on_start=probes > 0,
+        metric_for_best_model="loss" if evaluations else None,
         save_strategy="no" if config.save_steps is None else "steps",
         save_steps=config.save_steps or 500,
         save_total_limit=2,

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import time
-from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,7 +15,7 @@ from lm.data.rewards import MARGIN, MEMBER_MARGINS
 from lm.data.votes import PROBABILITY
 from lm.logprobs.kernels import widest
 from lm.objectives import Method, PairBatch, forward_kl_of_pairs
-from lm.training.batches import Batch, agreement, cut, pair_collator, probability_of, weight_of
+from lm.training.batches import Batch, agreement, pair_collator, probability_of, weight_of
 from lm.training.dual_ascent import ascent_of
 from lm.training.trainer import CompletionTrainer, Logged
 from theory import losses
@@ -35,42 +33,28 @@ class PolicyTrainer(CompletionTrainer):
         self._ascent = ascent_of(method, self.train_dataset)
         self._held = "forward_kl" if method.needs_samples else "forward_kl_preferences"
 
-    def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
-        """Probes the policy on held-out pairs, `eval_dataset`; logs and returns means over the pairs, of nats.
+    def held_out_sets(self) -> dict[str, Dataset]:
+        """Also the training pairs of `train_probe`, of which names begin with eval_train_."""
+        more = {} if self.train_probe is None else {"eval_train_": self.train_probe}
+        return super().held_out_sets() | more
 
-        eval_chosen_logps and eval_rejected_logps: log pi of winners and losers; eval_chosen_logratio,
-        eval_rejected_logratio: less log pi_ref; eval_accuracy: share with the greater log-ratio of the winner, by soft
-        labels as of `lm.training.batches.agreement` (each pair counts once, whatever it weighs);
-        eval_forward_kl_reference and eval_forward_kl_preferences: KL(pi_ref || pi) by samples of pi_ref and by the
-        pairs' own completions ([F] Figure B.1); eval_member_<k>: share of pairs whose reward margin by member k is
+    def held_out_collator(self) -> Callable[[list[dict[str, Any]]], Batch]:
+        """With samples of pi_ref, also for methods that do not learn from them."""
+        return pair_collator(sample=True)
+
+    def held_out_units(self, batch: Batch) -> float:
+        """Pairs: each counts once, whatever it weighs."""
+        return len(batch["ids"])
+
+    def held_out(self, batch: Batch) -> dict[str, Tensor]:
+        """What the probe tells of each held-out pair, [N], nats.
+
+        chosen_logps and rejected_logps: log pi of winners and losers; chosen_logratio, rejected_logratio: less
+        log pi_ref; accuracy: whether the winner has the greater log-ratio, by soft labels as of
+        `lm.training.batches.agreement`; forward_kl_reference and forward_kl_preferences: KL(pi_ref || pi) by samples of
+        pi_ref and by the pair's own completions ([F] Figure B.1); member_<k>: whether the reward margin by member k is
         nearest to the implicit one, beta times the log-ratio margin, for methods that distil members ([F] Figure B.3).
-        The same of the training pairs of `train_probe`, as eval_train_chosen_logps and so on.
         """
-        assert isinstance(self.eval_dataset, Dataset)
-        began = time.perf_counter()
-        metrics = self._means(self.eval_dataset, "eval_")
-        if self.train_probe is not None:
-            metrics |= self._means(self.train_probe, "eval_train_")
-        self.log(metrics)
-        self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
-        self._since += time.perf_counter() - began
-        return metrics
-
-    def _means(self, pairs: Dataset, prefix: str) -> dict[str, float]:
-        """Of what the probe tells of these pairs, by name."""
-        batch = self._prepare_inputs(pair_collator(sample=True)(list(pairs)))
-        sums: dict[str, Tensor] = defaultdict(lambda: torch.zeros((), device=self.args.device))
-        with torch.no_grad():
-            parts = cut(batch, self.args, tokens=self.model.options.scoring_tokens)
-            # A rank that nothing is left for has the names of the sums from a part that counts nothing.
-            for part, weight in parts[self.args.process_index :: self.args.world_size] or [(parts[0][0], 0.0)]:
-                for name, values in self._probed(part).items():
-                    sums[prefix + name] = sums[prefix + name] + weight * values.sum()
-        totals = self.accelerator.reduce(torch.stack(list(sums.values())), "sum") / len(batch["ids"])
-        return dict(zip(sums, totals.tolist(), strict=True))
-
-    def _probed(self, batch: Batch) -> dict[str, Tensor]:
-        """What the probe tells of each pair, [N]."""
         scores = batch["scores"]
         logps = self.model(batch["input_ids"], batch["lengths"]).logps
         logps = logps.to(widest(logps.device)).view(len(batch["ids"]), -1)

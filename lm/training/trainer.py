@@ -11,7 +11,7 @@ import json
 import math
 import time
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ import safetensors.torch
 import torch
 from accelerate.data_loader import prepare_data_loader
 from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin
+from datasets import Dataset
 from torch import Tensor
 from torch.utils.data import DataLoader
 from transformers import Trainer
@@ -55,6 +56,7 @@ class CompletionTrainer(Trainer):  # type: ignore[misc]
         self._units_seen: float = 0
         self._tokens_seen = 0
         self._since = 0.0
+        self._held_out: dict[str, tuple[list[tuple[Batch, float]], float]] = {}
         self._rows: list[str] = []  # of the step under way, for an error in a method of the Trainer's that has no batch
 
     def create_accelerator_and_postprocess(self) -> None:
@@ -164,6 +166,63 @@ class CompletionTrainer(Trainer):  # type: ignore[misc]
             )
         return norm
 
+    def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
+        """Logs and returns means over held-out rows, `eval_dataset`, each called eval_<what>, see `held_out`. All ranks
+        have the same numbers to the bit, as what is decided by them has to be decided alike.
+
+        Raises:
+            FloatingPointError: one of them is not finite.
+        """
+        began = time.perf_counter()
+        metrics: dict[str, float] = {}
+        for prefix, rows in self.held_out_sets().items():
+            metrics |= self._means(rows, prefix)
+        for name, value in metrics.items():
+            if not math.isfinite(value):
+                raise FloatingPointError(f"{name} of held-out rows is {value} after step {self.state.global_step}")
+        self.log(metrics)
+        self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        self._since += time.perf_counter() - began
+        return metrics
+
+    def _means(self, rows: Dataset, prefix: str) -> dict[str, float]:
+        """Of `held_out`, over these rows, by name."""
+        if prefix not in self._held_out:
+            batch = self._prepare_inputs(self.held_out_collator()(list(rows)))
+            parts = cut(batch, self.args, tokens=self.model.options.scoring_tokens)
+            # A rank that nothing is left for has the names of the sums from a part that counts nothing.
+            mine = parts[self.args.process_index :: self.args.world_size] or [(parts[0][0], 0.0)]
+            self._held_out[prefix] = mine, self.held_out_units(batch)
+        mine, units = self._held_out[prefix]
+        width = widest(self.args.device)
+        sums: dict[str, Tensor] = defaultdict(lambda: torch.zeros((), dtype=width, device=self.args.device))
+        with torch.no_grad():
+            for part, weight in mine:
+                for name, values in self.held_out(part).items():
+                    sums[prefix + name] = sums[prefix + name] + weight * values.to(width).sum()
+        totals = self.accelerator.gather(torch.stack(list(sums.values()))).view(-1, len(sums)).sum(0) / units
+        return dict(zip(sums, totals.tolist(), strict=True))
+
+    def held_out_sets(self) -> dict[str, Dataset]:
+        """The rows that `evaluate` tells of, by what its names begin with."""
+        assert isinstance(self.eval_dataset, Dataset)
+        return {"eval_": self.eval_dataset}
+
+    def held_out_collator(self) -> Callable[[list[dict[str, Any]]], Batch]:
+        """How held-out rows become a batch."""
+        collator: Callable[[list[dict[str, Any]]], Batch] = self.data_collator
+        return collator
+
+    def held_out_units(self, batch: Batch) -> float:
+        """What the sums of `held_out` are divided by."""
+        return self.units(batch)
+
+    def held_out(self, batch: Batch) -> dict[str, Tensor]:
+        """What is told of each held-out row, [N]: its loss as it is trained on, and what is logged beside it, times
+        what it weighs."""
+        loss, logged = self.losses(self.model, batch)
+        return {name: _weighted(values, batch) for name, values in {"loss": loss, **logged}.items()}
+
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Adds the recorded means, and for whoever watches the speed, of which nothing is kept: it is no result."""
         if self._units_seen and "loss" in logs:
@@ -178,12 +237,14 @@ class CompletionTrainer(Trainer):  # type: ignore[misc]
         self.state.log_history[-1].pop(SPEED, None)
 
     def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
-        """Trains unless all steps are done: the Trainer's own loop, resumed after the last step, takes one more."""
-        if self.state.global_step < self.state.max_steps:
+        """Trains unless all steps are done, or it had ended when it was resumed: the Trainer's own loop, resumed then,
+        takes one step more."""
+        if self.state.global_step < self.state.max_steps and not self.control.should_training_stop:
             super()._run_epoch(*args, **kwargs)
 
     def _save_checkpoint(self, model: torch.nn.Module, trial: Any) -> None:
         """Sealed when all ranks have written their part: what has no seal is never resumed from."""
+        self.state.best_global_step = None  # `lm.training.best` keeps that model; no checkpoint is held back for it
         super()._save_checkpoint(model, trial)
         self.accelerator.wait_for_everyone()
         if self.args.should_save:
