@@ -40,7 +40,7 @@ def idle(config: Config, command: str) -> Iterator[tuple[str, str]]:
         elif not any(method.needs for method in settings):
             yield "reward", f"methods are {methods}, which distil no rewards"
     if config.oracle_model is not None:
-        yield "oracle", "oracle_model is given: none is trained"
+        yield from ((name, "oracle_model is given: none is trained") for name in ("oracle", "oracle_base"))
     if config.lora.rank is None:
         yield from ((f"lora.{name}", "lora.rank is null") for name in ("alpha", "target_modules", "stages"))
     if config.probe.pairs == 0:

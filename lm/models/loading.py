@@ -41,7 +41,7 @@ END, PAD = "<|endoftext|>", "<|padding|>"
 log = logging.getLogger(__name__)
 
 
-def check_model(spec: str, trust_remote_code: bool) -> None:
+def check_model(spec: str, trust_remote_code: bool, *, option: str = "model") -> None:
     """Raises ValueError, before anything is computed, for what could be known to fail later.
 
     A local folder needs a config, a tokenizer and safetensors weights; pickled weights are refused, as loading them
@@ -53,8 +53,8 @@ def check_model(spec: str, trust_remote_code: bool) -> None:
         if spec not in SCRATCH:
             raise ValueError(f"model {spec!r}: the models from scratch are {', '.join(SCRATCH)}")
         return
-    if (folder := _check_folder("model", spec, trust_remote_code)) is not None:
-        _check_weights(AutoModelForCausalLM, "model", spec, folder, trust_remote_code)
+    if (folder := _check_folder(option, spec, trust_remote_code)) is not None:
+        _check_weights(AutoModelForCausalLM, option, spec, folder, trust_remote_code)
 
 
 def check_reward_model(spec: str, trust_remote_code: bool, *, option: str = "oracle_model") -> None:

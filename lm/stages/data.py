@@ -23,7 +23,7 @@ from lm.data.rows import Tally, left_out
 from lm.data.templates import chat_renderer
 from lm.data.tokens import FORM, KEYS, load, standing_twice, tokenise, twice_in_words
 from lm.models import checks
-from lm.models.loading import END, PAD, SCRATCH, load_tokenizer, same_tokenizer
+from lm.models.loading import END, PAD, SCRATCH, load_tokenizer
 from lm.models.weights import rows_by_config
 from lm.stages.run import Run, once
 
@@ -178,22 +178,21 @@ def lines(report: Mapping[str, Any]) -> list[str]:
 
 @once
 def tokenizer(run: Run) -> PreTrainedTokenizerBase:
-    """The tokenizer of the policy, and so of every model of the run."""
+    """The tokenizer of the policy, and of every model of the run that has no other, see `lm.stages.readings`."""
     return _checked_tokenizer(run, data(run))
 
 
 def _checked_tokenizer(run: Run, prepared: Artifact) -> PreTrainedTokenizerBase:
-    """ValueError where a given oracle, or what reward models start from, would read the token ids by another
-    tokenizer."""
+    """The tokenizer of a finished `data`. ValueError, before anything is trained, where that of a given oracle, or of
+    what reward models start from, cannot be loaded, or does not say where a text ends."""
+    for option in ("oracle_model", "oracle_base", "reward_base"):
+        if (spec := getattr(run.config, option)) is not None:
+            own = load_tokenizer(spec, (), run.config.trust_remote_code, needs_end=False)
+            if own.eos_token_id is None and (option != "oracle_model" or own.chat_template is None):
+                raise ValueError(
+                    f"{option} {spec!r}: its tokenizer has no end-of-text token, at which rewards are read"
+                )
     ours: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(prepared.path / "tokenizer")
-    for option in ("oracle_model", "reward_base"):
-        if (spec := getattr(run.config, option)) is None:
-            continue
-        if not same_tokenizer(ours, load_tokenizer(spec, (), run.config.trust_remote_code)):
-            raise ValueError(
-                f"{option} {spec!r}: its tokenizer differs from that of model "
-                f"{run.config.model!r}; rewards are read from the same token ids, so both need the same one"
-            )
     return ours
 
 

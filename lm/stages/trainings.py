@@ -19,7 +19,6 @@ from lm.config import TrainingConfig
 from lm.data import votes
 from lm.data.lengths import LengthClass, length_class
 from lm.logprobs.completions import CompletionModel
-from lm.logprobs.scoring import score_pairs
 from lm.models.loading import (
     check_reward_base,
     is_sharded,
@@ -33,7 +32,8 @@ from lm.models.noise import own_config
 from lm.models.opening import open_policy, open_reward_model
 from lm.objectives import JointOracle
 from lm.stages.data import data, references, sized, tokenizer
-from lm.stages.run import Run, once, trains_reward_models
+from lm.stages.readings import check_fits, input_of, pair_rewards, sized_for, tokenised, tokenizer_of
+from lm.stages.run import Run, base_of, once, reward_bases
 from lm.training.batches import CompletionArguments, agreement, pair_collator, sft_collator
 from lm.training.heads import calibration
 from lm.training.loop import fit, training_arguments
@@ -58,8 +58,8 @@ def precision(run: Run) -> str:
 def adapted(run: Run, stage: str, model: PreTrainedModel) -> PreTrainedModel:
     """What the stage trains: the model, with adapters where the stage has them."""
     if run.config.adapts(stage):
-        base = run.config.model if stage == "sft" else run.config.reward_base
-        if stage == "policy" or base is None:
+        option, base = ("model", run.config.model) if stage == "sft" else base_of(run.config, stage)
+        if stage != "sft" and option == "model":
             # A path that is no hub name, and the same whatever the run's folder is called.
             base = f"./{sft(run).path.relative_to(run.store.root)}"
         add_adapter(model, run.config.lora, base=base)
@@ -80,8 +80,10 @@ def arguments_of(run: Run, training: TrainingConfig, scratch: Path, seed: int, p
     )
 
 
-def save_model(run: Run, model: CompletionModel, folder: Path) -> None:
-    """A model that transformers loads, its reward head beside it; of adapters, merged into its weights, a copy."""
+def save_model(run: Run, model: CompletionModel, folder: Path, stage: str = "policy") -> None:
+    """A model of a stage that transformers loads, its reward head and its tokenizer beside it; of adapters, merged into
+    its weights, a copy."""
+    words = tokenizer_of(run, stage) if stage in ("oracle", "reward") else tokenizer(run)
     state = state_of(model)  # of all ranks, where it is sharded
     if not ranks.is_first():
         return
@@ -91,7 +93,7 @@ def save_model(run: Run, model: CompletionModel, folder: Path) -> None:
             save_adapter(plain, own, folder / "adapter")
             plain = merged(plain, own)
             own = plain.state_dict()
-        beside = reward_tokenizer(plain, tokenizer(run)) if model.is_reward_model else tokenizer(run)
+        beside = reward_tokenizer(plain, words) if model.is_reward_model else words
         plain.save_pretrained(folder, state_dict=own)
     beside.save_pretrained(folder)
     if model.reward_head is not None:
@@ -114,9 +116,8 @@ def sft(run: Run) -> Artifact:
     training = run.config.sft
 
     def make(folder: Path, scratch: Path) -> dict[str, Any]:
-        if trains_reward_models(run.config):
-            option = "model" if run.config.reward_base is None else "reward_base"
-            check_reward_base(getattr(run.config, option), run.config.trust_remote_code, option)
+        for option, spec in reward_bases(run.config).items():
+            check_reward_base(spec, run.config.trust_remote_code, option)
         seed = run.seed("sft")
         torch.manual_seed(seed)
         base = load_policy(run.config.model, tokenizer(run), sized(run))
@@ -139,14 +140,16 @@ def sft(run: Run) -> Artifact:
 # ---------------------------------------------------------------- reward models
 
 
-def start_of(run: Run) -> Path | str:
-    """What reward models start from: pi_ref, or `reward_base`."""
-    return sft(run).path if run.config.reward_base is None else run.config.reward_base
+def start_of(run: Run, stage: str) -> Path | str:
+    """What the models of a stage, "oracle" or "reward", start from: pi_ref, or what the options name."""
+    option, spec = base_of(run.config, stage)
+    return sft(run).path if option == "model" else spec
 
 
-def start_input(run: Run) -> Artifact | str | None:
-    """What it counts as in a key."""
-    return sft(run) if run.config.reward_base is None else run.content(run.config.reward_base)
+def start_input(run: Run, stage: str) -> dict[str, Any]:
+    """What it adds to a key: its content, and its reading where it has another tokenizer than the policy."""
+    option, spec = base_of(run.config, stage)
+    return {"start": sft(run) if option == "model" else run.content(spec), **input_of(run, stage)}
 
 
 def reward_model(
@@ -164,15 +167,17 @@ def reward_model(
     def make(folder: Path, scratch: Path) -> dict[str, Any]:
         seed = run.seed(stage, name)
         torch.manual_seed(seed)
-        base = load_reward_model(start_of(run), sized(run), new_head=True)
+        base = load_reward_model(start_of(run, stage), sized_for(run, stage), new_head=True)
         model = CompletionModel(adapted(run, stage, base), options=run.config.logprobs)
+        check_fits(run, stage, model)
         arguments = arguments_of(run, training, scratch, seed)
-        history = fit(RewardTrainer, model, pairs(), pair_collator(), arguments)
-        save_model(run, model, folder)
+        learnt, told = tokenised(run, stage, pairs(), scratch / f"read-{ranks.index()}.arrow")
+        history = fit(RewardTrainer, model, learnt, pair_collator(), arguments)
+        save_model(run, model, folder, stage)
         valid = held_out()
-        scorer = _whole(model, folder, lambda saved: open_reward_model(saved, sized(run)))
-        chosen, rejected = score_pairs(scorer, valid, f"{name} on validation pairs")
-        return {**held_out_metrics(run, valid, chosen, rejected), "history": history}
+        scorer = _whole(model, folder, lambda saved: open_reward_model(saved, sized_for(run, stage)))
+        chosen, rejected, _ = pair_rewards(run, stage, scorer, valid, f"{name} on validation pairs")
+        return {**held_out_metrics(run, valid, chosen, rejected), **told, "history": history}
 
     return run.store.get(stage, name, inputs, make)
 
@@ -190,15 +195,18 @@ def joint_oracle(
     def make(folder: Path, scratch: Path) -> dict[str, Any]:
         seed = run.seed("reward", name)
         torch.manual_seed(seed)
-        policy = adapted(run, "reward", load_policy(start_of(run), tokenizer(run), sized(run)))
+        words, limits = tokenizer_of(run, "reward"), sized_for(run, "reward")
+        policy = adapted(run, "reward", load_policy(start_of(run, "reward"), words, limits))
         model = CompletionModel(policy, reward_head=True, options=run.config.logprobs)
+        check_fits(run, "reward", model)
         arguments = arguments_of(run, run.config.reward, scratch, seed)
-        history = fit(JointOracleTrainer, model, pairs(), pair_collator(), arguments, oracle=oracle)
-        save_model(run, model, folder)
-        valid = held_out()
-        scorer = _whole(model, folder, lambda saved: open_policy(saved, tokenizer(run), sized(run), reward_head=True))
-        chosen, rejected = score_pairs(scorer, valid, f"{name}'s oracle on validation pairs", rewards=True)
-        return {**held_out_metrics(run, valid, chosen, rejected), "history": history}
+        learnt, told = tokenised(run, "reward", pairs(), scratch / f"read-{ranks.index()}.arrow")
+        history = fit(JointOracleTrainer, model, learnt, pair_collator(), arguments, oracle=oracle)
+        save_model(run, model, folder, "reward")
+        valid, what = held_out(), f"{name}'s oracle on validation pairs"
+        scorer = _whole(model, folder, lambda saved: open_policy(saved, words, limits, reward_head=True))
+        chosen, rejected, _ = pair_rewards(run, "reward", scorer, valid, what, rewards=True)
+        return {**held_out_metrics(run, valid, chosen, rejected), **told, "history": history}
 
     return run.store.get("reward", name, inputs, make)
 
