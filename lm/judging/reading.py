@@ -13,6 +13,7 @@ import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, NamedTuple
 
 from transformers import PretrainedConfig, PreTrainedTokenizerBase
@@ -112,7 +113,7 @@ class Reader:
                 "end-of-text token; it is not known how the model reads a completion"
             )
 
-    @property
+    @cached_property
     def digest(self) -> str:
         """What the reading counts as in a key: of the tokenizer with its template, and of how it is used."""
         own = self.tokenizer

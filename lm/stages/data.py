@@ -184,16 +184,23 @@ def tokenizer(run: Run) -> PreTrainedTokenizerBase:
 
 def _checked_tokenizer(run: Run, prepared: Artifact) -> PreTrainedTokenizerBase:
     """The tokenizer of a finished `data`. ValueError, before anything is trained, where that of a given oracle, or of
-    what reward models start from, cannot be loaded, or does not say where a text ends."""
+    what reward models start from, is none that rewards can be read by."""
     for option in ("oracle_model", "oracle_base", "reward_base"):
-        if (spec := getattr(run.config, option)) is not None:
-            own = load_tokenizer(spec, (), run.config.trust_remote_code, needs_end=False)
-            if own.eos_token_id is None and (option != "oracle_model" or own.chat_template is None):
-                raise ValueError(
-                    f"{option} {spec!r}: its tokenizer has no end-of-text token, at which rewards are read"
-                )
+        if getattr(run.config, option) is not None:
+            others_tokenizer(run, option)
     ours: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(prepared.path / "tokenizer")
     return ours
+
+
+@once
+def others_tokenizer(run: Run, option: str) -> PreTrainedTokenizerBase:
+    """That of the model which an option names. ValueError where it cannot be loaded, or does not say where a text
+    ends."""
+    spec = getattr(run.config, option)
+    own = load_tokenizer(spec, (), run.config.trust_remote_code, needs_end=False)
+    if own.eos_token_id is None and (option != "oracle_model" or own.chat_template is None):
+        raise ValueError(f"{option} {spec!r}: its tokenizer has no end-of-text token, at which rewards are read")
+    return own
 
 
 def references(run: Run) -> Dataset:

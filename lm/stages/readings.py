@@ -30,9 +30,9 @@ from lm.logprobs.completions import CompletionModel
 from lm.logprobs.definition import position_limit
 from lm.logprobs.scoring import ScoreError, row_states, score_pairs, score_rows, score_states
 from lm.models import checks
-from lm.models.loading import load_tokenizer, same_tokenizer
+from lm.models.loading import same_tokenizer
 from lm.models.weights import config_of
-from lm.stages.data import data, opened, sized, tokenizer
+from lm.stages.data import data, opened, others_tokenizer, sized, tokenizer
 from lm.stages.run import Run, base_of, once
 
 Asked = Mapping[str, tuple[list[Message], list[Any] | None]]
@@ -52,7 +52,7 @@ def reader(run: Run, stage: str) -> Reader | None:
     option, spec = ("oracle_model", str(run.config.oracle_model)) if given else base_of(run.config, stage)
     if option == "model":
         return None
-    policys, own = tokenizer(run), load_tokenizer(spec, (), run.config.trust_remote_code, needs_end=False)
+    policys, own = tokenizer(run), others_tokenizer(run, option)
     if same_tokenizer(policys, own) and not (given and _writes_otherwise(run, policys, own)):
         return None
     config = config_of(option, spec, run.config.trust_remote_code)
