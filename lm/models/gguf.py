@@ -61,8 +61,8 @@ def file_of(spec: str) -> Path:
 
 
 def as_folder(spec: str, root: Path | None = None) -> str:
-    """What a model is opened by: of a GGUF file the folder that was made of it, now or earlier; other names as they
-    are. Ranks call it one by one, or the first of them alone.
+    """What a model is opened by: of a GGUF file the folder that was made of it, now or earlier, there or in the user's
+    cache; other names as they are. Ranks call it one by one, or the first of them alone.
 
     Args:
         spec: a model's name, folder or file.
@@ -77,7 +77,9 @@ def as_folder(spec: str, root: Path | None = None) -> str:
         return spec
     file = file_of(spec)
     digest = sha256_of(file)
-    folder = (cache() if root is None else root) / f"{file.name[: -len('.gguf')]}-{digest[:12]}"
+    name = f"{file.name[: -len('.gguf')]}-{digest[:12]}"
+    places = [place / name for place in (root, cache()) if place is not None]
+    folder = next((place for place in places if place.is_dir()), places[0])
     if not folder.is_dir():
         types = types_of(file)
         origin = {"file": file.name, "sha256": digest, "types": types}
