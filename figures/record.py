@@ -45,6 +45,8 @@ class Measured:
     """Share of pairs whose winner has the greater log-ratio."""
     utility: float | None = None
     """Mean true utility of the samples; None where the truth is not known."""
+    reading: dict[str, int] | None = None
+    """Of an oracle with another tokenizer: samples as texts, and of how many it reads less than they say."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -155,6 +157,8 @@ class Labels:
     agreement: float | None = None
     """Share of the given labels that the oracle agrees with; None where the given ones were kept."""
     ties_dropped: int | None = None
+    reading: dict[str, int] | None = None
+    """Likewise of the pairs' texts."""
 
 
 @dataclass(frozen=True, kw_only=True)

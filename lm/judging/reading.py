@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
 from lm.config import ControlTokens
-from lm.data.control_tokens import Names, token_ids
+from lm.data.control_tokens import LAST, MARK, Names, token_ids
 from lm.data.messages import Message, carries
 from lm.data.schemas import context_of
 from lm.data.templates import Renderer, chat_renderer, plain_chat, templated
@@ -172,7 +172,7 @@ class Reader:
             sides = [(row[:-1], row[-1:]) for row in rows]
         else:
             texts = [self._texts(one) for one in said]
-            sides = list(zip(*self.ids([one for one, _ in texts], [other for _, other in texts]), strict=True))
+            sides = self._placed(said, texts)
         unknown = [self._unknown is not None and self._unknown in (*one, *other) for one, other in sides]
         cut = [self.limit is not None and len(one) + len(other) > self.limit for one, other in sides]
         whole = [self._fitting(*side) for side in sides]
@@ -180,6 +180,18 @@ class Reader:
             if not prompt or not completion:
                 raise ValueError(f"{one.where}: for {self.spec!r} the text has fewer than two tokens to read")
         return Read([prompt for prompt, _ in whole], [completion for _, completion in whole], cut, unknown)
+
+    def _placed(self, said: Sequence[Said], texts: Sequence[tuple[str, str]]) -> list[tuple[Ids, Ids]]:
+        """Tokens of marked texts; a ValueError says where the text stands."""
+        try:
+            return list(zip(*self.ids([one for one, _ in texts], [other for _, other in texts]), strict=True))
+        except ValueError:
+            for one, (prompt, completion) in zip(said, texts, strict=True):
+                try:
+                    self.ids([prompt], [completion])
+                except ValueError as error:
+                    raise ValueError(f"{one.where}, as {self.spec!r} reads it: {error}") from None
+            raise
 
     def pairs(self, chosen: Sequence[Said], rejected: Sequence[Said]) -> Read:
         """The same of the chosen, then of the rejected sides; of whole conversations the completions are what follows
@@ -230,9 +242,10 @@ def longest_input(config: PretrainedConfig, tokenizer: PreTrainedTokenizerBase) 
 
 def sample_text(tokenizer: PreTrainedTokenizerBase, prompt: Ids, sample: Ids) -> str:
     """What a sample says after its prompt, without the end-of-text that ends it: some tokenizers write a word at the
-    start of a text otherwise than inside. Other control tokens are in it by name; tokens that make no whole character
-    are U+FFFD."""
+    start of a text otherwise than inside. Other control tokens are in it by name; tokens that make no whole character,
+    or none at all (`MARK`), are U+FFFD."""
     bare = sample[:-1] if sample[-1:] == [tokenizer.eos_token_id] else sample
     options = {"skip_special_tokens": False, "clean_up_tokenization_spaces": False}
     before, both = (str(tokenizer.decode(ids, **options)) for ids in (prompt, [*prompt, *bare]))
-    return both[len(before) :] if both.startswith(before) else str(tokenizer.decode(bare, **options))
+    text = both[len(before) :] if both.startswith(before) else str(tokenizer.decode(bare, **options))
+    return text.replace(MARK, "\ufffd").replace(LAST, "\ufffd")

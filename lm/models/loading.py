@@ -126,17 +126,17 @@ def _check_weights(auto: Any, option: str, spec: str, folder: Path, trust_remote
     return model
 
 
-def check_lora(spec: str, options: LoraConfig, trust_remote_code: bool) -> None:
+def check_lora(spec: str, options: LoraConfig, trust_remote_code: bool, option: str = "model") -> None:
     """Raises ValueError where the base model cannot have these adapters; nothing of it but its config is read. Says
     which of its weights are left without one because they are no linear layers."""
     if options.rank is None:
         return
-    config = LlamaConfig(num_hidden_layers=1) if spec in SCRATCH else config_of("model", spec, trust_remote_code)
+    config = LlamaConfig(num_hidden_layers=1) if spec in SCRATCH else config_of(option, spec, trust_remote_code)
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code)
         targets = checks.lora_targets(model, options)
         if targets.advice:
-            log.warning("model %r, lora: %s", spec, targets.advice)
+            log.warning("%s %r, lora: %s", option, spec, targets.advice)
         add_adapter(model, options, base=spec)
 
 

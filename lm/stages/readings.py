@@ -128,7 +128,9 @@ def _without_end(policys: PreTrainedTokenizerBase, text: str) -> str:
 
 def read_pairs(run: Run, own: Reader, pairs: Dataset) -> Read:
     """The chosen, then the rejected sides in the tokens of these models."""
-    policys, rows = tokenizer(run), list(pairs)
+    read_of = ("id", "prompt", "chosen", "rejected", *STORED)
+    policys = tokenizer(run)
+    rows = pairs.select_columns([name for name in read_of if name in pairs.column_names]).to_list()
     read = own.pairs(*([said(policys, row, side) for row in rows] for side in ("chosen", "rejected")))
     _check_ids(run, own, rows, read)
     return read
