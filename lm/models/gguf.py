@@ -81,11 +81,12 @@ def as_folder(spec: str, root: Path | None = None) -> str:
     places = [place / name for place in (root, cache()) if place is not None]
     folder = next((place for place in places if place.is_dir()), places[0])
     if not folder.is_dir():
-        types = types_of(file)
+        reader = _reader_of(file)
+        types = _types_in(reader)
         origin = {"file": file.name, "sha256": digest, "types": types}
         _room(spec, folder, sum(types.values()))
         progress.say(f"{file.name} is read once, into {folder}")
-        with _made(folder) as made:
+        with _made(folder) as made, _instead(reader):
             _convert(file, made, origin)
     return str(folder)
 
@@ -95,17 +96,29 @@ def cache() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "reward-distillation" / "models"
 
 
-def types_of(file: Path) -> dict[str, int]:
-    """Parameters in each type of a GGUF file that can be read, the most frequent first. Raises as `as_folder`."""
+def _reader_of(file: Path) -> Any:
+    """A `gguf.GGUFReader` of a file that can be read. Raises as `as_folder`."""
     if importlib.util.find_spec("gguf") is None:
         raise ValueError(
             f"model {str(file)!r}: the package gguf, which reads such files, is not installed; pip install gguf, or "
             "the extra real"
         )
+    import numpy as np
     from gguf import GGUFReader
 
+    class Reader(GGUFReader):  # type: ignore[misc]
+        """Which slices an ordinary array: NumPy's memory maps make each of a million small ones four times as slow."""
+
+        @property
+        def data(self) -> Any:
+            return self._data
+
+        @data.setter
+        def data(self, mapped: Any) -> None:
+            self._data = np.asarray(mapped)
+
     try:
-        reader = GGUFReader(file)
+        reader = Reader(file)
     except Exception as error:  # struct's, NumPy's and its own, by where the file ends
         raise ValueError(
             f"model {str(file)!r} is cut short, or is no GGUF file ({type(error).__name__}: {error}); fetch it again"
@@ -120,10 +133,29 @@ def types_of(file: Path) -> dict[str, int]:
         raise ValueError(
             f"model {str(file)!r} has no tokenizer in it; take a file that has, or a folder of safetensors"
         )
+    return reader
+
+
+def _types_in(reader: Any) -> dict[str, int]:
+    """Parameters in each type of a file, the most frequent first."""
     count = collections.Counter[str]()
     for tensor in reader.tensors:
         count[tensor.tensor_type.name] += int(tensor.n_elements)
     return dict(count.most_common())
+
+
+@contextlib.contextmanager
+def _instead(reader: Any) -> Iterator[None]:
+    """Inside, whoever asks the package for a reader gets this one: transformers asks for tokenizer, config and weights,
+    and of a large vocabulary each takes as long as all the rest."""
+    import gguf
+
+    before = gguf.GGUFReader
+    gguf.GGUFReader = lambda *_, **__: reader
+    try:
+        yield
+    finally:
+        gguf.GGUFReader = before
 
 
 def _room(spec: str, folder: Path, parameters: int) -> None:

@@ -21,6 +21,7 @@ from lm.base.store import Artifact
 from lm.config import TrainingConfig
 from lm.data import votes
 from lm.logprobs.completions import CompletionModel
+from lm.logprobs.scoring import score_states
 from lm.models.loading import load_reward_model, reward_tokenizer, state_of
 from lm.models.noise import own_config
 from lm.models.opening import device_of
@@ -55,9 +56,11 @@ def features(run: Run, stage: str = "reward") -> Artifact:
             part = scratch / f"states-{first}.npy"
             parts.append(part)
             rows, known = pairs.select(range(first, min(first + CHUNK, len(pairs)))), ranks.from_first(part.is_file)
-            states = found.of(rows, f"hidden states, pairs from {first:,} of {len(pairs):,}", known=known)
-            if states is None:
+            what = f"hidden states, pairs from {first:,} of {len(pairs):,}"
+            read = found.read(rows)  # also of a part that is there: it is counted again
+            if known:
                 continue
+            states = score_states(model, rows, what) if read is None else found.of(read, what)
             if ranks.is_first():
                 with replacing(part) as temporary, temporary.open("wb") as file:
                     np.save(file, np.stack([one.float().numpy() for one in states], axis=1))

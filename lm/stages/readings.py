@@ -28,7 +28,7 @@ from lm.judging.reading import Read, Reader, Said, longest_input, sample_text
 from lm.judging.reward_models import is_ours
 from lm.logprobs.completions import CompletionModel
 from lm.logprobs.definition import position_limit
-from lm.logprobs.scoring import ScoreError, row_states, score_pairs, score_rows, score_states
+from lm.logprobs.scoring import ScoreError, row_states, score_pairs, score_rows
 from lm.models import checks
 from lm.models.loading import same_tokenizer
 from lm.models.weights import config_of
@@ -208,16 +208,18 @@ class States:
         self.run, self.stage, self.model, self.own = run, stage, model, reader(run, stage)
         self.count = Counter[str]()
 
-    def of(self, pairs: Dataset, what: str, *, known: bool) -> tuple[torch.Tensor, torch.Tensor] | None:
-        """Of the chosen and of the rejected completions, [N, H] each; None where they are `known`, and only counted."""
+    def read(self, pairs: Dataset) -> Read | None:
+        """The chosen, then the rejected sides, which are counted; None where the models read by the policy's tokens."""
         if self.own is None:
-            return None if known else score_states(self.model, pairs, what)
+            return None
         read = read_pairs(self.run, self.own, pairs)
         self.count.update(read.counts())
-        if known:
-            return None
+        return read
+
+    def of(self, read: Read, what: str) -> tuple[torch.Tensor, torch.Tensor]:
+        """Of the chosen and of the rejected completions, [N, H] each."""
         both = row_states(self.model, read.prompts, read.completions, what)
-        return both[: len(pairs)], both[len(pairs) :]
+        return both[: len(both) // 2], both[len(both) // 2 :]
 
     def metrics(self) -> dict[str, Any]:
         """What the reading adds to metrics."""
