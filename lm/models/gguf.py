@@ -18,6 +18,7 @@ import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 from lm.base import progress
 from lm.base.files import sha256_of
@@ -86,7 +87,9 @@ def as_folder(spec: str, root: Path | None = None) -> str:
         origin = {"file": file.name, "sha256": digest, "types": types}
         _room(spec, folder, sum(types.values()))
         progress.say(f"{file.name} is read once, into {folder}")
-        with _made(folder) as made, _instead(reader):
+        # transformers asks the package for a reader for tokenizer, config and weights, and of a large vocabulary each
+        # takes as long as all the rest.
+        with _made(folder) as made, mock.patch("gguf.GGUFReader", return_value=reader):
             _convert(file, made, origin)
     return str(folder)
 
@@ -106,7 +109,7 @@ def _reader_of(file: Path) -> Any:
     import numpy as np
     from gguf import GGUFReader
 
-    class Reader(GGUFReader):  # type: ignore[misc]
+    class Reader(GGUFReader):
         """Which slices an ordinary array: NumPy's memory maps make each of a million small ones four times as slow."""
 
         @property
@@ -142,20 +145,6 @@ def _types_in(reader: Any) -> dict[str, int]:
     for tensor in reader.tensors:
         count[tensor.tensor_type.name] += int(tensor.n_elements)
     return dict(count.most_common())
-
-
-@contextlib.contextmanager
-def _instead(reader: Any) -> Iterator[None]:
-    """Inside, whoever asks the package for a reader gets this one: transformers asks for tokenizer, config and weights,
-    and of a large vocabulary each takes as long as all the rest."""
-    import gguf
-
-    before = gguf.GGUFReader
-    gguf.GGUFReader = lambda *_, **__: reader
-    try:
-        yield
-    finally:
-        gguf.GGUFReader = before
 
 
 def _room(spec: str, folder: Path, parameters: int) -> None:
