@@ -12,13 +12,29 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from tokenizers.processors import TemplateProcessing
-from transformers import AutoModelForSequenceClassification, AutoTokenizer, PreTrainedTokenizerBase
+from transformers import (
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    PreTrainedTokenizerBase,
+    PreTrainedTokenizerFast,
+)
 
-from lm.config import BiasConfig, Config, DataConfig, EvaluationConfig, SamplingConfig, Scoring, TrainingConfig
+from lm.config import (
+    BiasConfig,
+    Config,
+    DataConfig,
+    EvaluationConfig,
+    LoraConfig,
+    SamplingConfig,
+    Scoring,
+    TrainingConfig,
+)
 from lm.data.messages import restored
 from lm.data.rewards import ORACLE
 from lm.data.rows import write_rows
+from lm.judging.reading import Reader, Said, sample_text
 from lm.judging.reward_models import RewardModel
 from lm.models.loading import SCRATCH, load_tokenizer
 from lm.models.opening import open_reward_model
@@ -27,7 +43,7 @@ from lm.reporting.results import results
 from lm.stages.data import data, given_pairs, tokenizer
 from lm.stages.evaluations import asked_of, evaluation, prompts_of
 from lm.stages.labels import labelled_pairs, labels, open_oracle, oracle
-from lm.stages.readings import pair_rewards, reader, sample_rewards
+from lm.stages.readings import pair_rewards, reader, said, sample_rewards
 from lm.stages.rewards import own_oracle, reward
 from lm.stages.run import Run
 from lm.stages.scores import both_sides, own_scores, scores
@@ -202,17 +218,17 @@ def test_samples_are_read_as_text_with_the_oracles_end(chat: bool, tmp_path: Pat
     run = Run(config(tmp_path, chat, oracle_base=body(tmp_path / "body")))
     pairs, own, words = labelled_pairs(run, "test"), tokenizer(run), others()
     prompts = prompts_of(pairs, 4, 0)
-    said = [" over the hill", "ran <s> home", "", "caf\N{LATIN SMALL LETTER E WITH ACUTE}"]
+    texts = [" over the hill", "ran <s> home", "", "caf\N{LATIN SMALL LETTER E WITH ACUTE}"]
     if not chat:
-        said = [f" {text.strip()}" if text else text for text in said]
-    ids = [own(text, add_special_tokens=False, split_special_tokens=True)["input_ids"] for text in said]
+        texts = [f" {text.strip()}" if text else text for text in texts]
+    ids = [own(text, add_special_tokens=False, split_special_tokens=True)["input_ids"] for text in texts]
     samples = [[*ids[0], own.eos_token_id], ids[1], [own.eos_token_id], ids[3][:-1]]  # the last ends inside a character
     rewards, told = sample_rewards(run, open_oracle(run), prompts, samples, asked_of(pairs))
     assert told["reading"] == {"texts": 4, "cut": 0, "unknown": 0, "broken": 1}
-    said[3] = said[3][:-1] + "\ufffd"
+    texts[3] = texts[3][:-1] + "\ufffd"
     rows_of = {row["prompt"]: restored(row) for row in pairs}
     expected = []
-    for prompt, text in zip(prompts, said, strict=True):
+    for prompt, text in zip(prompts, texts, strict=True):
         reply = [{"role": "assistant", "content": text}] if chat else text
         expected.append(by_hand(words, {**rows_of[prompt], "chosen": reply}, "chosen"))
     torch.testing.assert_close(rewards, plain(oracle(run).path, expected), rtol=1e-10, atol=1e-10)
@@ -293,17 +309,46 @@ def test_what_is_too_long_is_cut_at_its_beginning_counted_and_not_trained_on(
 
 
 def test_characters_that_the_oracle_does_not_know_are_counted(tmp_path: Path) -> None:
-    from tokenizers import Tokenizer, models, pre_tokenizers
-
     known = {token: i for i, token in enumerate([END, "<unk>", *(word for word in WORDS if word != "cat")])}
     made = Tokenizer(models.WordLevel(known, unk_token="<unk>"))
     made.pre_tokenizer = pre_tokenizers.Whitespace()
-    from transformers import PreTrainedTokenizerFast
-
     words = PreTrainedTokenizerFast(tokenizer_object=made, eos_token=END, unk_token="<unk>")
     base = saved(tmp_path / "body", causal_lm(vocab_size=len(words), eos_token_id=0), words)
     run = Run(config(tmp_path, oracle_base=base))
     assert labels(run).metrics["reading"]["unknown"] == 120, "each prompt has a number"
+
+
+def test_the_policys_own_beginning_and_end_are_no_part_of_what_is_said() -> None:
+    words = policys()
+    words.add_special_tokens({"eos_token": "<|stop|>", "bos_token": "<|go|>"})
+    row = {"id": "a", "prompt": "<|go|>a cat?", "chosen": " on the mat<|stop|>\n", "rejected": " <|stop|> mat"}
+    assert said(words, row, "chosen") == Said("row a", "a cat?", " on the mat")
+    assert said(words, row, "rejected").reply == " <|stop|> mat"
+    reply = json.dumps([{"role": "assistant", "content": "mat<|stop|>"}])
+    chat = {**row, "prompt_messages": '[{"role": "user", "content": "cat?"}]', "chosen_messages": reply, "tools": None}
+    assert said(words, chat, "chosen").reply == {"role": "assistant", "content": "mat"}
+
+
+def test_what_a_policy_may_draw_is_no_error() -> None:
+    """Half a character, a noncharacter that control tokens are marked by, and a control token of the oracle's."""
+    own, words = policys(), others()
+    prompt = own("a cat")["input_ids"]
+    (half, *_), mark = own("\N{EURO SIGN}")["input_ids"], own("\ufdd0")["input_ids"]
+    assert sample_text(own, prompt, [half, *own(" ran")["input_ids"], own.eos_token_id]) == "\ufffd ran"
+    assert sample_text(own, prompt, mark) == "\ufffd"
+    assert sample_text(own, prompt, [own.eos_token_id]) == ""
+    read = Reader(words, "judge", ours=True).read([Said("one", "a cat", " <s> ran")])
+    assert read.completions[0].count(words.bos_token_id) == 0
+    assert words.decode(read.completions[0]) == f" <s> ran{END}"
+
+
+def test_words_keep_the_space_before_them_where_a_tokenizer_drops_it_at_a_texts_start() -> None:
+    known = {token: i for i, token in enumerate(["<eos>", "\u2581a", "\u2581cat", "\u2581ran"])}
+    made = Tokenizer(models.WordLevel(known, unk_token="<eos>"))
+    made.pre_tokenizer, made.decoder = pre_tokenizers.Metaspace(), decoders.Metaspace()
+    own = PreTrainedTokenizerFast(tokenizer_object=made, eos_token="<eos>")
+    assert own.decode([3]) == "ran"
+    assert sample_text(own, [1, 2], [3, 0]) == " ran"
 
 
 def test_the_tokenizer_is_in_the_keys_only_where_it_is_another(tmp_path: Path) -> None:
@@ -328,11 +373,15 @@ def test_the_tokenizer_is_in_the_keys_only_where_it_is_another(tmp_path: Path) -
         ({"oracle_base": "scratch:tiny"}, "oracle_base 'scratch:tiny' is random; null is reward_base, and else pi_ref"),
         ({"reward_base": "scratch:tiny"}, "reward_base 'scratch:tiny' is random; null is pi_ref"),
         ({"oracle_base": "./nowhere"}, "oracle_base './nowhere': there is no such folder"),
+        (
+            {"oracle": STEP, "lora": LoraConfig(rank=2, target_modules=["c_attn"], stages=["oracle"])},
+            "lora.target_modules.*c_attn",
+        ),
     ],
 )
 def test_a_base_that_cannot_be_is_refused(options: dict[str, Any], match: str, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=match):
-        Run(config(tmp_path, **options))
+        Run(config(tmp_path, **{"oracle_base": body(tmp_path / "body"), **options}))
 
 
 def test_a_base_whose_tokenizer_has_no_end_is_refused_before_anything_is_trained(tmp_path: Path) -> None:

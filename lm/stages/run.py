@@ -58,10 +58,10 @@ class Run:
                 if spec.startswith("scratch:"):
                     raise ValueError(f"{option} {spec!r} is random; null is {BASES[option]}")
                 check_model(spec, config.trust_remote_code, option=option)
-        check_lora(config.model, config.lora, config.trust_remote_code)
-        for option, spec in {base_of(config, stage) for stage in ("oracle", "reward") if config.adapts(stage)}:
-            if option != "model":
-                check_lora(spec, config.lora, config.trust_remote_code, option)
+        adapted = {("model", config.model) for stage in ("sft", "policy") if config.adapts(stage)}
+        adapted |= {base_of(config, stage) for stage in ("oracle", "reward") if config.adapts(stage)}
+        for option, spec in adapted:
+            check_lora(spec, config.lora, config.trust_remote_code, option)
         for option, base in reward_bases(config).items():
             if Path(base).exists():  # else the hub's answer comes before SFT
                 check_reward_base(base, config.trust_remote_code, option)
