@@ -47,6 +47,8 @@ class Measured:
     """The same by which completion is preferred; None in records that do not have it."""
     utility: float | None = None
     """Mean true utility of the samples; None where the truth is not known."""
+    reading: dict[str, int] | None = None
+    """Of an oracle with another tokenizer: samples as texts, and of how many it reads less than they say."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -165,6 +167,8 @@ class Labels:
     agreement: float | None = None
     """Share of the given labels that the oracle agrees with; None where the given ones were kept."""
     ties_dropped: int | None = None
+    reading: dict[str, int] | None = None
+    """Likewise of the pairs' texts."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -544,8 +544,11 @@ class Config:
             packages of the index have, see docs/own-data.md), or "scratch:tiny" (a small Llama-type model from
             random weights with a BPE tokenizer trained on the data).
         methods: which methods to train and compare; by default those of both papers, and hull-DPO.
-        oracle_model: a reward model to judge by (hub name or local folder, one label, the tokenizer of `model`); null
-            to train the oracle on the full training split.
+        oracle_model: a reward model to judge by (hub name or local folder, one label); null to train the oracle on the
+            full training split. With another tokenizer than that of `model` it reads the texts, see
+            `lm.judging.reading`.
+        oracle_base: what a trained oracle starts from, named as `model` is; null for `reward_base`, and else pi_ref.
+            So the judge can be another, larger model than the policies; it may have another tokenizer.
         seed: seed of everything that is drawn.
         dtype: parameter dtype of training and scoring.
         device: "auto" (accelerator if there is one), or "cpu".
@@ -554,7 +557,7 @@ class Config:
             trackio, mlflow and others (see `lm.training.trackers`).
         data: preferences and reference completions.
         sft: training of pi_ref on the reference completions; null where the model is pi_ref as it is.
-        reward_base: what reward models and the oracle start from, likewise, with the tokenizer of `model`; null for
+        reward_base: what reward models start from, likewise, and the oracle where `oracle_base` is null; null for
             pi_ref.
         oracle: training of the oracle reward model on the full training split; left out where none is trained.
         bias: the biased training set and the ensemble's subsets.
@@ -579,6 +582,7 @@ class Config:
     oracle: TrainingConfig = field(default_factory=TrainingConfig)
     reward: TrainingConfig = field(default_factory=TrainingConfig)
     reward_base: str | None = None
+    oracle_base: str | None = None
     methods: list[str] = field(default_factory=lambda: list(PAPERS))
     oracle_model: str | None = None
     seed: int = 0

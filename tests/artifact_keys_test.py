@@ -19,7 +19,7 @@ from lm.base.options import parse
 from lm.base.store import Artifact, Store, key_of
 from lm.config import SFT
 from lm.objectives import MAIN, JointOracle, Method
-from lm.stages import data, evaluations
+from lm.stages import data, evaluations, readings
 from lm.stages.policies import policies
 from lm.stages.rewards import asked, own_oracle, reward_artifact
 from lm.stages.run import COMMITS, Run
@@ -55,6 +55,7 @@ def watched(monkeypatch: pytest.MonkeyPatch) -> dict[str, list[str]]:
 
     monkeypatch.setattr(Store, "get", get)
     monkeypatch.setattr(data, "_checked_tokenizer", lambda *_: None)
+    monkeypatch.setattr(readings, "reader", lambda *_: None)
     monkeypatch.setattr(evaluations, "_snapshots", lambda a: {1: a.path / "step-1", 3: a.path})
     return found
 

@@ -567,20 +567,6 @@ def test_a_given_oracle_judges_and_none_is_trained(
     assert results(Run(run_config))["oracle"] is None
 
 
-@pytest.mark.parametrize("command", ["lm.relabel", "lm.train"])
-def test_an_oracle_with_another_tokenizer_is_refused_before_any_training(
-    command: str, local: dict[str, DataConfig], tmp_path: Path
-) -> None:
-    other = load_tokenizer("scratch:tiny", ["quite other words here"] * 9, False)
-    oracle = save_oracle(tmp_path / "oracle", other)
-    run = Run(config(tmp_path / "run", local["hh"], oracle_model=oracle))
-    with pytest.raises(
-        ValueError, match=r"oracle_model '.*oracle': its tokenizer differs from that of model 'scratch:tiny'"
-    ):
-        _ = labels(run) if command == "lm.relabel" else results(run)
-    assert sorted(path.name for path in (tmp_path / "run").iterdir() if not path.name.startswith(".")) == ["data"]
-
-
 def test_an_oracle_that_cannot_judge_is_refused_before_anything(local: dict[str, DataConfig], tmp_path: Path) -> None:
     tokenizer = load_tokenizer("scratch:tiny", ["words"] * 9, False)
     two = save_oracle(tmp_path / "two", tokenizer, num_labels=2)

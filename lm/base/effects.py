@@ -40,7 +40,7 @@ def idle(config: Config, command: str) -> Iterator[tuple[str, str]]:
         elif not any(method.needs for method in settings):
             yield "reward", f"methods are {methods}, which distil no rewards"
     if config.oracle_model is not None:
-        yield "oracle", "oracle_model is given: none is trained"
+        yield from ((name, "oracle_model is given: none is trained") for name in ("oracle", "oracle_base"))
     for stage in ("oracle", "reward"):
         training = getattr(config, stage)
         why = f"{stage}.evaluations is 0: the last step is kept" if training.evaluations == 0 else ""

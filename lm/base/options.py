@@ -24,7 +24,10 @@ from lm.objectives import METHODS, option_of
 from theory.shell import MISTAKEN
 
 CONFIGS = Path(__file__).parents[1] / "configs"
-PATHS = ("output_dir", "model", "oracle_model", "data.path", "data.sft_path", "evaluation.out_of_domain.path")
+PATHS = (
+    *("output_dir", "model", "oracle_model", "oracle_base", "reward_base"),
+    *("data.path", "data.sft_path", "evaluation.out_of_domain.path"),
+)
 """Options that may name a file or folder."""
 
 

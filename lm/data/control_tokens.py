@@ -66,7 +66,7 @@ class Names:
     ) -> None:
         longest_first = sorted({name for name in names if len(name) > 1}, key=len, reverse=True)
         self._names = re.compile("|".join(map(re.escape, longest_first)) or "(?!)")
-        self._how, self._begin, self._end = how, begin, end
+        self.how, self._begin, self._end = how, begin, end
         self.found: dict[str, set[str]] = {}
         """Where a row stands -> names in it, of rows that have some."""
         self.rows, self.written = 0, 0
@@ -124,21 +124,21 @@ class Names:
         found = {name for text in texts.values() for name in _names_in(text)}
         if not found:
             return pair
-        if self._how == "refuse":
+        if self.how == "refuse":
             raise ValueError(
                 f"{where}: {', '.join(sorted(found))} in a text, which the tokenizer reads as control tokens; set "
                 'data.control_tokens to "text" to read them as the characters that they are made of, to "drop" to '
                 'leave such rows out, or to "control" where texts were written by a chat template'
             )
-        if self._how == "drop":
+        if self.how == "drop":
             return Drop("control tokens in a text")
         self.found.setdefault(where, set()).update(found)
-        return pair | ({name: unmarked(text) for name, text in texts.items()} if self._how == "control" else texts)
+        return pair | ({name: unmarked(text) for name, text in texts.items()} if self.how == "control" else texts)
 
     def settle(self, path: str) -> None:
         """After all rows. ValueError where it is not said how they are to be read, and most look as if a chat template
         had written them."""
-        if self._how == "auto" and 2 * self.written > self.rows:
+        if self.how == "auto" and 2 * self.written > self.rows:
             where, names = next(iter(self.found.items()))
             raise ValueError(
                 f"{path}: {self.written:,} of {self.rows:,} prompts are text that begins with a control token "
@@ -151,7 +151,7 @@ class Names:
         if not self.found:
             return None
         return {
-            "read_as": "control" if self._how == "control" else "text",
+            "read_as": "control" if self.how == "control" else "text",
             "rows": len(self.found),
             "first": list(self.found)[:3],
             "tokens": dict(sorted(Counter(name for names in self.found.values() for name in names).items())),
@@ -162,7 +162,7 @@ class Names:
         if (found := self.report()) is None:
             return []
         names = ", ".join(f"{token} in {rows:,}" for token, rows in found["tokens"].items())
-        read_as = "control tokens" if self._how == "control" else "characters"
+        read_as = "control tokens" if self.how == "control" else "characters"
         return [
             f"{found['rows']:,} rows name control tokens in their texts ({names}), read as {read_as} "
             f"({places(found['first'], found['rows'])})"

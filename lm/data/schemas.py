@@ -221,14 +221,20 @@ def any_conversation(row: Row, where: str, layout: Layout = ALONE) -> Conversati
         pair = _text_pair(row, where, layout, *made)
     if isinstance(pair, Drop):
         return pair
+    context = context_of(pair["prompt"])
+    chosen, rejected = ({"role": "assistant", "content": pair[name].strip()} for name in ("chosen", "rejected"))
+    return Conversation(context, chosen, rejected)
+
+
+def context_of(prompt: str) -> list[Message]:
+    """A prompt of text as messages: one of the user's, or the turns where it is a dialogue of Human and Assistant
+    turns; white space around them is left out."""
     roles = {"Human": "user", "Assistant": "assistant"}
-    (turns,) = turns_of(pair["prompt"])
+    (turns,) = turns_of(prompt)
     context: list[Message] = [{"role": roles[speaker], "content": text.strip()} for speaker, text in turns]
     if context and context[-1] == {"role": "assistant", "content": ""}:  # the opening of the reply
         context.pop()
-    context = context or [{"role": "user", "content": pair["prompt"].strip()}]
-    chosen, rejected = ({"role": "assistant", "content": pair[name].strip()} for name in ("chosen", "rejected"))
-    return Conversation(context, chosen, rejected)
+    return context or [{"role": "user", "content": prompt.strip()}]
 
 
 def preference_reference(row: Row, where: str, render: Renderer, layout: Layout = ALONE) -> Row | Drop:

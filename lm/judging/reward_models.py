@@ -15,13 +15,12 @@ from transformers import AutoModelForSequenceClassification, PreTrainedModel
 
 from lm.base.store import CorruptArtifact, verify
 from lm.config import LogprobsConfig, Scoring
-from lm.data.control_tokens import Names, token_ids, unmarked
-from lm.data.messages import Message, carries
+from lm.data.control_tokens import token_ids, unmarked
 from lm.data.prompts import ALONE, Layout
 from lm.data.rows import Row
 from lm.data.schemas import Drop, any_conversation, any_pair
-from lm.data.templates import Renderer, chat_renderer, plain_chat, templated
-from lm.data.tokens import completion_ids, prompt_ids
+from lm.judging.reading import Reader, longest_input, parted, positions_of, without_padding
+from lm.judging.reading import role_text as role_text
 from lm.logprobs.completions import CompletionModel, collate
 from lm.logprobs.kernels import at_least_float32
 from lm.logprobs.scoring import batches, over_ranks, score_rows
@@ -36,19 +35,6 @@ log = logging.getLogger(__name__)
 
 
 # ---------------------------------------------------------------- a model
-
-
-def role_text(
-    messages: Sequence[Message], reply: Message, where: str, tools: list[Any] | None = None
-) -> tuple[str, str]:
-    """A conversation for a model without a chat template; a `lm.data.templates.Renderer`. ValueError for what only a
-    template writes."""
-    if carried := [*(["tools"] if tools else []), *carries([*messages, reply])]:
-        raise ValueError(
-            f"{where}: {carried[0]!r} of messages is written by a chat template, and there is none; give a model that "
-            "has one, or leave such rows out"
-        )
-    return f"{plain_chat(messages, reply, where)[0]}\n\n{reply['role']}:", f" {reply['content']}"
 
 
 @dataclass(frozen=True)
@@ -79,12 +65,11 @@ class RewardModel:
         self.model = _load(spec, scoring)
         checks.require(f"--reward-model {spec!r}", checks.tokenizer_fits(self.tokenizer, self.model))
         self.is_ours = is_ours(spec)
-        self.names = Names.by(self.tokenizer, "text")
-        """What it found of control tokens in texts."""
         own = self.tokenizer
-        self.reads_conversations = own.chat_template is not None and not self.is_ours
         self.reads_segments = own.chat_template is None and not self.is_ours and own.sep_token_id is not None
         self.limit = self._limit()
+        self.reader = Reader(own, spec, ours=self.is_ours, limit=self.limit)
+        self.names = self.reader.names
         # A head of this name reads one state of a causal model, so that both sides of a pair can share their beginning.
         self.sharing: CompletionModel | None = None
         if hasattr(self.model, "score") and not self.reads_segments:
@@ -92,11 +77,8 @@ class RewardModel:
 
     def _limit(self) -> int | None:
         """Longest input, tokens."""
-        positions = getattr(self.model.config.get_text_config(), "max_position_embeddings", None)
-        # A tokenizer knows of positions that are not for tokens (RoBERTa's first two); unset, it says 1e30.
-        named = self.tokenizer.model_max_length if self.tokenizer.model_max_length < 10**9 else None
-        default = min((n for n in (positions, named) if n is not None), default=None)
-        most, asked = default if self.reads_segments else positions, self.scoring.max_length
+        default = longest_input(self.model.config, self.tokenizer)
+        most, asked = default if self.reads_segments else positions_of(self.model.config), self.scoring.max_length
         if most is not None and asked is not None and asked > most:
             raise ValueError(f"--max-length {asked} must be at most the {most} tokens that {self.spec!r} takes")
         return asked or default
@@ -123,32 +105,21 @@ class RewardModel:
     # ------------------------------------------------------------ what it reads
 
     def _encoded(self, rows: Sequence[Placed]) -> Encoded:
-        if self.reads_conversations:
+        if self.reader.writes_all:
             texts = [self._templated(*row, side) for side in ("chosen", "rejected") for row in rows]
             return self._cut(token_ids(self.tokenizer, texts))
-        own_template = self.is_ours and self.tokenizer.chat_template is not None
-        render: Renderer = chat_renderer(self.tokenizer, self.spec) if own_template else role_text
-        read = self.names.reading(lambda row, at, marked: any_pair(row, at, marked, self.layout), render)
+        read = self.names.reading(lambda row, at, marked: any_pair(row, at, marked, self.layout), self.reader.render)
         pairs = [_kept(read(row, where), where) for where, row in rows]
         prompts = [pair["prompt"] for pair in pairs] * 2
         completions = [pair[side] for side in ("chosen", "rejected") for pair in pairs]
         if self.reads_segments:
             return self._segments(prompts, completions)
-        if self.tokenizer.eos_token_id is None:
-            raise ValueError(
-                f"--reward-model {self.spec!r}: its tokenizer has neither a chat template, nor a separator, nor an "
-                "end-of-text token; it is not known how the model reads a completion"
-            )
-        both = zip(prompt_ids(self.tokenizer, prompts), completion_ids(self.tokenizer, completions), strict=True)
-        return self._cut([[*prompt, *completion] for prompt, completion in both])
+        self.reader.check("--reward-model")
+        return self._cut([[*one, *other] for one, other in zip(*self.reader.ids(prompts, completions), strict=True)])
 
     def _templated(self, where: str, row: Row, side: str) -> str:
-        conversation = _kept(any_conversation(row, where, self.layout), where)
-        messages = self.names.mark_all([*conversation.context, getattr(conversation, side)], where)
-        tools = self.names.mark_all(conversation.tools, where)
-        text = templated(self.tokenizer, self.spec, messages, where, tools)
-        self.names.row({"prompt": text}, where, rendered=True)  # counts
-        return text
+        found = _kept(any_conversation(row, where, self.layout), where)
+        return self.reader.conversation([*found.context, getattr(found, side)], where, found.tools)
 
     def _cut(self, ids: list[list[int]]) -> Encoded:
         limit = self.limit or max(map(len, ids))
@@ -173,19 +144,13 @@ class RewardModel:
     def _shared(self, ids: list[list[int]]) -> tuple[list[list[int]], list[list[int]]]:
         """As prompts and completions: what both sides of a pair begin with, and the rest."""
         pad = self.model.config.get_text_config().pad_token_id
-        if not self.is_ours and pad is not None:
-            # transformers reads the reward at the last token that is not the padding one, which may be end-of-text.
-            ids = [row[: max((i for i, token in enumerate(row, 1) if token != pad), default=1)] for row in ids]
-        count = len(ids) // 2
+        if not self.is_ours:  # transformers reads the reward at the last token that is not the padding one
+            ids = [without_padding(row, pad) for row in ids]
         if short := [i for i, row in enumerate(ids) if len(row) < 2]:
-            raise ValueError(f"{self.spec!r}: a text of pair {short[0] % count} has fewer than two tokens to read")
-        prompts, completions = [], []
-        for one, other in zip(ids, [*ids[count:], *ids[:count]], strict=True):
-            most = min(len(one), len(other)) - 1
-            size = max(1, next((i for i in range(most) if one[i] != other[i]), most))
-            prompts.append(one[:size])
-            completions.append(one[size:])
-        return prompts, completions
+            raise ValueError(
+                f"{self.spec!r}: a text of pair {short[0] % (len(ids) // 2)} has fewer than two tokens to read"
+            )
+        return parted(ids)
 
     def _trial(
         self,

@@ -164,8 +164,16 @@ def score_pairs(
 
 
 def score_states(model: CompletionModel, pairs: Dataset, what: str) -> tuple[Tensor, Tensor]:
-    """What a reward model's head reads, its last hidden states at the chosen and at the rejected completions' ends,
-    [N, H] each, float64; rows as of `score_pairs`."""
+    """The states of `row_states` of the chosen and of the rejected completions, [N, H] each; rows as of
+    `score_pairs`."""
+    prompts, completions = pairs["prompt_ids"][:], [*pairs["chosen_ids"][:], *pairs["rejected_ids"][:]]
+    both = row_states(model, [*prompts, *prompts], completions, what)
+    return both[: len(pairs)], both[len(pairs) :]
+
+
+def row_states(model: CompletionModel, prompts: Sequence[Ids], completions: Sequence[Ids], what: str) -> Tensor:
+    """What a reward model's head reads, its last hidden states at the completions' ends, [R, H], float64; rows as of
+    `score_rows`."""
     seen: list[Tensor] = []
     hook = model.model.score.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
 
@@ -174,9 +182,7 @@ def score_states(model: CompletionModel, pairs: Dataset, what: str) -> tuple[Ten
         seen.clear()
         return states
 
-    prompts, completions = pairs["prompt_ids"][:], [*pairs["chosen_ids"][:], *pairs["rejected_ids"][:]]
     try:
-        both = _rows(model, [*prompts, *prompts], completions, what, read)
+        return _rows(model, prompts, completions, what, read)
     finally:
         hook.remove()
-    return both[: len(pairs)], both[len(pairs) :]

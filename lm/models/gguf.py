@@ -18,6 +18,7 @@ import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 from lm.base import progress
 from lm.base.files import sha256_of
@@ -61,8 +62,8 @@ def file_of(spec: str) -> Path:
 
 
 def as_folder(spec: str, root: Path | None = None) -> str:
-    """What a model is opened by: of a GGUF file the folder that was made of it, now or earlier; other names as they
-    are. Ranks call it one by one, or the first of them alone.
+    """What a model is opened by: of a GGUF file the folder that was made of it, now or earlier, there or in the user's
+    cache; other names as they are. Ranks call it one by one, or the first of them alone.
 
     Args:
         spec: a model's name, folder or file.
@@ -77,13 +78,18 @@ def as_folder(spec: str, root: Path | None = None) -> str:
         return spec
     file = file_of(spec)
     digest = sha256_of(file)
-    folder = (cache() if root is None else root) / f"{file.name[: -len('.gguf')]}-{digest[:12]}"
+    name = f"{file.name[: -len('.gguf')]}-{digest[:12]}"
+    places = [place / name for place in (root, cache()) if place is not None]
+    folder = next((place for place in places if place.is_dir()), places[0])
     if not folder.is_dir():
-        types = types_of(file)
+        reader = _reader_of(file)
+        types = _types_in(reader)
         origin = {"file": file.name, "sha256": digest, "types": types}
         _room(spec, folder, sum(types.values()))
         progress.say(f"{file.name} is read once, into {folder}")
-        with _made(folder) as made:
+        # transformers asks the package for a reader for tokenizer, config and weights, and of a large vocabulary each
+        # takes as long as all the rest.
+        with _made(folder) as made, mock.patch("gguf.GGUFReader", return_value=reader):
             _convert(file, made, origin)
     return str(folder)
 
@@ -93,17 +99,29 @@ def cache() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "reward-distillation" / "models"
 
 
-def types_of(file: Path) -> dict[str, int]:
-    """Parameters in each type of a GGUF file that can be read, the most frequent first. Raises as `as_folder`."""
+def _reader_of(file: Path) -> Any:
+    """A `gguf.GGUFReader` of a file that can be read. Raises as `as_folder`."""
     if importlib.util.find_spec("gguf") is None:
         raise ValueError(
             f"model {str(file)!r}: the package gguf, which reads such files, is not installed; pip install gguf, or "
             "the extra real"
         )
+    import numpy as np
     from gguf import GGUFReader
 
+    class Reader(GGUFReader):
+        """Which slices an ordinary array: NumPy's memory maps make each of a million small ones four times as slow."""
+
+        @property
+        def data(self) -> Any:
+            return self._data
+
+        @data.setter
+        def data(self, mapped: Any) -> None:
+            self._data = np.asarray(mapped)
+
     try:
-        reader = GGUFReader(file)
+        reader = Reader(file)
     except Exception as error:  # struct's, NumPy's and its own, by where the file ends
         raise ValueError(
             f"model {str(file)!r} is cut short, or is no GGUF file ({type(error).__name__}: {error}); fetch it again"
@@ -118,6 +136,11 @@ def types_of(file: Path) -> dict[str, int]:
         raise ValueError(
             f"model {str(file)!r} has no tokenizer in it; take a file that has, or a folder of safetensors"
         )
+    return reader
+
+
+def _types_in(reader: Any) -> dict[str, int]:
+    """Parameters in each type of a file, the most frequent first."""
     count = collections.Counter[str]()
     for tensor in reader.tensors:
         count[tensor.tensor_type.name] += int(tensor.n_elements)

@@ -96,6 +96,27 @@ def test_the_folder_has_the_files_weights_tokenizer_and_template(file: Path, tmp
     check_model(str(folder), False)
 
 
+def test_a_file_is_read_once_and_a_folder_in_the_cache_is_taken(
+    file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A vocabulary of 262,144 tokens takes longer to read than the weights."""
+    read: list[Path] = []
+    true = gguf.GGUFReader.__init__
+
+    def counted(self: Any, path: Path, *more: Any) -> None:
+        read.append(path)
+        true(self, path, *more)
+
+    monkeypatch.setattr(gguf.GGUFReader, "__init__", counted)
+    before = gguf.GGUFReader
+    made = ours.as_folder(str(file))
+    assert read == [file]
+    assert gguf.GGUFReader is before
+    assert Path(made).parent == ours.cache()
+    assert ours.as_folder(str(file), tmp_path / "run") == made
+    assert read == [file]
+
+
 def test_it_is_made_once_and_called_by_the_files_digest(
     file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -43,7 +43,7 @@ END, PAD = "<|endoftext|>", "<|padding|>"
 log = logging.getLogger(__name__)
 
 
-def check_model(spec: str, trust_remote_code: bool) -> None:
+def check_model(spec: str, trust_remote_code: bool, *, option: str = "model") -> None:
     """Raises ValueError, before anything is computed, for what could be known to fail later.
 
     A local folder needs a config, a tokenizer and safetensors weights; pickled weights are refused, as loading them
@@ -55,8 +55,8 @@ def check_model(spec: str, trust_remote_code: bool) -> None:
         if spec not in SCRATCH:
             raise ValueError(f"model {spec!r}: the models from scratch are {', '.join(SCRATCH)}")
         return
-    if (folder := _check_folder("model", spec, trust_remote_code)) is not None:
-        _check_weights(AutoModelForCausalLM, "model", spec, folder, trust_remote_code)
+    if (folder := _check_folder(option, spec, trust_remote_code)) is not None:
+        _check_weights(AutoModelForCausalLM, option, spec, folder, trust_remote_code)
 
 
 def check_reward_model(spec: str, trust_remote_code: bool, *, option: str = "oracle_model") -> None:
@@ -128,17 +128,17 @@ def _check_weights(auto: Any, option: str, spec: str, folder: Path, trust_remote
     return model
 
 
-def check_lora(spec: str, options: LoraConfig, trust_remote_code: bool) -> None:
+def check_lora(spec: str, options: LoraConfig, trust_remote_code: bool, option: str = "model") -> None:
     """Raises ValueError where the base model cannot have these adapters; nothing of it but its config is read. Says
     which of its weights are left without one because they are no linear layers."""
     if options.rank is None:
         return
-    config = LlamaConfig(num_hidden_layers=1) if spec in SCRATCH else config_of("model", spec, trust_remote_code)
+    config = LlamaConfig(num_hidden_layers=1) if spec in SCRATCH else config_of(option, spec, trust_remote_code)
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code)
         targets = checks.lora_targets(model, options)
         if targets.advice:
-            log.warning("model %r, lora: %s", spec, targets.advice)
+            log.warning("%s %r, lora: %s", option, spec, targets.advice)
         add_adapter(model, options, base=spec)
 
 
@@ -200,8 +200,9 @@ def same_tokenizer(one: PreTrainedTokenizerBase, other: PreTrainedTokenizerBase)
         return {part: backend.get(part) for part in ("normalizer", "pre_tokenizer", "model")}
 
     return bool(
-        one.get_vocab() == other.get_vocab()
-        and one.eos_token_id == other.eos_token_id
+        one.eos_token_id == other.eos_token_id
+        and len(one) == len(other)  # the rest takes seconds of a large vocabulary
+        and one.get_vocab() == other.get_vocab()
         and pipeline(one) == pipeline(other)
     )
 
@@ -341,11 +342,11 @@ def check_context(config: PretrainedConfig, data: DataConfig, what: str) -> None
     check_positions(config, _longest_row(data), what)
 
 
-def check_contexts(config: Config, data: DataConfig, *, ask_hub: bool) -> None:
-    """`check_context` of every model that the options name, by its config alone: that of a judge, or of what reward
-    models start from, would be told after pi_ref was trained. Names of the hub are passed over where it is not to be
-    asked."""
-    for option in ("model", "reward_base", "oracle_model"):
+def check_contexts(config: Config, data: DataConfig, options: Iterable[str], *, ask_hub: bool) -> None:
+    """`check_context` of the models that these options name and that read the tokens of the limits, by their configs
+    alone: that of a judge, or of what reward models start from, would be told after pi_ref was trained. Hub names
+    are passed over where it is not to be asked."""
+    for option in options:
         spec = getattr(config, option)
         if spec is not None and spec not in SCRATCH and (ask_hub or Path(spec).exists()):
             check_context(config_of(option, spec, config.trust_remote_code), data, f"{option} {spec!r}")

@@ -34,6 +34,10 @@ FEW = 100
 """Pairs of a split that are too few to go by without being told."""
 
 
+OTHERS = ("oracle_model", "oracle_base", "reward_base")
+"""Options that name models which may have other tokenizers than the policy."""
+
+
 @once
 def data(run: Run) -> Artifact:
     """Tokenised preferences and reference completions, with the tokenizer.
@@ -122,9 +126,11 @@ def data(run: Run) -> Artifact:
     if config.kind != "world":
         _say(artifact.metrics)
     known = replace(config, **artifact.metrics.get("limits", {}))
+    ours = _checked_tokenizer(run, artifact)  # before anything reads the ids, and not when it is first decoded
     if None not in (known.max_prompt_length, known.max_completion_length):
-        check_contexts(run.config, known, ask_hub=True)
-    _checked_tokenizer(run, artifact)  # before anything reads the ids, and not when it is first decoded
+        # Who reads by a tokenizer of his own reads no more than fits, and says what that leaves out.
+        alike = [o for o in OTHERS if getattr(run.config, o) and same_tokenizer(ours, others_tokenizer(run, o))]
+        check_contexts(run.config, known, ["model", *alike], ask_hub=True)
     ensembles = [name for name in run.config.methods if "members" in run.config.method(name).needs]
     if config.rewards == "given" and artifact.metrics["members"] < 2 and ensembles:
         raise ValueError(
@@ -181,23 +187,29 @@ def lines(report: Mapping[str, Any]) -> list[str]:
 
 @once
 def tokenizer(run: Run) -> PreTrainedTokenizerBase:
-    """The tokenizer of the policy, and so of every model of the run."""
+    """The tokenizer of the policy, and of every model of the run that has no other, see `lm.stages.readings`."""
     return _checked_tokenizer(run, data(run))
 
 
 def _checked_tokenizer(run: Run, prepared: Artifact) -> PreTrainedTokenizerBase:
-    """ValueError where a given oracle, or what reward models start from, would read the token ids by another
-    tokenizer."""
+    """The tokenizer of a finished `data`. ValueError, before anything is trained, where that of a given oracle, or of
+    what reward models start from, is none that rewards can be read by."""
+    for option in OTHERS:
+        if getattr(run.config, option) is not None:
+            others_tokenizer(run, option)
     ours: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(prepared.path / "tokenizer")
-    for option in ("oracle_model", "reward_base"):
-        if (spec := getattr(run.config, option)) is None:
-            continue
-        if not same_tokenizer(ours, load_tokenizer(spec, (), run.config.trust_remote_code)):
-            raise ValueError(
-                f"{option} {spec!r}: its tokenizer differs from that of model "
-                f"{run.config.model!r}; rewards are read from the same token ids, so both need the same one"
-            )
     return ours
+
+
+@once
+def others_tokenizer(run: Run, option: str) -> PreTrainedTokenizerBase:
+    """That of the model which an option names. ValueError where it cannot be loaded, or does not say where a text
+    ends."""
+    spec = getattr(run.config, option)
+    own = load_tokenizer(spec, (), run.config.trust_remote_code, needs_end=False)
+    if own.eos_token_id is None and (option != "oracle_model" or own.chat_template is None):
+        raise ValueError(f"{option} {spec!r}: its tokenizer has no end-of-text token, at which rewards are read")
+    return own
 
 
 def references(run: Run) -> Dataset:

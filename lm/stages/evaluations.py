@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,7 @@ from lm.objectives import Method
 from lm.stages.data import sized, tokenizer
 from lm.stages.labels import labelled_pairs, labels, open_oracle, oracle_input
 from lm.stages.policies import policies
+from lm.stages.readings import Asked, sample_rewards
 from lm.stages.run import Run, once
 from lm.stages.subsets import members
 from lm.stages.trainings import accuracy, sft
@@ -46,10 +48,10 @@ def evaluation(run: Run, name: str) -> Artifact:
     def make(folder: Path, _: Path) -> dict[str, Any]:
         pairs = labelled_pairs(run, "test")
         prompts = prompts_of(pairs, config.evaluation.prompts, run.seed("prompts"))
-        asked = messages_of(pairs)
+        asked = asked_of(pairs)
         policy = open_policy(model, tokenizer(run), sized(run))
         ids = list(prompts.values())
-        samples, rewards = judged_samples(run, policy, ids, name)
+        samples, rewards, told = judged_samples(run, policy, prompts, name, asked)
         end = tokenizer(run).eos_token_id
         logps = score_rows(policy, ids, samples, f"{name} log-probs")
         reference = open_policy(sft(run).path, tokenizer(run), sized(run))
@@ -57,7 +59,7 @@ def evaluation(run: Run, name: str) -> Artifact:
         rows = [
             {
                 "prompt": prompt,
-                **({"messages": asked[prompt]} if prompt in asked else {}),
+                **({"messages": asked[prompt][0]} if prompt in asked else {}),
                 "completion": as_text(tokenizer(run), sample),
                 "oracle_reward": reward,
                 "length": len(sample),
@@ -81,6 +83,7 @@ def evaluation(run: Run, name: str) -> Artifact:
             "accuracy": float(((chosen - ref_chosen) > (rejected - ref_rejected)).float().mean()),
             "accuracies": accuracy(run, pairs, chosen - ref_chosen, rejected - ref_rejected),
             **({"utility": float(np.mean([row["utility"] for row in rows]))} if "utility" in rows[0] else {}),
+            **told,
         }
 
     inputs = {
@@ -110,24 +113,37 @@ def trained_policy(run: Run, name: str) -> tuple[Artifact, Path]:
 
 
 def judged_samples(
-    run: Run, policy: CompletionModel, prompts: list[list[int]], name: str, temperature: float | None = None
-) -> tuple[list[list[int]], list[float]]:
-    """A completion of each prompt and its oracle reward, at another temperature than the configured where given."""
+    run: Run,
+    policy: CompletionModel,
+    prompts: Mapping[str, list[int]],
+    name: str,
+    asked: Asked,
+    temperature: float | None = None,
+) -> tuple[list[list[int]], list[float], dict[str, Any]]:
+    """A completion of each prompt and its oracle reward, at another temperature than the configured where given; and
+    what an oracle with another tokenizer adds to metrics, see `lm.stages.readings`.
+
+    Args:
+        run: the run.
+        policy: what is sampled from.
+        prompts: text -> token ids.
+        name: the policy's.
+        asked: the messages of those that were written from some.
+        temperature: of the samples; None for the configured one.
+    """
     config = sized(run)
     if temperature is not None:
         config = replace(config, sampling=replace(config.sampling, temperature=temperature))
     samples = sample_completions(
         policy,
-        prompts,
+        list(prompts.values()),
         tokenizer(run),
         config,
         seed=run.seed("evaluate"),  # one for all policies: where two agree, they draw the same
         what=f"{name} samples",
     )
-    end = tokenizer(run).eos_token_id
-    # The oracle reads the state at end-of-text, so a completion cut off at the maximum gets one to be read at.
-    judged = [sample if sample[-1] == end else [*sample, end] for sample in samples]
-    return samples, score_rows(open_oracle(run), prompts, judged, "oracle rewards").tolist()
+    rewards, told = sample_rewards(run, open_oracle(run), prompts, samples, asked)
+    return samples, rewards.tolist(), told
 
 
 def as_text(tokenizer: PreTrainedTokenizerBase, sample: list[int]) -> str:
@@ -188,11 +204,11 @@ def validation(run: Run, name: str, trained: Artifact) -> Artifact:
 
     def make(folder: Path, _: Path) -> dict[str, Any]:
         pairs = labelled_pairs(run, "valid")
-        prompts = list(prompts_of(pairs, config.valid_prompts, run.seed("prompts"), "valid").values())
+        prompts, asked = prompts_of(pairs, config.valid_prompts, run.seed("prompts"), "valid"), asked_of(pairs)
 
         def rewards(model: Path) -> list[float]:
             opened = open_policy(model, tokenizer(run), sized(run))
-            return judged_samples(run, opened, prompts, f"{name} validation")[1]
+            return judged_samples(run, opened, prompts, f"{name} validation", asked)[1]
 
         if base is None:
             return {"rewards": rewards(trained.path)}
@@ -228,12 +244,16 @@ def prompts_of(pairs: Dataset, count: int | None, seed: int, split: str = "test"
     return {texts[i]: prompts[texts[i]] for i in sorted(kept)}
 
 
-def messages_of(pairs: Dataset) -> dict[str, list[dict[str, Any]]]:
-    """The messages that prompts were written from, by these; empty where the set is of text."""
+def asked_of(pairs: Dataset) -> Asked:
+    """The messages and tools that prompts were written from, by these; empty where the set is of text."""
     if STORED[0] not in pairs.column_names:
         return {}
-    both = zip(pairs["prompt"][:], pairs[STORED[0]][:], strict=True)
-    return {prompt: json.loads(messages) for prompt, messages in both if messages is not None}
+    columns = zip(*(pairs[name][:] for name in ("prompt", STORED[0], "tools")), strict=True)
+    return {
+        prompt: (json.loads(messages), None if tools is None else json.loads(tools))
+        for prompt, messages, tools in columns
+        if messages is not None
+    }
 
 
 def truth(run: Run, prompt: str, sample: list[int]) -> dict[str, float]:

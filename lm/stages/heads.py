@@ -25,7 +25,8 @@ from lm.logprobs.scoring import score_states
 from lm.models.loading import load_reward_model, reward_tokenizer, state_of
 from lm.models.noise import own_config
 from lm.models.opening import device_of
-from lm.stages.data import data, opened, sized, tokenizer
+from lm.stages.data import data, opened
+from lm.stages.readings import States, check_fits, sized_for, tokenizer_of
 from lm.stages.run import Run, once
 from lm.stages.trainings import held_out_metrics, precision, reward_model, start_input, start_of
 from lm.training.heads import Head, Pairs, fit_head
@@ -39,22 +40,27 @@ SHARED, HEAD = "model-body.safetensors", "model-head.safetensors"
 
 
 @once
-def features(run: Run) -> Artifact:
-    """States at the last token of both completions of every pair, as float32 files of NumPy, in the order and with the
-    labels that the set came with; and the body, as a reward model without a trained head, once for all heads."""
+def features(run: Run, stage: str = "reward") -> Artifact:
+    """Of what the models of a stage, "oracle" or "reward", start from: states at the last token of both completions of
+    every pair, as float32 files of NumPy, in the order and with the labels that the set came with; and the body, as a
+    reward model without a trained head, once for all heads."""
 
     def make(folder: Path, scratch: Path) -> dict[str, Any]:
-        base = load_reward_model(start_of(run), sized(run), new_head=True)  # which is not read
+        base = load_reward_model(start_of(run, stage), sized_for(run, stage), new_head=True)  # which is not read
         model = CompletionModel(base, options=run.config.logprobs).to(device_of(run.config)).eval()
+        check_fits(run, stage, model)
+        found = States(run, stage, model)
         pairs = opened(data(run).path / "preferences")
         parts = []
         for first in range(0, len(pairs), CHUNK):
             part = scratch / f"states-{first}.npy"
             parts.append(part)
-            if ranks.from_first(part.is_file):
+            rows, known = pairs.select(range(first, min(first + CHUNK, len(pairs)))), ranks.from_first(part.is_file)
+            what = f"hidden states, pairs from {first:,} of {len(pairs):,}"
+            read = found.read(rows)  # also of a part that is there: it is counted again
+            if known:
                 continue
-            rows = pairs.select(range(first, min(first + CHUNK, len(pairs))))
-            states = score_states(model, rows, f"hidden states, pairs from {first:,} of {len(pairs):,}")
+            states = score_states(model, rows, what) if read is None else found.of(read, what)
             if ranks.is_first():
                 with replacing(part) as temporary, temporary.open("wb") as file:
                     np.save(file, np.stack([one.float().numpy() for one in states], axis=1))
@@ -68,20 +74,22 @@ def features(run: Run) -> Artifact:
                 block = np.load(part)
                 whole[first : first + len(block)] = block
             whole.flush()
-            beside = reward_tokenizer(model.model, tokenizer(run))
+            beside = reward_tokenizer(model.model, tokenizer_of(run, stage))
             bare = {key: value for key, value in state_of(model.model).items() if not key.startswith("score.")}
             with own_config(model.model):
                 model.model.save_pretrained(folder / BODY, state_dict=bare, max_shard_size="1000TB")
             (folder / BODY / "model.safetensors").rename(folder / BODY / SHARED)
             beside.save_pretrained(folder / BODY)
-        return {"pairs": len(pairs), "width": width}
+        return {"pairs": len(pairs), "width": width, **found.metrics()}
 
-    inputs = {"data": data(run), "body": start_input(run), "precision": precision(run)}
+    start = start_input(run, stage)
+    inputs = {"data": data(run), "body": start.pop("start"), **start, "precision": precision(run)}
     return run.store.get("features", "states", inputs, make)
 
 
-def states_of(run: Run, pairs: Dataset) -> npt.NDArray[np.float64]:
-    """States of these pairs' chosen and rejected completions, [N, 2, H], as they are labelled now.
+def states_of(run: Run, pairs: Dataset, stage: str = "reward") -> npt.NDArray[np.float64]:
+    """States, by what the models of a stage start from, of these pairs' chosen and rejected completions, [N, 2, H], as
+    they are labelled now.
 
     Raises:
         ValueError: a pair is not one of the run's data.
@@ -89,7 +97,7 @@ def states_of(run: Run, pairs: Dataset) -> npt.NDArray[np.float64]:
     every = opened(data(run).path / "preferences")
     place = {row: i for i, row in enumerate(every["id"][:])}
     given = every["chosen_ids"]
-    states = np.load(features(run).path / "states.npy", mmap_mode="r")
+    states = np.load(features(run, stage).path / "states.npy", mmap_mode="r")
     found = np.empty((len(pairs), 2, states.shape[-1]))
     for i, (row, chosen, rejected) in enumerate(
         zip(pairs["id"][:], pairs["chosen_ids"][:], pairs["rejected_ids"][:], strict=True)
@@ -116,13 +124,13 @@ def bradley_terry_model(
     """A reward model as `training.train` says: a head, or `lm.stages.trainings.reward_model`."""
     if training.train != "head":
         return reward_model(run, stage, name, training, inputs, pairs, held_out)
-    body = features(run)
+    body = features(run, stage)
 
     def make(folder: Path, _: Path) -> dict[str, Any]:
         began = time.process_time()
         valid = held_out()
-        learnt, states = pairs(), states_of(run, valid)
-        head = fit_head(_labelled(learnt, states_of(run, learnt)), _labelled(valid, states))
+        learnt, states = pairs(), states_of(run, valid, stage)
+        head = fit_head(_labelled(learnt, states_of(run, learnt, stage)), _labelled(valid, states))
         if ranks.is_first():
             _save(body.path / BODY, head, folder)
         rewards = torch.from_numpy(states @ head.weight)
@@ -130,6 +138,7 @@ def bradley_terry_model(
         return {
             **held_out_metrics(run, valid, rewards[:, 0], rewards[:, 1]),
             "head": {"strength": head.strength, "path": head.path, "cpu_seconds": seconds},
+            **({"reading": body.metrics["reading"]} if "reading" in body.metrics else {}),
             "history": [],
         }
 
@@ -137,11 +146,11 @@ def bradley_terry_model(
     return run.store.get(stage, name, {**decides, "train": "head", "features": body}, make)
 
 
-def head_rewards(run: Run, model: Artifact, pairs: Dataset) -> tuple[torch.Tensor, torch.Tensor]:
-    """Rewards by a head of the chosen and of the rejected completions of these pairs, [N] each, float64: those that the
-    saved model gives, without its forward pass. Raises as `states_of`."""
+def head_rewards(run: Run, model: Artifact, pairs: Dataset, stage: str = "reward") -> tuple[torch.Tensor, torch.Tensor]:
+    """Rewards by a head of a stage, of the chosen and of the rejected completions of these pairs, [N] each, float64:
+    those that the saved model gives, without its forward pass. Raises as `states_of`."""
     weight = load_file(model.path / HEAD)["score.weight"][0].double()
-    rewards = torch.from_numpy(states_of(run, pairs)) @ weight
+    rewards = torch.from_numpy(states_of(run, pairs, stage)) @ weight
     return rewards[:, 0], rewards[:, 1]
 
 

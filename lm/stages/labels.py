@@ -17,10 +17,10 @@ from lm.data import votes
 from lm.data.rewards import ORACLE
 from lm.data.tokens import mapped
 from lm.logprobs.completions import CompletionModel
-from lm.logprobs.scoring import score_pairs
 from lm.models.opening import open_reward_model
-from lm.stages.data import data, given_pairs, of_split, opened, save, sized
+from lm.stages.data import data, given_pairs, of_split, opened, save
 from lm.stages.heads import bradley_terry_model, head_rewards
+from lm.stages.readings import check_fits, input_of, pair_rewards, sized_for
 from lm.stages.run import Run, once
 from lm.stages.trainings import inputs_of, length_classes, precision, start_input
 
@@ -43,7 +43,7 @@ def oracle(run: Run) -> Artifact:
         "oracle",
         "oracle",
         run.config.oracle,
-        inputs_of(run, "oracle", run.config.oracle, data=data(run), start=start_input(run)),
+        inputs_of(run, "oracle", run.config.oracle, data=data(run), **start_input(run, "oracle")),
         lambda: given_pairs(run, "train"),
         lambda: given_pairs(run, "valid"),
     )
@@ -51,12 +51,17 @@ def oracle(run: Run) -> Artifact:
 
 def open_oracle(run: Run) -> CompletionModel:
     """The given oracle, or the trained one, ready to score."""
-    return open_reward_model(run.config.oracle_model or oracle(run).path, sized(run))
+    model = open_reward_model(run.config.oracle_model or oracle(run).path, sized_for(run, "oracle"))
+    check_fits(run, "oracle", model)
+    return model
 
 
-def oracle_input(run: Run) -> Artifact | str | None:
+def oracle_input(run: Run) -> Any:
     """What the oracle counts as in an artifact's key."""
-    return run.content(run.config.oracle_model) if run.config.oracle_model is not None else oracle(run)
+    if run.config.oracle_model is None:
+        return oracle(run)
+    content, read = run.content(run.config.oracle_model), input_of(run, "oracle")
+    return {"model": content, **read} if read else content
 
 
 def oracle_accuracy(run: Run) -> dict[str, Any] | None:
@@ -99,9 +104,10 @@ def _relabelled(run: Run, pairs: Dataset, path: Path) -> tuple[Dataset, dict[str
     """
     pairs = pairs.remove_columns([name for name in pairs.column_names if name == votes.PROBABILITY])
     if run.config.oracle_model is None and run.config.oracle.train == "head":
-        first, second = head_rewards(run, oracle(run), pairs)
+        first, second = head_rewards(run, oracle(run), pairs, "oracle")
+        told = {name: value for name, value in oracle(run).metrics.items() if name == "reading"}
     else:
-        first, second = score_pairs(open_oracle(run), pairs, "oracle rewards")
+        first, second, told = pair_rewards(run, "oracle", open_oracle(run), pairs, "oracle rewards")
     count = Counter[str]()
 
     def rows() -> Iterator[dict[str, Any]]:
@@ -125,4 +131,4 @@ def _relabelled(run: Run, pairs: Dataset, path: Path) -> tuple[Dataset, dict[str
                 f"no pairs are left in the {split} split: the oracle rewards both completions alike in "
                 f"{count['ties']} of {len(pairs)} pairs; look at oracle_model, or set data.labels to given"
             )
-    return relabelled, {"agreement": 1 - count["flipped"] / len(relabelled), "ties_dropped": count["ties"]}
+    return relabelled, {"agreement": 1 - count["flipped"] / len(relabelled), "ties_dropped": count["ties"], **told}

@@ -35,7 +35,7 @@ def asked(run: Run) -> list[str]:
 
 
 def _inputs(run: Run, name: str) -> dict[str, Any]:
-    return inputs_of(run, "reward", run.config.reward, bias=bias(run), subset=name, start=start_input(run))
+    return inputs_of(run, "reward", run.config.reward, bias=bias(run), subset=name, **start_input(run, "reward"))
 
 
 def planned(run: Run) -> list[Planned]:
@@ -72,9 +72,8 @@ def own_oracle(run: Run, name: str, method: Method) -> Artifact:
         raise ValueError(f"{name} has no oracle of its own")
     # What [N]'s oracle does not have is counted besides, so that the keys of [N]'s stay what they were.
     own = {} if type(oracle) is JointOracle else {"oracle": {"kind": type(oracle).__qualname__, **asdict(oracle)}}
-    inputs = inputs_of(
-        run, "reward", run.config.reward, bias=bias(run), alpha=oracle.alpha, start=start_input(run), **own
-    )
+    start = start_input(run, "reward")
+    inputs = inputs_of(run, "reward", run.config.reward, bias=bias(run), alpha=oracle.alpha, **start, **own)
     return joint_oracle(run, name, oracle, inputs, lambda: subset(run, MAIN), lambda: labelled_pairs(run, "valid"))
 
 

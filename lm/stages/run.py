@@ -46,7 +46,7 @@ class Run:
         trackers.check(config.report_to)
         self.store = Store(Path(config.output_dir), seed=config.seed, read_only=read_only)
         kept = self.store.root / "models"
-        named = ("model", "oracle_model", "reward_base")
+        named = ("model", "oracle_model", "oracle_base", "reward_base")
         specs: dict[str, str] = {name: spec for name in named if (spec := getattr(config, name)) is not None}
         for spec in filter(is_gguf, specs.values()):  # all of them, before one is read in
             ranks.from_first(lambda spec=spec: types_of(file_of(spec)))  # type: ignore[misc]
@@ -55,17 +55,20 @@ class Run:
         }
         config = replace(config, **folders)
         check_model(config.model, config.trust_remote_code)
-        if config.reward_base is not None:
-            if config.reward_base.startswith("scratch:"):
-                raise ValueError(f"reward_base {config.reward_base!r} is random; null is pi_ref")
-            check_model(config.reward_base, config.trust_remote_code)
-        check_lora(config.model, config.lora, config.trust_remote_code)
-        option = "model" if config.reward_base is None else "reward_base"
-        base = getattr(config, option)
-        if trains_reward_models(config) and Path(base).exists():  # else the hub's answer comes before SFT
-            check_reward_base(base, config.trust_remote_code, option)
+        for option in BASES:
+            if (spec := getattr(config, option)) is not None:
+                if spec.startswith("scratch:"):
+                    raise ValueError(f"{option} {spec!r} is random; null is {BASES[option]}")
+                check_model(spec, config.trust_remote_code, option=option)
+        adapted = {("model", config.model) for stage in ("sft", "policy") if config.adapts(stage)}
+        adapted |= {base_of(config, stage) for stage in ("oracle", "reward") if config.adapts(stage)}
+        for option, spec in adapted:
+            check_lora(spec, config.lora, config.trust_remote_code, option)
+        for option, base in reward_bases(config).items():
+            if Path(base).exists():  # else the hub's answer comes before SFT
+                check_reward_base(base, config.trust_remote_code, option)
         if None not in (config.data.max_prompt_length, config.data.max_completion_length):
-            check_contexts(config, config.data, ask_hub=False)  # else where the limits are known
+            check_contexts(config, config.data, ["model"], ask_hub=False)  # of the rest once tokens are known
         if config.oracle_model is not None:
             check_reward_model(config.oracle_model, config.trust_remote_code)
         self.config = config
@@ -119,10 +122,23 @@ class Run:
         return Run(config, read_only=self.store.read_only)
 
 
-def trains_reward_models(config: Config) -> bool:
-    """Whether something that the options ask for is a reward model started from pi_ref."""
-    judged = config.oracle_model is None and config.oracle.is_given
-    return judged or (config.data.rewards == "models" and any(config.method(name).needs for name in config.methods))
+BASES = {"oracle_base": "reward_base, and else pi_ref", "reward_base": "pi_ref"}
+"""Options that name what reward models start from -> what null stands for."""
+
+
+def base_of(config: Config, stage: str) -> tuple[str, str]:
+    """What the models of a stage, "oracle" or "reward", start from by the options: (option, its value); `model` stands
+    for pi_ref."""
+    options = ("oracle_base", "reward_base") if stage == "oracle" else ("reward_base",)
+    option = next((name for name in options if getattr(config, name) is not None), "model")
+    return option, getattr(config, option)
+
+
+def reward_bases(config: Config) -> dict[str, str]:
+    """Of all that the options ask for: option -> what a reward model starts from."""
+    distilled = config.data.rewards == "models" and any(config.method(name).needs for name in config.methods)
+    trained = {"oracle": config.oracle_model is None and config.oracle.is_given, "reward": distilled}
+    return dict(base_of(config, stage) for stage, asked in trained.items() if asked)
 
 
 def once(stage: Callable[Concatenate[Run, P], T]) -> Callable[Concatenate[Run, P], T]:

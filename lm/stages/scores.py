@@ -21,6 +21,7 @@ from lm.objectives import MAIN, Method
 from lm.stages.data import opened, save, sized, tokenizer
 from lm.stages.heads import head_rewards
 from lm.stages.labels import labelled_pairs
+from lm.stages.readings import pair_rewards, reader, sized_for, tokenizer_of
 from lm.stages.rewards import own_oracle, planned, reward, reward_artifact, stored_rewards, teachers
 from lm.stages.run import Run, once
 from lm.stages.subsets import bias, members, subset
@@ -92,9 +93,9 @@ def model_scores(run: Run, name: str) -> Artifact:
 
     def make(folder: Path, _: Path) -> dict[str, Any]:
         if run.config.reward.train == "head":
-            return _scored(run, folder, lambda pairs: head_rewards(run, reward(run, name), pairs))
-        model = open_reward_model(reward(run, name).path, sized(run))
-        return _scored(run, folder, lambda pairs: score_pairs(model, pairs, f"rewards of {name}"))
+            return _scored(run, folder, lambda pairs: (*head_rewards(run, reward(run, name), pairs), {}))
+        model = open_reward_model(reward(run, name).path, sized_for(run, "reward"))
+        return _scored(run, folder, lambda pairs: pair_rewards(run, "reward", model, pairs, f"rewards of {name}"))
 
     return run.store.get("score", name, {"model": reward(run, name), "pairs": scores(run)}, make)
 
@@ -102,18 +103,18 @@ def model_scores(run: Run, name: str) -> Artifact:
 def test_accuracy(run: Run, name: str) -> dict[str, Any]:
     """How often a reward model, or what stands in its place, orders test pairs as they are labelled, as
     `lm.stages.trainings.accuracy` has it: on the pairs that an evaluation has the policies' accuracy of."""
-    pairs = labelled_pairs(run, "test")
+    pairs, what = labelled_pairs(run, "test"), f"{name} on test pairs"
     if name in run.config.methods:
-        model = open_policy(reward_artifact(run, name).path, tokenizer(run), sized(run), reward_head=True)
-        chosen, rejected = score_pairs(model, pairs, f"{name}'s oracle on test pairs", rewards=True)
+        path, words, limits = reward_artifact(run, name).path, tokenizer_of(run, "reward"), sized_for(run, "reward")
+        model = open_policy(path, words, limits, reward_head=True)
+        chosen, rejected, _ = pair_rewards(run, "reward", model, pairs, what, rewards=True)
     elif run.config.data.rewards != "models":
         chosen, rejected = (torch.from_numpy(side) for side in stored_rewards(run, pairs, name))
     elif run.config.reward.train == "head":
         chosen, rejected = head_rewards(run, reward(run, name), pairs)
     else:
-        chosen, rejected = score_pairs(
-            open_reward_model(reward(run, name).path, sized(run)), pairs, f"{name} on test pairs"
-        )
+        model = open_reward_model(reward(run, name).path, sized_for(run, "reward"))
+        chosen, rejected, _ = pair_rewards(run, "reward", model, pairs, what)
     return accuracy(run, pairs, chosen, rejected)
 
 
@@ -123,11 +124,12 @@ def own_scores(run: Run, name: str, method: Method) -> Artifact:
 
     def make(folder: Path, _: Path) -> dict[str, Any]:
         pairs = subset(run, MAIN)
-        model = open_policy(own_oracle(run, name, method).path, tokenizer(run), sized(run), reward_head=True)
-        both = score_pairs(model, pairs, f"rewards of {name}'s oracle", rewards=True)
+        words, limits = tokenizer_of(run, "reward"), sized_for(run, "reward")
+        model = open_policy(own_oracle(run, name, method).path, words, limits, reward_head=True)
+        *both, told = pair_rewards(run, "reward", model, pairs, f"rewards of {name}'s oracle", rewards=True)
         sides = dict(zip(rewards.ONE, (side.tolist() for side in both), strict=True))
         save(Dataset.from_dict({"id": pairs["id"][:], **sides}), folder / PAIRS)
-        return {"pairs": len(pairs)}
+        return {"pairs": len(pairs), **told}
 
     return run.store.get("score", name, {"oracle": own_oracle(run, name, method), "bias": bias(run)}, make)
 
@@ -146,13 +148,23 @@ def everything(run: Run) -> None:
 
 def _scored(run: Run, folder: Path, score: Any) -> dict[str, Any]:
     """Writes the rewards of the parts that `scores` has; returns how many rows there are of each."""
-    counts = {}
+    counts: dict[str, Any] = {}
     for part in _parts(run):
         pairs = opened(scores(run).path / part)
-        sides = dict(zip(rewards.ONE, (side.tolist() for side in score(pairs)), strict=True))
+        *both, told = score(_with_texts(run, pairs, part))
+        sides = dict(zip(rewards.ONE, (side.tolist() for side in both), strict=True))
         save(Dataset.from_dict({"id": pairs["id"][:], **sides}), folder / part)
-        counts[part] = len(pairs)
+        counts |= {part: len(pairs), **{f"{part}_{name}": value for name, value in told.items()}}
     return counts
+
+
+def _with_texts(run: Run, pairs: Dataset, part: str) -> Dataset:
+    """The scored pairs with the texts that models with another tokenizer read; as they are where there are none."""
+    if reader(run, "reward") is None:
+        return pairs
+    texts = subset(run, MAIN) if part == PAIRS else labelled_pairs(run, "valid")
+    place = {row: i for i, row in enumerate(texts["id"][:])}
+    return texts.select([place[row] for row in pairs["id"][:]])
 
 
 def _parts(run: Run) -> list[str]:

@@ -21,7 +21,6 @@ from lm.config import TrainingConfig
 from lm.data import votes
 from lm.data.lengths import LengthClass, length_class
 from lm.logprobs.completions import CompletionModel
-from lm.logprobs.scoring import score_pairs
 from lm.models.loading import (
     check_reward_base,
     is_sharded,
@@ -35,7 +34,8 @@ from lm.models.noise import own_config
 from lm.models.opening import open_policy, open_reward_model
 from lm.objectives import JointOracle
 from lm.stages.data import data, references, sized, tokenizer
-from lm.stages.run import Run, once, trains_reward_models
+from lm.stages.readings import check_fits, input_of, pair_rewards, sized_for, tokenised, tokenizer_of
+from lm.stages.run import Run, base_of, once, reward_bases
 from lm.training.batches import CompletionArguments, agreement, pair_collator, sft_collator
 from lm.training.best import KeepBest, Patience, spread, verdict
 from lm.training.heads import calibration
@@ -63,8 +63,8 @@ def precision(run: Run) -> str:
 def adapted(run: Run, stage: str, model: PreTrainedModel) -> PreTrainedModel:
     """What the stage trains: the model, with adapters where the stage has them."""
     if run.config.adapts(stage):
-        base = run.config.model if stage == "sft" else run.config.reward_base
-        if stage == "policy" or base is None:
+        option, base = ("model", run.config.model) if stage == "sft" else base_of(run.config, stage)
+        if stage != "sft" and option == "model":
             # A path that is no hub name, and the same whatever the run's folder is called.
             base = f"./{sft(run).path.relative_to(run.store.root)}"
         add_adapter(model, run.config.lora, base=base)
@@ -88,8 +88,10 @@ def arguments_of(
     )
 
 
-def save_model(run: Run, model: CompletionModel, folder: Path) -> None:
-    """A model that transformers loads, its reward head beside it; of adapters, merged into its weights, a copy."""
+def save_model(run: Run, model: CompletionModel, folder: Path, stage: str = "policy") -> None:
+    """A model of a stage that transformers loads, its reward head and its tokenizer beside it; of adapters, merged into
+    its weights, a copy."""
+    words = tokenizer_of(run, stage) if stage in ("oracle", "reward") else tokenizer(run)
     state = state_of(model)  # of all ranks, where it is sharded
     if not ranks.is_first():
         return
@@ -99,7 +101,7 @@ def save_model(run: Run, model: CompletionModel, folder: Path) -> None:
             save_adapter(plain, own, folder / "adapter")
             plain = merged(plain, own)
             own = plain.state_dict()
-        beside = reward_tokenizer(plain, tokenizer(run)) if model.is_reward_model else tokenizer(run)
+        beside = reward_tokenizer(plain, words) if model.is_reward_model else words
         plain.save_pretrained(folder, state_dict=own)
     beside.save_pretrained(folder)
     if model.reward_head is not None:
@@ -122,9 +124,8 @@ def sft(run: Run) -> Artifact:
     training = run.config.sft
 
     def make(folder: Path, scratch: Path) -> dict[str, Any]:
-        if trains_reward_models(run.config):
-            option = "model" if run.config.reward_base is None else "reward_base"
-            check_reward_base(getattr(run.config, option), run.config.trust_remote_code, option)
+        for option, spec in reward_bases(run.config).items():
+            check_reward_base(spec, run.config.trust_remote_code, option)
         seed = run.seed("sft")
         torch.manual_seed(seed)
         base = load_policy(run.config.model, tokenizer(run), sized(run))
@@ -147,18 +148,21 @@ def sft(run: Run) -> Artifact:
 # ---------------------------------------------------------------- reward models
 
 
-def start_of(run: Run) -> Path | str:
-    """What reward models start from: pi_ref, or `reward_base`."""
-    return sft(run).path if run.config.reward_base is None else run.config.reward_base
+def start_of(run: Run, stage: str) -> Path | str:
+    """What the models of a stage, "oracle" or "reward", start from: pi_ref, or what the options name."""
+    option, spec = base_of(run.config, stage)
+    return sft(run).path if option == "model" else spec
 
 
-def start_input(run: Run) -> Artifact | str | None:
-    """What it counts as in a key."""
-    return sft(run) if run.config.reward_base is None else run.content(run.config.reward_base)
+def start_input(run: Run, stage: str) -> dict[str, Any]:
+    """What it adds to a key: its content, and its reading where it has another tokenizer than the policy."""
+    option, spec = base_of(run.config, stage)
+    return {"start": sft(run) if option == "model" else run.content(spec), **input_of(run, stage)}
 
 
 def _fit_reward(
     run: Run,
+    stage: str,
     trainer: type[CompletionTrainer],
     model: CompletionModel,
     training: TrainingConfig,
@@ -173,6 +177,7 @@ def _fit_reward(
 
     Args:
         run: the run.
+        stage: "oracle" or "reward".
         trainer: of its kind.
         model: as it starts.
         training: the options.
@@ -188,16 +193,17 @@ def _fit_reward(
     (pairs, valid), (folder, scratch), how = sets, folders, training.stopping
     if how is None:
         history = fit(trainer, model, pairs, pair_collator(), arguments_of(run, training, scratch, seed), **extra)
-        save_model(run, model, folder)
+        save_model(run, model, folder, stage)
         return _whole(model, folder, reopen), {"kept": verdict(history), "history": history}
-    keep = KeepBest(scratch, lambda half: save_model(run, model, half))
+    seen, _ = tokenised(run, stage, spread(valid, how["evaluation_pairs"]), scratch / f"seen-{ranks.index()}.arrow")
+    keep = KeepBest(scratch, lambda half: save_model(run, model, half, stage))
     history = fit(
         trainer,
         model,
         pairs,
         pair_collator(),
         arguments_of(run, training, scratch, seed, evaluations=how["evaluations"] or 0),
-        eval_dataset=spread(valid, how["evaluation_pairs"]),
+        eval_dataset=seen,
         callbacks=[keep, *([Patience(how["patience"])] if how["patience"] is not None else [])],
         **extra,
     )
@@ -228,17 +234,19 @@ def reward_model(
     def make(folder: Path, scratch: Path) -> dict[str, Any]:
         seed = run.seed(stage, name)
         torch.manual_seed(seed)
-        base = load_reward_model(start_of(run), sized(run), new_head=True)
+        base = load_reward_model(start_of(run, stage), sized_for(run, stage), new_head=True)
         model = CompletionModel(adapted(run, stage, base), options=run.config.logprobs)
+        check_fits(run, stage, model)
+        learnt, told = tokenised(run, stage, pairs(), scratch / f"read-{ranks.index()}.arrow")
         valid = held_out()
 
         def reopen(saved: Path) -> CompletionModel:
-            return open_reward_model(saved, sized(run))
+            return open_reward_model(saved, sized_for(run, stage))
 
-        sets, folders = (pairs(), valid), (folder, scratch)
-        scorer, told = _fit_reward(run, RewardTrainer, model, training, sets, folders, seed, reopen)
-        chosen, rejected = score_pairs(scorer, valid, f"{name} on validation pairs")
-        return {**held_out_metrics(run, valid, chosen, rejected), **told}
+        sets, folders = (learnt, valid), (folder, scratch)
+        scorer, trained = _fit_reward(run, stage, RewardTrainer, model, training, sets, folders, seed, reopen)
+        chosen, rejected, _ = pair_rewards(run, stage, scorer, valid, f"{name} on validation pairs")
+        return {**held_out_metrics(run, valid, chosen, rejected), **told, **trained}
 
     return run.store.get(stage, name, inputs, make)
 
@@ -256,17 +264,23 @@ def joint_oracle(
     def make(folder: Path, scratch: Path) -> dict[str, Any]:
         seed = run.seed("reward", name)
         torch.manual_seed(seed)
-        policy = adapted(run, "reward", load_policy(start_of(run), tokenizer(run), sized(run)))
+        words, limits = tokenizer_of(run, "reward"), sized_for(run, "reward")
+        policy = adapted(run, "reward", load_policy(start_of(run, "reward"), words, limits))
         model = CompletionModel(policy, reward_head=True, options=run.config.logprobs)
-        valid = held_out()
+        check_fits(run, "reward", model)
+        learnt, told = tokenised(run, "reward", pairs(), scratch / f"read-{ranks.index()}.arrow")
+        valid, training = held_out(), run.config.reward
 
         def reopen(saved: Path) -> CompletionModel:
-            return open_policy(saved, tokenizer(run), sized(run), reward_head=True)
+            return open_policy(saved, words, limits, reward_head=True)
 
-        sets, folders, training = (pairs(), valid), (folder, scratch), run.config.reward
-        scorer, told = _fit_reward(run, JointOracleTrainer, model, training, sets, folders, seed, reopen, oracle=oracle)
-        chosen, rejected = score_pairs(scorer, valid, f"{name}'s oracle on validation pairs", rewards=True)
-        return {**held_out_metrics(run, valid, chosen, rejected), **told}
+        sets, folders, trainer = (learnt, valid), (folder, scratch), JointOracleTrainer
+        scorer, trained = _fit_reward(
+            run, "reward", trainer, model, training, sets, folders, seed, reopen, oracle=oracle
+        )
+        what = f"{name}'s oracle on validation pairs"
+        chosen, rejected, _ = pair_rewards(run, "reward", scorer, valid, what, rewards=True)
+        return {**held_out_metrics(run, valid, chosen, rejected), **told, **trained}
 
     return run.store.get("reward", name, inputs, make)
 

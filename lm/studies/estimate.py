@@ -15,6 +15,7 @@ from math import ceil
 from typing import NamedTuple
 
 from lm.config import Config, TrainingConfig
+from lm.stages.run import base_of
 from theory.records import table
 
 
@@ -125,7 +126,7 @@ def stages(config: Config) -> Iterator[Work]:
     if config.sft.train != "nothing":
         passed = training("sft", data.references * (1 - kept_out), 1)
         yield Work("sft", False, passed, kept=1, adapters=config.adapts("sft"))
-    if "head" in (config.oracle.train, config.reward.train):
+    for _ in {base_of(config, stage) for stage in ("oracle", "reward") if getattr(config, stage).train == "head"}:
         yield Work("features", False, pairs * data.row(2))
     if config.oracle_model is None:
         oracle = training("oracle", pairs - valid - test, 2) + looks("oracle") + valid * data.row(2)

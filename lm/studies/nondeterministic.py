@@ -37,8 +37,18 @@ from lm.judging.statistics import bootstrap_interval, wald, win_rates
 from lm.models.opening import open_policy
 from lm.objectives import MAIN, HullDPO, looks
 from lm.stages.data import data, opened, sized, tokenizer
-from lm.stages.evaluations import as_text, choose, judged_samples, probe_history, prompts_of, trained_policy, truth
+from lm.stages.evaluations import (
+    as_text,
+    asked_of,
+    choose,
+    judged_samples,
+    probe_history,
+    prompts_of,
+    trained_policy,
+    truth,
+)
 from lm.stages.labels import labelled_pairs, labels, oracle_accuracy, oracle_input
+from lm.stages.readings import Asked
 from lm.stages.rewards import asked, reward_accuracy
 from lm.stages.run import Run
 from lm.stages.scores import PAIRS, scores
@@ -149,14 +159,16 @@ def judged(run: Run, name: str, domain: str, temperature: float) -> Artifact:
     known = other is None or config.evaluation.out_of_domain.path is None  # the truth of the world's own posts
 
     def make(folder: Path, _: Path) -> dict[str, Any]:
+        asked: Asked = {}
         if other is None:
-            prompts = prompts_of(labelled_pairs(run, "test"), config.evaluation.prompts, run.seed("prompts"))
+            pairs = labelled_pairs(run, "test")
+            prompts, asked = prompts_of(pairs, config.evaluation.prompts, run.seed("prompts")), asked_of(pairs)
         else:
             rows = [row for _, row in read_jsonl(other.path / "prompts.jsonl")]
             prompts = {row["prompt"]: row["prompt_ids"] for row in rows}
-        ids = list(prompts.values())
         policy = open_policy(model, tokenizer(run), sized(run))
-        samples, rewards = judged_samples(run, policy, ids, f"{name} at {temperature:g}", temperature)
+        what = f"{name} at {temperature:g}"
+        samples, rewards, told = judged_samples(run, policy, prompts, what, asked, temperature)
         result: list[dict[str, Any]] = [
             {
                 "prompt": prompt,
@@ -169,7 +181,7 @@ def judged(run: Run, name: str, domain: str, temperature: float) -> Artifact:
         ]
         write_jsonl(folder / "samples.jsonl", result)
         names = [column for column in ("oracle_reward", "length", "utility") if column in result[0]]
-        return {"n": len(result), **{column: _mean(row[column] for row in result) for column in names}}
+        return {"n": len(result), **{column: _mean(row[column] for row in result) for column in names}, **told}
 
     inputs = {
         "policy": trained,
