@@ -76,11 +76,7 @@ def as_folder(spec: str, root: Path | None = None) -> str:
     """
     if not is_gguf(spec):
         return spec
-    file = file_of(spec)
-    digest = sha256_of(file)
-    name = f"{file.name[: -len('.gguf')]}-{digest[:12]}"
-    places = [place / name for place in (root, cache()) if place is not None]
-    folder = next((place for place in places if place.is_dir()), places[0])
+    file, digest, folder = _place_of(spec, root)
     if not folder.is_dir():
         reader = _reader_of(file)
         types = _types_in(reader)
@@ -92,6 +88,23 @@ def as_folder(spec: str, root: Path | None = None) -> str:
         with _made(folder) as made, mock.patch("gguf.GGUFReader", return_value=reader):
             _convert(file, made, origin)
     return str(folder)
+
+
+def check(spec: str, root: Path | None = None) -> None:
+    """Raises what `as_folder` would of the file alone, in seconds, where it would have to read it in."""
+    if is_gguf(spec):
+        file, _, folder = _place_of(spec, root)
+        if not folder.is_dir():
+            _reader_of(file)
+
+
+def _place_of(spec: str, root: Path | None) -> tuple[Path, str, Path]:
+    """A GGUF file, its digest, and the folder that it is read into, or was."""
+    file = file_of(spec)
+    digest = sha256_of(file)
+    name = f"{file.name[: -len('.gguf')]}-{digest[:12]}"
+    places = [place / name for place in (root, cache()) if place is not None]
+    return file, digest, next((place for place in places if place.is_dir()), places[0])
 
 
 def cache() -> Path:

@@ -129,8 +129,8 @@ def data(run: Run) -> Artifact:
     ours = _checked_tokenizer(run, artifact)  # before anything reads the ids, and not when it is first decoded
     if None not in (known.max_prompt_length, known.max_completion_length):
         # Who reads by a tokenizer of his own reads no more than fits, and says what that leaves out.
-        alike = [o for o in OTHERS if getattr(run.config, o) and same_tokenizer(ours, others_tokenizer(run, o))]
-        check_contexts(run.config, known, ["model", *alike], ask_hub=True)
+        same = [o for o in OTHERS if getattr(run.config, o) and same_tokenizer(ours, others_tokenizer(run, o))]
+        check_contexts(run.config, known, ["model", *same], ask_hub=True)
     ensembles = [name for name in run.config.methods if "members" in run.config.method(name).needs]
     if config.rewards == "given" and artifact.metrics["members"] < 2 and ensembles:
         raise ValueError(

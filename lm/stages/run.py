@@ -39,7 +39,7 @@ class Run:
     """
 
     def __init__(self, config: Config, *, read_only: frozenset[str] = frozenset()) -> None:
-        from lm.models.gguf import as_folder, file_of, is_gguf, types_of
+        from lm.models import gguf
         from lm.models.loading import check_contexts, check_lora, check_model, check_reward_base, check_reward_model
         from lm.training import trackers
 
@@ -48,10 +48,10 @@ class Run:
         kept = self.store.root / "models"
         named = ("model", "oracle_model", "oracle_base", "reward_base")
         specs: dict[str, str] = {name: spec for name in named if (spec := getattr(config, name)) is not None}
-        for spec in filter(is_gguf, specs.values()):  # all of them, before one is read in
-            ranks.from_first(lambda spec=spec: types_of(file_of(spec)))  # type: ignore[misc]
+        for spec in specs.values():  # all of them, before one is read in
+            ranks.from_first(partial(gguf.check, spec, kept))
         folders: dict[str, Any] = {
-            name: ranks.from_first(partial(as_folder, spec, kept)) for name, spec in specs.items()
+            name: ranks.from_first(partial(gguf.as_folder, spec, kept)) for name, spec in specs.items()
         }
         config = replace(config, **folders)
         check_model(config.model, config.trust_remote_code)
