@@ -23,14 +23,8 @@ def draw(results: dict[str, Any]) -> Figure:
     spacing = np.diff(rhos).min() if len(rhos) > 1 else 0.1
     offsets = spacing * 0.6 * (np.arange(len(methods)) / max(len(methods) - 1, 1) - 0.5)
     found = {name: [need(results, "advantages", f"{rho:g}", name) for rho in rhos] for name in methods}
-    spans = [
-        (min(values), max(values))
-        for entries in found.values()
-        for entry in entries
-        for values in [[need(entry, "advantage"), *need(entry, "ci"), *need(entry, "by_seed")]]
-    ]
     shown = figure(3.4)
-    axes = broken.axes(shown, [*spans, (0.0, 0.0)])
+    axes = broken.axes(shown, _spans(results))
     for axis in axes:
         axis.axhline(0, color="0.6", linewidth=points(0.8), zorder=0)
         for offset, (name, look) in zip(offsets, methods.items(), strict=True):
@@ -51,10 +45,20 @@ def draw(results: dict[str, Any]) -> Figure:
 def caption(results: dict[str, Any]) -> str:
     """What is shown."""
     tested = [cell for rho in rhos_of(results) for name in methods_of(results) for cell in cells(results, rho, name)]
+    whole = len(broken.parts(_spans(results))[0]) == 1
+    strokes = "" if whole else " Slanted strokes: the axis is broken, and its parts have scales of their own."
     return (
         f"{DATA}; {seeds_of(results)}, {prompts_of(tested)} test prompts each; setting and step chosen on validation. "
         f"Bars: {need(results, 'confidence'):.0%} intervals over prompts, not over training runs; dots: each seed. "
-        "Hollow: learns from labels; filled: from rewards. Slanted strokes: the axis is broken, and its parts have "
-        "scales of their own. The paper's figure is for TL;DR and far larger policies; it has neither hull-DPO nor "
-        "DRDO."
+        f"Hollow: learns from labels; filled: from rewards.{strokes} "
+        "The paper's figure is for TL;DR and far larger policies; it has neither hull-DPO nor DRDO."
     )
+
+
+def _spans(results: dict[str, Any]) -> list[broken.Span]:
+    """Of what is drawn of each method at each rho, and of pi_ref's zero."""
+    entries = [
+        need(results, "advantages", f"{rho:g}", name) for rho in rhos_of(results) for name in methods_of(results)
+    ]
+    drawn = [[need(entry, "advantage"), *need(entry, "ci"), *need(entry, "by_seed")] for entry in entries]
+    return [(min(values), max(values)) for values in drawn] + [(0.0, 0.0)]

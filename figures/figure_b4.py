@@ -73,8 +73,8 @@ def caption(results: dict[str, Any]) -> str:
         f"{DATA}; mean of {seeds_of(results)}. Bars: {need(results, 'confidence'):.0%} intervals over the validation "
         "prompts of all seeds, not over training runs; dots: each seed. Each setting at its best step of each seed, so "
         r"every value is a little optimistic; filled: the best setting at a $\rho$. Curves stand side by side at a "
-        "setting. Panels whose values lie far from the others' have an axis of their own, with a grey ground. The grid "
-        "of settings is ours; the paper's figure is for TL;DR."
+        "setting. A panel with a grey ground has an axis of its own: its values lie far from the others'. The grid of "
+        "settings is ours; the paper's figure is for TL;DR."
     )
 
 

@@ -58,7 +58,7 @@ def draw(results: Frontier) -> Figure:
         axis.set_ylabel("advantage over SFT")
     for place, axis in enumerate(axes.flat):
         if place + columns >= len(presets):
-            axis.set_xlabel(rf"KL($\pi$ || {PI_REF}), nats")
+            axis.set_xlabel(r"$\mathrm{KL}(\pi\,\|\,\pi_{\mathrm{ref}})$, nats")
     legend(shown, *handles_of(axes.flat))
     return shown
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from matplotlib.figure import Figure
 
 from figures import record
-from figures.style import PI_REF, Look, figure, points
+from figures.style import Look, figure, points
 
 RESULTS = "demo.json"
 READ = record.read
@@ -35,7 +35,7 @@ def draw(results: record.Results) -> Figure:
     advantage.set_xlabel("advantage over SFT (oracle reward)")
     length.axvline(results.sft.length, color="black", linestyle="--", linewidth=points(0.8))
     length.set_xlabel("tokens (dashed: SFT)")
-    divergence.set_xlabel(rf"KL($\pi$ || {PI_REF}), nats")
+    divergence.set_xlabel(r"$\mathrm{KL}(\pi\,\|\,\pi_{\mathrm{ref}})$, nats")
     return shown
 
 

@@ -44,7 +44,7 @@ def draw(results: dict[str, Any]) -> Figure:
                     elinewidth=points(0.8),
                     **look,
                 )
-        line[0].set_ylabel(f"{domains_of(results)[domain]},\nby {_JUDGES[judge]}")
+        line[0].set_ylabel(f"{domains_of(results)[domain]},\nby {_JUDGES[judge]}", fontsize="small")
     for axis, split in zip(axes[0], SPLITS, strict=True):
         axis.set_title(title_of(results, split))
     for axis in axes[-1]:

@@ -7,7 +7,7 @@ from typing import Any
 from matplotlib.figure import Figure
 
 from figures.nondeterministic import SPLITS, data_of, looks_of, title_of
-from figures.style import PI_REF, figure, layered, legend
+from figures.style import figure, layered, legend
 
 RESULTS = "nondeterministic.json"
 
@@ -47,9 +47,8 @@ def caption(results: dict[str, Any]) -> str:
     """What is shown."""
     return (
         "Means over held-out pairs of all confidences, the same for every split; log-probs and "
-        rf"KL({PI_REF} || $\pi$) in nats, the latter by samples of SFT, which is {PI_REF}. Accuracy: share of pairs "
-        "whose preferred completion has the greater log-ratio to SFT, by the annotators' labels, which are not "
-        "deterministic. "
-        "Where lines cover each other the later method is the narrower one on top. "
-        f"{data_of(results, outside=False)}"
+        r"$\mathrm{KL}(\pi_{\mathrm{ref}}\,\|\,\pi)$ in nats, the latter by samples of SFT, which is "
+        r"$\pi_{\mathrm{ref}}$. Accuracy: share of pairs whose preferred completion has the greater log-ratio to SFT, "
+        "by the annotators' labels, which are not deterministic. Where lines cover each other the later method is the "
+        f"narrower one on top. {data_of(results, outside=False)}"
     )

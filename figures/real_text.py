@@ -18,8 +18,8 @@ RESULTS = "real_text.json"
 READ = read_real_text
 
 Panel = tuple[str, str, Callable[[Any], float]]
-"""Title, list of a training, and quantity of an entry; NaN is not drawn. Accuracy has none before the first step: policy
-and pi_ref are one, and the sign of their log-ratios is rounding."""
+"""Title, list of a training, and quantity of an entry; NaN is not drawn. Accuracy has none before the first step:
+policy and pi_ref are one, and the sign of their log-ratios is rounding."""
 PANELS: tuple[tuple[Panel, ...], ...] = (
     (
         ("winners, training", "training", lambda logged: logged.chosen_logps),
@@ -76,12 +76,12 @@ def caption(results: RealText) -> str:
     seeds = ", ".join(f"{name} ({count} seed{'s' if count > 1 else ''})" for name, count in counts.items())
     bands = f" bands: {results.confidence:.0%} intervals over seeds;" if max(counts.values()) > 1 else ""
     return (
-        r"$\log\pi$ of winners and losers, nats a completion, means over the mini-batches of training and "
-        f"over held-out pairs: {seeds}. Lines: means over seeds, as far as all of them trained;{bands} where lines cover each other "
-        r"the later method is the narrower one on top. KL is the mean of $\log\pi_{\mathrm{ref}}-\log\pi$, over "
-        r"samples of $\pi_{\mathrm{ref}}$ or over both completions of held-out pairs; the latter is no divergence and "
-        r"may be negative. Margin: $\log\pi/\pi_{\mathrm{ref}}$ of winners less that of losers; accuracy: share of "
-        "pairs in which it is positive."
+        r"$\log\pi$ of winners and losers, nats a completion, means over the mini-batches of training and over "
+        f"held-out pairs: {seeds}. Lines: means over seeds, as far as all of them trained;{bands} where lines cover "
+        r"each other the later method is the narrower one on top. KL is the mean of "
+        r"$\log\pi_{\mathrm{ref}}-\log\pi$, over samples of $\pi_{\mathrm{ref}}$ or over both completions of held-out "
+        r"pairs; the latter is no divergence and may be negative. Margin: $\log\pi/\pi_{\mathrm{ref}}$ of winners less "
+        "that of losers; accuracy: share of pairs in which it is positive."
     )
 
 
