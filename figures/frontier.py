@@ -74,7 +74,7 @@ def caption(results: Frontier) -> str:
         for seed in _points(preset, name)
         for point in seed
     )
-    left_out = f" {cut} points lie below the panels." if cut else ""
+    left_out = f" {cut} point{' lies' if cut == 1 else 's lie'} below the panels." if cut else ""
     bands = f"; bands: {results.confidence:.0%} intervals over seeds" if counts[-1] > 1 else ""
     return (
         f"Mean score by the judge ({plain(results.judge)}) less that of SFT, which is {PI_REF}, against the distance "

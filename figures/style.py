@@ -24,7 +24,7 @@ BLUE, ORANGE, GREEN, RED, PURPLE, SKY, BLACK = (
     "#56B4E9",
     "#000000",
 )
-GREY = "0.55"
+GREY = "0.4"
 COLOURS = {
     "black": BLACK,
     "grey": GREY,
