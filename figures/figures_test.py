@@ -14,7 +14,7 @@ from figures.__main__ import main
 from figures.captions import WHERE, latex
 from figures.paths import RESULTS, write_atomically
 from figures.registry import modules, redraw
-from figures.style import STYLES
+from figures.style import STYLES, style
 
 BANDITS = ("figure_1", "figure_b2", "degeneration")
 COMMITTED = [name for name, module in modules().items() if (RESULTS / module.RESULTS).exists()]
@@ -28,9 +28,12 @@ def test_bandit_results_are_committed_with_provenance() -> None:
         assert provenance["commit"] is not None
 
 
-@pytest.mark.parametrize(
+of_committed = pytest.mark.parametrize(
     "name", [pytest.param(name, marks=[] if name in BANDITS else [pytest.mark.thorough]) for name in COMMITTED]
 )
+
+
+@of_committed
 def test_redraws(name: str, tmp_path: Path) -> None:
     written = redraw(name, tmp_path)
     png, pdf, svg, caption, *more = written
@@ -42,6 +45,20 @@ def test_redraws(name: str, tmp_path: Path) -> None:
     assert [path.suffix for path in more] == ([".tex", ".csv"] if name == "table_1" else [])
 
 
+@of_committed
+def test_what_is_written_into_a_figure(name: str) -> None:
+    module, path = modules()[name], RESULTS / modules()[name].RESULTS
+    results = module.READ(path) if hasattr(module, "READ") else json.loads(path.read_text())
+    with style():
+        figure = module.draw(results)
+    written = [text.get_text() for text in figure.findobj(Text)]
+    assert len(" ".join(written)) > 50
+    for text in written:
+        said_well(text.replace("\N{MINUS SIGN}", "-"))
+    caption = module.caption(results)
+    assert not [text for text in written if len(text) > 40 and text in caption], "it is beside the figure"
+
+
 def said_well(text: str) -> None:
     """What every caption keeps to."""
     assert text.isascii(), "Greek is mathematics"
@@ -51,9 +68,9 @@ def said_well(text: str) -> None:
     assert not re.search(r"\b(lost|our copy|copy)\b", outside), "of what a copy of a paper lacks nothing is said"
 
 
-@pytest.mark.parametrize("style", STYLES)
-def test_same_results_same_files(style: str, tmp_path: Path) -> None:
-    first, second = (redraw("figure_1", tmp_path / folder, style=style) for folder in "ab")
+@pytest.mark.parametrize("name", STYLES)
+def test_same_results_same_files(name: str, tmp_path: Path) -> None:
+    first, second = (redraw("figure_1", tmp_path / folder, style=name) for folder in "ab")
     assert [path.suffix for path in first] == [".png", ".pdf", ".svg", ".md"]
     assert [path.read_bytes() for path in first] == [path.read_bytes() for path in second]
 

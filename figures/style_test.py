@@ -117,13 +117,13 @@ def test_most_of_a_broken_axis_is_for_most_of_the_values(far: list[broken.Span])
 
 def share_of(span: broken.Span, axes: list[Any]) -> float:
     """Of the height of an axis that may be broken, what a span takes."""
-    whole = sum(axis.get_position().height for axis in axes)
-    taken = 0.0
+    whole: float = sum(axis.get_position().height for axis in axes)
+    taken: float = 0.0
     for axis in axes:
         low, high = axis.get_ylim()
         inside = max(min(span[1], high) - max(span[0], low), 0.0)
         taken += axis.get_position().height * inside / (high - low)
-    return taken / whole
+    return float(taken / whole)
 
 
 # ---------------------------------------------------------------- sizes, captions, seeds
