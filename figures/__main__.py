@@ -75,13 +75,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if unknown:
             raise ValueError(f"no figure named {', '.join(unknown)}; there are {', '.join(modules())}")
         check(options.style, options.captions)
-        names = options.names or _with_results()
+        names, later = (options.names, []) if options.names else _by_results()
         for name in names:
             try:
                 print(*redraw(name, options.out, style=options.style, captions=options.captions), flush=True)
             except (FileNotFoundError, ValueError) as error:
                 _say(f"error: {error}", options.debug)
                 status = FAILED
+        for name in later:
+            print(f"{name} is not drawn: there is no {results_of(name)} yet", file=sys.stderr)
         return status
     except BrokenPipeError:  # as `| head` ends: whoever read has had enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -97,14 +99,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return INTERRUPTED
 
 
-def _with_results() -> list[str]:
-    """The figures that there are results of; the others are named. FileNotFoundError where there are none at all."""
+def _by_results() -> tuple[list[str], list[str]]:
+    """The figures that there are results of, and the others. FileNotFoundError where there are none at all."""
     there = {name: results_of(name).exists() for name in modules()}
     if not any(there.values()):
         raise FileNotFoundError(f"there are no results in {results_of(next(iter(there))).parent}")
-    for name in (name for name, found in there.items() if not found):
-        print(f"{name} is not drawn: there is no {results_of(name)} yet", file=sys.stderr)
-    return [name for name, found in there.items() if found]
+    return [name for name, found in there.items() if found], [name for name, found in there.items() if not found]
 
 
 def _say(text: str, debug: bool) -> None:
