@@ -36,7 +36,8 @@ def test_transitive_writes_the_documented_records(tmp_path: Path, capsys: pytest
     spreads = {row["data"]: row["spread"] for row in rows if row["objective"] == "ipo"}
     assert spreads == pytest.approx({"chain": 3 / (2 * 0.5), "closure": 3 / (4 * 0.5)})
     assert {path.name for path in tmp_path.iterdir()} == {
-        *("transitive.json", "figure_b2.json", "figure_b2.png", "figure_b2.pdf")
+        *("transitive.json", "figure_b2.json", "figure_b2.caption.md"),
+        *("figure_b2.png", "figure_b2.pdf", "figure_b2.svg"),
     }
     assert json.loads((tmp_path / "figure_b2.json").read_text())["provenance"]["config"]["reduction"] == "mean"
     assert "p-DPO changes by less than 0.01" in capsys.readouterr().out

@@ -7,5 +7,6 @@ from figures import style
 
 @pytest.fixture(autouse=True)
 def coarse(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(style._RC, "savefig.dpi", 30)
-    monkeypatch.setitem(style._RC, "figure.constrained_layout.use", False)
+    whole = style._settings
+    fast = {"savefig.dpi": 30, "figure.constrained_layout.use": False}
+    monkeypatch.setattr(style, "_settings", lambda this: whole(this) | fast)

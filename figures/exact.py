@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
-from figures.style import BLUE, GREEN, ORANGE, caption, looks_of
+from figures.style import BLUE, GREEN, ORANGE, PI_REF, figure, looks_of, points
 
 RESULTS = "exact.json"
 
@@ -26,12 +26,12 @@ _MARKS = ((BLUE, "o"), (ORANGE, "s"), (GREEN, "^"))
 def draw(results: dict[str, Any]) -> Figure:
     """A panel a method, a point a completion, a colour and marker a prompt; on the diagonal where training arrived."""
     looks = looks_of(results, list(_PANELS), RESULTS)
-    figure = Figure(figsize=(7.4, 5.2))
-    axes = figure.subplots(2, 3, sharex=True, sharey=True).flat
+    shown = figure(4.6)
+    axes = shown.subplots(2, 3, sharex=True, sharey=True).flat
     lowest = min(np.min(results[name][which]) for name in _PANELS for which in ("optimum", "trained"))
     for axis, (name, data) in zip(axes, _PANELS.items(), strict=True):
         entry = results[name]
-        axis.plot([lowest, 1], [lowest, 1], color="0.7", linewidth=0.8, zorder=0)
+        axis.plot([lowest, 1], [lowest, 1], color="0.7", linewidth=points(0.8), zorder=0)
         for x, (optimum, trained) in enumerate(zip(entry["optimum"], entry["trained"], strict=True)):
             colour, marker = _MARKS[x % len(_MARKS)]
             axis.plot(
@@ -39,24 +39,28 @@ def draw(results: dict[str, Any]) -> Figure:
                 trained,
                 marker,
                 color=colour,
-                markersize=3.5,
+                markersize=points(2.5),
                 markerfacecolor="none",
-                markeredgewidth=0.7,
+                markeredgewidth=points(0.6),
                 label=f"prompt {x + 1}",
             )
         axis.set_xscale("log")
         axis.set_yscale("log")
-        axis.set_title(f"{looks[name].title}, {data}\nTV {entry['tv']:.1e} (pi_ref {entry['tv_ref']:.2f})")
-    for axis in figure.axes[3:]:
+        axis.set_title(f"{looks[name].title}, {data}\nTV {entry['tv']:.1e} ({PI_REF} {entry['tv_ref']:.2f})")
+    for axis in shown.axes[3:]:
         axis.set_xlabel("probability in the optimum")
-    for axis in figure.axes[::3]:
+    for axis in shown.axes[::3]:
         axis.set_ylabel("trained probability")
-    figure.axes[0].legend(fontsize=6, loc="upper left")
-    caption(
-        figure,
-        f"Every completion of {len(results['d-dpo']['optimum'])} prompts in a language of "
-        f"{len(results['d-dpo']['optimum'][0])} completions; exact KL term, optima by bandits.solve.\n"
-        "TV: total variation from the optimum, largest over prompts; of pi_ref, smallest. "
-        "Descent on e-DPO's minimum may end at a member that is not the best.",
+    shown.axes[0].legend(loc="upper left", handletextpad=0.1, borderaxespad=0)
+    return shown
+
+
+def caption(results: dict[str, Any]) -> str:
+    """What is shown."""
+    prompts, completions = np.shape(results["d-dpo"]["optimum"])
+    return (
+        f"Every completion of {prompts} prompts in a language of {completions} completions, a point each: trained "
+        "against optimal probability, with the exact KL term; optima by bandits.solve. TV: total variation from the "
+        f"optimum, the largest over prompts; in brackets that of {PI_REF}, the smallest. Descent on e-DPO's minimum "
+        "may end at a member that is not the best."
     )
-    return figure

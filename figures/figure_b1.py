@@ -7,43 +7,46 @@ from typing import Any
 from matplotlib.figure import Figure
 
 from figures.grid import DATA, band, cells, probes, rhos_of, seeds_of
-from figures.style import caption, looks_of
+from figures.style import figure, layered, legend, looks_of
 
 RESULTS = "grid.json"
 
 METHODS = ("dpo", "p-dpo", "d-dpo", "dp-dpo")
 _COLUMNS = {
-    "chosen_logps": r"$\log\pi$(preferred)",
-    "rejected_logps": r"$\log\pi$(dispreferred)",
-    "forward_kl_reference": r"KL, samples of $\pi_{\mathrm{ref}}$",
-    "forward_kl_preferences": "KL, preference data",
+    "chosen_logps": "$\\log\\pi$,\nwinners",
+    "rejected_logps": "$\\log\\pi$,\nlosers",
+    "forward_kl_reference": "KL by\nsamples",
+    "forward_kl_preferences": "KL by\npairs",
 }
 
 
 def draw(results: dict[str, Any]) -> Figure:
-    """A row a rho, a column a quantity, a line a method: the mean over seeds in their range."""
+    """A row a quantity, a column a rho, a line a method: the mean over seeds in their range."""
     rhos, looks = rhos_of(results), looks_of(results, METHODS, RESULTS)
-    figure = Figure(figsize=(7.4, 1.3 * len(rhos) + 1.3))
-    axes = figure.subplots(len(rhos), len(_COLUMNS), sharex=True, sharey="col", squeeze=False)
-    for row, rho in zip(axes, rhos, strict=True):
-        for name, look in looks.items():
+    lines = layered([look.line | {"label": look.title} for look in looks.values()])
+    shown = figure(1.15 * len(_COLUMNS) + 0.7)
+    axes = shown.subplots(len(_COLUMNS), len(rhos), sharex=True, sharey="row", squeeze=False)
+    for column, rho in zip(axes.T, rhos, strict=True):
+        for name, line in zip(looks, lines, strict=True):
             chosen = cells(results, rho, name)
-            for axis, quantity in zip(row, _COLUMNS, strict=True):
+            for axis, quantity in zip(column, _COLUMNS, strict=True):
                 steps, values = probes(chosen, quantity)
-                band(axis, steps, values, look.line | {"markersize": 3}, label=look.title)
-        row[0].set_ylabel(rf"$\rho = {rho:g}$")
-    for axis, title in zip(axes[0], _COLUMNS.values(), strict=True):
-        axis.set_title(title)
-    for axis in axes[-1]:
-        axis.set_xlabel("step")
-    figure.legend(
-        *axes[0, 0].get_legend_handles_labels(), loc="outside upper center", ncols=len(METHODS), handlelength=3.5
-    )
-    caption(
-        figure,
+                band(axis, steps, values, line)
+        column[0].set_title(rf"$\rho = {rho:g}$")
+        column[-1].set_xlabel("step")
+    for axis, title in zip(axes[:, 0], _COLUMNS.values(), strict=True):
+        axis.set_ylabel(title)
+    shown.align_ylabels(axes[:, 0])
+    legend(shown, *axes[0, 0].get_legend_handles_labels())
+    return shown
+
+
+def caption(results: dict[str, Any]) -> str:
+    """What is shown."""
+    return (
         f"{DATA}; means over held-out probe pairs, nats a completion. Lines: mean of {seeds_of(results)}, each with "
-        "its setting chosen on validation, as far as all of them trained; bands: range over seeds. KL is mean "
-        r"$\log\pi_{\mathrm{ref}} - \log\pi$, over samples of $\pi_{\mathrm{ref}}$ or over both completions of a pair; "
-        "the latter is no divergence and may be negative. The paper's figure is for TL;DR.",
+        "its setting chosen on validation, as far as all of them trained; bands: range over seeds. Where lines cover "
+        "each other the later method is the narrower one on top. KL is the mean of "
+        r"$\log\pi_{\mathrm{ref}}-\log\pi$, over samples of $\pi_{\mathrm{ref}}$ or over both completions of a pair; "
+        "the latter is no divergence and may be negative. The paper's figure is for TL;DR."
     )
-    return figure

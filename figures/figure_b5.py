@@ -8,8 +8,8 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from figures.grid import DATA, need, prompts_of, seeds_of, series
-from figures.style import caption, looks_of
+from figures.grid import DATA, need, prompts_of, seeds_of
+from figures.style import figure, legend, looks_of, points, series
 
 RESULTS = "grid.json"
 
@@ -20,16 +20,15 @@ def draw(results: dict[str, Any]) -> Figure:
     Raises ValueError where a schedule of a panel lacks a seed.
     """
     entries, seeds = need(results, "alpha"), need(results, "seeds")
-    markers = [look["marker"] for look in series("seeds", seeds)]
+    markers = [look["marker"] for look in series("seeds", seeds, RESULTS)]
     if not entries:
         raise ValueError(f"{RESULTS} has no alpha, which this figure is drawn from; run the grid that fills it")
     rhos = sorted({need(entry, "rho") for entry in entries})
-    methods = list(dict.fromkeys(need(entry, "method") for entry in entries))
-    looks = looks_of(results, methods, RESULTS)
-    figure = Figure(figsize=(max(2.3 * len(methods), 4.0), 2.1 * len(rhos) + 1.0))
-    axes = figure.subplots(len(rhos), len(methods), sharey=True, squeeze=False)
+    looks = looks_of(results, [need(entry, "method") for entry in entries], RESULTS)
+    shown = figure(1.8 * len(rhos) + 0.5, columns=1 if len(looks) <= 2 else 2)
+    axes = shown.subplots(len(rhos), len(looks), sharey=True, squeeze=False)
     for row, rho in zip(axes, rhos, strict=True):
-        for axis, method in zip(row, methods, strict=True):
+        for axis, method in zip(row, looks, strict=True):
             panel = {
                 (schedule(entry), entry["seed"]): need(entry, "test")
                 for entry in entries
@@ -50,8 +49,8 @@ def draw(results: dict[str, Any]) -> Figure:
                     fmt=marker,
                     color=looks[method].colour,
                     markerfacecolor="white",
-                    markersize=4.2,
-                    elinewidth=0.7,
+                    elinewidth=points(0.7),
+                    capsize=0,
                 )
             means = [np.mean([panel[at, seed]["advantage"] for seed in seeds]) for at in schedules]
             axis.hlines(
@@ -63,20 +62,19 @@ def draw(results: dict[str, Any]) -> Figure:
         row[0].set_ylabel("advantage over SFT")
     for axis in axes[-1]:
         axis.set_xlabel(r"$\alpha$")
-    hollow: dict[str, Any] = {"color": "black", "linestyle": "none", "markerfacecolor": "white", "markersize": 4.2}
-    handles = [
-        Line2D([], [], marker=marker, label=f"seed {seed}", **hollow)
-        for seed, marker in zip(seeds, markers, strict=True)
-    ]
-    figure.legend(handles=handles, loc="outside upper center", ncols=len(seeds))
-    caption(
-        figure,
-        f"{DATA}; {seeds_of(results)}, {prompts_of(entries)} test prompts each. Bars: "
-        f"{need(results, 'confidence'):.0%} intervals over prompts; lines: mean of the seeds. In the last "
-        "place the weight is annealed linearly over training. The paper's figure is for TL;DR; its "
-        "constants are lost in our copy.",
+    hollow: dict[str, Any] = {"color": "black", "linestyle": "none", "markerfacecolor": "white"}
+    handles = [Line2D([], [], marker=marker, **hollow) for marker in markers]
+    legend(shown, handles, [f"seed {seed}" for seed in seeds])
+    return shown
+
+
+def caption(results: dict[str, Any]) -> str:
+    """What is shown."""
+    return (
+        f"{DATA}; {seeds_of(results)}, {prompts_of(need(results, 'alpha'))} test prompts each. Bars: "
+        f"{need(results, 'confidence'):.0%} intervals over prompts; lines: mean of the seeds. In the last place the "
+        "weight is annealed linearly over training. The paper's figure is for TL;DR."
     )
-    return figure
 
 
 def schedule(entry: dict[str, Any]) -> tuple[float, float]:

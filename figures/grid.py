@@ -8,31 +8,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from figures.style import BLACK, BLUE, GREEN, ORANGE, PURPLE, RED, SKY, Look, looks_of
+from figures.style import Look, looks_of
 
 RESULTS = "grid.json"
 DATA = "Embedded world (synthetic, ours), small policies from random weights"
-
-
-_SERIES = tuple(
-    {"color": colour, "linestyle": dashes, "marker": marker, "markersize": 4, "markerfacecolor": "white"}
-    for colour, dashes, marker in (
-        (BLUE, "-", "o"),
-        (ORANGE, (0, (7, 2)), "v"),
-        (GREEN, (0, (4, 1.5)), "s"),
-        (PURPLE, (0, (5, 1, 1, 1)), "D"),
-        (RED, (0, (1, 1)), "^"),
-        (BLACK, (0, (2, 2)), "X"),
-        (SKY, (0, (3, 1, 1, 1, 1, 1)), "P"),
-    )
-)
-
-
-def series(what: str, names: Sequence[Any]) -> list[dict[str, Any]]:
-    """Looks of lines that are not methods, one each; ValueError where there are more than can be told apart."""
-    if len(names) > len(_SERIES):
-        raise ValueError(f"a figure can tell {len(_SERIES)} {what} apart, {RESULTS} has {len(names)}")
-    return list(_SERIES[: len(names)])
 
 
 def need(results: Any, *path: Any) -> Any:
@@ -56,7 +35,7 @@ def rhos_of(results: Any) -> list[float]:
 
 
 def methods_of(results: Any) -> dict[str, Look]:
-    """The looks of the grid's methods, in its order; ValueError for one that has none."""
+    """The looks of the grid's methods, in the order of all figures; ValueError for one that has none."""
     return looks_of(results, need(results, "methods"), RESULTS)
 
 

@@ -14,9 +14,10 @@ import pytest
 
 from figures import figure_2, figure_b1, figure_b3, figure_b4, figure_b5
 from figures.__main__ import main
-from figures.grid import methods_of, series
+from figures.grid import methods_of
 from figures.registry import modules, redraw
-from figures.style import COLOURS
+from figures.style import COLOURS, series
+from figures.style_test import share_of, told_apart
 from lm.objectives import METHODS, PAPERS, looks
 
 NAMES = ("figure_2", "figure_b1", "figure_b3", "figure_b4", "figure_b5")
@@ -120,14 +121,18 @@ def line(axis: Any, label: str) -> npt.NDArray[np.float64]:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_draws(name: str, grid: dict[str, Any], tmp_path: Path) -> None:
-    png, pdf = redraw(name, tmp_path, grid)
+    png, pdf, svg, caption = redraw(name, tmp_path, grid)
     assert png.read_bytes().startswith(b"\x89PNG")
     assert pdf.read_bytes().startswith(b"%PDF")
+    assert "<svg " in svg.read_text()
+    assert caption.read_text().isascii()
 
 
 def test_draws_one_seed_at_one_rho() -> None:
     grid = synthetic_grid(seeds=(0,), rhos=(0.2,))
-    captions = [modules()[name].draw(grid).get_supxlabel() for name in NAMES]
+    for name in NAMES:
+        modules()[name].draw(grid)
+    captions = [modules()[name].caption(grid) for name in NAMES]
     assert all("1 seed" in text and "1 seeds" not in text and "Embedded world" in text for text in captions)
 
 
@@ -135,7 +140,7 @@ def test_lines_differ_without_colour_and_by_colour(grid: dict[str, Any]) -> None
     methods = list(methods_of(grid).values())
     for shown in (
         [(str(look.dashes), look.marker, look.hollow) for look in methods],
-        [(str(look["linestyle"]), look["marker"], True) for look in series("rhos", range(7))],
+        [(str(look["linestyle"]), look["marker"], True) for look in series("rhos", range(7), "grid.json")],
         [look.colour for look in methods],
         list(COLOURS.values()),
     ):
@@ -161,7 +166,7 @@ def test_figure_2_shows_pooled_advantages_side_by_side(grid: dict[str, Any]) -> 
 def test_figure_b1_shows_the_mean_over_seeds_as_far_as_all_have_it(grid: dict[str, Any]) -> None:
     first, second = (cell_of(grid, seed, 0.8, "d-dpo")["probe"] for seed in (0, 1))
     del second[-1]
-    axes = np.array(figure_b1.draw(grid).axes).reshape(2, 4)
+    axes = np.array(figure_b1.draw(grid).axes).reshape(4, 2)
     expected = [
         [one["step"], (one["rejected_logps"] + other["rejected_logps"]) / 2]
         for one, other in zip(first, second, strict=False)
@@ -174,8 +179,8 @@ def test_figure_b3_has_a_line_for_each_member(grid: dict[str, Any]) -> None:
     for seed, share in ((0, 0.9), (1, 0.7)):
         cell_of(grid, seed, 0.8, "e-dpo")["probe"][0]["member_shares"] = [share, 1 - share, 0, 0, 0]
     _, last = figure_b3.draw(grid).axes
-    np.testing.assert_allclose(line(last, "b = 0.2")[0], [0, 0.8])
-    np.testing.assert_allclose(line(last, "b = 0.4")[0], [0, 0.2])
+    np.testing.assert_allclose(line(last, "$b = 0.2$")[0], [0, 0.8])
+    np.testing.assert_allclose(line(last, "$b = 0.4$")[0], [0, 0.2])
 
 
 def test_figure_b4_takes_each_setting_at_its_best_step(grid: dict[str, Any]) -> None:
@@ -185,14 +190,19 @@ def test_figure_b4_takes_each_setting_at_its_best_step(grid: dict[str, Any]) -> 
     }
     for seed, settings in values.items():
         cell_of(grid, seed, 0.2, "dpo")["validation"] = [
-            {"setting": {"beta": beta}, "step": step, "advantage": advantage}
+            {"setting": {"beta": beta}, "step": step, "advantage": advantage, "ci": [advantage - 0.3, advantage + 0.4]}
             for beta, advantages in settings.items()
             for step, advantage in zip((100, 200), advantages, strict=True)
         ]
     axis = figure_b4.draw(grid).axes[0]
-    np.testing.assert_allclose(line(axis, r"$\rho = 0.2$"), [[0.1, 0.3], [0.3, 0.3], [1.0, 0.0]], atol=1e-15)
-    assert np.shape(axis.lines[1].get_xydata()) == (1, 2)  # one best setting, filled
-    np.testing.assert_allclose(np.asarray(axis.lines[1].get_ydata(), dtype=float), [0.3])
+    curve, bars = (axis.containers[0][part] for part in (0, 2))
+    np.testing.assert_allclose(curve.get_ydata(), [0.3, 0.3, 0.0], atol=1e-15)
+    np.testing.assert_allclose(np.diff(np.log(curve.get_xdata())), np.diff(np.log([0.1, 0.3, 1.0])))
+    half = np.array([0.3, 0.4]) / np.sqrt(2)  # of a mean of two, each with its own prompts
+    np.testing.assert_allclose(next(ends[:, 1] for ends in bars[0].get_segments()), [0.3 - half[0], 0.3 + half[1]])
+    (best,) = [one for one in axis.lines if np.shape(one.get_xydata()) == (1, 2)][:1]  # filled, of the first rho
+    np.testing.assert_allclose(np.asarray(best.get_ydata(), dtype=float), [0.3])
+    assert best.get_markerfacecolor() == curve.get_color()
     assert [text.get_text() for text in axis.get_xticklabels()] == ["0.1", "0.3", "1"]
 
 
@@ -283,11 +293,15 @@ def no_common_step(grid: dict[str, Any]) -> None:
     ],
 )
 def test_refuses(name: str, spoil: Callable[[dict[str, Any]], object], message: str, grid: dict[str, Any]) -> None:
-    if name != "table_1":  # whose numbers are not among these
+    def both() -> None:
         modules()[name].draw(grid)
+        modules()[name].caption(grid)
+
+    if name != "table_1":  # whose numbers are not among these
+        both()
     spoil(grid)
     with pytest.raises(ValueError, match=message):
-        modules()[name].draw(grid)
+        both()
 
 
 def test_the_command_says_what_is_missing(
@@ -298,3 +312,60 @@ def test_the_command_says_what_is_missing(
     (tmp_path / "grid.json").write_text(json.dumps(grid))
     assert main(["figure_b4", "--out", str(tmp_path)]) == 1
     assert "grid.json has no cells; this figure is drawn from it" in capsys.readouterr().err
+
+
+# ---------------------------------------------------------------- told apart, and not stretched
+
+
+@pytest.mark.parametrize("spoilt", ["drdo", "ipo"])
+@pytest.mark.parametrize("at", [("0.2",), ("0.2", "0.8")])
+@pytest.mark.parametrize("value", [-60.0, 7.0, 0.31])
+def test_figure_2_is_not_stretched_by_one_method(
+    spoilt: str, at: tuple[str, ...], value: float, grid: dict[str, Any]
+) -> None:
+    for rho in at:
+        ends = {"ci": [value - 0.1, value + 0.1], "by_seed": [value - 0.2, value + 0.2]}
+        grid["advantages"][rho][spoilt] = {"advantage": value, **ends}
+    entries = [
+        entry
+        for rho, row in grid["advantages"].items()
+        for name, entry in row.items()
+        if not (name == spoilt and rho in at)
+    ]
+    drawn = [number for entry in entries for number in (*entry["ci"], *entry["by_seed"])]
+    figure = figure_2.draw(grid)
+    axes: list[Any] = figure.axes
+    assert share_of((min(drawn), max(drawn)), axes) >= 0.55
+    for number in [*drawn, value, 0.0]:
+        assert any(axis.get_ylim()[0] <= number <= axis.get_ylim()[1] for axis in axes), "all is shown"
+    assert ("the axis is broken" in figure_2.caption(grid)) == (len(axes) > 1)
+    told = [
+        text for text in figure.findobj() if getattr(text, "get_text", str)() == "advantage over SFT (oracle reward)"
+    ]
+    assert len(told) == 1
+
+
+@pytest.mark.parametrize("module", [figure_b1, figure_b3])
+def test_lines_that_cover_each_other_are_told_apart(module: Any, grid: dict[str, Any]) -> None:
+    probes = {(cell["seed"], cell["rho"]): cell["probe"] for cell in grid["cells"] if cell["method"] == "d-dpo"}
+    for cell in grid["cells"]:
+        cell["probe"] = copy.deepcopy(probes[cell["seed"], cell["rho"]])  # all methods learn alike
+    for axis in module.draw(grid).axes:
+        told_apart([one for one in axis.lines if len(one.get_xdata()) > 2])
+
+
+def test_figure_b4_gives_far_panels_an_axis_of_their_own(grid: dict[str, Any]) -> None:
+    for seed in (0, 1):
+        for rho in (0.2, 0.8):
+            for entry in cell_of(grid, seed, rho, "e-dpo")["validation"]:
+                entry["advantage"] -= 30
+                entry["ci"] = [end - 30 for end in entry["ci"]]
+    figure = figure_b4.draw(grid)
+    limits = {axis.get_title(): axis.get_ylim() for axis in figure.axes}
+    own = limits.pop("e-DPO")
+    assert len(set(limits.values())) == 1
+    (common,) = set(limits.values())
+    assert own[1] < -20 < common[0]
+    assert max(high - low for low, high in (own, common)) < 2
+    (far,) = [axis for axis in figure.axes if axis.get_title() == "e-DPO"]
+    assert any(label.get_visible() for label in far.get_yticklabels())

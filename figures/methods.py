@@ -5,6 +5,7 @@ from __future__ import annotations
 from matplotlib.figure import Figure
 
 from figures import record
+from figures.style import Look, figure, points
 
 RESULTS = "demo.json"
 READ = record.read
@@ -16,28 +17,32 @@ def draw(results: record.Results) -> Figure:
     Args:
         results: of `python -m lm.train`.
     """
-    methods = results.methods
-    names = list(methods)[::-1]
-    rows = range(len(names))
-    figure = Figure(figsize=(9, 0.36 * len(names) + 1.7), layout="constrained")
-    advantage, length, divergence = figure.subplots(1, 3, sharey=True, width_ratios=[2, 1, 1])
-    values = [methods[name].advantage for name in names]
-    low, high = zip(*(methods[name].ci for name in names), strict=True)
-    errors = [
-        [value - bound for value, bound in zip(values, low, strict=True)],
-        [bound - value for value, bound in zip(values, high, strict=True)],
-    ]
-    advantage.errorbar(values, rows, xerr=errors, fmt="o", color="black", capsize=3, markersize=5)
-    advantage.axvline(0, color="0.6", linewidth=0.8)
-    advantage.set_yticks(rows, names)
-    advantage.set_xlabel(f"advantage over SFT (oracle reward), {results.confidence:.0%} interval")
-    length.barh(rows, [methods[name].length for name in names], color="0.75", edgecolor="black", height=0.6)
-    length.axvline(results.sft.length, color="black", linestyle="--", linewidth=0.8)
+    looks = {name: Look(results.looks[name]) for name in results.looks if name in results.methods}
+    shown = figure(0.22 * len(looks) + 0.55)
+    advantage, length, divergence = shown.subplots(1, 3, sharey=True, width_ratios=[2, 1, 1])
+    for row, (name, look) in enumerate(reversed(looks.items())):
+        found = results.methods[name]
+        low, high = found.ci
+        error = [[found.advantage - low], [high - found.advantage]]
+        mark = look.line | {"linestyle": "none", "markersize": points(4.5)}
+        advantage.errorbar([found.advantage], [row], xerr=error, elinewidth=points(1), **mark)
+        # Hollow bars are of those that learn from labels, as hollow markers are.
+        face = "white" if look.hollow else look.colour
+        for axis, value in ((length, found.length), (divergence, found.kl)):
+            axis.barh(row, value, color=face, edgecolor=look.colour, height=0.6, linewidth=points(1))
+    advantage.axvline(0, color="0.6", linewidth=points(0.8), zorder=0)
+    advantage.set_yticks(range(len(looks)), [look.title for look in reversed(looks.values())])
+    advantage.set_xlabel("advantage over SFT (oracle reward)")
+    length.axvline(results.sft.length, color="black", linestyle="--", linewidth=points(0.8))
     length.set_xlabel("tokens (dashed: SFT)")
-    divergence.barh(
-        rows, [methods[name].kl for name in names], color="white", edgecolor="black", hatch="//", height=0.6
+    divergence.set_xlabel(r"$\mathrm{KL}(\pi\,\|\,\pi_{\mathrm{ref}})$, nats")
+    return shown
+
+
+def caption(results: record.Results) -> str:
+    """What is shown."""
+    rho = "Unbiased pairs" if results.rho is None else rf"$\rho={results.rho:g}$"
+    return (
+        f"{rho}, {results.sft.n} test prompts, seed {results.provenance.seed}. Bars at the markers: "
+        f"{results.confidence:.0%} intervals over prompts. Hollow: learns from labels; filled: from rewards."
     )
-    divergence.set_xlabel("KL to reference, nats")
-    rho = "unbiased pairs" if results.rho is None else f"$\\rho$ = {results.rho:g}"
-    figure.suptitle(f"{rho}, {results.sft.n} test prompts, seed {results.provenance.seed}", fontsize=10)
-    return figure

@@ -8,7 +8,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from figures.nondeterministic import SPLITS, data_of, domains_of, looks_of, title_of
-from figures.style import BLACK, caption
+from figures.style import BLACK, figure, legend, points
 
 RESULTS = "nondeterministic.json"
 
@@ -25,11 +25,11 @@ def draw(results: dict[str, Any]) -> Figure:
     pairs += [("drdo", "e-dpo")] if {"drdo", "e-dpo"} <= set(others) else []
     judges = [judge for judge in _JUDGES if any(win["judge"] == judge for win in results["wins"])]
     rows = [(domain, judge) for domain in domains_of(results) for judge in judges]
-    figure = Figure(figsize=(7.4, 1.45 * len(rows) + 1.3))
-    axes = figure.subplots(len(rows), len(SPLITS), sharex=True, sharey=True, squeeze=False)
+    shown = figure(1.25 * len(rows) + 0.7)
+    axes = shown.subplots(len(rows), len(SPLITS), sharex=True, sharey=True, squeeze=False)
     for line, (domain, judge) in zip(axes, rows, strict=True):
         for axis, split in zip(line, SPLITS, strict=True):
-            axis.axhline(0.5, color="0.6", linewidth=0.8, zorder=0)
+            axis.axhline(0.5, color="0.6", linewidth=points(0.8), zorder=0)
             for number, (policy, against) in enumerate(pairs):
                 key = {"split": split, "domain": domain, "judge": judge, "policy": policy, "against": against}
                 wins = sorted((win for win in results["wins"] if win | key == win), key=lambda win: win["temperature"])
@@ -41,23 +41,25 @@ def draw(results: dict[str, Any]) -> Figure:
                     rate,
                     yerr=[rate - low, high - rate],
                     label=f"{looks[policy].title} against {looks[against].title}",
-                    capsize=1.5,
-                    elinewidth=0.8,
-                    **{"markersize": 4, **look},
+                    elinewidth=points(0.8),
+                    **look,
                 )
-        line[0].set_ylabel(f"{domains_of(results)[domain]},\nby {_JUDGES[judge]}")
+        line[0].set_ylabel(f"{domains_of(results)[domain]},\nby {_JUDGES[judge]}", fontsize="small")
     for axis, split in zip(axes[0], SPLITS, strict=True):
         axis.set_title(title_of(results, split))
     for axis in axes[-1]:
         axis.set_xlabel("sampling temperature")
         axis.set_xticks(results["temperatures"])
-    figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside upper center", ncols=2, handlelength=3.5)
+    legend(shown, *axes[0, 0].get_legend_handles_labels(), columns=2)
+    return shown
+
+
+def caption(results: dict[str, Any]) -> str:
+    """What is shown."""
     counts = {win["domain"]: win["n"] for win in results["wins"]}
     prompts = " and ".join(f"{counts[domain]} {title}" for domain, title in domains_of(results).items())
-    caption(
-        figure,
+    return (
         f"Win rate: wins plus half the ties, of {prompts}; bars: {results['confidence']:.0%} bootstrap intervals over "
-        f"prompts, not over training runs. The oracle is trained in domain, and chose settings on validation prompts. "
-        f"DRDO's own reward estimates come from a head, or are implicit; [N] does not say. {data_of(results)}",
+        "prompts, not over training runs. The oracle is trained in domain, and chose settings on validation prompts. "
+        f"DRDO's own reward estimates come from a head, or are implicit; [N] does not say. {data_of(results)}"
     )
-    return figure

@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from matplotlib.figure import Figure
 
 from figures import n_figure_2, n_figure_3, n_figure_4, n_figure_5
 from figures.nondeterministic import SPLITS
@@ -69,10 +68,6 @@ def study(*, outside: bool = True, world: bool = True) -> dict[str, Any]:
     }
 
 
-def words(figure: Figure) -> str:
-    return figure.get_supxlabel()
-
-
 def test_a_panel_for_each_split_domain_and_judge() -> None:
     assert len(n_figure_3.draw(study()).axes) == 3 * 2 * 2
     assert len(n_figure_3.draw(study(world=False)).axes) == 3 * 2
@@ -94,16 +89,15 @@ def test_win_rates_are_those_of_the_panels_split_domain_and_judge() -> None:
     assert len(expected) == len(TEMPERATURES)
 
 
-def test_histograms_are_shares_and_curves_are_the_probes() -> None:
+def test_distribution_functions_are_shares_and_curves_are_the_probes() -> None:
     results = study()
     panel: Any = n_figure_4.draw(results).axes[2]  # in domain, lc_le
-    drawn = [patch.get_data().values for patch in panel.patches]
-    counts = [
-        row["counts"]
-        for row in results["histograms"]["counts"]
-        if (row["split"], row["domain"]) == ("lc_le", "in_domain")
-    ]
-    np.testing.assert_allclose(drawn, [np.array(count) / sum(count) for count in counts])
+    rows = [row for row in results["histograms"]["counts"] if (row["split"], row["domain"]) == ("lc_le", "in_domain")]
+    drawn = [line.get_xydata() for line in panel.lines if len(line.get_xdata()) == 2 and line.get_linestyle() != "None"]
+    known = [[(1.0, c[0] / sum(c)), (2.0, (c[0] + c[1]) / sum(c))] for c in (row["counts"] for row in rows)]
+    np.testing.assert_allclose(drawn[2:], known, err_msg="at the edges between bins, and nowhere else")
+    means = [line.get_xdata()[0] for line in panel.lines if line.get_linestyle() == "None"]
+    assert means == [row["mean"] for row in rows]
     curves: Any = n_figure_5.draw(results).axes[3 + 1].lines  # rejected, hc_he
     assert [list(line.get_ydata()) for line in curves] == [
         [entry["rejected_logps"] for entry in history] for history in results["training"]["hc_he"].values()
@@ -113,16 +107,16 @@ def test_histograms_are_shares_and_curves_are_the_probes() -> None:
 
 
 def test_captions_say_which_data() -> None:
-    for draw in (n_figure_3.draw, n_figure_4.draw, n_figure_5.draw):
-        outside = draw is not n_figure_5.draw
-        assert "Embedded world" in words(draw(study()))
-        assert "one seed (7)" in words(draw(study()))
-        other = words(draw(study(world=False)))
+    for words in (n_figure_3.caption, n_figure_4.caption, n_figure_5.caption):
+        outside = words is not n_figure_5.caption
+        assert "Embedded world" in words(study())
+        assert "one seed (7)" in words(study())
+        other = words(study(world=False))
         assert "tldr (some/set), one seed (7), its own labels" in other
         assert ("Out of domain: news." in other) == outside
-        assert ("Out of domain: posts of 12 to 16 events" in words(draw(study()))) == outside
+        assert ("Out of domain: posts of 12 to 16 events" in words(study())) == outside
         assert "Embedded world" not in other
-        assert "Out of domain" not in words(draw(study(outside=False)))
+        assert "Out of domain" not in words(study(outside=False))
 
 
 def test_the_focal_figure_has_a_line_an_exponent_and_the_forces() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from figures.captions import plain
 from figures.style import Look
 from figures.style import looks_of as looks_in
 
@@ -37,7 +38,7 @@ def data_of(results: dict[str, Any], *, outside: bool = True) -> str:
     seed, other = results["provenance"]["seed"], results["out_of_domain"] if outside else None
     if results["world"] is None:
         data, labels = results["config"]["data"], {"given": "its own", "oracle": "the oracle's"}[results["labels"]]
-        text = f"{data['kind']} ({data['path']}), one seed ({seed}), {labels} labels."
+        text = f"{data['kind']} ({plain(str(data['path']))}), one seed ({seed}), {labels} labels."
     else:
         text = (
             f"Embedded world (synthetic, ours), a small policy from random weights, one seed ({seed}), annotators' "
@@ -46,7 +47,7 @@ def data_of(results: dict[str, Any], *, outside: bool = True) -> str:
     if other is None:
         return text
     if other["path"] is not None:
-        return f"{text} Out of domain: {other['path']}."
+        return f"{text} Out of domain: {plain(str(other['path']))}."
     low, high = other["events"]
     most = results["world"]["max_events"]
     return f"{text} Out of domain: posts of {low} to {high} events; none that is trained on has over {most}."

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import csv
+import io
+import re
 from typing import Any
 
 import pytest
 from matplotlib.axes import Axes
 
-from figures.table_1 import draw
+from figures.table_1 import SHARES, caption, draw, texts
 from lm.objectives import looks
 
 
@@ -61,8 +64,32 @@ def test_every_share_stands_in_its_place(grid: dict[str, Any]) -> None:
     ]
     bold = [text.get_text() for text in figure.axes[0].texts if text.get_fontweight() == "bold"]
     assert sorted(bold) == ["10.0", "55.0", "70.1", "80.0", "80.0"]
-    assert "40 to 50 test prompts (2 seeds together)" in figure.get_supxlabel()
-    assert "e-DPO 65.8/1.3/32.9" in figure.get_supxlabel()
+    assert "40 to 50 test prompts (2 seeds together)" in caption(grid)
+    assert "e-DPO 65.8/1.3/32.9" in caption(grid)
+
+
+def test_csv_has_the_numbers_as_they_are(grid: dict[str, Any]) -> None:
+    read = list(csv.DictReader(io.StringIO(texts(grid)["csv"])))
+    assert len(read) == 2 * (3 + 2)
+    for line in read:
+        wins = grid["wins"][f"{float(line['rho']):g}"][line["method"]][line["against"]]
+        assert {name: float(line[name]) for name in (*SHARES, "n")} == wins
+        assert line["title"] == grid["looks"][line["method"]]["title"]
+
+
+def test_latex_has_the_rows_of_the_picture(grid: dict[str, Any]) -> None:
+    grid["looks"]["e-dpo"]["title"] = "e_DPO & 50% of #1 {$x$}"
+    lines = texts(grid)["tex"].splitlines()
+    assert lines.count(r"\midrule") == 2
+    (begin,) = [line for line in lines if line.startswith(r"\begin{tabular}")]
+    columns = len(re.fullmatch(r"\\begin\{tabular\}\{([lr]+)\}", begin)[1])  # type: ignore[index]
+    body = [line for line in lines if line.endswith(r" \\") and "multicolumn" not in line]
+    assert len(body) == 1 + 2 * 3
+    assert {len(re.split(r"(?<!\\)&", line)) for line in body} == {columns}
+    assert r"0.2 & DPO & 60.0 & 10.0 & 30.0 & - & - & - \\" in body
+    assert r" & d-DPO & \textbf{70.1} & 10.0 & 19.9 & 50.0 & 25.0 & 25.0 \\" in body
+    assert sum(line.count(r"\textbf") for line in body) == 5
+    assert sum(r"e\_DPO \& 50\% of \#1 \{$x$\}" in line for line in body) == 2
 
 
 def test_without_dpo_there_is_nothing_against_it(grid: dict[str, Any]) -> None:

@@ -957,8 +957,8 @@ def option_of(name: str) -> str:
 
 def looks(names: Iterable[str]) -> dict[str, dict[str, Any]]:
     """How methods are drawn, as results files have it (see `figures.record.Look`): title, colour, dashes, marker, and
-    hollow where it learns from labels and not from rewards."""
+    hollow where it learns from labels and not from rewards. In the order of METHODS, which is that of all figures."""
     return {
         name: {"title": (kind := METHODS[name]).heading(), **kind.look._asdict(), "hollow": not kind.needs}
-        for name in names
+        for name in sorted(names, key=list(METHODS).index)
     }

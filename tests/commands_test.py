@@ -187,7 +187,7 @@ import figures.__main__ as command
 signal.signal(signal.SIGINT, signal.default_int_handler)
 slow, sys.argv = "slow" in sys.argv, sys.argv[:1]
 
-def redraw(name, out):
+def redraw(name, out, **_):
     try:
         for number in range(10**5):
             print(number, flush=True)

@@ -16,9 +16,8 @@ import numpy as np
 from markupsafe import Markup, escape
 from matplotlib.figure import Figure
 
-from figures.grid import series
 from figures.record import Results
-from figures.style import Look
+from figures.style import Look, series
 from lm.base.store import MissingArtifact, policy_folder
 from lm.objectives import METHODS
 
@@ -60,8 +59,8 @@ def curves(results: Results, losses: Mapping[str, Losses]) -> Iterator[Curve]:
 
     ValueError where a method's look cannot be drawn.
     """
-    looks = {name: Look(results.looks[name]) for name in results.methods}
-    probed = {name: row.probe for name, row in results.methods.items() if row.probe}
+    looks = {name: Look(look) for name, look in results.looks.items() if name in results.methods}
+    probed = {name: results.methods[name].probe for name in looks if results.methods[name].probe}
     if probed:
         for key, title in _PROBED.items():
             lines: list[Line] = [
@@ -75,9 +74,10 @@ def curves(results: Results, losses: Mapping[str, Losses]) -> Iterator[Curve]:
             continue
         shares = np.array([values for _, values in entries]).T
         members = results.members
+        drawn = series("members", members[:7], "results.json")
         lines = [
             (member, _small(look), [step for step, _ in entries], share.tolist())
-            for member, look, share in zip(members, cycle(series("members", members[:7])), shares, strict=False)
+            for member, look, share in zip(members, cycle(drawn), shares, strict=False)
         ]
         yield _panel(f"members-{name}", f"{looks[name].title}: share of pairs a member fits best", lines)
     for name, (steps, values) in losses.items():

@@ -157,7 +157,8 @@ def comparisons(found: Results) -> Table:
 
 def report(run: Run) -> None:
     """Writes results.json, results.png and report.html, and prints the table."""
-    from figures.methods import draw
+    from figures.captions import write_inside
+    from figures.methods import caption, draw
     from figures.paths import write_atomically
     from figures.style import style
     from lm.reporting.page import write_report
@@ -168,7 +169,9 @@ def report(run: Run) -> None:
     folder = Path(run.config.output_dir)
     write_json(folder / "results.json", found.as_json())
     with style():
-        write_atomically(folder / "results.png", draw(found).savefig)
+        picture = draw(found)
+        write_inside(picture, caption(found))  # nothing stands beside it
+        write_atomically(folder / "results.png", picture.savefig)
     Console().print(table(found), comparisons(found))
     write_report(folder)
     progress.say(f"written: {', '.join(str(folder / name) for name in OUTPUTS)}")
