@@ -18,6 +18,7 @@ from lm.config import TrainingConfig
 from lm.models.gguf import quantised
 from lm.objectives import MAIN, Method
 from lm.reporting.settings import method_of
+from lm.reporting.use import loading
 from theory import records
 
 Record = dict[str, Any]
@@ -242,11 +243,7 @@ def _results(method: str, results: Results) -> Iterable[str]:
 
 def _use(made: Made, name: str) -> Iterable[str]:
     yield "## Use"
-    yield (
-        "```python\nfrom transformers import AutoModelForCausalLM, AutoTokenizer\n\n"
-        f'model = AutoModelForCausalLM.from_pretrained("{name}")\n'
-        f'tokenizer = AutoTokenizer.from_pretrained("{name}")\n```'
-    )
+    yield f"```python\n{loading(name)}\n```"
     if "reward_head.safetensors" in made.policy["files"]:
         yield "`reward_head.safetensors` is the linear reward head of training; generation does not need it."
 
