@@ -177,13 +177,10 @@ def winners_fell(results: Results) -> Found:
 def under_trained(results: Results) -> Found:
     """A policy that may be better after more steps."""
     for name, row in results.methods.items():
-        same = results.wins[name][SFT].tie
-        why = [
-            told
-            for told in (_few_pairs_seen(results, row), _last_is_best(row), _margin_grows(row), _hardly_moved(row, same))
-            if told
-        ]
-        if why:
+        reasons = [_hardly_moved(row, results.wins[name][SFT].tie)]
+        if not any(one.setting == row.setting and one.step > row.step for one in row.validation):  # more steps lost
+            reasons = [_few_pairs_seen(results, row), _last_is_best(row), _margin_grows(row), *reasons]
+        if why := [reason for reason in reasons if reason]:
             yield name, f"may be under-trained: {'; '.join(why)}"
 
 
