@@ -23,7 +23,11 @@ class Spent:
     cpu: float | None
     """Seconds on all cores."""
     memory: float | None
-    """Peak resident bytes of the process."""
+    """Peak resident bytes of a process."""
+    cuda: float | None
+    """Peak bytes of an accelerator."""
+    resumed: bool
+    """Whether an earlier process worked on it too, whose share is not in these numbers."""
 
 
 def spent(run: Path) -> list[Spent]:
@@ -46,6 +50,8 @@ def _of(path: Path) -> Spent:
         wall=cost.get("wall_seconds"),
         cpu=cost.get("cpu_seconds"),
         memory=cost.get("peak_bytes"),
+        cuda=cost.get("cuda_peak_bytes"),
+        resumed=bool(cost.get("resumed")),
     )
 
 
