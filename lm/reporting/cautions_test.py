@@ -281,5 +281,5 @@ def test_one_method_is_compared_with_none() -> None:
 
 
 def test_the_demo_is_warned_of_its_drdo_which_wins_by_the_oracle_alone() -> None:
-    said = cautions(read(Path("figures/results/demo.json")))
+    said = cautions(read(Path(__file__).parents[2] / "figures/results/demo.json"))
     assert any(one.kind == "utility" and one.about == "drdo" for one in said)
