@@ -212,9 +212,7 @@ def test_labels_of_one_value_are_another_artifact_than_the_same_rows_without(tmp
     assert not {*COLUMNS} & set(labelled_pairs(Run(hard), "train").column_names)
 
 
-@pytest.mark.parametrize(
-    "labels", [{"label": 0.5}, {"preference": 1.5}, {"votes_chosen": 2, "votes_rejected": 2}]
-)
+@pytest.mark.parametrize("labels", [{"label": 0.5}, {"preference": 1.5}, {"votes_chosen": 2, "votes_rejected": 2}])
 def test_a_set_of_ties_alone_has_no_reference_completions_and_is_told_so(
     labels: dict[str, Any], tmp_path: Path
 ) -> None:
@@ -225,7 +223,9 @@ def test_a_set_of_ties_alone_has_no_reference_completions_and_is_told_so(
 
 def test_where_limits_leave_nothing_of_one_split_they_are_named_and_no_export(tmp_path: Path) -> None:
     rows = [{**row, "chosen": " red" * (30 if row["split"] == "train" else 3)} for row in _split_rows()]
-    with pytest.raises(ValueError, match=r"in the train split: all \d+ rows .* raise data.max_completion_length$") as told:
+    with pytest.raises(
+        ValueError, match=r"in the train split: all \d+ rows .* raise data.max_completion_length$"
+    ) as told:
         data(Run(settings(tmp_path, rows, {"split": "own", "max_completion_length": 12})))
     assert "exported" not in str(told.value)
 
@@ -236,5 +236,7 @@ def _split_rows() -> list[dict[str, Any]]:
 
 
 def test_members_of_ties_alone_are_told_that_no_side_is_preferred() -> None:
-    with pytest.raises(ValueError, match=r"and 0 that prefer the shorter \(5 prefer neither: ties, or of one length by"):
+    with pytest.raises(
+        ValueError, match=r"and 0 that prefer the shorter \(5 prefer neither: ties, or of one length by"
+    ):
         biased_subset(["neither"] * 5, 0.4, None, seed=0, what="bias.member_size")

@@ -481,7 +481,9 @@ def test_nothing_left_is_an_error_that_says_what_was_dropped(
         r"3 completion longer than 4 tokens\); raise data.max_completion_length$",
     ):
         tokenise(Dataset.from_list(rows), tokenizer, config, tmp_path / "ids.arrow")
-    with pytest.raises(ValueError, match="no reference completions are left in the train split: 0 rows were read; look"):
+    with pytest.raises(
+        ValueError, match="no reference completions are left in the train split: 0 rows were read; look"
+    ):
         tokenise(Dataset.from_list([]), tokenizer, config, tmp_path / "none.arrow")
     only_train = [{"id": "0", "prompt": "a", "chosen": "b", "rejected": "c", "split": "train"}]
     exported = (

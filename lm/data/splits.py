@@ -178,8 +178,7 @@ def why_empty(split: str, before: Mapping[str, int], dropped: Mapping[str, int])
     if len(filled) == 1:
         rows = f"{total:,} rows are" if total > 1 else "1 row is"
         return (
-            f"all {rows} in {filled[0]}, as rows that a run exported are: set data.split to own, or give "
-            "another seed"
+            f"all {rows} in {filled[0]}, as rows that a run exported are: set data.split to own, or give another seed"
         )
     option = "data.limit" if split == "train" else f"data.{split}_fraction"
     return f"none of {total:,} rows was drawn for it; look at {option}, data.split and the seed"

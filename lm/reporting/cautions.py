@@ -19,7 +19,7 @@ APART, AT_CHANCE = 0.5, 0.55
 """Of a reward model's accuracies on pairs whose winner is the longer and on those whose winner is the shorter: their
 mean is 1/2 for whatever only looks at the length, which has one class as right as it has the other wrong. [set]"""
 BARELY = 0.6
-"""Accuracy of an oracle, which a coin has at 0.5: below it, most of what it tells between two samples is noise. [set]"""
+"""Accuracy of an oracle, which a coin has at 0.5: below it, most of what it tells of two samples is noise. [set]"""
 FEW_PAIRS, FEW_HELD_OUT, FEW_PROMPTS, FEW_IN_CLASS = 1000, 100, 100, 20
 """Training pairs; held-out pairs, of which shares are known to +-10 points (95%); prompts, likewise for win rates; and
 pairs of one length class that are too few to judge a reward model by. [set]"""
@@ -232,8 +232,8 @@ def edge(results: Results) -> Found:
             if chosen in (low := min(values), high := max(values)):
                 yield (
                     name,
-                    f"{key} {chosen:g} is the {'least' if chosen == low else 'greatest'} of the {len(values)} that were "
-                    f"tried ({low:g} to {high:g}); a better one may lie beyond",
+                    f"{key} {chosen:g} is the {'least' if chosen == low else 'greatest'} of the {len(values)} that "
+                    f"were tried ({low:g} to {high:g}); a better one may lie beyond",
                 )
 
 
@@ -314,7 +314,7 @@ def ties(results: Results) -> Found:
     pairs = sum(results.data.preferences.kept.values())
     if pairs and dropped / pairs > TIES:
         yield "", f"the oracle rewards both completions alike in {dropped:,} of {pairs:,} pairs, which were dropped"
-    for name, row in results.methods.items():
+    for name, _row in results.methods.items():
         share = results.wins[name][SFT].tie
         if share > TIES:
             yield name, f"ties with SFT on {share:.0%} of the prompts: the same samples, or an oracle that tells little"

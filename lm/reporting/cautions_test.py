@@ -235,7 +235,7 @@ def test_what_is_not_finite_is_named_wherever_it_is_and_no_rule_falls_over_it(va
     whole = of(Results, sound())
     row = whole.methods["ipo"]
     everywhere = replace(
-        row, **{name: value for name in ("kl", "length", "utility", "chosen_logratio", "finished", "oracle_reward")}
+        row, **dict.fromkeys(("kl", "length", "utility", "chosen_logratio", "finished", "oracle_reward"), value)
     )
     broken = replace(whole, methods={**whole.methods, "ipo": replace(everywhere, advantage=value, ci=(value, 1.0))})
     first = cautions(broken)[0]

@@ -12,7 +12,7 @@ import jinja2
 from markupsafe import Markup
 
 from figures import methods as overview
-from figures.record import PolicyResult, Results, read
+from figures.record import PolicyResult, read
 from figures.style import style
 from lm.config import SFT
 from lm.reporting import samples
@@ -76,9 +76,7 @@ def page(run: Path) -> str:
         frontier=front,
         curves=panels,
         spreads=spread,
-        spread={
-            column: {name: quantiles(rows, column) for name, rows in written.items()} for column in SPREAD
-        },
+        spread={column: {name: quantiles(rows, column) for name, rows in written.items()} for column in SPREAD},
         columns=SPREAD,
         quantiles=QUANTILES,
         distinct={name: distinct(rows) for name, rows in written.items()},

@@ -261,13 +261,13 @@ def test_the_lines_of_the_page_load_a_policy(tmp_path: Path, monkeypatch: pytest
     made = load_tokenizer("scratch:tiny", ["plain words 1", "dpo says plain words"] * 5, False)
     causal_lm(vocab_size=len(made)).float().save_pretrained(folder)
     made.save_pretrained(folder)
-    lines = Parsed(page(make_run(tmp_path / "run", "plain \"words\" isn't"))).text
+    lines = Parsed(page(make_run(tmp_path / "run", 'plain "words" isn\'t'))).text
     start = lines.index("from transformers", lines.index("Loading\n") + 1)
     code = next(part for part in lines[start:].split("from transformers") if "dpo-abc/step-2" in part)
     monkeypatch.chdir(tmp_path)
     space: dict[str, Any] = {}
     exec("from transformers" + code[: code.index("skip_special_tokens=True))")] + "skip_special_tokens=True))", space)
-    assert space["tokenizer"].decode(space["prompt"].input_ids[0]) == "plain \"words\" isn't 0"
+    assert space["tokenizer"].decode(space["prompt"].input_ids[0]) == 'plain "words" isn\'t 0'
     assert space["prompt"].input_ids.shape[1] < space["ids"].shape[1] <= space["prompt"].input_ids.shape[1] + 3
 
 

@@ -149,8 +149,8 @@ class Chosen:
     model: Path
     """Folder of the model."""
     tried: list[dict[str, Any]]
-    """setting, step, advantage over pi_ref on validation prompts with its interval, KL from it; empty where there was no
-    choice."""
+    """setting, step, advantage over pi_ref on validation prompts with its interval, KL from it; empty where there was
+    no choice."""
 
 
 @once
