@@ -12,6 +12,7 @@ from dataclasses import dataclass, fields, is_dataclass
 from typing import Any
 
 from figures.record import MAIN, SFT, Accuracies, MethodResult, Results, Tried
+from lm.reporting.settings import flat
 
 UNFINISHED = 0.05
 """Share of samples that are cut off: more, and lengths and rewards are those of another, shorter text. [set]"""
@@ -228,7 +229,7 @@ def edge(results: Results) -> Found:
     """A chosen value that is the least or the greatest of its sweep: a better one may lie beyond."""
     for name, row in results.methods.items():
         for key, values in _swept(row.validation).items():
-            chosen = _flat(row.setting).get(key)
+            chosen = _of_numbers(row.setting).get(key)
             if chosen in (low := min(values), high := max(values)):
                 yield (
                     name,
@@ -241,7 +242,7 @@ def _swept(tried: list[Tried]) -> dict[str, set[float]]:
     """Numbers that were tried, by option, of those that vary."""
     found: dict[str, set[float]] = {}
     for one in tried:
-        for key, value in _flat(one.setting).items():
+        for key, value in _of_numbers(one.setting).items():
             found.setdefault(key, set()).add(value)
     return {key: values for key, values in found.items() if len(values) > 1}
 
@@ -367,15 +368,13 @@ def _interval(results: Results, ci: tuple[float, float]) -> str:
     return f"{results.confidence:.0%} interval {ci[0]:+.3f} to {ci[1]:+.3f}"
 
 
-def _flat(setting: Mapping[str, Any], prefix: str = "") -> dict[str, float]:
+def _of_numbers(setting: Mapping[str, Any]) -> dict[str, float]:
     """The numbers of a setting by their dotted names."""
-    found: dict[str, float] = {}
-    for name, value in setting.items():
-        if isinstance(value, Mapping):
-            found |= _flat(value, f"{prefix}{name}.")
-        elif isinstance(value, int | float) and not isinstance(value, bool):
-            found[prefix + name] = float(value)
-    return found
+    return {
+        name: float(value)
+        for name, value in flat(setting)
+        if isinstance(value, int | float) and not isinstance(value, bool)
+    }
 
 
 def _numbers(value: Any, name: str = "") -> Iterator[tuple[str, float]]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import shlex
 import unicodedata
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +19,7 @@ from lm.reporting.cautions import cautions
 from lm.reporting.curves import curves, losses_of, svg
 from lm.reporting.formulas import objective
 from lm.reporting.pictures import QUANTILES, SPREAD, distinct, frontier, quantiles, spreads
+from lm.reporting.settings import flat
 from lm.reporting.spent import duration, size, spent
 from lm.reporting.use import loading, sampling
 from theory.records import write_text
@@ -118,11 +118,3 @@ def p_value(value: float | None) -> Markup:
     if value is None or value >= 0.001:
         return number(value, ".3f")
     return Markup('<data value="{}">&lt;.001</data>').format(repr(value))
-
-
-def flat(options: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
-    """Nested options as dotted names and values."""
-    rows: list[tuple[str, Any]] = []
-    for name, value in options.items():
-        rows += flat(value, f"{prefix}{name}.") if isinstance(value, Mapping) else [(prefix + name, value)]
-    return rows
