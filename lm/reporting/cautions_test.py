@@ -234,9 +234,10 @@ def test_every_rule_is_tried() -> None:
 def test_what_is_not_finite_is_named_wherever_it_is_and_no_rule_falls_over_it(value: float) -> None:
     whole = of(Results, sound())
     row = whole.methods["ipo"]
-    everywhere = replace(
-        row, **dict.fromkeys(("kl", "length", "utility", "chosen_logratio", "finished", "oracle_reward"), value)
+    changed: dict[str, Any] = dict.fromkeys(
+        ("kl", "length", "utility", "chosen_logratio", "finished", "oracle_reward"), value
     )
+    everywhere = replace(row, **changed)
     broken = replace(whole, methods={**whole.methods, "ipo": replace(everywhere, advantage=value, ci=(value, 1.0))})
     first = cautions(broken)[0]
     assert (first.kind, first.about) == ("not finite", "")

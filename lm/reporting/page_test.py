@@ -7,7 +7,7 @@ import re
 import shlex
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ from lm.report import main
 from lm.reporting.cautions import cautions
 from lm.reporting.formulas import formula, objective
 from lm.reporting.page import page, visible, write_report
+from lm.reporting.pictures import paths
 from tests.recorded import recorded
 from tests.tiny import causal_lm
 
@@ -434,3 +435,12 @@ def test_the_command_writes_the_same_page_every_time(run: Path, capsys: pytest.C
     assert capsys.readouterr().out == f"{path}\n"
     written = path.read_text(encoding="utf-8")
     assert write_report(run).read_text(encoding="utf-8") == written == page(run)
+
+
+def test_the_frontier_joins_the_snapshots_of_a_setting_whose_kl_is_known(run: Path) -> None:
+    row = read(run / "results.json").methods["dpo"]
+    one, other = row.validation
+    elsewhere = replace(one, setting={"beta": 9.0}, kl=0.1)
+    unknown = replace(one, setting={"beta": 7.0}, kl=None)
+    mixed = replace(row, validation=[other, one, elsewhere, unknown])
+    assert paths(mixed) == [[(0.3737, 0.4141), (0.3737, 0.2323)], [(0.1, 0.4141)]]

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
-from figures.record import MethodResult, Results, Tried
+from figures.record import MethodResult, Results
 from figures.style import BLACK, Look
 from lm.config import SFT
 from lm.reporting.curves import Curve, svg
@@ -31,13 +31,8 @@ def frontier(results: Results) -> Curve:
     for name, row in results.methods.items():
         look = Look(results.looks[name])
         for path in paths(row):
-            axis.plot(
-                [one.kl for one in path],
-                [one.advantage for one in path],
-                **{**look.line, "markersize": 2.5},
-                linewidth=0.7,
-                alpha=0.6,
-            )
+            small = {**look.line, "markersize": 2.5}
+            axis.plot([kl for kl, _ in path], [gain for _, gain in path], **small, linewidth=0.7, alpha=0.6)
         low, high = row.ci
         error = [[row.advantage - low], [high - row.advantage]]
         drawn = {**look.line, "linestyle": "none", "markersize": 7}
@@ -54,16 +49,16 @@ def frontier(results: Results) -> Curve:
     return Curve(title, svg(figure, "frontier", title))
 
 
-def paths(row: MethodResult) -> list[list[Tried]]:
-    """What a method was chosen from, of each setting its snapshots by step, as far as their KL was measured."""
+def paths(row: MethodResult) -> list[list[tuple[float, float]]]:
+    """KL and advantage of what a method was chosen from, of each setting its snapshots by step, as far as their KL was
+    measured."""
     settings: list[dict[str, Any]] = []
     for one in row.validation:
-        if one.kl is not None and one.setting not in settings:
+        if one.setting not in settings:
             settings.append(one.setting)
-    return [
-        sorted((one for one in row.validation if one.setting == setting and one.kl is not None), key=lambda t: t.step)
-        for setting in settings
-    ]
+    steps = sorted(row.validation, key=lambda one: one.step)
+    found = [[(t.kl, t.advantage) for t in steps if t.setting == each and t.kl is not None] for each in settings]
+    return [path for path in found if path]
 
 
 def spreads(results: Results, samples: Mapping[str, Rows]) -> list[Curve]:
