@@ -69,6 +69,8 @@ class Tried:
     step: int
     advantage: float
     ci: tuple[float, float]
+    kl: float | None = None
+    """KL(pi || pi_ref) by the same samples, nats; None in records of versions that did not measure it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,10 +108,15 @@ class MethodResult(PolicyResult):
     """Mean oracle reward less that of pi_ref on the same prompts."""
     ci: tuple[float, float]
     """Its bootstrap interval over prompts."""
+    utility_ci: tuple[float, float] | None = None
+    """Bootstrap interval of mean utility less that of pi_ref; None where the truth is not known, or in earlier
+    records."""
     setting: dict[str, Any]
     """The method's hyper-parameters."""
     step: int
     """Of training, after which it was taken."""
+    pairs_seen: int | None = None
+    """By then, repeats counted: steps by the mini-batch's size. None in earlier records."""
     validation: list[Tried]
     """What it was chosen from; empty where there was no choice."""
     probe: list[Probe]
@@ -137,6 +144,20 @@ class Wins:
     tie: float
     loss: float
     n: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class BestOf:
+    """The best of n samples of pi_ref by the oracle, what a policy could be without any training."""
+
+    n: int
+    kl: float
+    """Nats, at most: log n - (n - 1) / n."""
+    advantage: float
+    """Mean oracle reward of the best less that of all, on the same prompts."""
+    ci: tuple[float, float]
+    prompts: int
+    """Held out, of the probe."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -268,6 +289,8 @@ class Results:
     """Of "one - other", for every two methods in their order."""
     wins: dict[str, dict[str, Wins]]
     """By method and opponent."""
+    best_of_n: list[BestOf] | None = None
+    """By n; None where pi_ref has one sample a prompt, or none on held-out prompts, and in earlier records."""
     reward_models: dict[str, Accuracies]
     """By the names of the rewards that some method distils: "rho" of all training pairs, the ensemble's members, and a
     method's for an oracle of its own."""

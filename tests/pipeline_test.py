@@ -17,6 +17,7 @@ import torch
 from datasets import Dataset
 from safetensors.torch import load_file
 
+from figures.record import read
 from lm import prepare
 from lm import reward as reward_door
 from lm.base.files import read_jsonl
@@ -38,17 +39,19 @@ from lm.logprobs.scoring import score_rows
 from lm.models.loading import SCRATCH, load_tokenizer
 from lm.models.opening import open_policy
 from lm.objectives import DPO, DRDO, MAIN, METHODS, PAPERS
+from lm.reporting.cautions import cautions
 from lm.reporting.results import report
 from lm.reporting.results import results as record_of
-from lm.stages.data import data, given_pairs, references, tokenizer
+from lm.stages.data import data, given_pairs, opened, references, tokenizer
 from lm.stages.evaluations import choose, evaluation
 from lm.stages.labels import labelled_pairs, labels, open_oracle, oracle
 from lm.stages.policies import policy
 from lm.stages.rewards import reward
 from lm.stages.run import Run, command
-from lm.stages.scores import scored_pairs
+from lm.stages.scores import PROBE, scored_pairs, scores
 from lm.stages.subsets import members, subset
 from lm.stages.trainings import sft
+from lm.stages.yardstick import best_of_n
 from tests.tiny import causal_lm, reward_model
 
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning")
@@ -138,15 +141,20 @@ def test_validation_chooses_the_setting_and_the_step(world_run: tuple[Config, di
     assert row["policy"] == str(chosen.model)
     held_out = labelled_pairs(run, "valid")
     prompts = list(dict(zip(held_out["prompt"], held_out["prompt_ids"], strict=True)).values())
-    rewards = []
+    rewards, logps = [], []
     for model in (chosen.model, sft(run).path):
-        opened = open_policy(model, tokenizer(run), swept)
+        policy_of = open_policy(model, tokenizer(run), swept)
         seed = run.seed("evaluate")
-        samples = sample_completions(opened, prompts, tokenizer(run), swept, seed=seed, what="")
+        samples = sample_completions(policy_of, prompts, tokenizer(run), swept, seed=seed, what="")
         end = tokenizer(run).eos_token_id
         ended = [sample if sample[-1] == end else [*sample, end] for sample in samples]
         rewards.append(score_rows(open_oracle(run), prompts, ended, ""))
+        logps.append((policy_of, samples))
     assert best["advantage"] == pytest.approx(float((rewards[0] - rewards[1]).mean()), rel=1e-6)
+    (policy_model, drawn), (reference, _) = logps
+    ratios = score_rows(policy_model, prompts, drawn, "") - score_rows(reference, prompts, drawn, "")
+    assert best["kl"] == pytest.approx(float(ratios.mean()), rel=1e-6)
+    assert row["pairs_seen"] == row["step"] * 8
     # The method without settings has its own options only; a run without a choice validates nothing.
     assert {one["setting"]["tau"] for one in report["methods"]["ipo"]["validation"]} == {
         asdict(done.method("ipo"))["tau"]
@@ -243,6 +251,9 @@ def test_a_report_is_a_table_a_file_and_a_picture(
     shown = capsys.readouterr().out
     first = [line.split()[0] for line in shown.splitlines() if line.split()]
     assert [word for word in first if word in names] == [*names, *PAPERS], "the results, then the comparisons"
+    said = [line.removeprefix("warning: ") for line in shown.splitlines() if line.startswith("warning: ")]
+    assert said == [one.line for one in cautions(read(folder / "results.json"))]
+    assert any("saw 24 of" in line for line in said), "three steps of eight pairs"
 
 
 def test_the_biased_set_has_the_asked_share_and_the_members_are_parts_of_it(
@@ -310,6 +321,29 @@ def test_another_beta_of_one_method_is_that_methods_business(
     assert stages_made(capsys, replace(run_config, methods=["ipo"])) == []
 
 
+def test_the_best_of_n_is_of_the_samples_of_held_out_prompts(world_run: tuple[Config, dict[str, Any]]) -> None:
+    done, plain = world_run
+    assert "best_of_n" not in plain, "of one sample a prompt there is no best"
+    several = Run(replace(done, sampling=replace(done.sampling, reference_samples=3)))
+    found = best_of_n(several)
+    assert found is not None
+    assert [one["n"] for one in found] == [1, 2, 3]
+    assert found[0]["advantage"] == pytest.approx(0, abs=1e-12)
+    # By hand, of three: the greatest of each prompt's rewards over their mean.
+    rows = {tuple(row["prompt_ids"]): row["sample_ids"] for row in opened(scores(several).path / PROBE)}
+    end = tokenizer(several).eos_token_id
+    gains = []
+    for prompt, samples in rows.items():
+        ended = [sample if sample[-1] == end else [*sample, end] for sample in samples]
+        rewards = score_rows(open_oracle(several), [list(prompt)] * 3, ended, "")
+        gains.append(float(rewards.max() - rewards.mean()))
+    assert found[2]["advantage"] == pytest.approx(np.mean(gains), rel=1e-5)
+    assert found[2]["prompts"] == len(gains)
+    assert found[2]["ci"][0] <= found[2]["advantage"] <= found[2]["ci"][1]
+    no_probe = replace(several.config, probe=ProbeConfig(pairs=0))
+    assert best_of_n(Run(no_probe)) is None
+
+
 @pytest.mark.thorough
 def test_what_saves_memory_recomputes_nothing_and_what_changes_numbers_does(
     world_run: tuple[Config, dict[str, Any]], capsys: pytest.CaptureFixture[str]
@@ -324,6 +358,7 @@ def test_what_saves_memory_recomputes_nothing_and_what_changes_numbers_does(
     assert [line for line in stages_made(capsys, other) if "evaluate" not in line] == [
         "[score] pairs",
         "[policy] p-dpo",
+        "[yardstick] best-of-n",
     ]
     row = scored_pairs(Run(other), other.method("p-dpo"), "p-dpo")[0]
     assert len(row["sample_ids"]) == len(row["ref_sample_logps"]) == 3

@@ -491,7 +491,7 @@ def test_pairs_that_a_run_exported_are_read_by_another_of_its_seed(
     exported = [row for _, row in read_rows(str(tmp_path / "scored.jsonl"))]
     assert {row["split"] for row in exported} == {"train"}
     again = config(tmp_path, [], {"path": str(tmp_path / "scored.jsonl")})
-    with pytest.raises(ValueError, match=r"all are in train, .* set data.split to own, or give another seed"):
+    with pytest.raises(ValueError, match=r"all \d+ rows are in train, .* set data.split to own, or give another seed"):
         data(Run(again))
     own = Run(replace(again, data=replace(again.data, split="own")))
     kept = data(own).metrics["preferences"]["kept"]

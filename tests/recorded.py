@@ -43,7 +43,7 @@ def recorded(methods: Mapping[str, Method], text: str = "plain words") -> dict[s
             "probe": [{"step": step, **probe} for step in (0, 2, 4)],
         }
     first = next(iter(rows.values()))
-    tried = {"setting": first["setting"], "advantage": 0.4141, "ci": [0.1, 0.9]}
+    tried = {"setting": first["setting"], "advantage": 0.4141, "ci": [0.1, 0.9], "kl": 0.3737}
     first["validation"] = [{**tried, "step": 2}, {**tried, "step": 4, "advantage": 0.2323}]
     sft = {key: first[key] for key in ("n", "oracle_reward", "length", "finished", "kl", "accuracy")}
     sft |= {"chosen_logratio": 0.0, "rejected_logratio": 0.0}

@@ -13,6 +13,7 @@ import torch
 
 from lm import export, prepare
 from lm.config import BiasConfig, Config
+from lm.data.lengths import biased_subset
 from lm.data.rows import read_rows, write_rows
 from lm.data.votes import COLUMNS, PROBABILITY, WEIGHT
 from lm.integrations.trl import with_margins
@@ -209,3 +210,33 @@ def test_labels_of_one_value_are_another_artifact_than_the_same_rows_without(tmp
     assert set(labelled_pairs(Run(soft), "train")[PROBABILITY]) == {0.75}
     hard = replace(soft, data=replace(soft.data, path=str(tmp_path / "plain.jsonl")))
     assert not {*COLUMNS} & set(labelled_pairs(Run(hard), "train").column_names)
+
+
+@pytest.mark.parametrize("labels", [{"label": 0.5}, {"preference": 1.5}, {"votes_chosen": 2, "votes_rejected": 2}])
+def test_a_set_of_ties_alone_has_no_reference_completions_and_is_told_so(
+    labels: dict[str, Any], tmp_path: Path
+) -> None:
+    plain = [{name: row[name] for name in ("prompt", "chosen", "rejected")} for row in voted(60)]
+    with pytest.raises(ValueError, match=r"all \d+ pairs of the train split are ties, .* by data.sft_path"):
+        data(Run(settings(tmp_path, [{**row, **labels} for row in plain])))
+
+
+def test_where_limits_leave_nothing_of_one_split_they_are_named_and_no_export(tmp_path: Path) -> None:
+    rows = [{**row, "chosen": " red" * (30 if row["split"] == "train" else 3)} for row in _split_rows()]
+    with pytest.raises(
+        ValueError, match=r"in the train split: all \d+ rows .* raise data.max_completion_length$"
+    ) as told:
+        data(Run(settings(tmp_path, rows, {"split": "own", "max_completion_length": 12})))
+    assert "exported" not in str(told.value)
+
+
+def _split_rows() -> list[dict[str, Any]]:
+    plain = ({name: row[name] for name in ("prompt", "chosen", "rejected")} for row in voted(60))
+    return [{**row, "split": "train" if i < 40 else "valid"} for i, row in enumerate(plain)]
+
+
+def test_members_of_ties_alone_are_told_that_no_side_is_preferred() -> None:
+    with pytest.raises(
+        ValueError, match=r"and 0 that prefer the shorter \(5 prefer neither: ties, or of one length by"
+    ):
+        biased_subset(["neither"] * 5, 0.4, None, seed=0, what="bias.member_size")

@@ -11,9 +11,16 @@ import torch
 import transformers
 from datasets import Dataset
 from torch import Tensor
-from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, PreTrainedModel
+from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 
-from lm.config import TrainingConfig
+from lm.config import LogprobsConfig, TrainingConfig
+from lm.logprobs.completions import CompletionModel
+from lm.models.loading import load_tokenizer
 from lm.objectives import METHODS, PAPERS
 
 VOCABULARY = 50
@@ -161,6 +168,19 @@ def causal_lm(architecture: str = "llama", *, seed: int = 0, **config: Any) -> P
 def reward_model(architecture: str = "llama", *, seed: int = 0, **config: Any) -> PreTrainedModel:
     """A random sequence classifier with one label, float64, in eval mode."""
     return _build(AutoModelForSequenceClassification, architecture, seed, {"num_labels": 1, **config})
+
+
+def wrap(model: PreTrainedModel, **options: Any) -> CompletionModel:
+    """A model as the core runs it, with options of `LogprobsConfig`."""
+    return CompletionModel(model, options=LogprobsConfig(**{"allocator": False, **options}))
+
+
+TEXTS = ["the cat sat on the mat", "a dog ran to the cat"] * 5
+
+
+def tokenizer() -> PreTrainedTokenizerBase:
+    """Trained on TEXTS."""
+    return load_tokenizer("scratch:tiny", TEXTS, False)
 
 
 def completion(rng: random.Random, least: int = 1, most: int = 7) -> list[int]:

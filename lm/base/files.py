@@ -151,6 +151,5 @@ def sha256_of(path: Path) -> str:
         if file != path:
             digest.update(str(file.relative_to(path)).encode() + b"\0")
         with file.open("rb") as stream:
-            while block := stream.read(1 << 20):
-                digest.update(block)
+            hashlib.file_digest(stream, lambda: digest)
     return digest.hexdigest()

@@ -253,7 +253,7 @@ def parse(
         shared: the options are those of several runs, and may be about others than this one.
     """
     parser = parser_of(command, description, preset, examples)
-    sources = sources_of(parser, _spelled_out(arguments))
+    sources = sources_of(parser, _null_as_options(arguments))
     own = sources.last("data.kind") in KINDS
     if not sources.documents:
         if own:
@@ -274,7 +274,7 @@ PRETRAINED = "pretrained.yaml"
 OWN = "(a set of one's own)"
 
 
-def _spelled_out(arguments: Sequence[str]) -> list[str]:
+def _null_as_options(arguments: Sequence[str]) -> list[str]:
     """`--sft null` as the options that it stands for."""
     found = list(arguments)
     for at, argument in reversed(list(enumerate(found))):

@@ -83,10 +83,12 @@ def biased_subset(classes: Sequence[LengthClass], share: float, size: int | None
     if size is None:
         size = most
     if size > most or size == 0:
+        rest = classes.count("neither")
+        neither = f" ({rest} prefer neither: ties, or of one length by bias.length_ratio)" if rest else ""
         raise ValueError(
             f"{what}: {size} pairs of which {share:.0%} prefer the longer completion are not to be had from "
             f"{classes.count('longer')} pairs that prefer the longer and {classes.count('shorter')} that prefer the "
-            f"shorter; the largest feasible size is {most}"
+            f"shorter{neither}; the largest feasible size is {most}"
         )
     rng = np.random.default_rng(seed)
     chosen = [

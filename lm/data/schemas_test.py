@@ -477,15 +477,17 @@ def test_nothing_left_is_an_error_that_says_what_was_dropped(
     config = DataConfig(max_completion_length=4)
     with pytest.raises(
         ValueError,
-        match=r"no preference pairs are left in the train split: 3 rows before length limits, "
-        r"dropped {'completion longer than 4 tokens': 3}; look at data.path",
+        match=r"no preference pairs are left in the train split: all 1 row of it was dropped \(of all 3 rows: "
+        r"3 completion longer than 4 tokens\); raise data.max_completion_length$",
     ):
         tokenise(Dataset.from_list(rows), tokenizer, config, tmp_path / "ids.arrow")
-    with pytest.raises(ValueError, match="no reference completions are left in the train split: 0 rows"):
+    with pytest.raises(
+        ValueError, match="no reference completions are left in the train split: 0 rows were read; look"
+    ):
         tokenise(Dataset.from_list([]), tokenizer, config, tmp_path / "none.arrow")
     only_train = [{"id": "0", "prompt": "a", "chosen": "b", "rejected": "c", "split": "train"}]
     exported = (
-        r"no preference pairs are left in the valid split.*; all are in train, as .* exported are: .*another seed"
+        r"no preference pairs are left in the valid split: all 1 row is in train, as .* exported are: .*another seed"
     )
     with pytest.raises(ValueError, match=exported):
         tokenise(Dataset.from_list(only_train), tokenizer, config, tmp_path / "train.arrow")

@@ -155,3 +155,30 @@ def crossing(
         found[split]["in_training"] += group in groups
         found[split]["nearly"] += group not in groups and spelt in near
     return {split: dict(count) for split, count in found.items() if count}
+
+
+def why_empty(split: str, before: Mapping[str, int], dropped: Mapping[str, int]) -> str:
+    """Why a split has no tokenised rows, and what would give it some, in words.
+
+    Args:
+        split: which is empty.
+        before: rows by split, before any was dropped for its tokens.
+        dropped: why rows of all splits were, with counts.
+    """
+    total = sum(before.values())
+    if had := before.get(split, 0):
+        told = ", ".join(f"{count:,} {reason}" for reason, count in dropped.items())
+        longer = [side for side in ("prompt", "completion") if any(r.startswith(f"{side} longer") for r in dropped)]
+        cure = f"raise {' or '.join(f'data.max_{side}_length' for side in longer)}" if longer else "look at data.path"
+        rows = f"{had:,} rows of it were" if had > 1 else "1 row of it was"
+        return f"all {rows} dropped (of all {total:,} rows: {told}); {cure}"
+    if not total:
+        return "0 rows were read; look at data.path and data.sft_path"
+    filled = [name for name, count in before.items() if count]
+    if len(filled) == 1:
+        rows = f"{total:,} rows are" if total > 1 else "1 row is"
+        return (
+            f"all {rows} in {filled[0]}, as rows that a run exported are: set data.split to own, or give another seed"
+        )
+    option = "data.limit" if split == "train" else f"data.{split}_fraction"
+    return f"none of {total:,} rows was drawn for it; look at {option}, data.split and the seed"

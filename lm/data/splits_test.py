@@ -13,7 +13,7 @@ import pytest
 from lm.config import DataConfig, WorldConfig
 from lm.data.rows import Row, write_rows
 from lm.data.schemas import Message
-from lm.data.splits import named, opening, own_split, split_of
+from lm.data.splits import named, opening, own_split, split_of, why_empty
 from lm.data.tokens import Loaded, load, standing_twice
 from lm.data.world import generate
 
@@ -272,3 +272,47 @@ def test_a_dialogue_is_with_its_continuations_whatever_ends_its_lines() -> None:
     for end in ("\n\n", "\r\n\r\n", "\n"):
         begun = f"{end}Human: Why?{end}Assistant:"
         assert opening(begun) == opening(f"{begun} So.{end}Human: And then?{end}Assistant:") == "why?"
+
+
+@pytest.mark.parametrize(
+    ("split", "before", "dropped", "said"),
+    [
+        (
+            "train",
+            {"train": 20, "valid": 5, "test": 5},
+            {"prompt longer than 3 tokens": 22},
+            "all 20 rows of it were dropped (of all 30 rows: 22 prompt longer than 3 tokens); raise "
+            "data.max_prompt_length",
+        ),
+        (
+            "test",
+            {"train": 20, "test": 1},
+            {"prompt longer than 3 tokens": 1, "completion longer than 9 tokens": 2},
+            "all 1 row of it was dropped (of all 21 rows: 1 prompt longer than 3 tokens, 2 completion longer than 9 "
+            "tokens); raise data.max_prompt_length or data.max_completion_length",
+        ),
+        (
+            "valid",
+            {"train": 7, "valid": 2, "test": 2},
+            {"end-of-text inside a completion": 2},
+            "all 2 rows of it were dropped (of all 11 rows: 2 end-of-text inside a completion); look at data.path",
+        ),
+        ("train", {}, {}, "0 rows were read; look at data.path and data.sft_path"),
+        (
+            "valid",
+            {"train": 70},
+            {},
+            "all 70 rows are in train, as rows that a run exported are: set data.split to own, or give another seed",
+        ),
+        (
+            "valid",
+            {"train": 70, "test": 9},
+            {"prompt longer than 3 tokens": 1},
+            "none of 79 rows was drawn for it; look at data.valid_fraction, data.split and the seed",
+        ),
+    ],
+)
+def test_an_empty_split_is_told_why_it_is_empty(
+    split: str, before: dict[str, int], dropped: dict[str, int], said: str
+) -> None:
+    assert why_empty(split, before, dropped) == said

@@ -361,7 +361,7 @@ def tokenise(
     with where they stand. Nothing is cut. Raises ValueError where no row of some split is left.
     """
     columns = [name for name in ("completion", "chosen", "rejected") if name in rows.column_names]
-    dropped, present = Tally() if dropped is None else dropped, Counter[str]()
+    dropped, before, present = Tally() if dropped is None else dropped, Counter[str](), Counter[str]()
 
     def kept() -> Iterator[Row]:
         for start in progress.bar("tokenising", range(0, len(rows), BATCH), unit="batch"):
@@ -372,6 +372,7 @@ def tokenise(
             table = {**batch, **ids}
             for place, *values in zip(places, *table.values(), strict=True):
                 row = dict(zip(table, values, strict=True))
+                before[row["split"]] += 1
                 row |= {name: unmarked(row[name]) for name in ("prompt", *columns)}
                 lengths = (len(row[f"{name}_ids"]) for name in columns)
                 if any(ends_early(row[f"{name}_ids"], tokenizer) for name in columns):
@@ -388,14 +389,6 @@ def tokenise(
     what = "preference pairs" if "chosen" in columns else "reference completions"
     for split in ("train", "valid", "test") if "chosen" in columns else ("train",):
         if not present[split]:
-            elsewhere = [name for name, count in present.items() if count]
-            hint = (
-                f"; all are in {''.join(elsewhere)}, as rows that a run exported are: set data.split to own, or give "
-                "another seed"
-            )
-            raise ValueError(
-                f"no {what} are left in the {split} split: {len(rows)} rows before length limits, dropped "
-                f"{dict(dropped) or 'none'}; look at data.path, data.limit, data.max_prompt_length, "
-                f"data.max_completion_length, data.valid_fraction and data.test_fraction" + hint * (len(elsewhere) == 1)
-            )
+            why = splits.why_empty(split, before, dict(dropped))
+            raise ValueError(f"no {what} are left in the {split} split: {why}")
     return dataset, dict(dropped)

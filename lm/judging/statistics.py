@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 from scipy import stats
+from scipy.special import comb
 
 SIGNS = {"win": 1, "tie": 0, "loss": -1}
 
@@ -32,6 +33,32 @@ def wald(differences: np.ndarray) -> dict[str, float | None]:
         return {"difference": mean, "z": None, "p": None}
     z = mean / error
     return {"difference": mean, "z": z, "p": float(2 * stats.norm.sf(abs(z)))}
+
+
+def best_of(rewards: np.ndarray, n: int) -> np.ndarray:
+    """Mean reward of the best of n samples, over all choices of n among the R that there are, [N].
+
+    The r-th smallest is the best of C(r - 1, n - 1) of the C(R, n) choices, which is unbiased for every n <= R.
+
+    Args:
+        rewards: [N, R], of R samples of one policy on each of N prompts.
+        n: from 1 to R.
+
+    Raises:
+        ValueError: another n.
+    """
+    samples = rewards.shape[1]
+    if not 1 <= n <= samples:
+        raise ValueError(f"n must be from 1 to the {samples} samples that there are of a prompt, got {n}")
+    weights = comb(np.arange(samples), n - 1) / comb(samples, n)
+    expected: np.ndarray = np.sort(rewards, axis=1) @ weights
+    return expected
+
+
+def kl_of_best_of(n: int) -> float:
+    """KL(best of n || one), nats: what it is where no two samples have one reward, and at most that elsewhere
+    (Beirami et al. 2024, arXiv 2401.01879)."""
+    return float(np.log(n) - (n - 1) / n)
 
 
 def win_rates(rewards: np.ndarray, against: np.ndarray) -> dict[str, float]:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from lm.judging.statistics import bootstrap_interval, wald
+from lm.judging.statistics import best_of, bootstrap_interval, kl_of_best_of, wald
 
 
 def test_the_bootstrap_interval_covers_the_mean_as_often_as_it_says() -> None:
@@ -58,3 +60,27 @@ def test_wald_rejects_a_true_null_at_its_level() -> None:
 @pytest.mark.parametrize("values", [[0.0, 0.0, 0.0], [0.5, 0.5], [1.5]])
 def test_without_variance_there_is_no_test(values: list[float]) -> None:
     assert wald(np.array(values)) == {"difference": values[0], "z": None, "p": None}
+
+
+@pytest.mark.parametrize("n", [1, 2, 3, 5])
+def test_the_best_of_n_is_the_mean_over_all_choices_of_n(n: int) -> None:
+    rewards = np.random.default_rng(3).normal(size=(4, 5)).round(1)  # ties among them
+    expected = [np.mean([max(choice) for choice in itertools.combinations(row, n)]) for row in rewards]
+    assert best_of(rewards, n) == pytest.approx(expected)
+
+
+def test_the_best_of_more_than_there_are_is_refused() -> None:
+    for n in (0, 4):
+        with pytest.raises(ValueError, match=f"n must be from 1 to the 3 samples that there are of a prompt, got {n}"):
+            best_of(np.zeros((2, 3)), n)
+
+
+@pytest.mark.parametrize("n", [1, 2, 7])
+def test_the_kl_of_the_best_of_n_is_that_of_its_density_and_less_with_ties(n: int) -> None:
+    """Of ranks u, uniform, the best has density n u^(n-1); of a coin the heads have 1 - 2^-n."""
+    u = (np.arange(200_000) + 0.5) / 200_000
+    density = n * u ** (n - 1)
+    assert kl_of_best_of(n) == pytest.approx(np.mean(density * np.log(density)), abs=1e-4)
+    heads = 1 - 0.5**n
+    coin = heads * np.log(heads / 0.5) + (1 - heads) * np.log((1 - heads) / 0.5)
+    assert coin <= kl_of_best_of(n) + 1e-12

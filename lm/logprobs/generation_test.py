@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import logging
-import warnings
-from collections.abc import Iterator
 from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
@@ -14,29 +12,17 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from lm.config import LogprobsConfig
 from lm.logprobs import generation
-from lm.logprobs.completions import CompletionModel
 from lm.logprobs.generation import Generation, cache_size, fitting, generation_of, left_padded, own_draws
 from lm.logprobs.sampling import sample_completions
 from lm.logprobs.scoring_test import Ends, config, draw
-from tests.tiny import END, VOCABULARY, causal_lm
+from tests.tiny import END, VOCABULARY, causal_lm, wrap
+
+pytestmark = pytest.mark.filterwarnings("ignore")  # some architectures say that they lack a fast kernel
 
 PROMPTS = [[3, 4], [5, 6, 7, 8, 9, 10, 11], [12, 13, 14], [15, 16]]
 NOT_PADDED = ("recurrent-gemma", "rwkv")
 """Whose recurrence runs over padding on the left."""
-
-
-@pytest.fixture(autouse=True)
-def _quiet() -> Iterator[None]:
-    """Some architectures say that they lack a fast kernel."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        yield
-
-
-def wrap(model: PreTrainedModel, **options: Any) -> CompletionModel:
-    return CompletionModel(model, options=LogprobsConfig(**{"allocator": False, **options}))
 
 
 def greedy(model: PreTrainedModel, prompt: list[int], count: int) -> list[int]:

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import copy
 import logging
-import warnings
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -13,16 +11,17 @@ import torch
 from torch import Tensor, nn
 from transformers import LlamaForCausalLM, PreTrainedModel
 
-from lm.config import LogprobsConfig
 from lm.logprobs import copies
-from lm.logprobs.completions import CompletionModel, collate
+from lm.logprobs.completions import collate
 from lm.logprobs.copies import depth_of, layers_of, precise
 from lm.logprobs.definition import examples_of, position_limit, rows_of, vocabulary_of
 from lm.logprobs.packing import PACKED as ATTENTION
 from lm.logprobs.packing import Layout
 from lm.logprobs.scoring import score_rows
 from lm.logprobs.trial import Trial, packed, padded, route_report
-from tests.tiny import END, PADDED, VOCABULARY, WINDOW, causal_lm, close, reward_model
+from tests.tiny import END, PADDED, VOCABULARY, WINDOW, causal_lm, close, reward_model, wrap
+
+pytestmark = pytest.mark.filterwarnings("ignore")  # some architectures say that they lack a fast kernel
 
 CPU = torch.device("cpu")
 LEAKS = [name for name in PADDED if name != "stablelm"]
@@ -34,18 +33,6 @@ ONE_EACH: list[tuple[list[int], list[int]]] = [
     ([8, 9], [10, END]),
     ([11] * 5, [12, 13, 14, END]),
 ]
-
-
-@pytest.fixture(autouse=True)
-def _quiet() -> Iterator[None]:
-    """Some architectures say that they lack a fast kernel."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        yield
-
-
-def wrap(model: PreTrainedModel, **options: Any) -> CompletionModel:
-    return CompletionModel(model, options=LogprobsConfig(**{"allocator": False, **options}))
 
 
 def alone(model: PreTrainedModel, prompt: list[int], tokens: list[int]) -> Tensor:

@@ -38,13 +38,6 @@ from lm.models.weights import opened_without_weights
 from lm.stages.run import Run
 from tests.tiny import ARCHITECTURES, causal_lm, reward_model, training
 
-TEXTS = ["the cat sat on the mat", "a dog ran to the cat"] * 5
-
-
-@pytest.fixture(scope="module")
-def tokenizer() -> PreTrainedTokenizerBase:
-    return load_tokenizer("scratch:tiny", TEXTS, False)
-
 
 def save(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path, **options: Any) -> Path:
     """A whole folder."""

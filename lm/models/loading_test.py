@@ -25,14 +25,7 @@ from lm.models.loading import (
     same_tokenizer,
     state_of,
 )
-from tests.tiny import causal_lm, reward_model, training
-
-TEXTS = ["the cat sat on the mat", "a dog ran to the cat"] * 5
-
-
-@pytest.fixture(scope="module")
-def tokenizer() -> PreTrainedTokenizerBase:
-    return load_tokenizer("scratch:tiny", TEXTS, False)
+from tests.tiny import TEXTS, causal_lm, reward_model, training
 
 
 def config(**options: Any) -> Config:

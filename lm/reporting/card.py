@@ -17,7 +17,8 @@ from lm.base.store import MissingArtifact, policy_folder, verify
 from lm.config import TrainingConfig
 from lm.models.gguf import quantised
 from lm.objectives import MAIN, Method
-from lm.reporting.settings import method_of
+from lm.reporting.settings import flat, method_of
+from lm.reporting.use import loading
 from theory import records
 
 Record = dict[str, Any]
@@ -92,8 +93,8 @@ def card(run: Path, method: str, name: str = "FOLDER_OR_NAME") -> str:
                     ("base model", f"a local one, {base[:12]} by content" if DIGEST.fullmatch(base) else base),
                     *_quantised(policy_folder(run, row.policy)),
                     ("step", row.step),
-                    *_flat(made.policy, "training"),
-                    *_pairs(made.policy["inputs"].get("lora", {}), "lora."),
+                    *_set(made.policy, "training"),
+                    *flat(made.policy["inputs"].get("lora", {}), "lora."),
                 ],
             ),
             *_results(method, results),
@@ -160,7 +161,7 @@ def _method(method: Method, policy: Record) -> Iterable[str]:
         if f"[{key}]" in says
     ]
     yield f"## Method\n\n{says}"
-    rows = _pairs(options)
+    rows = flat(options)
     if kl is not None and kl.target is not None:  # there is no schedule of alpha
         last = next(line["alpha"] for line in reversed(policy["metrics"]["history"]) if "alpha" in line)
         scheduled = {f"{term}.alpha_start", f"{term}.alpha_end"}
@@ -196,7 +197,7 @@ def _data(made: Made, data: Record, local: Mapping[str, str]) -> Iterable[str]:
         f"{bias['length_ratio']:g}x) is preferred in {own['longer_preferred']:,} pairs, the shorter in "
         f"{own['shorter_preferred']:,}: {rho}."
     )
-    yield table(("option", "value"), [row for row in _pairs(data) if row[1] is not None])
+    yield table(("option", "value"), [row for row in flat(data) if row[1] is not None])
     if local:
         contents = ", ".join(f"{option} {content[:12]}" for option, content in local.items())
         yield f"Local files are named without their folders; SHA-256 of their contents begins: {contents}."
@@ -242,11 +243,7 @@ def _results(method: str, results: Results) -> Iterable[str]:
 
 def _use(made: Made, name: str) -> Iterable[str]:
     yield "## Use"
-    yield (
-        "```python\nfrom transformers import AutoModelForCausalLM, AutoTokenizer\n\n"
-        f'model = AutoModelForCausalLM.from_pretrained("{name}")\n'
-        f'tokenizer = AutoTokenizer.from_pretrained("{name}")\n```'
-    )
+    yield f"```python\n{loading(name)}\n```"
     if "reward_head.safetensors" in made.policy["files"]:
         yield "`reward_head.safetensors` is the linear reward head of training; generation does not need it."
 
@@ -260,20 +257,9 @@ def _provenance(record: Mapping[str, Any]) -> Iterable[str]:
 # ---------------------------------------------------------------- Markdown
 
 
-def _pairs(options: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
-    """Nested options as dotted names and values."""
-    rows: list[tuple[str, Any]] = []
-    for name, value in options.items():
-        if isinstance(value, Mapping):
-            rows += _pairs(value, f"{prefix}{name}.")
-        elif name != "__class__":
-            rows.append((prefix + name, value))
-    return rows
-
-
-def _flat(record: Record, name: str) -> list[tuple[str, Any]]:
+def _set(record: Record, name: str) -> list[tuple[str, Any]]:
     """Options that are set; a key does not tell those by which no model changes."""
-    told = _pairs(record["inputs"][name])
+    told = flat(record["inputs"][name])
     return [(option, value) for option, value in told if value is not None and option not in TrainingConfig.INDIFFERENT]
 
 

@@ -4,28 +4,25 @@ from __future__ import annotations
 
 import shlex
 import unicodedata
-from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import jinja2
-import numpy as np
 from markupsafe import Markup
 
 from figures import methods as overview
-from figures.record import PolicyResult, Results, read
+from figures.record import PolicyResult, read
 from figures.style import style
-from lm.base.files import inside
-from lm.base.store import MissingArtifact
 from lm.config import SFT
-from lm.judging.matches import read_samples
+from lm.reporting import samples
+from lm.reporting.cautions import cautions
 from lm.reporting.curves import curves, losses_of, svg
 from lm.reporting.formulas import objective
+from lm.reporting.pictures import QUANTILES, SPREAD, distinct, frontier, quantiles, spreads
+from lm.reporting.settings import flat
+from lm.reporting.spent import duration, size, spent
+from lm.reporting.use import loading, sampling
 from theory.records import write_text
-
-PROMPTS = 5
-"""Test prompts whose samples are shown."""
 
 
 def write_report(run: Path) -> Path:
@@ -47,10 +44,18 @@ def page(run: Path) -> str:
     """
     results = read(run / "results.json")
     config = run / "config.yaml"
+    policies: dict[str, PolicyResult] = {SFT: results.sft, **results.methods}
     objectives = {name: objective(name, row.setting) for name, row in results.methods.items()}
+    written = samples.read(run, results)
+    seen = samples.shown(written)
+    example = sampling(
+        min((one.prompt for one in seen), key=len),
+        max(row["length"] for rows in written.values() for row in rows.values()),
+    )
     with style():
         picture = svg(overview.draw(results), "overview", "advantage, length and KL of every method")
         panels = list(curves(results, {name: losses_of(run, row.policy) for name, row in results.methods.items()}))
+        front, spread = frontier(results), spreads(results, written)
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent),
         autoescape=True,
@@ -60,13 +65,26 @@ def page(run: Path) -> str:
         lstrip_blocks=True,
     )
     environment.filters |= {"number": number, "p": p_value, "flat": flat, "shell": shlex.join}
+    environment.filters |= {"duration": duration, "size": size}
     return environment.get_template("report.html.jinja").render(
         results=results,
         methods=results.methods,
         objectives=objectives,
+        cautions=cautions(results),
+        policies=policies,
         picture=picture,
+        frontier=front,
         curves=panels,
-        samples=_samples(run, results),
+        spreads=spread,
+        spread={column: {name: quantiles(rows, column) for name, rows in written.items()} for column in SPREAD},
+        columns=SPREAD,
+        quantiles=QUANTILES,
+        distinct={name: distinct(rows) for name, rows in written.items()},
+        samples=seen,
+        unfolded=samples.OPEN,
+        filters=samples.filters(seen, results.methods),
+        loading={name: f"{loading(row.policy)}\n{example}" for name, row in policies.items()},
+        spent=spent(run),
         config=config.read_text(encoding="utf-8") if config.is_file() else None,
     )
 
@@ -100,39 +118,3 @@ def p_value(value: float | None) -> Markup:
     if value is None or value >= 0.001:
         return number(value, ".3f")
     return Markup('<data value="{}">&lt;.001</data>').format(repr(value))
-
-
-def flat(options: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
-    """Nested options as dotted names and values."""
-    rows: list[tuple[str, Any]] = []
-    for name, value in options.items():
-        rows += flat(value, f"{prefix}{name}.") if isinstance(value, Mapping) else [(prefix + name, value)]
-    return rows
-
-
-# ---------------------------------------------------------------- samples
-
-
-@dataclass(frozen=True)
-class Sampled:
-    """A test prompt and what each policy wrote, rows of samples.jsonl by name."""
-
-    prompt: str
-    rows: dict[str, dict[str, Any]]
-
-
-def _samples(run: Path, results: Results) -> list[Sampled]:
-    """Evenly spaced test prompts, so that nobody has picked them."""
-    policies: dict[str, PolicyResult] = {SFT: results.sft, **results.methods}
-    found = {}
-    for name, row in policies.items():
-        path = inside(run, row.samples)
-        if not path.is_file():
-            raise MissingArtifact(f"there is no {path}, whose samples are to be shown; was the evaluation deleted?")
-        found[name] = read_samples(path, "completion", "oracle_reward", "length", "finished")
-    prompts = list(found[SFT])
-    other = [name for name, rows in found.items() if list(rows) != prompts]
-    if other:
-        raise ValueError(f"the samples of {', '.join(other)} in {run} are of other prompts than those of {SFT}")
-    rows = sorted({round(i) for i in np.linspace(0, len(prompts) - 1, PROMPTS)})
-    return [Sampled(prompts[i], {name: own[prompts[i]] for name, own in found.items()}) for i in rows]

@@ -7,19 +7,24 @@ import re
 import shlex
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from figures.record import read
 from lm.base.store import MissingArtifact
+from lm.models.loading import load_tokenizer
 from lm.objectives import DPO, DRDO, IPO, METHODS, DistilledDPO, EnsembleDPO, Method, Pessimism, PessimisticDPO
 from lm.report import main
+from lm.reporting.cautions import cautions
 from lm.reporting.formulas import formula, objective
 from lm.reporting.page import page, visible, write_report
+from lm.reporting.pictures import paths
 from tests.recorded import recorded
+from tests.tiny import causal_lm
 
 HOSTILE = "<script>alert(1)</script> \"'></td></table> \u202edesrever\u0000\x1b[2J\ud800 {{ 7 * 7 }} &amp; --> ]]>"
 SETTINGS: dict[str, Method] = {"dpo": DPO(beta=0.37), "e-dpo": EnsembleDPO(), "drdo": DRDO(alpha=0.19)}
@@ -113,7 +118,7 @@ def test_the_page_is_well_formed_and_its_ids_are_its_own(parsed: Parsed) -> None
     }
     assert used <= set(ids), "every reference stays on the page"
     assert parsed.tags.count("h1") == parsed.tags.count("main") == 1
-    assert parsed.tags.count("svg") == 1 + 4 + 1 + 3, "overview, probes, members of e-dpo, losses"
+    assert parsed.tags.count("svg") == 1 + 1 + 2 + 4 + 1 + 3, "overview, frontier, spread, probes, members, losses"
 
 
 def test_nothing_is_fetched_and_nothing_runs(parsed: Parsed) -> None:
@@ -144,7 +149,7 @@ def test_the_numbers_are_those_of_the_results(run: Path, parsed: Parsed) -> None
         )
         expected.update(repr(row[key]) for key in keys)
         expected.update(map(repr, row["ci"]))
-        expected.update(repr(tried["advantage"]) for tried in row["validation"])
+        expected.update(repr(tried[key]) for tried in row["validation"] for key in ("advantage", "kl"))
     for test in results["wald"].values():
         expected.update(repr(test[key]) for key in ("difference", "p") if test[key] is not None)
     for subset in results["bias"].values():
@@ -190,6 +195,81 @@ def test_tests_are_counted(run: Path, parsed: Parsed, tmp_path: Path) -> None:
 
     assert "paired by prompt; 3 tests, not corrected for their number." in parsed.text
     assert "paired by prompt; 1 test." in Parsed(page(change(run, tmp_path / "run", edit))).text
+
+
+def test_the_page_begins_with_what_to_know_before_it_is_believed(run: Path, tmp_path: Path) -> None:
+    def edit(results: dict[str, Any]) -> None:
+        results["sft"]["utility"] = 2.0
+        results["methods"]["drdo"]["utility"] = 1.5
+
+    made = change(run, tmp_path / "run", edit)
+    text = Parsed(page(made)).text
+    said = cautions(read(made / "results.json"))
+    assert len(said) > 5
+    places = [text.index(one.line) for one in said]
+    assert text.index("Warnings\n") < min(places) <= max(places) < text.index("One sample of each policy")
+    assert "drdo: gains oracle reward (+0.370) and loses true utility (-0.500, from 2.000 to 1.500)" in text
+
+
+def test_what_was_not_recorded_is_said_and_what_was_is_shown(run: Path, parsed: Parsed, tmp_path: Path) -> None:
+    def edit(results: dict[str, Any]) -> None:
+        results["best_of_n"] = [{"n": 4, "kl": 0.6363, "advantage": 0.5151, "ci": [0.4, 0.6], "prompts": 32}]
+        for tried in results["methods"]["dpo"]["validation"]:
+            del tried["kl"]
+
+    assert "No best of n of π_ref as a yardstick: it takes sampling.reference_samples of 2 or more" in parsed.text
+    assert "The KL of some of these was not recorded" not in parsed.text
+    made = change(run, tmp_path / "run", edit)
+    cost = {"wall_seconds": 3725.0, "cpu_seconds": 59.94, "peak_bytes": 3 * 2**29, "resumed": True}
+    history = [{"step": 1, "loss": 1.0}, {"step": 1, "train_runtime": 61.0}]
+    record = {"stage": "policy", "name": "dpo", "metrics": {"history": history}, "cost": cost}
+    write(made / "policy/dpo-abc/artifact.json", {**record, "provenance": {"date": "2026-02-03T04:05:06"}})
+    shown = Parsed(page(made))
+    assert "The KL of some of these was not recorded; they are not drawn." in shown.text
+    assert "The best of n samples of π_ref by the oracle, on 32 held-out prompts" in shown.text
+    assert {"0.6363", "0.5151"} <= set(shown.values("value"))
+    row = "policydpo2026-02-03T04:05:061 min 01 s1 h 02 min, resumed59.9 s1.50 GiB"
+    assert row in shown.text
+    assert "policydrdonot recorded–not recordednot recordednot recorded" in shown.text
+    assert "accelerator" not in shown.text
+    write(made / "policy/drdo-abc/artifact.json", {**record, "cost": {"cuda_peak_bytes": 2**30}})
+    assert "peak memory, accelerator" in Parsed(page(made)).text
+
+
+def test_samples_can_be_filtered_without_a_script(run: Path, parsed: Parsed, tmp_path: Path) -> None:
+    made = make_run(tmp_path / "run")
+    path = made / "evaluate/drdo-abc/samples.jsonl"
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    for i, row in enumerate(rows):
+        row["oracle_reward"] -= 0.1 * (i % 2)
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    shown = page(made)
+    assert "drdo loses to SFT (3)" in Parsed(shown).text
+    assert "dpo loses to SFT (0)" in Parsed(shown).text
+    assert "a sample is cut off (6)" in parsed.text
+    assert "true utility" not in parsed.text, "no filter by what is not known"
+    classes = Parsed(shown).values("class")
+    assert classes.count("lost-3 cut") == classes.count("cut") == 3
+    rule = "#samples-of:has(#only-lost-3:checked) details:not(.lost-3) { display: none }"
+    assert rule in shown
+    assert "#samples-of:has(#show-4:not(:checked)) .policy-4 { display: none }" in shown
+    ids = {str(i) for i in parsed.values("id")}
+    assert set(re.findall(r"#((?:show|only)-[\w-]+)", shown)) <= ids
+
+
+def test_the_lines_of_the_page_load_a_policy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = tmp_path / "elsewhere/policy/dpo-abc/step-2"
+    made = load_tokenizer("scratch:tiny", ["plain words 1", "dpo says plain words"] * 5, False)
+    causal_lm(vocab_size=len(made)).float().save_pretrained(folder)
+    made.save_pretrained(folder)
+    lines = Parsed(page(make_run(tmp_path / "run", 'plain "words" isn\'t'))).text
+    start = lines.index("from transformers", lines.index("Loading\n") + 1)
+    code = next(part for part in lines[start:].split("from transformers") if "dpo-abc/step-2" in part)
+    monkeypatch.chdir(tmp_path)
+    space: dict[str, Any] = {}
+    exec("from transformers" + code[: code.index("skip_special_tokens=True))")] + "skip_special_tokens=True))", space)
+    assert space["tokenizer"].decode(space["prompt"].input_ids[0]) == 'plain "words" isn\'t 0'
+    assert space["prompt"].input_ids.shape[1] < space["ids"].shape[1] <= space["prompt"].input_ids.shape[1] + 3
 
 
 def test_the_command_can_be_pasted(run: Path, tmp_path: Path) -> None:
@@ -281,7 +361,7 @@ def test_without_a_probe_the_page_says_so(run: Path, parsed: Parsed, tmp_path: P
 
     without = Parsed(page(change(run, tmp_path / "run", edit)))
     assert "No probe was asked for:" in without.text
-    assert without.tags.count("svg") == 1 + 3
+    assert without.tags.count("svg") == 1 + 1 + 2 + 3
     assert "No probe" not in parsed.text
 
 
@@ -355,3 +435,12 @@ def test_the_command_writes_the_same_page_every_time(run: Path, capsys: pytest.C
     assert capsys.readouterr().out == f"{path}\n"
     written = path.read_text(encoding="utf-8")
     assert write_report(run).read_text(encoding="utf-8") == written == page(run)
+
+
+def test_the_frontier_joins_the_snapshots_of_a_setting_whose_kl_is_known(run: Path) -> None:
+    row = read(run / "results.json").methods["dpo"]
+    one, other = row.validation
+    elsewhere = replace(one, setting={"beta": 9.0}, kl=0.1)
+    unknown = replace(one, setting={"beta": 7.0}, kl=None)
+    mixed = replace(row, validation=[other, one, elsewhere, unknown])
+    assert paths(mixed) == [[(0.3737, 0.4141), (0.3737, 0.2323)], [(0.1, 0.4141)]]

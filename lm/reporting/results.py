@@ -19,6 +19,7 @@ from lm.base.store import Artifact, provenance
 from lm.config import SFT
 from lm.judging.statistics import SIGNS, bootstrap_interval, wald, win_rates
 from lm.objectives import looks
+from lm.reporting.cautions import cautions
 from lm.stages.data import data
 from lm.stages.evaluations import choose, evaluation, probe_history
 from lm.stages.labels import check_judge, labels, oracle_accuracy
@@ -27,6 +28,7 @@ from lm.stages.room import check_room
 from lm.stages.run import Run
 from lm.stages.subsets import bias
 from lm.stages.trainings import sft
+from lm.stages.yardstick import best_of_n
 from theory.records import write_json
 
 
@@ -47,10 +49,12 @@ def results(run: Run) -> Results:
         methods[name] = {
             **_advantage(run, rewards[name] - base),
             **artifact.metrics,
+            **_utility(run, artifact, reference),
             "policy": str(chosen.model),
             "samples": _samples(run, artifact),
             "setting": asdict(chosen.method),
             "step": chosen.step,
+            "pairs_seen": chosen.step * run.config.policy.batch_size,
             "validation": chosen.tried,
             "probe": probe_history(run, chosen.policy),
         }
@@ -62,6 +66,7 @@ def results(run: Run) -> Results:
             "sft": {**reference.metrics, "policy": str(sft(run).path), "samples": _samples(run, reference)},
             "wald": {f"{a} - {b}": wald(rewards[a] - rewards[b]) for a, b in combinations(rewards, 2)},
             "wins": {name: {SFT: win_rates(own, base)} for name, own in rewards.items()},
+            "best_of_n": best_of_n(run),
             "reward_models": {name: reward_accuracy(run, name) for name in asked(run)},
             "oracle": oracle_accuracy(run),
             "labels": labels(run).metrics,
@@ -82,6 +87,13 @@ def _advantage(run: Run, differences: np.ndarray) -> dict[str, Any]:
     shown = run.config.evaluation
     interval = bootstrap_interval(differences, shown.confidence, shown.resamples, run.seed("bootstrap"))
     return {"advantage": float(differences.mean()), "ci": interval}
+
+
+def _utility(run: Run, policy: Artifact, reference: Artifact) -> dict[str, Any]:
+    """The interval of true utility over that of pi_ref, where the truth is known."""
+    if "utility" not in reference.metrics:
+        return {}
+    return {"utility_ci": _advantage(run, _column(policy, "utility") - _column(reference, "utility"))["ci"]}
 
 
 def _samples(run: Run, artifact: Artifact) -> str:
@@ -156,7 +168,8 @@ def comparisons(found: Results) -> Table:
 
 
 def report(run: Run) -> None:
-    """Writes results.json, results.png and report.html, and prints the table."""
+    """Writes results.json, results.png and report.html, and prints the table, and after it what to know before it is
+    believed, a line each."""
     from figures.captions import write_inside
     from figures.methods import caption, draw
     from figures.paths import write_atomically
@@ -173,6 +186,8 @@ def report(run: Run) -> None:
         write_inside(picture, caption(found))  # nothing stands beside it
         write_atomically(folder / "results.png", picture.savefig)
     Console().print(table(found), comparisons(found))
+    for caution in cautions(found):
+        print(f"warning: {caution.line}")
     write_report(folder)
     progress.say(f"written: {', '.join(str(folder / name) for name in OUTPUTS)}")
 

@@ -81,6 +81,12 @@ def data(run: Run) -> Artifact:
                 f"prompt{'s' * (prompts > 1)}, and a prompt is in one split: for {', '.join(SPLITS)} there must be "
                 f"{len(SPLITS)} or more"
             )
+        trained = loaded.preferences["split"][:].count("train")
+        if trained and config.sft_path is None and "train" not in loaded.references["split"][:]:
+            raise ValueError(
+                f"{config.path}: all {trained:,} pairs of the train split are ties, of which no side is preferred, and "
+                "pi_ref learns from the preferred ones: give reference completions by data.sft_path"
+            )
         texts = (
             unmarked(row[column])
             for rows in (loaded.references, loaded.preferences)

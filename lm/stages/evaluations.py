@@ -166,7 +166,8 @@ class Chosen:
     model: Path
     """Folder of the model."""
     tried: list[dict[str, Any]]
-    """setting, step, advantage over pi_ref on validation prompts with its interval; empty where there was no choice."""
+    """setting, step, advantage over pi_ref on validation prompts with its interval, KL from it; empty where there was
+    no choice."""
 
 
 @once
@@ -198,7 +199,8 @@ def _snapshots(policy: Artifact) -> dict[int, Path]:
 
 
 def validation(run: Run, name: str, trained: Artifact) -> Artifact:
-    """Oracle advantage over pi_ref of a policy's snapshots on validation prompts, by step; for "sft", its rewards."""
+    """Oracle advantage over pi_ref of a policy's snapshots on validation prompts, and their KL from it, by step; for
+    "sft", its rewards. The KL is not in artifacts of earlier versions, whose keys are the same."""
     config = run.config.evaluation
     base = None if name == SFT else validation(run, SFT, sft(run))
 
@@ -206,17 +208,21 @@ def validation(run: Run, name: str, trained: Artifact) -> Artifact:
         pairs = labelled_pairs(run, "valid")
         prompts, asked = prompts_of(pairs, config.valid_prompts, run.seed("prompts"), "valid"), asked_of(pairs)
 
-        def rewards(model: Path) -> list[float]:
-            opened = open_policy(model, tokenizer(run), sized(run))
-            return judged_samples(run, opened, prompts, f"{name} validation", asked)[1]
+        def opened(model: Path) -> CompletionModel:
+            return open_policy(model, tokenizer(run), sized(run))
 
         if base is None:
-            return {"rewards": rewards(trained.path)}
-        metrics = {}
+            return {"rewards": judged_samples(run, opened(trained.path), prompts, f"{name} validation", asked)[1]}
+        metrics, reference, ids = {}, opened(sft(run).path), list(prompts.values())
         for step, model in _snapshots(trained).items():
-            difference = np.array(rewards(model)) - np.array(base.metrics["rewards"])
+            policy = opened(model)
+            samples, rewards, _ = judged_samples(run, policy, prompts, f"{name} validation", asked)
+            ratios = score_rows(policy, ids, samples, f"{name} log-probs") - score_rows(
+                reference, ids, samples, "reference log-probs"
+            )
+            difference = np.array(rewards) - np.array(base.metrics["rewards"])
             interval = bootstrap_interval(difference, config.confidence, config.resamples, run.seed("bootstrap"))
-            metrics[str(step)] = {"advantage": float(difference.mean()), "ci": interval}
+            metrics[str(step)] = {"advantage": float(difference.mean()), "ci": interval, "kl": float(ratios.mean())}
         return metrics
 
     inputs = {

@@ -17,18 +17,17 @@ from transformers import AutoModelForSequenceClassification, BertConfig, BertLMH
 from lm.check import main
 from lm.models import noise
 from lm.models.checks import Check
-from lm.models.loading import load_tokenizer
 from lm.studies import model_check
 from lm.studies.architectures import build, of_type
+from tests import tiny
 from tests.tiny import causal_lm, reward_model
 
-TEXTS = ["the cat sat on the mat", "a dog ran to the cat"] * 5
 CHECK = {"name", "ok", "value", "limit", "advice"}
 
 
 @pytest.fixture(scope="module")
 def tokenizer() -> PreTrainedTokenizerBase:
-    return load_tokenizer("scratch:tiny", TEXTS, False)
+    return tiny.tokenizer()
 
 
 @pytest.fixture

@@ -1,0 +1,60 @@
+"""What pi_ref can do without any training: the best of n of its samples by the oracle, as a yardstick for policies."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from lm.base.store import Artifact
+from lm.judging.statistics import best_of, bootstrap_interval, kl_of_best_of
+from lm.stages.data import opened
+from lm.stages.evaluations import asked_of, prompts_of
+from lm.stages.labels import labelled_pairs, labels, open_oracle, oracle_input
+from lm.stages.readings import sample_rewards
+from lm.stages.run import Run, once
+from lm.stages.scores import PROBE, scores
+
+
+@once
+def best_of_n(run: Run) -> list[dict[str, Any]] | None:
+    """Of n: 1, 2, 4, ... and all samples that there are of a prompt, as `figures.record.BestOf` has them.
+
+    The samples are those that the KL term is estimated from, on the held-out prompts of the probe; nothing is drawn for
+    this. None where there is one sample a prompt, or no probe.
+    """
+    each = run.config.sampling.reference_samples
+    if each < 2 or not scores(run).metrics["probe"]:
+        return None
+    rewards, shown = np.array(_rewards(run).metrics["rewards"]), run.config.evaluation
+    base, found = rewards.mean(axis=1), []
+    for n in sorted({*(2**i for i in range(each.bit_length())), each}):
+        gains = best_of(rewards, n) - base
+        found.append(
+            {
+                "n": n,
+                "kl": kl_of_best_of(n),
+                "advantage": float(gains.mean()),
+                "ci": bootstrap_interval(gains, shown.confidence, shown.resamples, run.seed("bootstrap")),
+                "prompts": len(rewards),
+            }
+        )
+    return found
+
+
+def _rewards(run: Run) -> Artifact:
+    """By the oracle, of the samples of pi_ref on each prompt of the probe, [prompts, samples]."""
+
+    def make(folder: Path, scratch: Path) -> dict[str, Any]:
+        probe, held_out, oracle = opened(scores(run).path / PROBE), labelled_pairs(run, "valid"), open_oracle(run)
+        samples_of = {tuple(row["prompt_ids"]): row["sample_ids"] for row in probe}
+        every = prompts_of(held_out, None, 0, "valid")
+        prompts = {text: ids for text, ids in every.items() if tuple(ids) in samples_of}
+        kth, asked = zip(*(samples_of[tuple(ids)] for ids in prompts.values()), strict=True), asked_of(held_out)
+        rewards = [sample_rewards(run, oracle, prompts, samples, asked)[0] for samples in kth]
+        return {"rewards": torch.stack(rewards, dim=1).tolist()}
+
+    inputs = {"scores": scores(run), "labels": labels(run), "oracle": oracle_input(run)}
+    return run.store.get("yardstick", "best-of-n", inputs, make)
