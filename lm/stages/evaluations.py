@@ -216,7 +216,7 @@ def validation(run: Run, name: str, trained: Artifact) -> Artifact:
         metrics, reference, ids = {}, opened(sft(run).path), list(prompts.values())
         for step, model in _snapshots(trained).items():
             policy = opened(model)
-            samples, rewards, _ = judged_samples(run, policy, prompts, f"{name} validation", asked)
+            samples, rewards, _told = judged_samples(run, policy, prompts, f"{name} validation", asked)
             ratios = score_rows(policy, ids, samples, f"{name} log-probs") - score_rows(
                 reference, ids, samples, "reference log-probs"
             )
