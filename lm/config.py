@@ -488,6 +488,32 @@ class Scoring:
 
 
 @dataclass(frozen=True, kw_only=True)
+class ReferenceScoring:
+    """What pi_ref adds to a scored file, see `lm.judging.reference`. A sample is drawn at temperature 1, as it stands
+    for pi_ref.
+
+    Args:
+        model: the causal LM, hub name or folder; null for none.
+        samples: completions to draw of each prompt.
+        sample_tokens: longest sample, tokens, end-of-text included.
+        seed: of the samples.
+    """
+
+    model: str | None = None
+    samples: int = 0
+    sample_tokens: int = 128
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name, value, least in (("samples", self.samples, 0), ("sample-tokens", self.sample_tokens, 1)):
+            if value < least:
+                raise ValueError(f"--{name} must be at least {least}, got {value}")
+        check_seed(self.seed, "--seed")
+        if self.model is None and self.samples:
+            raise ValueError(f"--samples {self.samples} are drawn by pi_ref: name it by --reference")
+
+
+@dataclass(frozen=True, kw_only=True)
 class Config:
     """A run: data, upstream models, methods, evaluation.
 

@@ -10,8 +10,7 @@ import torch
 from torch import Tensor
 from transformers import TrainingArguments
 
-from lm.data import votes
-from lm.data.rewards import MARGIN, MEMBER_MARGINS
+from lm.data import scored, votes
 from lm.logprobs.completions import collate
 
 Batch = dict[str, Any]
@@ -80,15 +79,7 @@ def _part(batch: Batch, examples: Sequence[Tensor], group: Sequence[int]) -> Bat
 
 # ---------------------------------------------------------------- collators: dataset rows -> batch
 
-SCORES = (
-    "ref_chosen_logps",
-    "ref_rejected_logps",
-    MARGIN,
-    MEMBER_MARGINS,
-    "ref_sample_logps",
-    "sample_weights",
-    *votes.COLUMNS,
-)
+SCORES = scored.NUMBERS
 """Columns of a scored pair that a batch carries; [N], the members' margins [N, K], those of samples [N, S]."""
 
 
