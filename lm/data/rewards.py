@@ -3,7 +3,7 @@
 The *one reward* is that of the reward model of all pairs (of D_rho in a run), `chosen_reward` and `rejected_reward`;
 the ensemble's *members* have lists, `chosen_member_rewards` and `rejected_member_rewards`, one entry a member.
 Differences, chosen less rejected, are `reward_margin` and `member_margins`. Rewards are on the scale of whoever gave
-them. The names themselves are in `lm.data.scored`.
+them. No other module spells one of these names.
 """
 
 from __future__ import annotations
@@ -16,10 +16,6 @@ import numpy as np
 import numpy.typing as npt
 
 from lm.data.rows import column, number, shown
-from lm.data.scored import MARGIN as MARGIN
-from lm.data.scored import MEMBER_MARGINS as MEMBER_MARGINS
-from lm.data.scored import MEMBERS as MEMBERS
-from lm.data.scored import ONE as ONE
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -29,6 +25,10 @@ Sides = tuple[list[float], list[float]]
 """Rewards of the chosen and of the rejected side, [K] each."""
 Source = tuple[str, ...]
 """Columns that together give a reward margin: of the chosen and of the rejected side, or the margin alone."""
+
+ONE = ("chosen_reward", "rejected_reward")
+MEMBERS = ("chosen_member_rewards", "rejected_member_rewards")
+MARGIN, MEMBER_MARGINS = "reward_margin", "member_margins"
 
 ORACLE = ("oracle_chosen_reward", "oracle_rejected_reward")
 """What a run's judge gave when it labelled the pairs. Not among a set's own rewards: nothing distils them from here."""

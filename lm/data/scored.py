@@ -1,20 +1,21 @@
 """The scored file: the names of its columns. docs/scored-files.md says what each means, who writes and who reads it.
 
 A row is a pair with what others have found out about it. `lm.score` and `lm.export` write such files, JSON Lines or
-Parquet; `data.rewards given`, `lm.integrations.trl`, `lm.diagnose`, `lm.bias` and `lm.score` read them. What rewards
-mean together is in `lm.data.rewards`, what labels mean in `lm.data.votes`.
+Parquet; `data.rewards given`, `lm.integrations.trl`, `lm.diagnose`, `lm.bias` and `lm.score` read them. The columns
+of rewards, and what they mean together, are of `lm.data.rewards`; what labels mean is in `lm.data.votes`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 
+from lm.data.rewards import MARGIN as MARGIN
+from lm.data.rewards import MEMBER_MARGINS as MEMBER_MARGINS
+from lm.data.rewards import MEMBERS as MEMBERS
+from lm.data.rewards import OLDER_MARGIN, OLDER_MEMBERS, OLDER_ONE
+from lm.data.rewards import ONE as ONE
+
 TEXTS = ("prompt", "chosen", "rejected")
-
-ONE = ("chosen_reward", "rejected_reward")
-MEMBERS = ("chosen_member_rewards", "rejected_member_rewards")
-MARGIN, MEMBER_MARGINS = "reward_margin", "member_margins"
-
 PROBABILITY, WEIGHT = "chosen_probability", "weight"
 
 TOKENS = ("prompt_ids", "chosen_ids", "rejected_ids")
@@ -36,13 +37,7 @@ NUMBERS = (MARGIN, MEMBER_MARGINS, *REF_PAIR, REF_SAMPLES, SAMPLE_WEIGHTS, PROBA
 COLUMNS = (*TEXTS, *ONE, *MEMBERS, MARGIN, MEMBER_MARGINS, PROBABILITY, WEIGHT, *REFERENCE)
 """Every column of the schema."""
 
-OLDER = {
-    "score_chosen": ONE[0],
-    "score_rejected": ONE[1],
-    "margin": MARGIN,
-    "chosen_rewards": MEMBERS[0],
-    "rejected_rewards": MEMBERS[1],
-}
+OLDER = dict(zip((*OLDER_ONE, *OLDER_MEMBERS, OLDER_MARGIN), (*ONE, *MEMBERS, MARGIN), strict=True))
 """What files of the first edition, and some sets of the hub, call a column -> its name here."""
 
 

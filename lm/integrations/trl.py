@@ -164,9 +164,9 @@ class RewardDistillationTrainer(DPOTrainer):  # type: ignore[misc]
                 kind, option = type(self.method).__name__, self.method.pessimism_option
                 without = f'; or let the pairs be the samples, with {kind}({option}=Pessimism(samples="preferences"))'
                 raise ValueError(
-                    f"{name}: {kind} with samples of the reference needs {', '.join(missing)}, which `python -m lm.score "
-                    "--reference MODEL --samples 1` writes of any set and `python -m lm.export --samples` of a run's "
-                    f"pairs{without if option else ''}"
+                    f"{name}: {kind} with samples of the reference needs {', '.join(missing)}; `python -m lm.score "
+                    "--reference MODEL --samples 1` writes them of any set, `python -m lm.export --samples` of a "
+                    f"run's pairs{without if option else ''}"
                 )
         given = [column for column in wanted if column in dataset.column_names]
         if given and not args.precompute_ref_log_probs:
