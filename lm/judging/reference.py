@@ -28,12 +28,30 @@ from lm.judging.reward_models import Placed, _kept
 from lm.logprobs.sampling import sample_completions
 from lm.logprobs.scoring import score_rows
 from lm.models import checks
-from lm.models.loading import load_policy, load_tokenizer
+from lm.models.loading import SCRATCH, check_model, load_policy, load_tokenizer
 from lm.models.opening import CompletionModel, device_of
 
 Columns = dict[str, list[Any]]
 """Column -> a value for each row, None of all columns where LEFT_OUT says why."""
 LEFT_OUT = "left_out"
+
+
+def check_reference(options: ReferenceScoring) -> None:
+    """ValueError, before anything is computed, for what cannot be pi_ref, or has no positions for its samples."""
+    if options.model is None:
+        return
+    if options.model in SCRATCH:
+        raise ValueError(f"--reference must be a hub name or a folder, got {options.model!r}")
+    check_model(options.model, False)
+    config = AutoConfig.from_pretrained(options.model)
+    if other := [name for name in config.architectures or () if name.endswith("ForSequenceClassification")]:
+        raise ValueError(f"--reference {options.model!r}: a causal LM is needed, it is a {other[0]}")
+    most = getattr(config.get_text_config(), "max_position_embeddings", None)
+    if options.samples and most is not None and options.sample_tokens + 2 > most:
+        raise ValueError(
+            f"--sample-tokens {options.sample_tokens} leaves no room for a prompt in the {most} positions of "
+            f"--reference {options.model!r}"
+        )
 
 
 class Reference:
@@ -45,7 +63,7 @@ class Reference:
         layout: how the rows are read.
 
     Raises:
-        ValueError: the model cannot be loaded, is not causal, or has fewer positions than a sample's tokens.
+        ValueError: the model cannot be loaded, or is not causal.
     """
 
     def __init__(self, options: ReferenceScoring, scoring: Scoring, layout: Layout = ALONE) -> None:
@@ -124,15 +142,10 @@ class Reference:
 
 def _config(options: ReferenceScoring, scoring: Scoring) -> Config:
     """A run's options, as far as loading, scoring and sampling read them."""
-    dtype, own = scoring.dtype, AutoConfig.from_pretrained(options.model).get_text_config()
+    dtype, longest = scoring.dtype, options.sample_tokens if options.samples else 1
     if dtype == "auto":
-        saved = str(own.dtype).removeprefix("torch.")
+        saved = str(AutoConfig.from_pretrained(options.model).get_text_config().dtype).removeprefix("torch.")
         dtype = saved if saved in DTYPES else "float32"
-    most, longest = getattr(own, "max_position_embeddings", None), options.sample_tokens if options.samples else 1
-    if most is not None and longest + 2 > most:
-        raise ValueError(
-            f"--sample-tokens {longest} leaves no room for a prompt in the {most} positions of the reference"
-        )
     none = TrainingConfig(max_steps=1)
     return Config(
         output_dir="unused",

@@ -53,9 +53,9 @@ from lm.data.schemas import any_pair, is_tldr
 from lm.data.templates import plain_chat
 from lm.data.tokens import FORM
 from lm.judging.llm import LLMJudge, Log, Pair, shares_won
-from lm.judging.reference import LEFT_OUT, Reference
+from lm.judging.reference import LEFT_OUT, Reference, check_reference
 from lm.judging.reward_models import Origin, Placed, RewardModel, _kept, origin
-from lm.models.loading import SCRATCH, check_model, check_reward_model
+from lm.models.loading import check_reward_model
 from lm.models.opening import device_named
 from lm.objectives import MAIN
 from theory.records import write_json
@@ -276,10 +276,7 @@ def score_set(
     reference = reference or ReferenceScoring()
     if not specs and judge is None and reference.model is None:
         raise ValueError("name a model by --reward-model or --judge-model, or pi_ref by --reference")
-    if reference.model in SCRATCH:
-        raise ValueError(f"--reference must be a hub name or a folder, got {reference.model!r}")
-    if reference.model is not None:
-        check_model(reference.model, False)
+    check_reference(reference)
     specs, unused = told_apart(specs)
     names = column_names([*specs, *([judge.model] if judge else [])])
     for spec in specs:
