@@ -222,7 +222,8 @@ class TrainingConfig:
         warmup_fraction: share of the steps that warm up linearly.
         weight_decay: AdamW's.
         max_grad_norm: gradient-norm clip.
-        logging_steps: steps between log lines.
+        logging_steps: steps between log lines; null for a tenth of the steps, so that there are ten lines
+            or more, but at most 25.
         save_steps: steps between resumable checkpoints; null for none.
         train: of sft, "nothing" where the model is pi_ref as it is, which `sft: null` stands for; else null. Of
             reward and oracle, "all" parameters; "lora", adapters as the group `lora` says, and the
@@ -243,7 +244,7 @@ class TrainingConfig:
     warmup_fraction: float = 0.05
     weight_decay: float = 0.0
     max_grad_norm: float = 1.0
-    logging_steps: int = 25
+    logging_steps: int | None = None
     save_steps: int | None = None
     train: Literal["all", "lora", "head", "nothing"] | None = field(default=None, metadata={"keyed": False})
 
@@ -271,9 +272,9 @@ class TrainingConfig:
     def __post_init__(self) -> None:
         if self.epochs is not None and self.max_steps is not None:
             raise ValueError(f"{self.ONE_LENGTH}; got {self.epochs} and {self.max_steps}")
-        optional = ("epochs", "max_steps", "micro_batch_size", "micro_batch_tokens", "save_steps")
+        optional = ("epochs", "max_steps", "micro_batch_size", "micro_batch_tokens", "logging_steps", "save_steps")
         given = [name for name in optional if getattr(self, name) is not None]
-        _positive(self, *given, "batch_size", "learning_rate", "max_grad_norm", "logging_steps")
+        _positive(self, *given, "batch_size", "learning_rate", "max_grad_norm")
         _share(self, "warmup_fraction")
 
 

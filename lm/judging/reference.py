@@ -25,11 +25,12 @@ from lm.data.scored import REF_PAIR, REF_SAMPLES, SAMPLE_IDS, TOKENS
 from lm.data.templates import chat_renderer
 from lm.data.tokens import EARLY, completion_ids, ends_early, prompt_ids
 from lm.judging.reward_models import Placed, _kept
+from lm.logprobs.completions import CompletionModel
 from lm.logprobs.sampling import sample_completions
 from lm.logprobs.scoring import score_rows
 from lm.models import checks
 from lm.models.loading import SCRATCH, check_model, load_policy, load_tokenizer
-from lm.models.opening import CompletionModel, device_of
+from lm.models.opening import device_of
 
 Columns = dict[str, list[Any]]
 """Column -> a value for each row, None of all columns where LEFT_OUT says why."""
@@ -95,9 +96,9 @@ class Reference:
         prompts = prompt_ids(self.tokenizer, [pair["prompt"] for pair in pairs])
         sides = [completion_ids(self.tokenizer, [pair[side] for pair in pairs]) for side in ("chosen", "rejected")]
         embedded = checks.embedding_rows(self.model.model)
-        for (where, _), *ids in zip(rows, prompts, *sides, strict=True):
-            checks.ids_fit(where, self.tokenizer, embedded, [token for part in ids for token in part])
-        reasons = [self._unfit(*ids) for ids in zip(prompts, *sides, strict=True)]
+        for (where, _), *parts in zip(rows, prompts, *sides, strict=True):
+            checks.ids_fit(where, self.tokenizer, embedded, [token for ids in parts for token in ids])
+        reasons = [self._unfit(*parts) for parts in zip(prompts, *sides, strict=True)]
         kept = [i for i, reason in enumerate(reasons) if reason is None]
         asked = [prompts[i] for i in kept]
         logps = score_rows(
@@ -108,8 +109,8 @@ class Reference:
             found |= {name: [None] * len(rows) for name in (SAMPLE_IDS, REF_SAMPLES)}
             samples = self._samples(asked, what, part)
         for at, row in enumerate(kept):
-            ids = (prompts[row], sides[0][row], sides[1][row])
-            own = dict(zip((*TOKENS, *REF_PAIR), (*ids, logps[at], logps[len(kept) + at]), strict=True))
+            values = (prompts[row], sides[0][row], sides[1][row], logps[at], logps[len(kept) + at])
+            own: dict[str, Any] = dict(zip((*TOKENS, *REF_PAIR), values, strict=True))
             if self.options.samples:
                 own |= zip((SAMPLE_IDS, REF_SAMPLES), samples[tuple(prompts[row])], strict=True)
             for name, value in own.items():

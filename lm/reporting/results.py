@@ -156,6 +156,7 @@ def report(run: Run) -> None:
     from figures.paths import write_atomically
     from figures.style import style
     from lm.reporting.page import write_report
+    from lm.reporting.tracked import tell
 
     found = results(run)
     if not ranks.is_first():
@@ -166,6 +167,7 @@ def report(run: Run) -> None:
         write_atomically(folder / "results.png", draw(found).savefig)
     Console().print(table(found), comparisons(found))
     write_report(folder)
+    tell(run, found, folder / "results.png")
     progress.say(f"written: {', '.join(str(folder / name) for name in OUTPUTS)}")
 
 

@@ -17,7 +17,7 @@ from lm.objectives import Method
 from lm.stages.data import sized, tokenizer
 from lm.stages.run import Run, once
 from lm.stages.scores import PROBE, own_scores, scored_pairs, scores
-from lm.stages.trainings import adapted, arguments_of, inputs_of, save_model, sft
+from lm.stages.trainings import adapted, arguments_of, inputs_of, method_described, save_model, sft
 from lm.training.batches import pair_collator
 from lm.training.loop import Snapshots, fit
 from lm.training.policy import PolicyTrainer
@@ -43,7 +43,8 @@ def policy(run: Run, name: str, method: Method | None = None) -> Artifact:
         wrapped = CompletionModel(model, reward_head=method.needs_reward_head, options=run.config.logprobs)
         probe = scored_pairs(run, method, name, PROBE) if run.config.probe.pairs else None
         probes = run.config.probe.times if probe is not None else 0
-        arguments = arguments_of(run, training, scratch, seed, probes)
+        about = {"stage": "policy", **method_described(name, method)}
+        arguments = arguments_of(run, training, scratch, seed, probes, about=about)
         kept = scratch / "snapshots"  # they outlive a crash, as the checkpoints do
 
         def save(step: int) -> None:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import replace
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 from transformers import PreTrainedModel
 
 from lm.base import ranks
-from lm.base.store import Artifact, keyed
+from lm.base.store import Artifact, keyed, provenance
 from lm.config import TrainingConfig
 from lm.data import votes
 from lm.data.lengths import LengthClass, length_class
@@ -31,12 +31,13 @@ from lm.models.loading import (
 from lm.models.lora import add_adapter, is_adapted, merged, save_adapter
 from lm.models.noise import own_config
 from lm.models.opening import open_policy, open_reward_model
-from lm.objectives import JointOracle
+from lm.objectives import JointOracle, Method
 from lm.stages.data import data, references, sized, tokenizer
 from lm.stages.run import Run, once, trains_reward_models
 from lm.training.batches import CompletionArguments, agreement, pair_collator, sft_collator
 from lm.training.heads import calibration
 from lm.training.loop import fit, training_arguments
+from lm.training.trackers import GROUP
 from lm.training.trainer import JointOracleTrainer, RewardTrainer, SFTTrainer
 
 # ---------------------------------------------------------------- what trainings share
@@ -66,8 +67,56 @@ def adapted(run: Run, stage: str, model: PreTrainedModel) -> PreTrainedModel:
     return model
 
 
-def arguments_of(run: Run, training: TrainingConfig, scratch: Path, seed: int, probes: int = 0) -> CompletionArguments:
-    """One training in transformers' terms, which trackers call as its artifact is called."""
+def described(run: Run) -> dict[str, Any]:
+    """What a run's trackers are told that it is about, beside the options of a training."""
+    config = run.config
+    return {
+        GROUP: config.output_dir,
+        "commit": provenance(config.seed)["commit"],
+        "base_model": config.model,
+        "data": config.data.path or config.data.kind,
+        "data.kind": config.data.kind,
+        "data.labels": config.data.labels,
+        "data.rewards": config.data.rewards,
+        "rho": config.bias.rho,
+        "run_seed": config.seed,
+    }
+
+
+def method_described(name: str, method: Method) -> dict[str, Any]:
+    """A method's name and its options, those of groups as `kl.alpha_end`; and as alpha the weight of its KL term at the
+    end, where it has one that no target decides."""
+
+    def flat(options: Mapping[str, Any], before: str = "") -> dict[str, Any]:
+        found: dict[str, Any] = {}
+        for option, value in options.items():
+            found |= flat(value, f"{before}{option}.") if isinstance(value, Mapping) else {f"{before}{option}": value}
+        return found
+
+    kl = method.pessimism
+    alpha = {} if kl is None else {"alpha": None if kl.target is not None else kl.alpha_end}
+    return {"method": name, **flat(asdict(method)), **alpha}
+
+
+def arguments_of(
+    run: Run,
+    training: TrainingConfig,
+    scratch: Path,
+    seed: int,
+    probes: int = 0,
+    *,
+    about: Mapping[str, Any],
+) -> CompletionArguments:
+    """One training in transformers' terms, which trackers call as its artifact is called.
+
+    Args:
+        run: the run.
+        training: its options.
+        scratch: where checkpoints go.
+        seed: of what it draws.
+        probes: so many probes of the policy.
+        about: what trackers are told besides `described`.
+    """
     name = scratch.parent.name
     return training_arguments(
         training,
@@ -76,8 +125,14 @@ def arguments_of(run: Run, training: TrainingConfig, scratch: Path, seed: int, p
         device=run.config.device,
         probes=probes,
         report_to=run.config.report_to,
-        logs=run.store.root / "logs" / name,
+        logs=logs_of(run, name),
+        described={**about, **described(run)} if run.config.report_to else None,
     )
+
+
+def logs_of(run: Run, name: str) -> Path:
+    """TensorBoard's folder of a training, or of the results."""
+    return run.store.root / "logs" / name
 
 
 def save_model(run: Run, model: CompletionModel, folder: Path) -> None:
@@ -125,7 +180,7 @@ def sft(run: Run) -> Artifact:
             save_model(run, model, folder)
             return {"parameters": sum(p.numel() for p in model.parameters()), "history": []}
         model = CompletionModel(adapted(run, "sft", base), options=run.config.logprobs)
-        arguments = arguments_of(run, training, scratch, seed)
+        arguments = arguments_of(run, training, scratch, seed, about={"stage": "sft"})
         history = fit(SFTTrainer, model, references(run), sft_collator(), arguments)
         save_model(run, model, folder)
         return {"parameters": sum(p.numel() for p in model.parameters()), "history": history}
@@ -166,7 +221,7 @@ def reward_model(
         torch.manual_seed(seed)
         base = load_reward_model(start_of(run), sized(run), new_head=True)
         model = CompletionModel(adapted(run, stage, base), options=run.config.logprobs)
-        arguments = arguments_of(run, training, scratch, seed)
+        arguments = arguments_of(run, training, scratch, seed, about={"stage": stage, "reward_model": name})
         history = fit(RewardTrainer, model, pairs(), pair_collator(), arguments)
         save_model(run, model, folder)
         valid = held_out()
@@ -192,7 +247,8 @@ def joint_oracle(
         torch.manual_seed(seed)
         policy = adapted(run, "reward", load_policy(start_of(run), tokenizer(run), sized(run)))
         model = CompletionModel(policy, reward_head=True, options=run.config.logprobs)
-        arguments = arguments_of(run, run.config.reward, scratch, seed)
+        about = {"stage": "reward", "oracle_of": name, "oracle_alpha": oracle.alpha}
+        arguments = arguments_of(run, run.config.reward, scratch, seed, about=about)
         history = fit(JointOracleTrainer, model, pairs(), pair_collator(), arguments, oracle=oracle)
         save_model(run, model, folder)
         valid = held_out()

@@ -16,16 +16,27 @@ from lm.logprobs.completions import collate
 Batch = dict[str, Any]
 """ids [N]; input_ids and lengths as of `lm.logprobs.completions.collate`; scores: tensors [N, ...] of SCORES."""
 
+MOST_STEPS, LINES = 25, 10
+"""Between two log lines, and lines of a training, where nothing says how often it logs."""
+
 
 @dataclass
 class CompletionArguments(TrainingArguments):  # type: ignore[misc]
-    """transformers' options, the limits of a micro-batch, see `lm.config.TrainingConfig`, and
-    `lm.training.trackers`."""
+    """transformers' options, the limits of a micro-batch and the lines of a log, see `lm.config.TrainingConfig`, and
+    `lm.training.trackers`, which are told all of this as the training's config, and `described` first."""
 
     micro_batch_size: int | None = field(default=None)
     micro_batch_tokens: int | None = field(default=None)
     trackers: list[str] = field(default_factory=list)
     logs: str | None = field(default=None)
+    paced: bool = field(default=False)
+    """Whether logging_steps is the most that there may be, and the least number of log lines is LINES."""
+    described: dict[str, Any] = field(default_factory=dict)
+
+    def to_dict(self) -> dict[str, Any]:
+        """As transformers has it; what is described stands beside it, and not in it."""
+        own: dict[str, Any] = super().to_dict()
+        return {**own, **own.pop("described")}
 
 
 def cut(batch: Batch, limits: CompletionArguments, tokens: int | None = None) -> list[tuple[Batch, float]]:
