@@ -36,7 +36,7 @@ class CompletionArguments(TrainingArguments):  # type: ignore[misc]
     def to_dict(self) -> dict[str, Any]:
         """As transformers has it; what is described stands beside it, and not in it."""
         own: dict[str, Any] = super().to_dict()
-        return {**own, **own.pop("described")}
+        return own | own.pop("described")
 
 
 def cut(batch: Batch, limits: CompletionArguments, tokens: int | None = None) -> list[tuple[Batch, float]]:

@@ -197,7 +197,7 @@ def markdown(table: Rows) -> str:
     """A table as TensorBoard shows it; line breaks and bars of a cell are written out."""
 
     def line(cells: Iterable[Any]) -> str:
-        texts = (str(cell).replace("|", "\\|").replace("\n", "<br>") for cell in cells)
+        texts = ("<br>".join(str(cell).replace("|", "\\|").splitlines()) for cell in cells)
         return f"| {' | '.join(texts)} |"
 
     return "\n".join([line(table.columns), line("---" for _ in table.columns), *map(line, table.rows)])
