@@ -1,4 +1,4 @@
-"""Writes the scored pairs of D_rho for other trainers: --out FILE (.jsonl, .jsonl.gz, .parquet) [--ids] [--samples]
+"""Writes scored pairs for other trainers, with --ids or --samples of pi_ref, to --out FILE (.jsonl, .jsonl.gz, .parquet).
 
 --force overwrites FILE; all other options are the run's, as for `lm.score`. A row has the columns of
 docs/scored-files.md: prompt, chosen and rejected as the set had them: text, or messages (and tools), which another

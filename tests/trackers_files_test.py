@@ -218,8 +218,12 @@ def test_wandb_has_configs_one_group_and_the_results(folder: Path, run: Path, pr
                 config |= {update.key: json.loads(update.value_json) for update in record.config.update}
             if record.WhichOneof("record_type") == "history":
                 for item in record.history.item:
-                    key = item.key or "/".join(item.nested_key)
-                    logged.setdefault(key, []).append(json.loads(item.value_json))
+                    key, *inner = item.nested_key or [item.key]
+                    value = json.loads(item.value_json)
+                    if inner:  # of a table or a picture, which are told once
+                        logged.setdefault(key, [{}])[0][inner[0]] = value
+                    else:
+                        logged.setdefault(key, []).append(value)
         assert run_of is not None
         told[run_of[0]] = {"group": run_of[1], "job": run_of[2], "config": config, "logged": logged, "file": file}
     assert {one["group"] for one in told.values()} == {str(its)}

@@ -10,7 +10,6 @@ Trainer.
 
 from __future__ import annotations
 
-import contextlib
 import os
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -93,13 +92,14 @@ class _Wandb(WandbCallback):  # type: ignore[misc]
 
     def __init__(self, described: Mapping[str, Any]) -> None:
         super().__init__()
-        self.described = described
+        import wandb
+
+        self._wandb: Any = _Opening(wandb, **_wandbs(described.get(GROUP), described.get("stage")))
 
     def on_train_begin(self, *args: Any, **kwargs: Any) -> None:
         """Opens a run, unless the caller has one open."""
         self._mine = self._wandb.run is None
-        with _environment(WANDB_RUN_GROUP=self.described.get(GROUP), WANDB_JOB_TYPE=self.described.get("stage")):
-            super().on_train_begin(*args, **kwargs)
+        super().on_train_begin(*args, **kwargs)
 
     def on_train_end(self, *args: Any, **kwargs: Any) -> None:
         """Closes it."""
@@ -116,33 +116,27 @@ class _Trackio(TrackioCallback):  # type: ignore[misc]
         if described.get(GROUP):
             import trackio
 
-            self._trackio: Any = _Grouped(trackio, described[GROUP])
+            self._trackio: Any = _Opening(trackio, group=described[GROUP])
 
 
-class _Grouped:
-    """trackio, whose runs are in a group."""
+class _Opening:
+    """A tracker's module, which opens runs with more options than transformers names."""
 
-    def __init__(self, module: Any, group: str) -> None:
-        self._module, self._group = module, group
+    def __init__(self, module: Any, **options: str) -> None:
+        self._module, self._options = module, options
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._module, name)
 
     def init(self, **options: Any) -> Any:
-        """As trackio.init."""
-        return self._module.init(**options, group=self._group)
+        """As the module's."""
+        return self._module.init(**self._options, **options)
 
 
-@contextlib.contextmanager
-def _environment(**values: str | None) -> Iterator[None]:
-    """Environment variables that nobody has set, for as long as this lasts."""
-    own = {name: value for name, value in values.items() if value and name not in os.environ}
-    os.environ.update(own)
-    try:
-        yield
-    finally:
-        for name in own:
-            del os.environ[name]
+def _wandbs(group: str | None, job_type: str | None) -> dict[str, str]:
+    """What W&B calls a run's group and kind, unless the environment does. (It reads the environment once a process.)"""
+    named = {"group": (group, "WANDB_RUN_GROUP"), "job_type": (job_type, "WANDB_JOB_TYPE")}
+    return {option: value for option, (value, variable) in named.items() if value and variable not in os.environ}
 
 
 # ---------------------------------------------------------------- what a run ends with
@@ -224,12 +218,12 @@ def _end_in_wandb(ending: Ending) -> None:
 
     mine = wandb.run is None
     if mine:
-        with _environment(WANDB_RUN_GROUP=ending.described.get(GROUP), WANDB_JOB_TYPE=RESULTS):
-            wandb.init(
-                project=os.getenv("WANDB_PROJECT", TrainingArguments.project),
-                name=RESULTS,
-                config=dict(ending.described),
-            )
+        wandb.init(
+            project=os.getenv("WANDB_PROJECT", TrainingArguments.project),
+            name=RESULTS,
+            config=dict(ending.described),
+            **_wandbs(ending.described.get(GROUP), RESULTS),
+        )
     wandb.log(
         {
             **dict(ending.named("numbers")),
