@@ -1,4 +1,4 @@
-"""Writes scored pairs for others, with --ids or --samples of pi_ref, to --out FILE (.jsonl, .jsonl.gz or .parquet)
+"""Writes scored pairs to --out FILE (.jsonl, .jsonl.gz or .parquet) for others, with --ids or --samples of pi_ref.
 
 --force overwrites FILE; all other options are the run's, as for `lm.score`. A row has the columns of
 docs/scored-files.md: prompt, chosen and rejected as the set had them: text, or messages (and tools), which another
