@@ -36,7 +36,8 @@ class CompletionArguments(TrainingArguments):  # type: ignore[misc]
     def to_dict(self) -> dict[str, Any]:
         """As transformers has it; what is described stands beside it, and not in it."""
         own: dict[str, Any] = super().to_dict()
-        return own | own.pop("described")
+        described: dict[str, Any] = own.pop("described")
+        return own | described
 
 
 def cut(batch: Batch, limits: CompletionArguments, tokens: int | None = None) -> list[tuple[Batch, float]]:
