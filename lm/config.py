@@ -222,7 +222,8 @@ class TrainingConfig:
         warmup_fraction: share of the steps that warm up linearly.
         weight_decay: AdamW's.
         max_grad_norm: gradient-norm clip.
-        logging_steps: steps between log lines.
+        logging_steps: steps between log lines; null for a tenth of the steps, so that there are ten lines
+            or more, but at most 25.
         save_steps: steps between resumable checkpoints; null for none.
         train: of sft, "nothing" where the model is pi_ref as it is, which `sft: null` stands for; else null. Of
             reward and oracle, "all" parameters; "lora", adapters as the group `lora` says, and the
@@ -251,7 +252,7 @@ class TrainingConfig:
     warmup_fraction: float = 0.05
     weight_decay: float = 0.0
     max_grad_norm: float = 1.0
-    logging_steps: int = 25
+    logging_steps: int | None = None
     save_steps: int | None = None
     train: Literal["all", "lora", "head", "nothing"] | None = field(default=None, metadata={"keyed": False})
     evaluations: int | None = field(default=None, metadata={"keyed": False})
@@ -285,11 +286,11 @@ class TrainingConfig:
         if self.epochs is not None and self.max_steps is not None:
             raise ValueError(f"{self.ONE_LENGTH}; got {self.epochs} and {self.max_steps}")
         optional = (
-            *("epochs", "max_steps", "micro_batch_size", "micro_batch_tokens", "save_steps"),
+            *("epochs", "max_steps", "micro_batch_size", "micro_batch_tokens", "logging_steps", "save_steps"),
             *("evaluation_pairs", "patience"),
         )
         given = [name for name in optional if getattr(self, name) is not None]
-        _positive(self, *given, "batch_size", "learning_rate", "max_grad_norm", "logging_steps")
+        _positive(self, *given, "batch_size", "learning_rate", "max_grad_norm")
         _share(self, "warmup_fraction")
         at_least_0 = self.evaluations is None or self.evaluations >= 0
         _check(self, ">= 0 or null", evaluations=(self.evaluations, at_least_0))
@@ -532,6 +533,32 @@ class Scoring:
         for name, value, least in (("batch_tokens", self.batch_tokens, 1), ("max_length", self.max_length, 2)):
             if value is not None and value < least:
                 raise ValueError(f"--{name.replace('_', '-')} must be at least {least}, got {value}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReferenceScoring:
+    """What pi_ref adds to a scored file, see `lm.judging.reference`. A sample is drawn at temperature 1, as it stands
+    for pi_ref.
+
+    Args:
+        model: the causal LM, hub name or folder; null for none.
+        samples: completions to draw of each prompt.
+        sample_tokens: longest sample, tokens, end-of-text included.
+        seed: of the samples.
+    """
+
+    model: str | None = None
+    samples: int = 0
+    sample_tokens: int = 128
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name, value, least in (("samples", self.samples, 0), ("sample-tokens", self.sample_tokens, 1)):
+            if value < least:
+                raise ValueError(f"--{name} must be at least {least}, got {value}")
+        check_seed(self.seed, "--seed")
+        if self.model is None and self.samples:
+            raise ValueError(f"--samples {self.samples} are drawn by pi_ref: name it by --reference")
 
 
 @dataclass(frozen=True, kw_only=True)

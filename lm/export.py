@@ -1,10 +1,12 @@
-"""Writes the scored pairs of D_rho for other trainers to --out FILE (.jsonl, .jsonl.gz or .parquet) [--force].
+"""Writes scored pairs to --out FILE (.jsonl, .jsonl.gz or .parquet) for others, with --ids or --samples of pi_ref.
 
-All other options are the run's, as for `lm.score`. A row has prompt, chosen and rejected as the set had them: text, or
-messages (and tools), which another model's own template then writes; beside messages, the ids of the tokens that this
-run's template made of them (prompt_ids, chosen_ids, rejected_ids). Further its split in the run ("train", of every
-row), the reward of each side by the model of D_rho (chosen_reward, rejected_reward), their difference (reward_margin),
-the rewards by the ensemble's members (chosen_member_rewards, rejected_member_rewards: lists in the order of
+--force overwrites FILE; all other options are the run's, as for `lm.score`. A row has the columns of
+docs/scored-files.md: prompt, chosen and rejected as the set had them: text, or messages (and tools), which another
+model's own template then writes; beside messages, or by --ids, the ids of the tokens that this run's template made of
+them (prompt_ids, chosen_ids, rejected_ids); by --samples these, and what pi_ref drew of each prompt (sample_ids,
+ref_sample_logps), which p-DPO, dp-DPO, e-DPO and hull-DPO need. Further its split in the run ("train", of every row),
+the reward of each side by the model of D_rho (chosen_reward, rejected_reward), their difference (reward_margin), the
+rewards by the ensemble's members (chosen_member_rewards, rejected_member_rewards: lists in the order of
 `bias.member_fractions`), each where a method of `methods` distils it, and the summed log-probs of both sides under
 pi_ref (ref_chosen_logps, ref_rejected_logps), in nats, with end-of-text; of a set with soft labels, votes, weights or
 groups also the labels, chosen_probability and weight (`lm.data.votes`). `data.kind preferences` with `data.rewards
@@ -25,14 +27,14 @@ from lm.stages.run import Run, command
 from theory.shell import MISTAKEN, print_anywhere
 
 
-def export(run: Run, out: Path) -> None:
+def export(run: Run, out: Path, *, ids: bool = False, samples: bool = False) -> None:
     """Writes `lm.stages.scores.export_rows` to a .jsonl, .jsonl.gz or .parquet file. ValueError for another type."""
     from lm.base import progress, ranks
     from lm.data.rows import check_suffix, write_rows
     from lm.stages.scores import export_rows
 
     check_suffix(out)
-    rows = export_rows(run)  # by all ranks
+    rows = export_rows(run, ids=ids, samples=samples)  # by all ranks
     if not ranks.is_first():
         return
     write_rows(out, rows)
@@ -43,6 +45,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """The command; returns its exit status."""
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     parser.add_argument("--out")
+    parser.add_argument("--ids", action="store_true")
+    parser.add_argument("--samples", action="store_true")
     add_force(parser)
     own, rest = parser.parse_known_args(arguments)
     print_anywhere()
@@ -55,8 +59,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         except ValueError as error:
             print(f"error: {error}", file=sys.stderr)
             return MISTAKEN
-    examples = ("--out scored.jsonl", "--out scored.parquet --config runs/demo/config.yaml")
-    return command("lm.export", lambda run: export(run, out), examples=examples, arguments=rest)
+    examples = (
+        "--out scored.jsonl",
+        "--out scored.parquet --config runs/demo/config.yaml",
+        "--out scored.parquet --samples --config runs/demo/config.yaml",
+    )
+    action = lambda run: export(run, out, ids=own.ids, samples=own.samples)  # noqa: E731
+    return command("lm.export", action, examples=examples, arguments=rest)
 
 
 if __name__ == "__main__":

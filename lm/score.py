@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 from lm.base import progress, ranks
 from lm.base.command import add_data, add_force, argument_parser, as_command, path, place, said_once
-from lm.config import DTYPES, TASKS, Scoring
+from lm.config import DTYPES, TASKS, ReferenceScoring, Scoring
 from lm.stages.run import Run, command
 
 if TYPE_CHECKING:
@@ -39,6 +39,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         __doc__,
         "--data pairs.jsonl --reward-model Skywork/Skywork-Reward-V2-Qwen3-0.6B --out scored.jsonl",
         "--data pairs.jsonl --reward-model runs/own/reward/* --out scored.parquet",
+        "--data pairs.jsonl --reward-model A B --reference Qwen/Qwen2.5-0.5B --samples 1 --out scored.parquet",
         "--data pairs.jsonl --judge-model NAME --task helpfulness --base_url http://localhost:8000/v1 --out s.jsonl",
     )
     add_data(parser, "--data", required=True)
@@ -52,6 +53,22 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         metavar="A",
         help="hub name or folder; several, or the option again, for an ensemble",
     )
+    parser.add_argument(
+        "--reference",
+        type=place,
+        metavar="M",
+        help="the causal LM that is to be pi_ref, hub name or folder: adds token ids and its log-probs of both sides",
+    )
+    parser.add_argument(
+        "--samples", type=int, default=0, metavar="S", help="completions of each prompt that it draws, with log-probs"
+    )
+    parser.add_argument(
+        "--sample-tokens",
+        type=int,
+        metavar="N",
+        help=f"of its longest sample; {ReferenceScoring.sample_tokens} by default",
+    )
+    parser.add_argument("--seed", type=int, help=f"of its samples; {ReferenceScoring.seed} by default")
     parser.add_argument("--out", type=path, required=True, metavar="FILE", help=".jsonl, .jsonl.gz or .parquet")
     add_force(parser)
     parser.add_argument("--dtype", choices=DTYPES, default="auto", help="of the parameters; by default as saved")
@@ -66,8 +83,11 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         parser.add_argument(f"--{name}", type=kind, help="of the judge, see lm.judge --help")
     written = sys.argv[1:] if arguments is None else arguments
     options = parser.parse_args(spelled(written))
-    if not options.reward_model and options.judge_model is None:
-        parser.error("name one or more models by --reward-model, or a judge by --judge-model")
+    if not options.reward_model and options.judge_model is None and options.reference is None:
+        parser.error("name one or more models by --reward-model, or a judge by --judge-model, or pi_ref by --reference")
+    for name in ("sample_tokens", "seed"):
+        if getattr(options, name) is not None and not options.samples:
+            parser.error(f"--{name.replace('_', '-')} goes with --samples")
     if (options.judge_model is None) != (options.task is None):
         parser.error("--judge-model and --task go together")
     given = [name for name in JUDGES if getattr(options, name) is not None]
@@ -102,6 +122,8 @@ def main(arguments: Sequence[str]) -> None:
         batch_tokens=options.batch_tokens,
         max_length=options.max_length,
     )
+    drawn = {name: value for name in ("sample_tokens", "seed") if (value := getattr(options, name)) is not None}
+    reference = ReferenceScoring(model=options.reference, samples=options.samples, **drawn)
     judge = None
     if options.judge_model is not None:
         given = {name: value for name in JUDGES if (value := getattr(options, name)) is not None}
@@ -117,6 +139,7 @@ def main(arguments: Sequence[str]) -> None:
             judge=judge,
             prompt=options.prompt,
             force=options.force,
+            reference=reference,
         )
         report(summary, options.data)
         progress.say(f"written: {options.out}")
@@ -131,6 +154,8 @@ def report(summary: Summary, data: str) -> None:
         print(f"  {line}")
     if summary.removed:
         print(f"  left out: columns {', '.join(sorted(summary.removed))}, which hold other rewards")
+    if summary.replaced:
+        print(f"  left out: columns {', '.join(sorted(summary.replaced))} as they were, which are written anew")
     for spec, why in summary.unused.items():
         print(f"  left out: model {spec}, {why}")
     for name, agree in summary.agree.items():
@@ -140,10 +165,13 @@ def report(summary: Summary, data: str) -> None:
             f"{summary.ties[name] / summary.pairs:.1%}"
             + (f"; {cut:,} of {2 * summary.pairs:,} texts were too long and lost their beginning" if cut else "")
         )
-    print(
-        f"  the one reward: {summary.one or 'the mean of the members'}; the ensemble: "
-        f"{', '.join(summary.members) or 'none'}"
-    )
+    if summary.one or summary.members:
+        print(
+            f"  the one reward: {summary.one or 'the mean of the members'}; the ensemble: "
+            f"{', '.join(summary.members) or 'none'}"
+        )
+    if summary.reference:
+        print(f"  pi_ref: {summary.reference}")
 
 
 def work(run: Run) -> None:

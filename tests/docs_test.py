@@ -176,6 +176,7 @@ LONG_WALKS = {
     "docs/many-gpus.md",
     "docs/own-data.md",
     "docs/reward-models.md",
+    "docs/scored-files.md",
     "docs/tutorial.md",
 }
 

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from lm.data import scored
 from lm.data.messages import Conversation, is_messages, is_missing, unread_keys
 from lm.data.prompts import (
     AUTO,
@@ -238,7 +239,7 @@ def _notes(seen: _Seen, repeated: bool, kind: str, name: str) -> list[str]:
         if unread:
             named = ", ".join(f"{one} ({count:,} rows)" for one, count in unread.items())
             notes.append(f"not read: {plural} {named}")
-    return notes
+    return [*notes, *scored.older_names(seen.columns)]
 
 
 def comparisons(

@@ -24,7 +24,7 @@ from transformers import PreTrainedTokenizerBase
 
 from lm.base import progress
 from lm.config import DataConfig
-from lm.data import messages, rewards, splits, votes
+from lm.data import messages, rewards, scored, splits, votes
 from lm.data.control_tokens import TEXTS, Names, token_ids, unmarked
 from lm.data.rows import BATCH, Row, Tally, read_rows
 from lm.data.schemas import Drop, hh_pair, preference_pair, preference_reference, tldr_pair, tldr_reference
@@ -235,6 +235,7 @@ class _Set:
     def notes(self) -> list[str]:
         """What is said of how it was read, a line each."""
         lines = [*self.survey.notes, *self.labels.says(), *self.control.notes()]
+        lines += scored.of_another_reference(self.survey.columns)
         if self.own_splits:
             named = ", ".join(f"{split} {rows:,}" for split, rows in self.own.items())
             become = "put together and drawn anew" if self.config.split == "drawn" else "kept"

@@ -20,11 +20,12 @@ from itertools import combinations
 from typing import Any
 
 from lm.config import GroupWeight
-from lm.data import rewards
+from lm.data import rewards, scored
 from lm.data.rows import Row, Tally, column, number, shown
 from lm.data.schemas import is_tldr
+from lm.data.scored import PROBABILITY as PROBABILITY
+from lm.data.scored import WEIGHT as WEIGHT
 
-PROBABILITY, WEIGHT = "chosen_probability", "weight"
 COLUMNS = (PROBABILITY, WEIGHT)
 """What everything after the reading knows a pair's label by."""
 REFERENCE = "is_reference"
@@ -175,7 +176,7 @@ class Reader:
         """Remembers columns that look like labels and are not read."""
         for name in [name for name, value in row.items() if name not in self._seen and value is not None]:
             self._seen.add(name)
-            if name in alike or name in rewards.EVERY:
+            if name in alike or name in (*rewards.EVERY, *scored.REFERENCE):
                 continue
             known = {*_KNOWN, *rewards.EVERY, *rewards.ORACLE, *GROUPS} - {name}
             close = difflib.get_close_matches(str(name), sorted(known), n=1, cutoff=0.75)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import logging
 from collections.abc import Iterator
 from functools import partial
 from typing import Any
@@ -19,19 +20,23 @@ from datasets import Dataset
 from torch import Tensor
 from transformers import TrainingArguments
 
-from lm.data import rewards, votes
+from lm.data import rewards, scored, votes
 from lm.data.messages import is_missing
 from lm.data.prompts import refuse_others
+from lm.data.scored import REF_PAIR, REF_SAMPLES, SAMPLE_IDS, SAMPLE_WEIGHTS, SAMPLED, TOKENS
 from lm.data.sets import survey
+from lm.data.tokens import completion_ids, prompt_ids
 from lm.logprobs.kernels import widest
 from lm.objectives import METHODS, Method, PairBatch
-from theory import losses
+from lm.training import metrics
 
 try:
     from trl import DPOConfig, DPOTrainer
     from trl.trainer.utils import pad
 except ImportError as error:
     raise ImportError("lm.integrations.trl needs TRL: pip install 'reward-distillation[trl]'") from error
+
+log = logging.getLogger(__name__)
 
 HONOURED = frozenset(
     {
@@ -53,10 +58,7 @@ HONOURED = frozenset(
 """Fields of `DPOConfig` that mean here what they mean in TRL. Every other field that it adds to transformers'
 arguments has to keep its default: the method says what the loss is."""
 
-TOKENS = ("prompt_ids", "chosen_ids", "rejected_ids")
-PAIR_REFERENCES = ("ref_chosen_logps", "ref_rejected_logps")
-SAMPLES = ("sample_ids", "ref_sample_logps", "sample_weights")
-SCORES = (rewards.MARGIN, rewards.MEMBER_MARGINS, *PAIR_REFERENCES, *SAMPLES[1:], *votes.COLUMNS)
+SCORES = scored.NUMBERS
 """Columns that reach the loss, [N], the members' [N, K], those of samples [N, S]; in float64 until the log-probs' type
 is known."""
 
@@ -69,13 +71,13 @@ class RewardDistillationTrainer(DPOTrainer):  # type: ignore[misc]
         method: a name of `lm.objectives.METHODS`, whose beta (IPO: tau) is then `args.beta`, or a
             `Method` with that same beta. A method that needs samples of pi_ref wants `sample_ids`; without them,
             give the method `kl=Pessimism(samples="preferences")`.
-        train_dataset: a scored preference set: text, or the token ids prompt_ids, chosen_ids, rejected_ids with
-            end-of-text. The rewards that the method needs are in the columns of `lm.data.rewards`, as `python -m
-            lm.score` writes them of any set and `python -m lm.export` of a run's pairs; without a one reward, it is
-            the members' mean, as with `data.rewards given`. Samples of pi_ref are in sample_ids (S completions a row;
-            token ids only). Soft labels and weights are in chosen_probability and weight (`lm.data.votes`). With
-            `args.precompute_ref_log_probs`, the columns ref_chosen_logps, ref_rejected_logps
-            (and ref_sample_logps), which `lm.export` writes too, are taken where they are there.
+        train_dataset: a scored file (`lm.data.scored`), as `python -m lm.score` writes it of any set and `python -m
+            lm.export` of a run's pairs: text or messages, or the token ids prompt_ids, chosen_ids, rejected_ids with
+            end-of-text, which are taken where they are there. The rewards that the method needs are as
+            `lm.data.rewards` has them; without a one reward, it is the members' mean, as with `data.rewards given`.
+            Samples of pi_ref are in sample_ids (S completions a row; token ids only). Soft labels and weights are in
+            chosen_probability and weight (`lm.data.votes`). With `args.precompute_ref_log_probs`, the columns
+            ref_chosen_logps, ref_rejected_logps (and ref_sample_logps) are taken where they are there.
         args: TRL's options. Nothing is cut: a pair longer than `max_length` is an error.
         eval_dataset: likewise; not with an ensemble, whose member is chosen on a training mini-batch.
         options: `ref_model`, `processing_class`, `callbacks`, `optimizers`, `quantization_config`, `peft_config`.
@@ -141,26 +143,30 @@ class RewardDistillationTrainer(DPOTrainer):  # type: ignore[misc]
         dataset = with_margins(dataset, self.method, dataset_name)
         self._check_references(dataset, args, dataset_name)
         if not self.method.needs_samples:
-            dataset = dataset.remove_columns([column for column in SAMPLES if column in dataset.column_names])
+            dataset = dataset.remove_columns([column for column in SAMPLED if column in dataset.column_names])
         if not set(TOKENS) <= set(dataset.column_names):
             check_prompts(dataset, dataset_name)
             uncut = copy.copy(args)  # with a limit, TRL drops pairs without a word
             uncut.max_length = None
-            dataset = super()._prepare_dataset(dataset, processing_class, uncut, dataset_name)
+            tokenised = super()._prepare_dataset(dataset, processing_class, uncut, dataset_name)
+            if set(REF_PAIR) <= set(dataset.column_names):
+                check_tokens(dataset, tokenised, self._tokenizer, dataset_name)
+            dataset = tokenised
         check_lengths(dataset, args.max_length, dataset_name)
         return dataset
 
     def _check_references(self, dataset: Dataset, args: DPOConfig, name: str) -> None:
-        wanted = [*PAIR_REFERENCES]
+        wanted = [*REF_PAIR]
         if self.method.needs_samples:
-            wanted.append("ref_sample_logps")
-            missing = [column for column in (*TOKENS, "sample_ids") if column not in dataset.column_names]
+            wanted.append(REF_SAMPLES)
+            missing = [column for column in (*TOKENS, SAMPLE_IDS) if column not in dataset.column_names]
             if missing:
                 kind, option = type(self.method).__name__, self.method.pessimism_option
                 without = f'; or let the pairs be the samples, with {kind}({option}=Pessimism(samples="preferences"))'
                 raise ValueError(
-                    f"{name}: {kind} with samples of the reference needs {', '.join(missing)}, as `python -m lm.score` "
-                    f"leaves them in a run's score/pairs-*/pairs{without if option else ''}"
+                    f"{name}: {kind} with samples of the reference needs {', '.join(missing)}; `python -m lm.score "
+                    "--reference MODEL --samples 1` writes them of any set, `python -m lm.export --samples` of a "
+                    f"run's pairs{without if option else ''}"
                 )
         given = [column for column in wanted if column in dataset.column_names]
         if given and not args.precompute_ref_log_probs:
@@ -180,13 +186,13 @@ class RewardDistillationTrainer(DPOTrainer):  # type: ignore[misc]
 
     def _precompute_ref_logps(self, dataset: Dataset, name: str, batch_size: int) -> Dataset:
         """The columns that are there, else TRL's."""
-        if set(PAIR_REFERENCES) <= set(dataset.column_names):
+        if set(REF_PAIR) <= set(dataset.column_names):
             return dataset
         return super()._precompute_ref_logps(dataset, name, batch_size)
 
     def _set_signature_columns_if_needed(self) -> None:
         """What `remove_unused_columns` keeps."""
-        self._signature_columns = [*TOKENS, *SAMPLES[:1], *SCORES]
+        self._signature_columns = [*TOKENS, SAMPLE_IDS, *SCORES]
 
     # ------------------------------------------------------------ the loss
 
@@ -247,8 +253,8 @@ class RewardDistillationTrainer(DPOTrainer):  # type: ignore[misc]
         count = pairs_in(inputs)
         chosen, rejected, samples = logps[:count], logps[count : 2 * count], logps[2 * count :].view(count, -1)
         if self.precompute_ref_logps:
-            ref_chosen, ref_rejected = (scores[name] for name in PAIR_REFERENCES)
-            ref_samples = scores.get("ref_sample_logps")
+            ref_chosen, ref_rejected = (scores[name] for name in REF_PAIR)
+            ref_samples = scores.get(REF_SAMPLES)
         else:
             ref_logps = torch.cat(self.compute_ref_log_probs(self.ref_model or self.model, rows)).to(logps.dtype)
             ref_chosen, ref_rejected = ref_logps[:count], ref_logps[count : 2 * count]
@@ -265,7 +271,7 @@ class RewardDistillationTrainer(DPOTrainer):  # type: ignore[misc]
             reward_margin=scores.get(rewards.MARGIN),
             member_margins=None if members is None else members.T,
             sample_logratios=(
-                (scores["sample_weights"] * (samples - ref_samples)).sum(1) if self.method.needs_samples else None
+                (scores[SAMPLE_WEIGHTS] * (samples - ref_samples)).sum(1) if self.method.needs_samples else None
             ),
             gram=self._gram,
             progress=self.state.global_step / max(self.state.max_steps - 1, 1),
@@ -295,22 +301,12 @@ class RewardDistillationTrainer(DPOTrainer):  # type: ignore[misc]
         return share
 
     def _record(self, pairs: PairBatch, inputs: dict[str, Any]) -> None:
-        """TRL's metrics that need no logits, by TRL's names."""
-        chosen = self.beta * (pairs.policy_chosen_logps - pairs.ref_chosen_logps)
-        rejected = self.beta * (pairs.policy_rejected_logps - pairs.ref_rejected_logps)
-        metrics = {
-            "logps/chosen": pairs.policy_chosen_logps,
-            "logps/rejected": pairs.policy_rejected_logps,
-            "rewards/chosen": chosen,
-            "rewards/rejected": rejected,
-            "rewards/accuracies": (chosen > rejected).float(),
-            "rewards/margins": chosen - rejected,
-        }
-        if pairs.sample_logratios is not None:
-            metrics["forward_kl"] = losses.forward_kl(pairs.sample_logratios)
+        """What our own trainer logs, by our names and by TRL's; and alpha, where the method has a KL term."""
         kept = self._metrics["train" if self.model.training else "eval"]
-        for name, value in metrics.items():
-            kept[name].append(self.accelerator.gather(value.detach()).mean().item())
+        for name, value in metrics.of_pairs(self.method, pairs).items():
+            kept[name].append(self.accelerator.gather(value.detach().contiguous()).mean().item())
+        if self.method.pessimism is not None:
+            kept["alpha"].append(self.method.pessimism.alpha(pairs.progress))
         if self.model.training:
             self._total_train_tokens += int(self.accelerator.gather(inputs["attention_mask"].sum()).sum())
         kept["num_tokens"] = [self._total_train_tokens]
@@ -412,6 +408,8 @@ def with_margins(dataset: Dataset, method: Method, name: str) -> Dataset:
             each other.
     """
     there = [column for column in rewards.EVERY if column in dataset.column_names]
+    for remark in scored.older_names(there) if method.needs else ():
+        log.warning("%s: %s", name, remark)
     made: dict[str, list[Any]] = {}
     if method.needs:
         needs = f"{type(method).__name__} needs {' and '.join(sorted(method.needs))}"
@@ -470,14 +468,38 @@ def check_prompts(dataset: Dataset, name: str) -> None:
             refuse_others(row, where, of_set.layout, "any" if isinstance(row.get("chosen"), str) else "slip")
 
 
+def check_tokens(texts: Dataset, tokenised: Dataset, tokenizer: Any, name: str) -> None:
+    """ValueError where log-probs of pi_ref stand beside text that TRL reads as other tokens than `lm.export` and
+    `lm.score` do: it is not known whose they are. What TRL makes of messages is taken for what they are of, and said.
+    """
+    columns = [list(texts[column]) if column in texts.column_names else [] for column in scored.TEXTS]
+    if not all(columns) or not all(isinstance(value, str) for column in columns for value in column):
+        log.warning(
+            "%s: %s are taken to be of the tokens that TRL makes of the rows; %s would say",
+            name,
+            ", ".join(REF_PAIR),
+            ", ".join(TOKENS),
+        )
+        return
+    apart = prompt_ids(tokenizer, columns[0]), *(completion_ids(tokenizer, column) for column in columns[1:])
+    joined = (tokenised[column][:] for column in TOKENS)
+    for row, (own, trls) in enumerate(zip(zip(*apart, strict=True), zip(*joined, strict=True), strict=True)):
+        if list(own) != list(trls):
+            raise ValueError(
+                f"{name}, row {row}: {', '.join(REF_PAIR)} are of tokens that the row does not name, and TRL, which "
+                "tokenises prompt and completion as one text, makes others of it than we do; write the file with "
+                f"{', '.join(TOKENS)} (`python -m lm.export --ids`), or remove the log-probs"
+            )
+
+
 def check_lengths(dataset: Dataset, max_length: int | None, name: str) -> None:
     """ValueError where a prompt or completion is empty, a row has another number of samples, or a pair would be cut."""
     longest = 0
-    samples = list(dataset["sample_ids"]) if "sample_ids" in dataset.column_names else [[]] * len(dataset)
+    samples = list(dataset[SAMPLE_IDS]) if SAMPLE_IDS in dataset.column_names else [[]] * len(dataset)
     for row, (prompt, chosen, rejected, sampled) in enumerate(
         zip(*(dataset[column] for column in TOKENS), samples, strict=True)
     ):
-        if not all([prompt, chosen, rejected, *sampled]):
+        if sampled is None or not all([prompt, chosen, rejected, *sampled]):
             raise ValueError(f"{name}, row {row}: prompt and completions need at least one token each")
         if len(sampled) != len(samples[0]) or not all(isinstance(completion, list) for completion in sampled):
             raise ValueError(f"{name}, row {row}: sample_ids must be {len(samples[0])} lists of tokens, as in row 0")
@@ -497,7 +519,7 @@ def collate(rows: list[dict[str, Any]], pad_to_multiple_of: int | None = None) -
         sample_weights are 1 / S where the rows have none.
     """
     pairs = [(row["prompt_ids"], row[name]) for name in ("chosen_ids", "rejected_ids") for row in rows]
-    pairs += [(row["prompt_ids"], completion) for row in rows for completion in row.get("sample_ids", [])]
+    pairs += [(row["prompt_ids"], completion) for row in rows for completion in row.get(SAMPLE_IDS, [])]
     ids = [torch.tensor([*prompt, *completion]) for prompt, completion in pairs]
     masks = [torch.tensor([0] * len(prompt) + [1] * len(completion)) for prompt, completion in pairs]
     batch = {
@@ -509,9 +531,9 @@ def collate(rows: list[dict[str, Any]], pad_to_multiple_of: int | None = None) -
         )
     }
     batch |= {n: torch.tensor([row[n] for row in rows], dtype=torch.float64) for n in SCORES if n in rows[0]}
-    count = len(rows[0].get("sample_ids", []))
-    if count and "sample_weights" not in batch:
-        batch["sample_weights"] = torch.full((len(rows), count), 1 / count, dtype=torch.float64)
+    count = len(rows[0].get(SAMPLE_IDS, []))
+    if count and SAMPLE_WEIGHTS not in batch:
+        batch[SAMPLE_WEIGHTS] = torch.full((len(rows), count), 1 / count, dtype=torch.float64)
     return batch
 
 
@@ -523,5 +545,5 @@ def weights_in(batch: dict[str, Any]) -> Tensor:
 
 def pairs_in(batch: dict[str, Any]) -> int:
     """N of a batch of (2 + S) N rows."""
-    samples = batch["sample_weights"].shape[1] if "sample_weights" in batch else 0
+    samples = batch[SAMPLE_WEIGHTS].shape[1] if SAMPLE_WEIGHTS in batch else 0
     return int(batch["input_ids"].shape[0] // (2 + samples))

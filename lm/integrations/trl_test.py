@@ -919,3 +919,23 @@ def test_prompts_that_trl_would_misread_are_refused(rows: list[dict[str, Any]], 
 )
 def test_prompts_that_trl_reads_as_they_are_meant_pass(row: dict[str, Any]) -> None:
     trl.check_prompts(Dataset.from_list([row]), "train")
+
+
+def test_log_probs_of_text_are_refused_where_trl_makes_other_tokens(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Without a space between prompt and completion, TRL's one text has another word where they meet."""
+    known = {name: [-3.0] * 4 for name in REFERENCES[:2]}
+    text = as_text(pairs(4)).to_dict() | known
+    apart = in_trl(tmp_path / "apart", DistilledDPO(), Dataset.from_dict(text))
+    assert set(REFERENCES[:2]) <= set(apart.train_dataset.column_names)
+    joined = {**text, "chosen": [*text["chosen"][:2], text["chosen"][2].lstrip(), text["chosen"][3]]}
+    with pytest.raises(ValueError, match=r"^train, row 2: ref_chosen_logps, ref_rejected_logps are of tokens.*--ids"):
+        in_trl(tmp_path / "joined", DistilledDPO(), Dataset.from_dict(joined))
+    without = Dataset.from_dict({name: column for name, column in joined.items() if name not in known})
+    in_trl(tmp_path / "without", DistilledDPO(), without, ref_model=causal_lm(seed=1))
+    told = {
+        name: [[{"role": "user", "content": one}] for one in text[name]] for name in ("prompt", "chosen", "rejected")
+    }
+    trl.check_tokens(Dataset.from_dict(text | told), apart.train_dataset, tokenizer(), "train")
+    assert "are taken to be of the tokens that TRL makes of the rows; prompt_ids" in caplog.text

@@ -1,12 +1,13 @@
 """Rewards for any preference set, by any sequence-classification models and by an LLM judge.
 
-    python -m lm.score --data DATA --reward-model A [B ...] [--judge-model NAME ...] --out FILE
+    python -m lm.score --data DATA --reward-model A [B ...] [--judge-model NAME ...] [--reference M ...] --out FILE
 
 FILE has the set's rows as they are, and beside them `chosen_reward_A` and `rejected_reward_A` for each model, and what
 `data.rewards given` distils, in the columns of `lm.data.rewards`. One model alone gives the one reward; several are the
 members of an ensemble. Of our own, which the folders name, `rho` is the one reward whatever stands beside it, and never
 a member; so the `rho`s of two runs are refused, while their members may stand together. Rewards are the models' own
-numbers, each on its own scale.
+numbers, each on its own scale. With --reference, the file has besides what methods need of pi_ref: token ids,
+log-probs, and samples (`lm.judging.reference`). All columns are those of `lm.data.scored`.
 
 What a model reads. With a chat template, the conversation as the template writes it, nothing added. Without one, prompt
 and completion, tokenised apart and joined, then end-of-text; messages among them as `role: content`, a blank line
@@ -31,7 +32,7 @@ import math
 import os
 import shutil
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -43,8 +44,8 @@ from transformers import AutoConfig
 
 from lm.base import progress, ranks
 from lm.base.command import check_free, only_run_in
-from lm.config import Scoring
-from lm.data import places, rewards, sets, votes
+from lm.config import ReferenceScoring, Scoring
+from lm.data import places, rewards, scored, sets, votes
 from lm.data.messages import Message, plain, written_out
 from lm.data.prompts import ALONE, AUTO, Layout
 from lm.data.rows import Row, Tally, Writable, check_suffix, read_rows, write_rows
@@ -52,6 +53,7 @@ from lm.data.schemas import any_pair, is_tldr
 from lm.data.templates import plain_chat
 from lm.data.tokens import FORM
 from lm.judging.llm import LLMJudge, Log, Pair, shares_won
+from lm.judging.reference import LEFT_OUT, Reference, check_reference
 from lm.judging.reward_models import Origin, Placed, RewardModel, _kept, origin
 from lm.models.loading import check_reward_model
 from lm.models.opening import device_named
@@ -126,7 +128,11 @@ class Parts:
     def write(self, shard: int, rows: Sequence[Placed], values: Tensor, cut: int) -> None:
         """Rewards, [2N], as of `RewardModel.rewards`."""
         chosen, rejected = values.reshape(2, -1).tolist()
-        write_json(self.path(shard), {"key": self.key(rows), "chosen": chosen, "rejected": rejected, "cut": cut})
+        self.keep(shard, rows, {"chosen": chosen, "rejected": rejected, "cut": cut})
+
+    def keep(self, shard: int, rows: Sequence[Placed], record: dict[str, Any]) -> None:
+        """A shard's record."""
+        write_json(self.path(shard), {"key": self.key(rows), **record})
 
 
 def identity(spec: str) -> Any:
@@ -212,6 +218,10 @@ class Summary:
     """What is said of how the set was read."""
     removed: set[str] = field(default_factory=set)
     """Columns with other rewards, which would be read as well."""
+    replaced: set[str] = field(default_factory=set)
+    """Columns of another pi_ref, which --reference writes anew."""
+    reference: str | None = None
+    """pi_ref, where it was asked for."""
     unused: dict[str, str] = field(default_factory=dict)
     """Models that were named and give no rewards, and why."""
     one: str | None = None
@@ -235,6 +245,7 @@ def score_set(
     judge: LLMJudge | None = None,
     prompt: str = AUTO,
     force: bool = False,
+    reference: ReferenceScoring | None = None,
 ) -> Summary:
     """Writes the set with rewards to `out`, see the top of this file. All ranks call this, the first one writes.
 
@@ -248,6 +259,7 @@ def score_set(
         judge: an LLM, the last of the ensemble.
         prompt: as of `lm.config.DataConfig.prompt`.
         force: overwrite `out`.
+        reference: pi_ref, and what it adds; alone, it leaves the rewards as they are.
 
     Raises:
         ValueError: an unfit model, file or row, or no comparison among the rows.
@@ -261,8 +273,10 @@ def score_set(
     if force and out.exists() and Path(path).exists() and out.samefile(path):
         raise ValueError(f"--out {out} is the data itself; name another file")
     places.check(path)
-    if not specs and judge is None:
-        raise ValueError("name a model by --reward-model or --judge-model")
+    reference = reference or ReferenceScoring()
+    if not specs and judge is None and reference.model is None:
+        raise ValueError("name a model by --reward-model or --judge-model, or pi_ref by --reference")
+    check_reference(reference)
     specs, unused = told_apart(specs)
     names = column_names([*specs, *([judge.model] if judge else [])])
     for spec in specs:
@@ -270,13 +284,17 @@ def score_set(
     main = one_reward(specs, int(judge is not None))
     others = [name for i, name in enumerate(names) if i != main]
     summary = Summary(
-        unused=unused, one=None if main is None else names[main], members=others if len(others) > 1 else []
+        unused=unused,
+        reference=reference.model,
+        one=None if main is None else names[main],
+        members=others if len(others) > 1 else [],
     )
+    anew = {*(rewards.EVERY if names else ()), *(scored.REFERENCE if reference.model is not None else ())}
     of_set = sets.survey(votes.Reader()(read_rows(path, subset)), path, prompt)
     layout, summary.notes = of_set.layout, of_set.notes
     writable = Writable(out)  # not to learn it when everything is scored
     for where, row in comparisons(path, subset, summary.left_out, layout):
-        writable.check(_staying(row, where))
+        writable.check(_staying(row, where, anew))
     writable.settle()
     if not (total := writable.rows):
         raise ValueError(f"{path}: no row is a comparison, left out were {dict(summary.left_out) or 'none'}")
@@ -296,13 +314,19 @@ def score_set(
         for name, spec, own in zip(names, specs, parts, strict=False):
             shards = in_shards(comparisons(path, subset, layout=layout))
             _score_shards(own, spec, scoring, layout, shards, f"{name}, {total:,} pairs")
+        of_reference = None
+        if reference.model is not None:
+            settings = {"model": identity(reference.model), "reference": asdict(reference), **how}
+            of_reference = Parts(folder, len(specs), settings)
+            shards = in_shards(comparisons(path, subset, layout=layout))
+            _refer_shards(of_reference, reference, scoring, layout, shards, f"{reference.model}, {total:,} pairs")
         shares = None
         if judge:
             rows = comparisons(path, subset, layout=layout)
             shares = ranks.from_first(lambda: _judged(judge, rows, layout, out))
         if ranks.is_first():
             shards = in_shards(comparisons(path, subset, layout=layout))
-            write_rows(out, _scored(path, shards, names, parts, shares, summary))
+            write_rows(out, _scored(path, shards, names, parts, shares, of_reference, anew, summary))
             shutil.rmtree(folder)
         ranks.wait()
     return summary
@@ -325,6 +349,30 @@ def _score_shards(
     if model is not None and ranks.is_first():
         for line in model.names.notes():
             progress.say(f"[rewards] {what}: {line}")
+
+
+def _refer_shards(
+    parts: Parts,
+    reference: ReferenceScoring,
+    scoring: Scoring,
+    layout: Layout,
+    shards: Iterator[list[Placed]],
+    what: str,
+) -> None:
+    """Likewise by pi_ref."""
+    model: Reference | None = None
+    for number, rows in enumerate(shards):
+        if ranks.from_first(lambda number=number, rows=rows: parts.read(number, rows) is not None):  # type: ignore[misc]
+            continue
+        if model is None:
+            progress.say(f"[reference] {what}{f', going on at {number * SHARD:,}' if number else ''}")
+            model = Reference(reference, scoring, layout)
+        columns = model.columns(rows, f"{what}, from {number * SHARD:,}", number)
+        if ranks.is_first():
+            parts.keep(number, rows, columns)
+    if model is not None and ranks.is_first():
+        for line in model.names.notes():
+            progress.say(f"[reference] {what}: {line}")
 
 
 def _read_aloud(
@@ -359,13 +407,16 @@ def _scored(
     names: Sequence[str],
     parts: Sequence[Parts],
     shares: Sequence[float | None] | None,
+    of_reference: Parts | None,
+    anew: Collection[str],
     summary: Summary,
 ) -> Iterator[Row]:
     """The set's rows with their rewards; fills the summary."""
     number = 0
     for shard, rows in enumerate(shards):
         records = [one.read(shard, rows) for one in parts]
-        if None in records:
+        known = {LEFT_OUT: [None] * len(rows)} if of_reference is None else of_reference.read(shard, rows)
+        if None in records or known is None:
             raise ValueError(f"{path} has changed while it was scored; start again")
         for name, record in zip(names, records, strict=False):
             summary.cut[name] += record["cut"]  # type: ignore[index]
@@ -378,21 +429,29 @@ def _scored(
                     summary.left_out.add("no verdict of the judge", where)
                     continue
                 values.append((judge_reward(share), judge_reward(1 - share)))
+            if (why := known[LEFT_OUT][i]) is not None:
+                summary.left_out.add(why, where)
+                continue
             summary.pairs += 1
             for name, (chosen, rejected) in zip(names, values, strict=True):
                 summary.agree[name] += chosen > rejected
                 summary.ties[name] += chosen == rejected
-            summary.removed |= row.keys() & set(rewards.EVERY)
+            summary.removed |= row.keys() & set(rewards.EVERY) & set(anew)
+            summary.replaced |= row.keys() & set(scored.REFERENCE) & set(anew)
             yield {
-                **_staying(row, where),
+                **_staying(row, where, anew),
                 **_columns(dict(zip(names, values, strict=True)), summary),
+                **{name: column[i] for name, column in known.items() if name in scored.REFERENCE},
             }
+    if not summary.pairs:
+        raise ValueError(f"{path}: no row is left, left out were {dict(summary.left_out)}")
 
 
-def _staying(row: Row, where: str) -> Row:
-    """What of a row is written beside its rewards: all but others' rewards, or the texts of the schema with posts."""
+def _staying(row: Row, where: str, anew: Collection[str]) -> Row:
+    """What of a row is written beside what is found out: all but columns `anew`, or the texts of the schema with
+    posts."""
     own = _kept(any_pair(row, where), where) if is_tldr(row) else row
-    return {name: value for name, value in own.items() if name not in rewards.EVERY}
+    return {name: value for name, value in own.items() if name not in anew}
 
 
 def _columns(of_model: dict[str, tuple[float, float]], summary: Summary) -> Row:

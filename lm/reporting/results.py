@@ -175,6 +175,7 @@ def report(run: Run) -> None:
     from figures.paths import write_atomically
     from figures.style import style
     from lm.reporting.page import write_report
+    from lm.reporting.tracked import tell
 
     found = results(run)
     if not ranks.is_first():
@@ -189,6 +190,7 @@ def report(run: Run) -> None:
     for caution in cautions(found):
         print(f"warning: {caution.line}")
     write_report(folder)
+    tell(run, found, folder / "results.png")
     progress.say(f"written: {', '.join(str(folder / name) for name in OUTPUTS)}")
 
 

@@ -274,12 +274,17 @@ def truth(run: Run, prompt: str, sample: list[int]) -> dict[str, float]:
 def probe_history(run: Run, trained: Artifact) -> list[dict[str, Any]]:
     """What was logged of the policy on the probe pairs, by step: see `lm.training.policy.PolicyTrainer.evaluate`.
 
-    Names lose their "eval_"; member_shares is in the order of the ensemble, and absent for methods that distil none.
+    Names lose their "eval_", and TRL's, which are the same numbers, are left out; member_shares is in the order of
+    the ensemble, and absent for methods that distil none.
     """
     history = []
     for entry in trained.metrics["history"]:
         if "eval_chosen_logps" in entry:
-            values = {key.removeprefix("eval_"): value for key, value in entry.items() if key.startswith("eval_")}
+            values = {key.removeprefix("eval_"): value for key, value in entry.items() if _ours(key)}
             shares = [values.pop(f"member_{k}") for k in range(len(members(run))) if f"member_{k}" in values]
             history.append({"step": entry["step"], **values, **({"member_shares": shares} if shares else {})})
     return history
+
+
+def _ours(key: str) -> bool:
+    return key.startswith("eval_") and "/" not in key

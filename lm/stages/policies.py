@@ -17,7 +17,7 @@ from lm.objectives import Method
 from lm.stages.data import sized, tokenizer
 from lm.stages.run import Run, once
 from lm.stages.scores import PROBE, drawn, own_scores, scored_pairs, scores
-from lm.stages.trainings import adapted, arguments_of, inputs_of, save_model, sft
+from lm.stages.trainings import adapted, arguments_of, inputs_of, method_described, save_model, sft
 from lm.training.batches import pair_collator
 from lm.training.loop import Snapshots, fit
 from lm.training.policy import PolicyTrainer
@@ -45,7 +45,8 @@ def policy(run: Run, name: str, method: Method | None = None) -> Artifact:
         learnt = scored_pairs(run, method, name)
         few = run.config.probe.train_pairs
         probes = run.config.probe.times if probe is not None else 0
-        arguments = arguments_of(run, training, scratch, seed, probes=probes)
+        about = {"stage": "policy", **method_described(name, method)}
+        arguments = arguments_of(run, training, scratch, seed, probes=probes, about=about)
         kept = scratch / "snapshots"  # they outlive a crash, as the checkpoints do
 
         def save(step: int) -> None:

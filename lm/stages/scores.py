@@ -14,6 +14,7 @@ from datasets import Dataset
 from lm.base.store import Artifact
 from lm.data import rewards, votes
 from lm.data.messages import restored
+from lm.data.scored import REF_PAIR, REF_SAMPLES, SAMPLE_IDS, SAMPLED, TOKENS
 from lm.logprobs.sampling import sample_completions
 from lm.logprobs.scoring import score_pairs, score_rows
 from lm.models.opening import open_policy, open_reward_model
@@ -61,13 +62,13 @@ def scores(run: Run) -> Artifact:
         of_prompt = {prompt: slice(i * each, (i + 1) * each) for i, prompt in enumerate(prompts)}
         rows = [of_prompt[prompt] for prompt in pairs["prompt"][:]]
         labels = [name for name in votes.COLUMNS if name in pairs.column_names]
-        scored = pairs.select_columns(["id", "prompt_ids", "chosen_ids", "rejected_ids", *labels])
+        scored = pairs.select_columns(["id", *TOKENS, *labels])
         scored = scored.flatten_indices(keep_in_memory=True)  # as add_column would, into a file, see stages.data.where
         for column, values in {
-            "ref_chosen_logps": ref_chosen.tolist(),
-            "ref_rejected_logps": ref_rejected.tolist(),
-            "sample_ids": [samples[i] for i in rows],
-            "ref_sample_logps": [ref_samples[i] for i in rows],
+            REF_PAIR[0]: ref_chosen.tolist(),
+            REF_PAIR[1]: ref_rejected.tolist(),
+            SAMPLE_IDS: [samples[i] for i in rows],
+            REF_SAMPLES: [ref_samples[i] for i in rows],
         }.items():
             scored = scored.add_column(column, values)
         save(scored.select(range(len(of_training))), folder / PAIRS)
@@ -188,7 +189,7 @@ def scored_pairs(run: Run, method: Method, name: str, part: str = PAIRS) -> Data
     """
     pairs = opened(scores(run).path / part)
     ids = pairs["id"][:]
-    for column in ("ref_chosen_logps", "ref_rejected_logps", "ref_sample_logps"):
+    for column in (*REF_PAIR, REF_SAMPLES):
         if column not in pairs.column_names:
             raise ValueError(f"scored pairs lack {column}; there are {', '.join(pairs.column_names)}")
         rewards.checked(pairs[column][:], column, ids)
@@ -247,10 +248,16 @@ def _margin(sides: Sides, ids: list[str]) -> rewards.Floats:
     return chosen - rejected
 
 
-def export_rows(run: Run) -> Iterator[dict[str, Any]]:
-    """The rows of D_rho for other trainers, in the order of the scores: texts, or the messages that they were written
-    from and then their token ids, labels of `lm.data.votes`, the rewards that the run's methods distil, and log-probs
-    of pi_ref. Makes what is missing of the run up to these."""
+def export_rows(run: Run, *, ids: bool = False, samples: bool = False) -> Iterator[dict[str, Any]]:
+    """The rows of D_rho for other trainers, in the order of the scores, with the columns of `lm.data.scored`: texts, or
+    the messages that they were written from, labels, the rewards that the run's methods distil, and log-probs of
+    pi_ref. Makes what is missing of the run up to these.
+
+    Args:
+        run: the run.
+        ids: token ids as well, which messages have in any case.
+        samples: token ids, and pi_ref's samples with their log-probs.
+    """
     scored, texts = opened(scores(run).path / PAIRS), subset(run, MAIN)
     if texts["id"][:] != scored["id"][:]:
         raise RuntimeError("the scores are of other rows than D_rho has")
@@ -261,15 +268,19 @@ def export_rows(run: Run) -> Iterator[dict[str, Any]]:
     def row_of(i: int, text: dict[str, Any], score: dict[str, Any]) -> dict[str, Any]:
         row = {"id": text["id"], **restored(text), "split": text["split"]}
         row |= {name: text[name] for name in votes.COLUMNS if name in text}
-        if isinstance(row["prompt"], list):  # the log-probs are of these tokens, however another template writes them
-            row |= {name: text[name] for name in ("prompt_ids", "chosen_ids", "rejected_ids")}
+        # The log-probs are of these tokens, however another template writes messages.
+        if ids or samples or isinstance(row["prompt"], list):
+            row |= {name: text[name] for name in TOKENS}
         if one is not None:
             own = [float(side[i]) for side in one]
             row |= {**dict(zip(rewards.ONE, own, strict=True)), rewards.MARGIN: own[0] - own[1]}
         if listed:
             sides = [[float(member[side][i]) for member in listed] for side in (0, 1)]
             row |= dict(zip(rewards.MEMBERS, sides, strict=True))
-        return row | {name: score[name] for name in ("ref_chosen_logps", "ref_rejected_logps")}
+        row |= {name: score[name] for name in REF_PAIR}
+        if samples:
+            row |= {name: score[name] for name in SAMPLED if name in score}
+        return row
 
     return (row_of(i, text, score) for i, (text, score) in enumerate(zip(texts, scored, strict=True)))
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable
-from dataclasses import replace
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ from transformers import PreTrainedModel
 
 from lm.base import progress, ranks
 from lm.base.files import link_or_copy
-from lm.base.store import Artifact, keyed
+from lm.base.store import Artifact, keyed, provenance
 from lm.config import TrainingConfig
 from lm.data import votes
 from lm.data.lengths import LengthClass, length_class
@@ -32,7 +32,7 @@ from lm.models.loading import (
 from lm.models.lora import add_adapter, is_adapted, merged, save_adapter
 from lm.models.noise import own_config
 from lm.models.opening import open_policy, open_reward_model
-from lm.objectives import JointOracle
+from lm.objectives import JointOracle, Method
 from lm.stages.data import data, references, sized, tokenizer
 from lm.stages.readings import check_fits, input_of, pair_rewards, sized_for, tokenised, tokenizer_of
 from lm.stages.run import Run, base_of, once, reward_bases
@@ -40,6 +40,7 @@ from lm.training.batches import CompletionArguments, agreement, pair_collator, s
 from lm.training.best import KeepBest, Patience, spread, verdict
 from lm.training.heads import calibration
 from lm.training.loop import fit, training_arguments
+from lm.training.trackers import GROUP
 from lm.training.trainer import CompletionTrainer, JointOracleTrainer, RewardTrainer, SFTTrainer
 
 # ---------------------------------------------------------------- what trainings share
@@ -71,10 +72,58 @@ def adapted(run: Run, stage: str, model: PreTrainedModel) -> PreTrainedModel:
     return model
 
 
+def described(run: Run) -> dict[str, Any]:
+    """What a run's trackers are told that it is about, beside the options of a training."""
+    config = run.config
+    return {
+        GROUP: config.output_dir,
+        "commit": provenance(config.seed)["commit"],
+        "base_model": config.model,
+        "data": config.data.path or config.data.kind,
+        "data.kind": config.data.kind,
+        "data.labels": config.data.labels,
+        "data.rewards": config.data.rewards,
+        "rho": config.bias.rho,
+        "run_seed": config.seed,
+    }
+
+
+def method_described(name: str, method: Method) -> dict[str, Any]:
+    """A method's name and its options, those of groups as `kl.alpha_end`; and as alpha the weight of its KL term at the
+    end, where it has one that no target decides."""
+
+    def flat(options: Mapping[str, Any], before: str = "") -> dict[str, Any]:
+        found: dict[str, Any] = {}
+        for option, value in options.items():
+            found |= flat(value, f"{before}{option}.") if isinstance(value, Mapping) else {f"{before}{option}": value}
+        return found
+
+    kl = method.pessimism
+    alpha = {} if kl is None else {"alpha": None if kl.target is not None else kl.alpha_end}
+    return {"method": name, **flat(asdict(method)), **alpha}
+
+
 def arguments_of(
-    run: Run, training: TrainingConfig, scratch: Path, seed: int, *, probes: int = 0, evaluations: int = 0
+    run: Run,
+    training: TrainingConfig,
+    scratch: Path,
+    seed: int,
+    *,
+    about: Mapping[str, Any],
+    probes: int = 0,
+    evaluations: int = 0,
 ) -> CompletionArguments:
-    """One training in transformers' terms, which trackers call as its artifact is called."""
+    """One training in transformers' terms, which trackers call as its artifact is called.
+
+    Args:
+        run: the run.
+        training: its options.
+        scratch: where checkpoints go.
+        seed: of what it draws.
+        about: what trackers are told besides `described`.
+        probes: so many probes of the policy.
+        evaluations: so many looks at held-out rows, of a reward model.
+    """
     name = scratch.parent.name
     return training_arguments(
         training,
@@ -84,8 +133,14 @@ def arguments_of(
         probes=probes,
         evaluations=evaluations,
         report_to=run.config.report_to,
-        logs=run.store.root / "logs" / name,
+        logs=logs_of(run, name),
+        described={**about, **described(run)} if run.config.report_to else None,
     )
+
+
+def logs_of(run: Run, name: str) -> Path:
+    """TensorBoard's folder of a training, or of the results."""
+    return run.store.root / "logs" / name
 
 
 def save_model(run: Run, model: CompletionModel, folder: Path, stage: str = "policy") -> None:
@@ -134,7 +189,7 @@ def sft(run: Run) -> Artifact:
             save_model(run, model, folder)
             return {"parameters": sum(p.numel() for p in model.parameters()), "history": []}
         model = CompletionModel(adapted(run, "sft", base), options=run.config.logprobs)
-        arguments = arguments_of(run, training, scratch, seed)
+        arguments = arguments_of(run, training, scratch, seed, about={"stage": "sft"})
         history = fit(SFTTrainer, model, references(run), sft_collator(), arguments)
         save_model(run, model, folder)
         return {"parameters": sum(p.numel() for p in model.parameters()), "history": history}
@@ -162,7 +217,7 @@ def start_input(run: Run, stage: str) -> dict[str, Any]:
 
 def _fit_reward(
     run: Run,
-    stage: str,
+    about: Mapping[str, Any],
     trainer: type[CompletionTrainer],
     model: CompletionModel,
     training: TrainingConfig,
@@ -177,7 +232,7 @@ def _fit_reward(
 
     Args:
         run: the run.
-        stage: "oracle" or "reward".
+        about: what trackers are told of it; its `stage` is "oracle" or "reward".
         trainer: of its kind.
         model: as it starts.
         training: the options.
@@ -190,9 +245,11 @@ def _fit_reward(
     Returns:
         The model that was kept, ready to score, and what its metrics say of the training.
     """
-    (pairs, valid), (folder, scratch), how = sets, folders, training.stopping
+    (pairs, valid), (folder, scratch), how, stage = sets, folders, training.stopping, about["stage"]
     if how is None:
-        history = fit(trainer, model, pairs, pair_collator(), arguments_of(run, training, scratch, seed), **extra)
+        history = fit(
+            trainer, model, pairs, pair_collator(), arguments_of(run, training, scratch, seed, about=about), **extra
+        )
         save_model(run, model, folder, stage)
         return _whole(model, folder, reopen), {"kept": verdict(history), "history": history}
     seen, _ = tokenised(run, stage, spread(valid, how["evaluation_pairs"]), scratch / f"seen-{ranks.index()}.arrow")
@@ -202,7 +259,7 @@ def _fit_reward(
         model,
         pairs,
         pair_collator(),
-        arguments_of(run, training, scratch, seed, evaluations=how["evaluations"] or 0),
+        arguments_of(run, training, scratch, seed, about=about, evaluations=how["evaluations"] or 0),
         eval_dataset=seen,
         callbacks=[keep, *([Patience(how["patience"])] if how["patience"] is not None else [])],
         **extra,
@@ -236,6 +293,7 @@ def reward_model(
         torch.manual_seed(seed)
         base = load_reward_model(start_of(run, stage), sized_for(run, stage), new_head=True)
         model = CompletionModel(adapted(run, stage, base), options=run.config.logprobs)
+        about = {"stage": stage, "reward_model": name}
         check_fits(run, stage, model)
         learnt, told = tokenised(run, stage, pairs(), scratch / f"read-{ranks.index()}.arrow")
         valid = held_out()
@@ -244,7 +302,7 @@ def reward_model(
             return open_reward_model(saved, sized_for(run, stage))
 
         sets, folders = (learnt, valid), (folder, scratch)
-        scorer, trained = _fit_reward(run, stage, RewardTrainer, model, training, sets, folders, seed, reopen)
+        scorer, trained = _fit_reward(run, about, RewardTrainer, model, training, sets, folders, seed, reopen)
         chosen, rejected, _ = pair_rewards(run, stage, scorer, valid, f"{name} on validation pairs")
         return {**held_out_metrics(run, valid, chosen, rejected), **told, **trained}
 
@@ -267,6 +325,7 @@ def joint_oracle(
         words, limits = tokenizer_of(run, "reward"), sized_for(run, "reward")
         policy = adapted(run, "reward", load_policy(start_of(run, "reward"), words, limits))
         model = CompletionModel(policy, reward_head=True, options=run.config.logprobs)
+        about = {"stage": "reward", "oracle_of": name, "oracle_alpha": oracle.alpha}
         check_fits(run, "reward", model)
         learnt, told = tokenised(run, "reward", pairs(), scratch / f"read-{ranks.index()}.arrow")
         valid, training = held_out(), run.config.reward
@@ -275,9 +334,7 @@ def joint_oracle(
             return open_policy(saved, words, limits, reward_head=True)
 
         sets, folders, trainer = (learnt, valid), (folder, scratch), JointOracleTrainer
-        scorer, trained = _fit_reward(
-            run, "reward", trainer, model, training, sets, folders, seed, reopen, oracle=oracle
-        )
+        scorer, trained = _fit_reward(run, about, trainer, model, training, sets, folders, seed, reopen, oracle=oracle)
         what = f"{name}'s oracle on validation pairs"
         chosen, rejected, _ = pair_rewards(run, "reward", scorer, valid, what, rewards=True)
         return {**held_out_metrics(run, valid, chosen, rejected), **told, **trained}

@@ -10,23 +10,34 @@ import torch
 from torch import Tensor
 from transformers import TrainingArguments
 
-from lm.data import votes
-from lm.data.rewards import MARGIN, MEMBER_MARGINS
+from lm.data import scored, votes
 from lm.logprobs.completions import collate
 
 Batch = dict[str, Any]
 """ids [N]; input_ids and lengths as of `lm.logprobs.completions.collate`; scores: tensors [N, ...] of SCORES."""
 
+MOST_STEPS, LINES = 25, 10
+"""Between two log lines, and lines of a training, where nothing says how often it logs."""
+
 
 @dataclass
 class CompletionArguments(TrainingArguments):  # type: ignore[misc]
-    """transformers' options, the limits of a micro-batch, see `lm.config.TrainingConfig`, and
-    `lm.training.trackers`."""
+    """transformers' options, the limits of a micro-batch and the lines of a log, see `lm.config.TrainingConfig`, and
+    `lm.training.trackers`, which are told all of this as the training's config, and `described` first."""
 
     micro_batch_size: int | None = field(default=None)
     micro_batch_tokens: int | None = field(default=None)
     trackers: list[str] = field(default_factory=list)
     logs: str | None = field(default=None)
+    paced: bool = field(default=False)
+    """Whether logging_steps is the most that there may be, and the least number of log lines is LINES."""
+    described: dict[str, Any] = field(default_factory=dict)
+
+    def to_dict(self) -> dict[str, Any]:
+        """As transformers has it; what is described stands beside it, and not in it."""
+        own: dict[str, Any] = super().to_dict()
+        described: dict[str, Any] = own.pop("described")
+        return own | described
 
 
 def cut(batch: Batch, limits: CompletionArguments, tokens: int | None = None) -> list[tuple[Batch, float]]:
@@ -80,15 +91,7 @@ def _part(batch: Batch, examples: Sequence[Tensor], group: Sequence[int]) -> Bat
 
 # ---------------------------------------------------------------- collators: dataset rows -> batch
 
-SCORES = (
-    "ref_chosen_logps",
-    "ref_rejected_logps",
-    MARGIN,
-    MEMBER_MARGINS,
-    "ref_sample_logps",
-    "sample_weights",
-    *votes.COLUMNS,
-)
+SCORES = scored.NUMBERS
 """Columns of a scored pair that a batch carries; [N], the members' margins [N, K], those of samples [N, S]."""
 
 

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from datasets import Dataset
 
-from lm.data.rewards import MARGIN, MEMBER_MARGINS
+from lm.data.scored import MARGIN, MEMBER_MARGINS, REF_SAMPLES
 from lm.objectives import Method, Pessimism
 from theory.budget import alpha_for_budget
 from theory.records import write_json
@@ -85,7 +85,7 @@ def ascent_of(method: Method, pairs: Dataset) -> DualAscent | None:
     kl = method.pessimism
     if kl is None or kl.target is None:
         return None
-    if method.needs_samples and "ref_sample_logps" not in pairs.column_names:
+    if method.needs_samples and REF_SAMPLES not in pairs.column_names:
         raise ValueError(
             f"{method.pessimism_option}.target is held by samples of pi_ref, but the pairs have no ref_sample_logps; "
             'score them, or set samples to "preferences"'

@@ -7,7 +7,7 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import closing
 from itertools import chain
 from pathlib import Path
@@ -26,7 +26,7 @@ from lm.logprobs.completions import CompletionModel, longest_row
 from lm.models import checks
 from lm.models.noise import turn_off_dropout
 from lm.training import trackers
-from lm.training.batches import Batch, CompletionArguments
+from lm.training.batches import MOST_STEPS, Batch, CompletionArguments
 from lm.training.trainer import SPEED, CompletionTrainer
 from lm.training.unreached import freeze_unreached
 
@@ -45,6 +45,7 @@ def training_arguments(
     evaluations: int = 0,
     report_to: Sequence[str] = (),
     logs: Path | None = None,
+    described: Mapping[str, Any] | None = None,
 ) -> CompletionArguments:
     """Our options in transformers' terms.
 
@@ -57,6 +58,7 @@ def training_arguments(
         evaluations: so many times the loss of held-out rows, by which `lm.training.best` keeps a step; without probes.
         report_to: trackers, which call the training what the last part of `logs` is; see `lm.training.trackers`.
         logs: TensorBoard's folder.
+        described: what trackers are told of the training besides its options.
 
     Raises:
         ValueError: the options say neither epochs nor max_steps, or the ranks do not divide the mini-batch.
@@ -80,7 +82,8 @@ def training_arguments(
         warmup_steps=config.warmup_fraction if config.warmup_fraction < 1 else 0.999,
         weight_decay=config.weight_decay,
         max_grad_norm=config.max_grad_norm,
-        logging_steps=config.logging_steps,
+        logging_steps=config.logging_steps or MOST_STEPS,
+        paced=config.logging_steps is None,
         eval_strategy="steps" if looks else "no",
         eval_steps=(1 / looks if looks > 1 else 0.999) if looks else None,  # a share of the steps, rounded up
         eval_on_start=probes > 0,
@@ -97,6 +100,7 @@ def training_arguments(
         report_to="none",
         trackers=list(report_to),
         logs=str(logs) if logs else None,
+        described=dict(described or {}),
         dataloader_pin_memory=torch.cuda.is_available() and device != "cpu",
         ddp_find_unused_parameters=False,
     )
@@ -203,7 +207,9 @@ def fit(
     longest = _longest(chain(dataset, extra.get("eval_dataset") or ()), collator)
     shortest = collator([min(dataset, key=_tokens)])
     model.settle(longest["input_ids"], longest["lengths"], arguments.device)
-    reporting = trackers.callbacks(arguments.trackers, Path(arguments.logs or arguments.output_dir))
+    reporting = trackers.callbacks(
+        arguments.trackers, Path(arguments.logs or arguments.output_dir), arguments.described
+    )
     trainer = trainer_class(
         model=model,
         args=arguments,

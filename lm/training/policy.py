@@ -11,10 +11,10 @@ import torch
 from datasets import Dataset
 from torch import Tensor
 
-from lm.data.rewards import MARGIN, MEMBER_MARGINS
-from lm.data.votes import PROBABILITY
+from lm.data.scored import MARGIN, MEMBER_MARGINS, PROBABILITY, REF_PAIR, REF_SAMPLES, SAMPLE_WEIGHTS
 from lm.logprobs.kernels import widest
 from lm.objectives import Method, PairBatch, forward_kl_of_pairs
+from lm.training import metrics
 from lm.training.batches import Batch, agreement, pair_collator, probability_of, weight_of
 from lm.training.dual_ascent import ascent_of
 from lm.training.trainer import CompletionTrainer, Logged
@@ -53,12 +53,13 @@ class PolicyTrainer(CompletionTrainer):
         log pi_ref; accuracy: whether the winner has the greater log-ratio, by soft labels as of
         `lm.training.batches.agreement`; forward_kl_reference and forward_kl_preferences: KL(pi_ref || pi) by samples of
         pi_ref and by the pair's own completions ([F] Figure B.1); member_<k>: whether the reward margin by member k is
-        nearest to the implicit one, beta times the log-ratio margin, for methods that distil members ([F] Figure B.3).
+        nearest to the implicit one, beta times the log-ratio margin, for methods that distil members ([F] Figure B.3);
+        and, by TRL's names, logps/* and rewards/* (`lm.training.metrics.as_trl`).
         """
         scores = batch["scores"]
         logps = self.model(batch["input_ids"], batch["lengths"]).logps
         logps = logps.to(widest(logps.device)).view(len(batch["ids"]), -1)
-        chosen, rejected = logps[:, 0] - scores["ref_chosen_logps"], logps[:, 1] - scores["ref_rejected_logps"]
+        chosen, rejected = (logps[:, i] - scores[name] for i, name in enumerate(REF_PAIR))
         result = {
             "chosen_logps": logps[:, 0],
             "rejected_logps": logps[:, 1],
@@ -67,6 +68,7 @@ class PolicyTrainer(CompletionTrainer):
             "accuracy": agreement(chosen, rejected, probability_of(batch)).to(logps.dtype),
             "forward_kl_reference": losses.forward_kl(_over_samples(logps[:, 2:], scores)),
             "forward_kl_preferences": forward_kl_of_pairs(chosen, rejected),
+            **metrics.as_trl(logps[:, 0], logps[:, 1], chosen, rejected, self.method),
         }
         beta = self.method.implicit_scale
         if beta is not None and MEMBER_MARGINS in scores:
@@ -107,8 +109,8 @@ class PolicyTrainer(CompletionTrainer):
         return PairBatch(
             policy_chosen_logps=logps[:, 0],
             policy_rejected_logps=logps[:, 1],
-            ref_chosen_logps=scores["ref_chosen_logps"],
-            ref_rejected_logps=scores["ref_rejected_logps"],
+            ref_chosen_logps=scores[REF_PAIR[0]],
+            ref_rejected_logps=scores[REF_PAIR[1]],
             chosen_lengths=lengths[:, 0].to(logps.dtype),
             rejected_lengths=lengths[:, 1].to(logps.dtype),
             reward_margin=scores.get(MARGIN),
@@ -122,35 +124,11 @@ class PolicyTrainer(CompletionTrainer):
         )
 
     def losses(self, model: torch.nn.Module, batch: Batch, known: Tensor | None = None) -> tuple[Tensor, Logged]:
-        """[N] pairs. Logged are means over pairs (as they weigh) and steps, in nats: log pi of winners and losers, the
-        same less log pi_ref, whose difference is the margin; the share of winners with the greater log-ratio, by soft
-        labels as of `agreement`; the forward KL by
-        both estimates, as in `evaluate`; beta times the margin; the policy's own estimate of the reward margin; and
-        each member's weight in the reward that an ensemble method distils."""
+        """[N] pairs. Logged are means over pairs (as they weigh) and steps of `lm.training.metrics.of_pairs`."""
         pairs = self._pairs(model, batch, known)
-        chosen, rejected = pairs.chosen_logratios, pairs.rejected_logratios
-        margin = pairs.logratio_margin
-        logged = {
-            "chosen_logps": pairs.policy_chosen_logps,
-            "rejected_logps": pairs.policy_rejected_logps,
-            "chosen_logratio": chosen,
-            "rejected_logratio": rejected,
-            "margin": margin,
-            "accuracy": agreement(chosen, rejected, pairs.chosen_probability).float(),
-            "forward_kl_preferences": forward_kl_of_pairs(chosen, rejected),
-        }
-        if pairs.sample_logratios is not None:
-            logged["forward_kl"] = losses.forward_kl(pairs.sample_logratios)
-        if self.method.implicit_scale is not None:
-            logged["implicit_reward_margin"] = self.method.implicit_scale * margin
-        if pairs.estimated_reward_margin is not None:
-            logged["estimated_reward_margin"] = pairs.estimated_reward_margin
-        if self.method.weighs_members:
-            if pairs.gram is None:
-                pairs = replace(pairs, gram=self._gram(pairs, batch))
-            weights = self.method.weights(pairs.known("gram"))
-            logged |= {f"member_weight_{k}": weight.expand(len(margin)) for k, weight in enumerate(weights)}
-        return self.method.expected(pairs), logged
+        if self.method.weighs_members and pairs.gram is None:
+            pairs = replace(pairs, gram=self._gram(pairs, batch))
+        return self.method.expected(pairs), metrics.of_pairs(self.method, pairs)
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Adds alpha, the weight of the forward KL at the last step, to the log lines of methods that have it, and
@@ -187,6 +165,6 @@ class PolicyTrainer(CompletionTrainer):
 
 def _over_samples(logps: Tensor, scores: dict[str, Tensor]) -> Tensor:
     """Weighted mean of log pi - log pi_ref over each pair's samples, [N, S] -> [N]; weights 1 / S if none are given."""
-    logratios = logps - scores["ref_sample_logps"]
-    weights = scores.get("sample_weights")
+    logratios = logps - scores[REF_SAMPLES]
+    weights = scores.get(SAMPLE_WEIGHTS)
     return logratios.mean(1) if weights is None else (weights * logratios).sum(1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 import time
 from collections import defaultdict
@@ -13,7 +14,7 @@ from typing import Any
 import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-from transformers import TrainerCallback
+from transformers import TrainerCallback, TrainerControl, TrainerState
 from transformers.integrations import integration_utils
 
 from lm.base import ranks
@@ -25,7 +26,9 @@ from lm.stages.trainings import sft
 from lm.training import trackers
 from lm.training.batches import pair_collator
 from lm.training.loop import fit, training_arguments
+from lm.training.metrics import scale_of
 from lm.training.policy import PolicyTrainer
+from lm.training.trainer import Paced
 from tests.tiny import causal_lm, each_method, pairs, training
 
 STEPS = 4
@@ -41,7 +44,14 @@ EVERY_METHOD = {
     "forward_kl_preferences",
     "learning_rate",
     "grad_norm",
+    "logps/chosen",
+    "logps/rejected",
+    "rewards/chosen",
+    "rewards/rejected",
+    "rewards/accuracies",
+    "rewards/margins",
 }
+"""But of a method without a scale, which has no rewards/*."""
 
 
 def train(
@@ -58,6 +68,7 @@ def train(
         probes=1,
         report_to=report_to,
         logs=folder / "logs" / "policy-tried-0a1b2c",
+        described={"stage": "policy", "group": "runs/a"},
     )
     history = fit(
         PolicyTrainer,
@@ -102,7 +113,9 @@ def test_event_files_have_every_log_line_of_the_history(name: str, tmp_path: Pat
     own |= {f"member_weight_{k}" for k in range(3)} if isinstance(method, EnsembleDPO) else set()
     logged = {tag.removeprefix("train/") for tag in found if tag.startswith("train/")}
     assert logged - {"epoch", "train_loss", "train_runtime", "total_flos"} == (
-        EVERY_METHOD | own | {"train_samples_per_second", "train_steps_per_second"}
+        {name for name in EVERY_METHOD if scale_of(method) is not None or not name.startswith("rewards/")}
+        | own
+        | {"train_samples_per_second", "train_steps_per_second"}
     )
 
 
@@ -230,7 +243,7 @@ class FakeWandb(ModuleType):
 
     def init(self, **options: Any) -> None:
         self.run = self
-        self.runs.append({"name": options["name"], "logged": []})
+        self.runs.append({**options, "logged": []})
 
     def log(self, values: dict[str, float]) -> None:
         self.runs[-1]["logged"].append(values)
@@ -269,6 +282,7 @@ def test_each_training_is_a_run_of_its_own_in_wandb(wandb: FakeWandb, tmp_path: 
     for folder in ("a", "b"):
         train(tmp_path / folder, METHODS["dpo"](), report_to=("wandb",))
     assert [each["name"] for each in wandb.runs] == ["policy-tried-0a1b2c"] * 2
+    assert [(each["group"], each["job_type"]) for each in wandb.runs] == [("runs/a", "policy")] * 2
     for each in wandb.runs:
         losses = [line["train/loss"] for line in each["logged"] if "train/loss" in line]
         assert len(losses) == STEPS
@@ -280,3 +294,55 @@ def test_a_callers_own_wandb_run_stays_open(wandb: FakeWandb, tmp_path: Path) ->
     train(tmp_path, METHODS["dpo"](), report_to=("wandb",))
     assert [each["name"] for each in wandb.runs] == ["theirs"]
     assert wandb.run is wandb
+
+
+# ---------------------------------------------------------------- how often it logs
+
+
+@pytest.mark.parametrize(
+    ("steps", "given", "expected"),
+    [
+        (4, None, [1, 2, 3, 4]),
+        (23, None, list(range(2, 23, 2))),
+        (12, 5, [5, 10]),
+    ],
+)
+def test_a_training_logs_ten_lines_or_as_it_is_told(
+    steps: int, given: int | None, expected: list[int], tmp_path: Path
+) -> None:
+    arguments = training_arguments(
+        training(max_steps=steps, batch_size=2, logging_steps=given), tmp_path, seed=0, device="cpu"
+    )
+    model = CompletionModel(causal_lm()).double()
+    history = fit(PolicyTrainer, model, pairs(8), pair_collator(), arguments, method=METHODS["dpo"]())
+    assert [line["step"] for line in history if "loss" in line] == expected
+
+
+def test_a_long_training_logs_every_25_steps() -> None:
+    arguments = training_arguments(training(max_steps=1000, logging_steps=None), Path("x"), seed=0, device="cpu")
+    for steps, every in ((1000, 25), (251, 25), (249, 24), (9, 1)):
+        state = TrainerState(max_steps=steps)
+        Paced().on_train_begin(arguments, state, TrainerControl())
+        assert state.logging_steps == every
+
+
+def test_what_is_described_stands_in_a_trainings_config_of_every_tracker(tmp_path: Path) -> None:
+    arguments = training_arguments(
+        training(), tmp_path, seed=0, device="cpu", described={"method": "ipo", "tau": 0.5, "group": "runs/a"}
+    )
+    for config in (arguments.to_dict(), arguments.to_sanitized_dict(), json.loads(arguments.to_json_string())):
+        assert (config["method"], config["tau"], config["group"]) == ("ipo", 0.5, "runs/a")
+        assert "described" not in config
+
+
+def test_a_tracker_without_tables_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    trackers.end(["mlflow"], tmp_path, trackers.Ending({}, {}, {}, {}))
+    assert (
+        "[results] mlflow is not told tables and pictures, as tensorboard, wandb, trackio are"
+        in capsys.readouterr().err
+    )
+
+
+def test_a_cell_with_bars_and_line_breaks_stays_one_cell() -> None:
+    table = trackers.markdown(trackers.Rows(("a|b", "c"), [["x\ny\r\x0bz", None]]))
+    assert table == "| a\\|b | c |\n| --- | --- |\n| x<br>y<br><br>z | None |"

@@ -23,14 +23,14 @@ from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin
 from datasets import Dataset
 from torch import Tensor
 from torch.utils.data import DataLoader
-from transformers import Trainer
+from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from lm.base import ranks
 from lm.base.store import seal
 from lm.logprobs.kernels import widest
 from lm.models.lora import is_adapted
 from lm.objectives import JointOracle, in_both_directions
-from lm.training.batches import Batch, CompletionArguments, agreement, cut, probability_of, weight_of
+from lm.training.batches import LINES, Batch, CompletionArguments, agreement, cut, probability_of, weight_of
 from theory import losses
 from theory.records import write_json
 
@@ -38,6 +38,16 @@ Logged = dict[str, Tensor]
 """Of each unit of a micro-batch, [N]; log lines have the means over the units of all steps since the last."""
 SPEED = "tokens_per_second"
 """Of all ranks, prompts counted once; the time of probes left out."""
+
+
+class Paced(TrainerCallback):  # type: ignore[misc]
+    """Logs often enough for LINES lines, or at every step where there are fewer: a curve of two points is none."""
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Once the number of steps is known."""
+        state.logging_steps = max(1, min(args.logging_steps, state.max_steps // LINES))
 
 
 class CompletionTrainer(Trainer):  # type: ignore[misc]
@@ -52,6 +62,8 @@ class CompletionTrainer(Trainer):  # type: ignore[misc]
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
+        if self.args.paced:
+            self.add_callback(Paced())
         self._sums: dict[str, Tensor] = defaultdict(lambda: torch.zeros((), device=self.args.device))
         self._units_seen: float = 0
         self._tokens_seen = 0
