@@ -33,9 +33,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("names", nargs="*", metavar="NAME", help=f"any of: {', '.join(modules())} (default: all)")
-    parser.add_argument("--out", type=Path, default=Path("runs/figures"), help="folder for PNG and PDF (%(default)s)")
+    parser.add_argument("--out", type=Path, action="append", help="folder for PNG and PDF (default: runs/figures)")
     parser.add_argument("--debug", action="store_true", help="show tracebacks of errors")
     options = parser.parse_args(arguments)
+    if len(folders := options.out or [Path("runs/figures")]) > 1:
+        parser.error(f"--out stands twice, as {folders[0]} and as {folders[1]}; leave one")
     for stream in (sys.stdout, sys.stderr):  # names of files may hold what a terminal's encoding lacks
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
@@ -46,7 +48,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             raise ValueError(f"no figure named {', '.join(unknown)}; there are {', '.join(modules())}")
         for name in options.names or modules():
             try:
-                print(*redraw(name, options.out), flush=True)
+                print(*redraw(name, folders[0]), flush=True)
             except (FileNotFoundError, ValueError) as error:
                 _say(f"error: {error}", options.debug)
                 status = FAILED

@@ -152,21 +152,28 @@ def comparisons(found: Results) -> Table:
 
 def report(run: Run) -> None:
     """Writes results.json, results.png and report.html, and prints the table."""
-    from figures.methods import draw
-    from figures.paths import write_atomically
-    from figures.style import style
     from lm.reporting.page import write_report
 
     found = results(run)
     if not ranks.is_first():
         return
+    folder = save(run, found)
+    Console().print(table(found), comparisons(found))
+    write_report(folder)
+    progress.say(f"written: {', '.join(str(folder / name) for name in OUTPUTS)}")
+
+
+def save(run: Run, found: Results) -> Path:
+    """Writes results.json and results.png into the run's folder, which it returns."""
+    from figures.methods import draw
+    from figures.paths import write_atomically
+    from figures.style import style
+
     folder = Path(run.config.output_dir)
     write_json(folder / "results.json", found.as_json())
     with style():
         write_atomically(folder / "results.png", draw(found).savefig)
-    Console().print(table(found), comparisons(found))
-    write_report(folder)
-    progress.say(f"written: {', '.join(str(folder / name) for name in OUTPUTS)}")
+    return folder
 
 
 OUTPUTS = ("results.json", "results.png", "report.html")
