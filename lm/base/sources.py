@@ -129,7 +129,7 @@ def sources_of(parser: Parser, arguments: Sequence[str]) -> Sources:
         else:
             rest.append(argument)
     if waiting or "" in names:
-        parser.error("--config needs a preset's name, or a file")
+        parser.error("--config needs a file")
     parser.check_once(rest)
     documents = []
     try:
