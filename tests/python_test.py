@@ -292,6 +292,14 @@ def test_a_table_in_html_is_text_in_cells() -> None:
     assert parsed.tags == ["table", "caption", "thead", "tr", "th", "th", "tbody", "tr", "td", "td", "p"]
 
 
+def test_what_is_printed_in_a_notebook_is_text(names: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    """rich, left to itself, would show it there at once and return nothing."""
+    monkeypatch.setattr("rich.console._is_jupyter", lambda: True)
+    assert "preferences" in repr(names["run"])
+    assert "e-dpo" in repr(names["results"])
+    assert "\x1b" not in repr(names["results"])
+
+
 def test_libraries_are_as_they_were_even_after_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TRANSFORMERS_VERBOSITY", "info")
     before = transformers.logging.get_verbosity(), dict(os.environ), list(warnings.filters)

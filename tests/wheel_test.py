@@ -109,6 +109,7 @@ def test_what_is_no_command(bin_folder: Path, tmp_path: Path) -> None:
     assert "no figure named no-such-figure" in done.stderr
 
 
+@pytest.mark.thorough
 def test_theory_and_figures(bin_folder: Path, tmp_path: Path) -> None:
     rows = tmp_path / "rows.json"
     run(tmp_path, bin_folder / "lm", "theory", "--only", "cor1", "--examples", "1", "--json", rows)

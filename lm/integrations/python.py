@@ -299,7 +299,7 @@ class Evaluated:
 def as_printed(*tables: Table) -> str:
     """Tables as text."""
     printed = io.StringIO()
-    Console(file=printed, width=120).print(*tables)
+    Console(file=printed, width=120, force_jupyter=False, force_terminal=False).print(*tables)
     return printed.getvalue().rstrip("\n")
 
 
