@@ -31,7 +31,7 @@ for name in json.loads(sys.argv[1]):
         os._exit(9)
     _, status = os.waitpid(child, 0)
     print("status", name, os.waitstatus_to_exitcode(status), flush=True)
-print(lm.__file__)
+print(sys.modules['lm'].__file__)
 """
 
 pytestmark = pytest.mark.slow

@@ -16,7 +16,7 @@ from typing import Any, Self
 
 import torch
 from datasets import Dataset
-from tqdm.auto import tqdm
+from tqdm import tqdm
 from transformers import PrinterCallback, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from lm.base import progress, ranks
