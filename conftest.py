@@ -4,6 +4,7 @@ from collections.abc import Generator
 
 import pytest
 
+from lm.base import progress
 from theory.claim import not_run_without_library
 from theory.testing import load_profile
 
@@ -13,6 +14,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    progress.be_quiet(False)  # what commands say is under test
     load_profile("thorough" if config.getoption("--thorough") else "default")
 
 

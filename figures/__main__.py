@@ -54,7 +54,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         help=f"any of: {', '.join(modules())} (default: all that there are results of)",
     )
     formats = ", ".join(PICTURES).upper()
-    parser.add_argument("--out", type=Path, default=Path("runs/figures"), help=f"folder for {formats} (%(default)s)")
+    parser.add_argument("--out", type=Path, action="append", help=f"folder for {formats} (default: runs/figures)")
     parser.add_argument(
         "--style",
         metavar="|".join(style.STYLES),
@@ -66,6 +66,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--debug", action="store_true", help="show tracebacks of errors")
     options = parser.parse_args(arguments)
+    if len(folders := options.out or [Path("runs/figures")]) > 1:
+        parser.error(f"--out stands twice, as {folders[0]} and as {folders[1]}; leave one")
     for stream in (sys.stdout, sys.stderr):  # names of files may hold what a terminal's encoding lacks
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
@@ -78,7 +80,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         names, later = (options.names, []) if options.names else _by_results()
         for name in names:
             try:
-                print(*redraw(name, options.out, style=options.style, captions=options.captions), flush=True)
+                print(*redraw(name, folders[0], style=options.style, captions=options.captions), flush=True)
             except (FileNotFoundError, ValueError) as error:
                 _say(f"error: {error}", options.debug)
                 status = FAILED

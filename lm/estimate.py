@@ -22,8 +22,8 @@ def main(arguments: Sequence[str]) -> None:
     parser = argument_parser(
         "lm.estimate",
         "What a run will cost on GPUs, by arithmetic. Other options are lm.train's; see its --help.",
-        "--parameters 1e9 --config lm/configs/tldr.yaml",
-        "--parameters 7e9 --gpu a100 --rhos 7 --config lm/configs/helpfulness.yaml",
+        "--parameters 1e9 --config tldr",
+        "--parameters 7e9 --gpu a100 --rhos 7 --config helpfulness",
     )
     parser.add_argument("--parameters", type=float, required=True, metavar="N", help="of every model, e.g. 7e9")
     parser.add_argument("--gpu", choices=GPUS, default="h100", help="default: %(default)s")

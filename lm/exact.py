@@ -29,7 +29,7 @@ def parse(arguments: Sequence[str]) -> tuple[ExactConfig, str]:
 
     parser = Parser(
         prog="python -m lm.exact",
-        usage="%(prog)s [--config FILE] [--OPTION VALUE ...]",
+        usage="%(prog)s [--config NAME] [--OPTION VALUE ...]",
         description=(__doc__ or "").split("\n")[0],
         epilog=epilog("lm.exact", ("", "--output_dir runs/exact-7 --seed 7 --tokens 5", "--print_config")),
         formatter_class=ConfigHelp,

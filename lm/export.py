@@ -16,7 +16,6 @@ Drawn anew by the seed of that run, all rows would be for training again.
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -24,7 +23,7 @@ from pathlib import Path
 from lm.base.command import add_force, check_free
 from lm.base.files import expanded
 from lm.stages.run import Run, command
-from theory.shell import MISTAKEN, print_anywhere
+from theory.shell import MISTAKEN, Parser, print_anywhere
 
 
 def export(run: Run, out: Path, *, ids: bool = False, samples: bool = False) -> None:
@@ -43,7 +42,7 @@ def export(run: Run, out: Path, *, ids: bool = False, samples: bool = False) -> 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command; returns its exit status."""
-    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser = Parser(add_help=False)
     parser.add_argument("--out")
     parser.add_argument("--ids", action="store_true")
     parser.add_argument("--samples", action="store_true")

@@ -98,7 +98,8 @@ def parse(arguments: Sequence[str] | None) -> tuple[Namespace, EvaluationConfig,
     parser.add_argument("--task", choices=list(TASKS), help="What an LLM compares.")
     parser.add_argument("--model", "--judge-model", type=str | None, help="An LLM's name at its endpoint.")
     names = parser.add_class_arguments(LLMJudge, skip={"task", "model"})
-    options = parser.parse_args(spelled(sys.argv[1:] if arguments is None else arguments))
+    parser.check_once(words := spelled(sys.argv[1:] if arguments is None else arguments))
+    options = parser.parse_args(words)
     options.sources = [Path(expanded(str(source))) for source in options.sources]
     for name in ("out", "log"):
         if options[name] is not None:

@@ -16,5 +16,5 @@ def work(run: Run) -> None:
 
 
 if __name__ == "__main__":
-    examples = ("", "--config lm/configs/nondeterministic.yaml --output_dir runs/nondeterministic")
+    examples = ("", "--config nondeterministic --output_dir runs/nondeterministic")
     sys.exit(command("lm.nondeterministic", work, preset="nondeterministic_world.yaml", examples=examples))

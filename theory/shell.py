@@ -7,6 +7,7 @@ import codecs
 import functools
 import importlib.util
 import io
+import itertools
 import os
 import re
 import signal
@@ -31,6 +32,35 @@ STATUSES: dict[type[BaseException], int] = {
 """What an error says by the first of its classes that is here; any other is a fault of ours and keeps its traceback."""
 
 
+class Parser(argparse.ArgumentParser):
+    """Takes whole names only, and an option of one value once, where argparse would take the last of two."""
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **{"allow_abbrev": False, **options})
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """As argparse's; leaves with status 2 for an option that stands twice."""
+        words = list(sys.argv[1:] if args is None else args)
+        if twice := said_twice(self._actions, words):
+            self.error(twice)
+        return super().parse_known_args(words, namespace)
+
+
+def said_twice(actions: Iterable[argparse.Action], words: Sequence[str]) -> str | None:
+    """What is wrong where a command line has an option of one value twice, in a line; None where none stands twice.
+
+    Switches, and options that add to what they were given before, may.
+    """
+    named = [word.partition("=")[0] for word in itertools.takewhile(lambda word: word != "--", words)]
+    for action in actions:
+        at = [i for i, name in enumerate(named) if name in action.option_strings and not name.endswith("+")]
+        if len(at) > 1 and action.nargs != 0 and not isinstance(action, argparse._AppendAction):
+            values = (words[i].partition("=")[2] if "=" in words[i] else "".join(words[i + 1 : i + 2]) for i in at[:2])
+            first, second = (value or "nothing" for value in values)
+            return f"{words[at[0]].partition('=')[0]} stands twice, as {first} and as {second}; leave one"
+    return None
+
+
 def argument_parser(command: str, description: str, *examples: str) -> argparse.ArgumentParser:
     """A parser with --debug, for a function that is made a command by `as_command`.
 
@@ -40,8 +70,7 @@ def argument_parser(command: str, description: str, *examples: str) -> argparse.
         examples: what may follow the command.
     """
     lines = "\n".join(f"  python -m {command} {example}".rstrip() for example in examples)
-    parser = argparse.ArgumentParser(
-        allow_abbrev=False,
+    parser = Parser(
         prog=f"python -m {command}",
         description=description,
         epilog=f"examples:\n{lines}\n\nexit status: {DONE} done; {FAILED} failed; {MISTAKEN} a mistake in the options, "

@@ -69,8 +69,7 @@ def argument_parser(command: str, description: str | None, *examples: str, **opt
         examples: what may follow the command.
         options: argparse's.
     """
-    parser = argparse.ArgumentParser(
-        allow_abbrev=False,
+    parser = shell.Parser(
         prog=f"python -m {command}",
         description=description,
         epilog=epilog(command, examples),
@@ -136,6 +135,7 @@ def as_command(main: Callable[..., int | None]) -> Callable[..., int]:
 
 @contextlib.contextmanager
 def _working(given: Sequence[str]) -> Iterator[None]:
+    before = progress.is_quiet()
     progress.be_quiet("--quiet" in given)
     quieten()
     try:
@@ -148,6 +148,8 @@ def _working(given: Sequence[str]) -> Iterator[None]:
             raise
         ranks.last_words(traceback.format_exc())  # once, and not by each rank
         raise SystemExit(FAILED) from None
+    finally:
+        progress.be_quiet(before)
 
 
 @contextlib.contextmanager
@@ -201,6 +203,10 @@ def only_run_in(folder: Path, *, shared: bool = False) -> Iterator[None]:
         yield
 
 
+_QUIET = {"TOKENIZERS_PARALLELISM": "false", "TRANSFORMERS_VERBOSITY": "error"}
+_WITHOUT_BARS = {"HF_DATASETS_DISABLE_PROGRESS_BARS": "1", "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
+
+
 def quieten() -> None:
     """Progress bars of the libraries only on a terminal that wants them, and their news not at all.
 
@@ -208,13 +214,13 @@ def quieten() -> None:
     """
     warnings.filterwarnings("ignore", category=FutureWarning)
     logging.getLogger("accelerate").setLevel(logging.ERROR)
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    for name, value in _QUIET.items():
+        os.environ.setdefault(name, value)
     if "transformers" in sys.modules:
         sys.modules["transformers"].logging.set_verbosity_error()
     if not progress.is_quiet() and sys.stderr.isatty():
         return
-    os.environ |= {"HF_DATASETS_DISABLE_PROGRESS_BARS": "1", "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
+    os.environ |= _WITHOUT_BARS
     if "datasets" in sys.modules:
         sys.modules["datasets"].disable_progress_bars()
     if "huggingface_hub" in sys.modules:
@@ -223,3 +229,34 @@ def quieten() -> None:
         disable_progress_bars()
     if "transformers" in sys.modules:
         sys.modules["transformers"].logging.disable_progress_bar()
+
+
+@contextlib.contextmanager
+def quietened() -> Iterator[None]:
+    """`quieten` for as long as the context lasts, in a process that is not ours: all is as it was afterwards."""
+    import datasets
+    import transformers
+    from huggingface_hub.utils.tqdm import are_progress_bars_disabled, enable_progress_bars
+
+    bars: list[tuple[bool, Callable[[], None]]] = [
+        (not datasets.are_progress_bars_disabled(), datasets.enable_progress_bars),
+        (not are_progress_bars_disabled(), enable_progress_bars),
+        (transformers.utils.logging.is_progress_bar_enabled(), transformers.logging.enable_progress_bar),
+    ]
+    environment, verbosity = dict(os.environ), transformers.logging.get_verbosity()
+    accelerate = logging.getLogger("accelerate")
+    level = accelerate.level
+    try:
+        with warnings.catch_warnings():
+            quieten()
+            yield
+    finally:
+        for name in (*_QUIET, *_WITHOUT_BARS):
+            os.environ.pop(name, None)
+            if name in environment:
+                os.environ[name] = environment[name]
+        transformers.logging.set_verbosity(verbosity)
+        accelerate.setLevel(level)
+        for shown, enable in bars:
+            if shown:
+                enable()

@@ -8,22 +8,21 @@ import re
 import reprlib
 import types
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
-from pathlib import Path
+from pathlib import PurePath
 from typing import Any, Literal, NoReturn, Union, get_args, get_origin
 
-import yaml
-from jsonargparse import ArgumentParser, DefaultHelpFormatter, Namespace
+from jsonargparse import ArgumentError, ArgumentParser, DefaultHelpFormatter, Namespace
 
 from lm.base import effects
 from lm.base.command import Help, add_common, epilog
-from lm.base.documents import NOTHING, Document, load_yaml, read_document, told
+from lm.base.documents import NOTHING, Document, read_document
 from lm.base.files import expanded
+from lm.base.sources import CONFIGS as CONFIGS
+from lm.base.sources import Sources, in_group_too, loaded, presets, sources_of
 from lm.config import KINDS, OWN_SET, Config, ExactConfig, TrainingConfig
 from lm.objectives import METHODS, option_of
-from theory.shell import MISTAKEN
+from theory.shell import MISTAKEN, said_twice
 
-CONFIGS = Path(__file__).parents[1] / "configs"
 PATHS = (
     *("output_dir", "model", "oracle_model", "oracle_base", "reward_base"),
     *("data.path", "data.sft_path", "evaluation.out_of_domain.path"),
@@ -45,6 +44,11 @@ class Parser(ArgumentParser):
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
         super().__init__(*arguments, **{"allow_abbrev": False, **options})
+
+    def check_once(self, words: Sequence[str]) -> None:
+        """Leaves with a message for an option that stands twice, of which jsonargparse would take the last."""
+        if twice := said_twice(self._actions, words) or in_group_too([*(self.groups or ())], words):
+            self.error(twice)
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         if not self.exit_on_error:
@@ -127,14 +131,14 @@ def parser_of(
 ) -> Parser:
     """All fields of `lm.config.Config` as dotted options, plus --config, --print_config, --debug and --quiet."""
     if examples is None:
-        examples = ("", "--config lm/configs/helpfulness.yaml --output_dir runs/helpfulness", "--print_config")
+        examples = ("", "--config helpfulness --output_dir runs/helpfulness", "--print_config")
     parser = Parser(
         prog=f"python -m {command}",
-        usage="%(prog)s [--config FILE] [--OPTION VALUE ...]",  # the generated one hides an error under 90 lines
+        usage="%(prog)s [--config NAME] [--OPTION VALUE ...]",  # the generated one hides an error under 90 lines
         description=f"{description} Without --config, the preset {preset} (the embedded world) is used, for a set of "
-        f"your own (--data.kind) scratch.yaml, or {PRETRAINED} with a --model of yours; others are in {CONFIGS}. A set "
-        "that is read keeps its own labels and all its pairs, and its lengths are the limits, where nothing else is "
-        "said.",
+        f"your own (--data.kind) scratch.yaml, or {PRETRAINED} with a --model of yours. Presets go by their names: "
+        f"{', '.join(presets())}; they are files in {CONFIGS}. A set that is read keeps its own labels and all its "
+        "pairs, and its lengths are the limits, where nothing else is said.",
         epilog=epilog(command, examples),
         formatter_class=ConfigHelp,
     )
@@ -144,7 +148,8 @@ def parser_of(
 
 def add_config(parser: ArgumentParser, kind: type[Config] | type[ExactConfig]) -> None:
     """--config, the fields of a config, a group of options for each method, and what every command has."""
-    parser.add_argument("--config", action="config", help="YAML file with options; later ones win, options over all.")
+    says = "Preset by name, or YAML file; later ones win, options over all."
+    parser.add_argument("--config", action="config", help=says)
     add_common(parser)
     parser.add_class_arguments(kind, skip={"options"}, fail_untyped=True)
     for name, method in kind.KNOWN.items():
@@ -152,84 +157,6 @@ def add_config(parser: ArgumentParser, kind: type[Config] | type[ExactConfig]) -
 
 
 # ---------------------------------------------------------------- options
-
-
-@dataclass
-class Sources:
-    """Where options come from: files, of which later ones win, then the command line, wherever --config stands in it.
-
-    Args:
-        documents: the files.
-        rest: the command line without --config.
-    """
-
-    documents: list[Document]
-    rest: list[str]
-    given: dict[str, str | None] = field(init=False)
-    """Options of the command line, by name, with their text."""
-
-    def __post_init__(self) -> None:
-        self.given = dict(_named(self.rest))
-
-    def last(self, name: str) -> Any:
-        """What an option is set to; `...` where it is not."""
-        if name in self.given:
-            return self.given[name]
-        group, _, own = name.rpartition(".")
-        if group in self.given and isinstance(value := _loaded(self.given[group]), dict) and own in value:
-            return value[own]
-        values = (document.value(name) for document in reversed(self.documents))
-        return next((value for value in values if value is not ...), ...)
-
-
-def _named(arguments: Sequence[str]) -> Iterator[tuple[str, str | None]]:
-    for number, argument in enumerate(arguments):
-        if argument.startswith("--"):
-            name, equals, value = argument[2:].partition("=")
-            after = arguments[number + 1] if number + 1 < len(arguments) else "--"
-            yield name, value if equals else None if after.startswith("--") else after
-
-
-def _loaded(text: str | None) -> Any:
-    try:
-        return load_yaml(text or "")
-    except yaml.YAMLError:
-        return text
-
-
-def sources_of(parser: Parser, arguments: Sequence[str]) -> Sources:
-    """Reads the files. Leaves with a message for one that is no file of options, and for a name that stands twice."""
-    paths, rest, waiting = [], [], False
-    for argument in arguments:
-        if waiting or argument.startswith("--config="):
-            paths.append(argument if waiting else argument.partition("=")[2])
-            waiting = False
-        elif argument == "--config":
-            waiting = True
-        else:
-            rest.append(argument)
-    if waiting or "" in paths:
-        parser.error("--config needs a file")
-    documents = []
-    try:
-        for path in map(expanded, paths):
-            if not Path(path).exists():
-                presets = ", ".join(sorted(file.name for file in CONFIGS.glob("*.yaml")))
-                parser.error(f"--config: there is no file {path!r}; the presets in {CONFIGS} are {presets}")
-            documents.append(document := read_document(Path(path)))
-            for name in ("config", "debug", "quiet"):
-                if document.values.get(name):  # --print_config writes the last two
-                    raise ValueError(f"{document.where(name)}: {name} is an option of the command line alone")
-        for name, value in _named(rest):
-            if value is not None and value.lstrip()[:1] in ("{", "["):
-                try:
-                    load_yaml(value)
-                except yaml.YAMLError as error:
-                    if not isinstance(error, yaml.scanner.ScannerError | yaml.parser.ParserError):
-                        raise ValueError(f"--{name}{told(error)}") from None
-    except (ValueError, OSError) as error:
-        parser.error(str(error))
-    return Sources(documents, rest)
 
 
 def parse(
@@ -253,6 +180,46 @@ def parse(
         shared: the options are those of several runs, and may be about others than this one.
     """
     parser = parser_of(command, description, preset, examples)
+    return _parsed(parser, command, arguments, preset, shared=shared)
+
+
+def parse_values(configs: Sequence[str], values: Mapping[str, Any]) -> tuple[Config, str]:
+    """As `parse`, from Python: raises ValueError for whatever is wrong.
+
+    Args:
+        configs: presets by name, or files; without any, those of a command without --config.
+        values: options as a file has them, groups of them as mappings; they win over configs.
+    """
+    parser = parser_of("lm.train", "")
+    parser.exit_on_error = False
+    try:
+        words = [f"--config={config}" for config in configs] + list(_words(parser, values))
+        return _parsed(parser, "lm.train", words, "demo.yaml", shared=False)
+    except (ArgumentError, ValueError) as error:
+        raise ValueError(re.sub(r"--(?=\w)(?!config )", "", parser.plain(str(error)))) from None
+
+
+def _words(parser: Parser, values: Mapping[str, Any], above: str = "") -> Iterator[str]:
+    """Values as a command line has them."""
+    for name, value in values.items():
+        option = f"{above}{name}"
+        if option in ("debug", "quiet", "print_config", "help"):
+            raise ValueError(f"{option} is an option of commands alone; lm.be_quiet is there for Python")
+        if isinstance(value, Mapping) and option in (parser.groups or ()):
+            yield from _words(parser, value, f"{option}.")
+            continue
+        try:
+            text = str(value) if isinstance(value, str | PurePath) else json.dumps(value)
+        except (TypeError, ValueError):
+            kind = type(value).__name__
+            raise ValueError(
+                f"{option} must be text, a number, true or false, null, or a list or mapping of these, "
+                f"got {kind}: {value!r}"
+            ) from None
+        yield f"--{option}={text}"
+
+
+def _parsed(parser: Parser, command: str, arguments: Sequence[str], preset: str, *, shared: bool) -> tuple[Config, str]:
     sources = sources_of(parser, _null_as_options(arguments))
     own = sources.last("data.kind") in KINDS
     if not sources.documents:
@@ -265,7 +232,7 @@ def parse(
     config = Config(**fields)
     if not shared:
         users = [one for one in sources.documents if one.path.resolve().parent != CONFIGS.resolve()]
-        given = {name: _loaded(value) for name, value in sources.given.items()}
+        given = {name: loaded(value) for name, value in sources.given.items()}
         effects.check(config, command, given, users, {action.dest: action.default for action in parser._actions})
     return config, resolved
 
@@ -299,7 +266,7 @@ def _resolve(parser: Parser, sources: Sources) -> tuple[dict[str, Any], str]:
         values = _with_one_length(parser, document.values)
         options = parser.parse_object(values, namespace=options, _skip_validation=True)
     parser.reading = None
-    said = _with_one_length(parser, _nested({name: _loaded(value) for name, value in sources.given.items()}))
+    said = _with_one_length(parser, _nested({name: loaded(value) for name, value in sources.given.items()}))
     unsaid = [
         f"--{stage}.{name}=null"
         for stage in _trainings(parser)

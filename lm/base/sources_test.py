@@ -250,3 +250,50 @@ def test_a_file_may_be_for_other_runs_too_which_is_said(mine: Any, capsys: pytes
     assert refused(capsys, *DEMO, *swept).startswith(
         f"{swept[1]}, line 2: dpo.beta has no effect: every setting of dpo"
     )
+
+
+# ---------------------------------------------------------------- presets by name
+
+
+@pytest.mark.parametrize("name", ["tldr", "tldr.yaml", "helpfulness", "preferences.yaml"])
+def test_a_preset_goes_by_its_name_from_any_folder(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / name).mkdir()  # as results are called; no folder is a file of options
+    path = CONFIGS / f"{name.removesuffix('.yaml')}.yaml"
+    assert config_of("--config", name, "--seed", "3") == config_of("--config", str(path), "--seed", "3")
+    assert config_of(f"--config={name}", "--config", "scratch").model == "scratch:tiny"
+    assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize("name", ["tldr", "tldr.yaml"])
+def test_a_file_wins_over_a_preset_and_that_is_said(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / name).write_text("seed: 41\n")
+    assert config_of("--config", "demo", "--config", name).seed == 41
+    said = capsys.readouterr().err
+    assert said == f"--config {name} is the file {tmp_path / name}, and not the preset {CONFIGS / 'tldr.yaml'}\n"
+    monkeypatch.chdir(CONFIGS)
+    assert config_of("--config", "tldr.yaml").output_dir == "runs/tldr"
+    assert capsys.readouterr().err == "", "it is the preset"
+
+
+@pytest.mark.parametrize(
+    ("name", "hint"),
+    [
+        ("helpfulnes", "helpfulness"),
+        ("lm/configs/tldr.yaml", "tldr"),
+        ("../tldr.yml", "tldr"),
+        ("nothing-like-it", None),
+    ],
+)
+def test_what_is_no_preset_is_told_with_those_that_are(
+    name: str, hint: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    said = refused(capsys, "--config", name)
+    assert said.startswith(f"--config: there is no file {name!r}; the presets in {CONFIGS} are demo.yaml, exact.yaml, ")
+    assert said.endswith(f"; did you mean --config {hint}?" if hint else "each known by its name as well")

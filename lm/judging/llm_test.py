@@ -34,6 +34,7 @@ from lm.judging.statistics import win_rates
 from lm.models.loading import load_tokenizer
 from lm.objectives import DPO, EnsembleDPO
 from lm.score import main as score
+from tests.command_lines import over
 from tests.recorded import recorded
 from tests.tiny import causal_lm
 from theory.records import write_json
@@ -151,8 +152,8 @@ def judge(folder: Path, url: str, *options: str, ours: list[str] = OURS, theirs:
     """Exit status and the comparison in the report."""
     one, other = samples(folder, "one.jsonl", ours), samples(folder, "other.jsonl", theirs)
     out = folder / "report.json"
-    llm = ["--task", "summary", "--model", "m", "--base_url", url, "--out", str(out)]
-    status = main([str(one), str(other), *llm, "--retries", "0", "--resamples", "200", *options])
+    llm = {"--task": "summary", "--model": "m", "--base_url": url, "--out": str(out)}
+    status = main([str(one), str(other), *over({**llm, "--retries": "0", "--resamples": "200"}, options)])
     return status, json.loads(out.read_text())["wins"][str(one)][str(other)] if out.exists() else None
 
 
@@ -536,7 +537,7 @@ def test_the_endpoint_and_the_client_may_come_from_elsewhere(
     assert json.loads((tmp_path / "out.json").read_text())["judge"]["base_url"] == endpoint.url
     monkeypatch.setitem(sys.modules, "openai", None)
     assert main(arguments) == 0, "everything is in the log"
-    assert main([*arguments, "--model", "other"]) == 2
+    assert main(["other" if word == "m" else word for word in arguments]) == 2
     assert "the judge needs the openai client: pip install" in capsys.readouterr().err
 
 

@@ -56,6 +56,7 @@ from lm.stages.rewards import reward
 from lm.stages.run import Run
 from lm.stages.scores import scored_pairs
 from lm.stages.subsets import subset
+from tests.command_lines import over
 from tests.tiny import causal_lm, reward_model, training
 
 ROOT = Path(__file__).parents[2]
@@ -1018,7 +1019,7 @@ def test_options_that_are_refused(
     filled = [paths.get(option.strip("{}/"), option) for option in options]
     data, out = str(tmp_path / "pairs.jsonl"), tmp_path / "out.jsonl"
     with contextlib.suppress(SystemExit):
-        assert main(["--data", data, "--out", str(out), *filled]) == 2
+        assert main(over({"--data": data, "--out": str(out)}, filled)) == 2
     assert message in capsys.readouterr().err
     assert not (tmp_path / "out.jsonl").exists()
 

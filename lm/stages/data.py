@@ -44,6 +44,7 @@ def data(run: Run) -> Artifact:
 
     Raises ValueError where a method that was asked for needs an ensemble, and the rewards are none.
     """
+    run.check_places()
     config = run.config.data
     paths = (config.path, config.sft_path)
     alike = replace(config, rewards="models") if config.rewards == "oracle" else config  # until then

@@ -40,7 +40,6 @@ class Run:
 
     def __init__(self, config: Config, *, read_only: frozenset[str] = frozenset()) -> None:
         from lm.models import gguf
-        from lm.models.loading import check_contexts, check_lora, check_model, check_reward_base, check_reward_model
         from lm.training import trackers
 
         trackers.check(config.report_to)
@@ -54,6 +53,20 @@ class Run:
             name: ranks.from_first(partial(gguf.as_folder, spec, kept)) for name, spec in specs.items()
         }
         config = replace(config, **folders)
+        self.config = config
+        self.kept: dict[Any, Any] = {}
+        """What `once` has seen."""
+        self.commits: dict[str, str | None] = {}
+        """What hub names stand for."""
+        try:
+            self._check_models()
+        except ValueError as error:
+            self.check_places(error)
+
+    def _check_models(self) -> None:
+        from lm.models.loading import check_contexts, check_lora, check_model, check_reward_base, check_reward_model
+
+        config = self.config
         check_model(config.model, config.trust_remote_code)
         for option in BASES:
             if (spec := getattr(config, option)) is not None:
@@ -71,11 +84,28 @@ class Run:
             check_contexts(config, config.data, ["model"], ask_hub=False)  # of the rest once tokens are known
         if config.oracle_model is not None:
             check_reward_model(config.oracle_model, config.trust_remote_code)
-        self.config = config
-        self.kept: dict[Any, Any] = {}
-        """What `once` has seen."""
-        self.commits: dict[str, str | None] = {}
-        """What hub names stand for."""
+
+    def check_places(self, *known: Exception) -> None:
+        """Raises ValueError or FileNotFoundError for all that the options name and that is nowhere: a set that a preset
+        names, say, does not hide a mistyped model.
+
+        Args:
+            known: what is wrong beside, told first.
+        """
+        config, wrong = self.config, list(known)
+        models, sets = (config.model, config.oracle_base, config.reward_base), (config.data.path, config.data.sft_path)
+        places: list[tuple[str | None, hub.Kind]] = [(path, "model") for path in models]
+        places += [(path, "dataset") for path in sets]
+        for path, kind in places:
+            try:
+                if not any(repr(path) in str(error) for error in known):
+                    self.content(path, kind)
+            except (ValueError, FileNotFoundError) as error:
+                wrong.append(error)
+        if len(wrong) == 1:
+            raise wrong[0]
+        if wrong:
+            raise ValueError("; ".join(map(str, wrong)))
 
     def seed(self, *what: str) -> int:
         """A seed of its own for everything that draws, from the run's seed and the drawer's name."""

@@ -188,7 +188,8 @@ def test_shared_stages_are_paid_once(capsys: pytest.CaptureFixture[str]) -> None
     ],
 )
 def test_refuses(arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["--parameters", "1e9", "--config", str(CONFIGS / "tldr.yaml"), *arguments]) == 2
+    size = [] if "--parameters" in arguments else ["--parameters", "1e9"]
+    assert main([*size, "--config", str(CONFIGS / "tldr.yaml"), *arguments]) == 2
     assert message in capsys.readouterr().err
 
 

@@ -5,7 +5,6 @@ A record has everything that the summary reads, so that no artifact is opened tw
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -17,6 +16,7 @@ from lm.config import SFT
 from lm.stages.run import Run, command
 from lm.workflow.record import ALPHAS, VERSION, Record, read
 from theory.records import write_json
+from theory.shell import Parser
 
 
 def base(run: Run) -> Record:
@@ -110,14 +110,13 @@ JOBS: dict[str, Callable[[Run], Record]] = {"base": base, "scores": scores, "cel
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command; returns its exit status, 2 for a mistake."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="python -m lm.workflow.job",
         usage="%(prog)s {base,scores,cell,alpha} --out FILE [--like FILE --constant ALPHA] [OPTION OF lm.train ...]",
         description=__doc__,
         epilog="All options of `python -m lm.train` may follow; it explains them with --help.\n\n"
         + epilog("lm.workflow.job", ("cell --out cell.json --seed 1 --bias.rho 0.2 --methods '[e-dpo]'",)),
         formatter_class=Help,
-        allow_abbrev=False,
     )
     parser.add_argument("job", choices=[*JOBS, "alpha"], help="which part of the grid")
     parser.add_argument("--out", type=path, required=True, metavar="FILE", help="where the record goes")
