@@ -31,8 +31,11 @@ SOURCES = {
     "changelog.md": "CHANGELOG.md",
 }
 """Page of the site -> file of the repository, where that is not docs/<the same>."""
-FENCE = re.compile(r"(^```.*?^```$)", re.MULTILINE | re.DOTALL)
-LINK = re.compile(r"(!?)\[([^\]]*)\]\((?![a-z]+:|#)([^)#\s]+)(#[^)\s]*)?\)")
+LINK = re.compile(
+    r"^```.*?^```$|(?<!`)`[^`\n]+`(?!`)"  # code, which is left alone
+    r"|(?P<image>!?)\[(?P<words>[^\]]*)\]\((?![a-z]+:|#)(?P<target>[^)#\s]+)(?P<anchor>#[^)\s]*)?\)",
+    re.MULTILINE | re.DOTALL,
+)
 
 FIGURES = ROOT / "docs" / "figures"
 DRAWN = FIGURES / "drawn.json"
@@ -69,7 +72,9 @@ def as_a_page(page: str, text: str, root: Path = ROOT) -> str:
     source = known[page].relative_to(root).as_posix()
 
     def link(match: re.Match[str]) -> str:
-        image, words, target, anchor = match.groups()
+        image, words, target, anchor = match["image"], match["words"], match["target"], match["anchor"]
+        if target is None:
+            return match[0]
         wanted = posixpath.normpath(posixpath.join(posixpath.dirname(source), target))
         if wanted in shown:
             there = posixpath.relpath(shown[wanted], posixpath.dirname(page) or ".")
@@ -80,8 +85,7 @@ def as_a_page(page: str, text: str, root: Path = ROOT) -> str:
             raise ValueError(f"{source}: the picture {target} is not on the site; pictures lie in docs/")
         return words
 
-    parts = FENCE.split(text)
-    return "".join(part if at % 2 else LINK.sub(link, part) for at, part in enumerate(parts))
+    return LINK.sub(link, text)
 
 
 def lay_out(plain: Path = PLAIN, root: Path = ROOT) -> list[str]:
@@ -120,7 +124,10 @@ def embedded() -> Iterator[str]:
     """The names of the figures that pages embed."""
     for name, source in pages().items():
         if name.endswith(".md"):
-            yield from re.findall(r"!\[[^\]]*\]\([^)]*figures/(\w+)\.png\)", source.read_text(encoding="utf-8"))
+            for match in LINK.finditer(source.read_text(encoding="utf-8")):
+                target = Path(match["target"] or "")
+                if match["image"] and target.parent.name == "figures":
+                    yield target.stem
 
 
 def made_from(name: str) -> str:
