@@ -173,8 +173,12 @@ def draw() -> list[str]:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command; returns its exit status."""
-    parser = argparse.ArgumentParser(prog="python -m docs.pages", description="Lay out the site's pages as plain files.")
-    parser.add_argument("--figures", action="store_true", help="draw embedded figures again whose results or code changed")
+    parser = argparse.ArgumentParser(
+        prog="python -m docs.pages", description="Lay out the site's pages as plain files."
+    )
+    parser.add_argument(
+        "--figures", action="store_true", help="draw embedded figures again whose results or code changed"
+    )
     options = parser.parse_args(arguments)
     try:
         names = [f"docs/figures/{name}.png" for name in draw()] if options.figures else []
