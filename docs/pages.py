@@ -1,10 +1,13 @@
 """The pages of the site, as plain files that any generator builds: `python -m docs.pages [--figures]`.
 
-Pages lie all over the repository (docs/, the READMEs, CHANGELOG.md) and link to each other as GitHub wants it. This lays
-them out in docs/plain/, one folder, with links that work there. `mkdocs build` calls it by itself (mkdocs.yml names this
-file as a hook); a generator that runs no hooks, as zensical, finds the same files after the command.
+Pages lie all over the repository (docs/, the READMEs, CHANGELOG.md) and link to each other as GitHub wants it. This
+lays them out in docs/plain/, one folder, with links that work there. `mkdocs build` does it by itself (mkdocs.yml has
+this file as a hook); a generator without hooks, as zensical, finds the same files after the command.
 
-docs/figures/ holds the pictures that pages embed, drawn by --figures; they are committed, so that GitHub shows them too.
+docs/figures/ holds the pictures that pages embed, drawn by --figures; they are committed, so that GitHub has them too.
+
+docs/assets/ is from elsewhere but for site.*: KaTeX 0.19.1 (npm katex: minified files, woff2 fonts) and the shim of
+iframe-worker 1.0.4, which Material's search needs where there is no server. Both are MIT, their licences beside them.
 """
 
 from __future__ import annotations
@@ -60,8 +63,8 @@ def pages(root: Path = ROOT) -> dict[str, Path]:
 def as_a_page(page: str, text: str, root: Path = ROOT) -> str:
     """The text of a page with the links that it needs on the site.
 
-    A relative link leads to the page that shows its target; one to a file of the repository without a page keeps its text
-    only.
+    A relative link leads to the page that shows its target; one to a file of the repository without a page keeps its
+    text only.
 
     Raises:
         ValueError: the target does not exist, or is a picture that is not on the site.

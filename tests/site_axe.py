@@ -1,9 +1,10 @@
 """Audits the built site in a browser, from its folder and without a network: `python -m tests.site_axe site`.
 
-Run by hand, after a change of the theme, of docs/assets/ or of a page's kind. It wants a browser and two packages that the
-project does not: `pip install playwright axe-playwright-python`, and Chromium (Debian: `apt install chromium`). axe-core
-knows rules of WCAG and of good practice; what it finds is printed by page, width and colours, with the first elements. On
-top of axe: every formula is typeset, a search finds something, and nothing is asked of the network.
+Run by hand, after a change of the theme, of docs/assets/ or of a page's kind; all pages take about twenty minutes,
+--pages a part. It wants a browser and two packages that the project does not: `pip install playwright
+axe-playwright-python`, and Chromium (Debian: `apt install chromium`). axe-core knows rules of WCAG and good practice;
+what it finds is printed by page, width and colours, with the first elements. On top of axe: every formula is typeset, a
+search finds something, no page is wider than the window, and nothing is asked of the network.
 """
 
 from __future__ import annotations
@@ -17,7 +18,8 @@ from typing import Any
 
 WIDTHS = {"phone": (390, 844), "desktop": (1280, 900)}
 SCHEMES = ("light", "dark")
-AXE = """async () => (await axe.run({resultTypes: ["violations"]})).violations.map(found => [found.id, found.nodes.length,
+AXE = """async () => (await axe.run({resultTypes: ["violations"]})).violations.map(found => [
+    found.id, found.nodes.length,
     found.nodes.slice(0, 2).map(node => node.target.join(" ") + ": " + node.failureSummary.split("\\n")[1].trim())])"""
 BARE = "() => [...document.querySelectorAll('.arithmatex')].filter(it => !it.querySelector('.katex-html')).length"
 WRONG = "() => document.querySelectorAll('.katex-error').length"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -125,7 +126,15 @@ def test_navigation_and_readme_hold_every_page() -> None:
 def test_headings_do_not_skip_a_level(name: str) -> None:
     levels = [len(marks) for marks in re.findall(r"^(#+) ", prose(name), re.MULTILINE)]
     assert levels[0] == 1
-    assert all(after <= before + 1 for before, after in zip(levels, levels[1:], strict=False))
+    assert all(after <= before + 1 for before, after in pairwise(levels))
+
+
+BLOCK = re.compile(r"^(?!#|<!--|\s|[-|]|\d+\. )(\S.*)\n((?:- |\d+\. |\|).*)$", re.MULTILINE)
+
+
+@of_every_page
+def test_lists_and_tables_begin_after_an_empty_line(name: str) -> None:
+    assert BLOCK.findall(prose(name)) == [], "GitHub sees a list or a table there, Markdown's own definition running text"
 
 
 @of_every_page

@@ -27,6 +27,14 @@ function mend() {
     nav.removeAttribute("aria-label");
   }
   document.querySelector(".md-search")?.setAttribute("aria-label", "Search");
+  // A figure opens by itself: on a phone its letters are small.
+  for (const image of document.querySelectorAll(".md-typeset img")) {
+    if (!image.closest("a")) {
+      const link = Object.assign(document.createElement("a"), { href: image.src });
+      image.replaceWith(link);
+      link.append(image);
+    }
+  }
   for (const cell of document.querySelectorAll(".md-typeset th:empty")) {
     cell.replaceWith(Object.assign(document.createElement("td"), { className: "corner" }));
   }
