@@ -52,4 +52,5 @@ document.addEventListener("DOMContentLoaded", () => {
   };
   new MutationObserver(later).observe(document.body, { childList: true, subtree: true });
   window.addEventListener("resize", later);
+  document.fonts.addEventListener("loadingdone", later); // formulas change their width
 });
