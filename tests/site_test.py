@@ -134,7 +134,9 @@ BLOCK = re.compile(r"^(?!#|<!--|\s|[-|]|\d+\. )(\S.*)\n((?:- |\d+\. |\|).*)$", r
 
 @of_every_page
 def test_lists_and_tables_begin_after_an_empty_line(name: str) -> None:
-    assert BLOCK.findall(prose(name)) == [], "GitHub sees a list or a table there, Markdown's own definition running text"
+    assert BLOCK.findall(prose(name)) == [], (
+        "GitHub sees a list or a table there, Markdown's own definition running text"
+    )
 
 
 @of_every_page
