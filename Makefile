@@ -35,7 +35,7 @@ check: $(VENV)/dev  ## lint and types
 	$(BIN)/mypy theory bandits lm figures
 
 docs: $(VENV)/dev  ## build the documentation into site/; a warning is an error
-	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build
 
 quick: $(VENV)/dev  ## losses, theory, methods, data, log-probs, trainer: what a change is tried on, under 100 CPU seconds
 	$(TESTS) -m 'not slow and not thorough' theory lm/objectives_test.py lm/data lm/logprobs lm/training/trainer_test.py

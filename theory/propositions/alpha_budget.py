@@ -375,7 +375,7 @@ CLAIMS = (
             "never loses never falls below pi_ref, and one that never wins never rises above it."
         ),
         formula=(
-            r"J=\tfrac1\alpha\,\mathbb E[-\Delta f'(\Delta)]\le\tfrac C\alpha,\quad C_{\rm DPO}=W(1/e),\quad"
+            r"J=\tfrac1\alpha\,\mathbb E[-\Delta f'(\Delta)]\le\tfrac C\alpha,\quad C_{\rm DPO}=W(1/e),\quad "
             r"C_{\rm distill}=\tfrac12\mathbb E\,\delta^2,\quad C_{\rm IPO}=\tfrac1{8\tau^2}"
         ),
         domain="finite responses, full-support reference; tabular policies, J also for log-linear ones around pi_ref",

@@ -389,7 +389,7 @@ CLAIMS = (
             "minimising sequence sends every margin to infinity, that is the winner's odds against the loser relative "
             "to those of the reference, whatever beta."
         ),
-        formula=r"\textstyle\sum_i w_i\,\ell_{\rm DPO}(\Delta_i)\to 0\iff\Delta_i\to\infty\ \text{for all } i,\quad"
+        formula=r"\textstyle\sum_i w_i\,\ell_{\rm DPO}(\Delta_i)\to 0\iff\Delta_i\to\infty\ \text{for all } i,\quad "
         r"e^{\Delta_i}=\tfrac{\pi(y_w^i)/\pi(y_l^i)}{\pi_{\rm ref}(y_w^i)/\pi_{\rm ref}(y_l^i)}",
         domain="finitely many responses, tabular; minimising sequences of any kind, no flow",
         losses=("logratio_margin", "bradley_terry", "dpo"),

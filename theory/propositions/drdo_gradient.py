@@ -237,8 +237,8 @@ CLAIMS = (
             "weigh most only if G <= 1: else S rises from 1 at p = 0 to a peak at (1 - 1/G)/(1 + gamma). For gamma = 2 "
             "undecided pairs outweigh hopeless ones iff G > 3 nats."
         ),
-        formula=r"\partial_{\log\pi(y_w)}L=-\alpha(1-p)^\gamma(1+\gamma pG),\quad"
-        r"\partial_{\log\pi(y_l)}L=\alpha(1-p)^\gamma\bigl(\gamma pG-\tfrac{\pi(y_l)}{1-\pi(y_l)}\bigr),\quad"
+        formula=r"\partial_{\log\pi(y_w)}L=-\alpha(1-p)^\gamma(1+\gamma pG),\quad "
+        r"\partial_{\log\pi(y_l)}L=\alpha(1-p)^\gamma\bigl(\gamma pG-\tfrac{\pi(y_l)}{1-\pi(y_l)}\bigr),\quad "
         r"p^*=\tfrac{1-1/G}{1+\gamma}",
         domain="one pair of any number of responses; slopes in the log-probs of the pair, as free variables",
         losses=("drdo", "focal_weight"),
