@@ -20,10 +20,10 @@ import numpy as np
 
 from bandits.objectives import DPO, IPO, Distillation, Floats, PairLoss, positive
 from bandits.policy import uniform
-from bandits.report import folder, provenance, write_figure
+from bandits.report import check_free, folder, provenance, write_figure
 from bandits.solve import Optimum, solve
 from theory.preferences import PreferenceGraph
-from theory.shell import argument_parser, as_command, whole_number
+from theory.shell import add_force, argument_parser, as_command, whole_number
 
 STRINGS = ("aa", "ab", "ba", "bb")
 FEATURES = {
@@ -108,8 +108,10 @@ def main(arguments: Sequence[str]) -> int:
     ):
         parser.add_argument(f"--{name}", type=float, default=default, help=f"{meaning} (%(default)s)")
     parser.add_argument("--steps", type=whole_number, default=20_000, help="gradient steps (%(default)s)")
+    add_force(parser)
     options = parser.parse_args(arguments)
-    config = {name: value for name, value in vars(options).items() if name not in ("out", "debug")}
+    check_free(options.out, "degeneration.json", force=options.force)
+    config = {name: value for name, value in vars(options).items() if name not in ("out", "force", "debug")}
     results = compute(**config)
     winner = STRINGS.index("ab")
     for name, paths in results["paths"].items():

@@ -52,5 +52,20 @@ def test_the_command(
     assert fates.main(["--markdown", str(page)]) == fates.main(["--markdown", str(other)]) == fates.main([]) == 0
     assert page.read_text() == f"before\n{fates.START}\n{fates.markdown(cells)}{fates.END}\nafter\n"
     assert other.read_text() == fates.markdown(cells) == capsys.readouterr().out
-    with pytest.raises(SystemExit, match="2"):
-        fates.main(["--markdown", str(tmp_path / "none" / "page.md")])
+    for mistaken in (["--markdown", str(tmp_path / "none" / "page.md")], ["--force"]):
+        with pytest.raises(SystemExit, match="2"):
+            fates.main(mistaken)
+
+
+def test_a_file_without_markers_is_overwritten_by_force_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(fates, "table", list)
+    monkeypatch.setattr(fates, "markdown", lambda cells: "new")
+    file = tmp_path / "page.md"
+    file.write_text("kept")
+    assert fates.main(["--markdown", str(file)]) == 2
+    assert f"--markdown {file} exists; name another file, or remove it" in capsys.readouterr().err
+    assert file.read_text() == "kept"
+    assert fates.main(["--markdown", str(file), "--force"]) == 0
+    assert file.read_text() == "new"
