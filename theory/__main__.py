@@ -153,9 +153,7 @@ def bar(console: Console, total: int) -> Iterator[Checking]:
         yield checking
 
 
-def checked(
-    claims: Mapping[str, Claim], *, thorough: bool, jobs: int, checking: Checking
-) -> Iterator[Row]:
+def checked(claims: Mapping[str, Claim], *, thorough: bool, jobs: int, checking: Checking) -> Iterator[Row]:
     """The row of each claim, as they end.
 
     Args:

@@ -17,6 +17,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from theory import losses
+from theory.algebra import vanishes
 from theory.claim import Claim, require
 from theory.propositions.bag_of_words_winner import (
     BOTH_WAYS,
@@ -61,7 +62,7 @@ def check_mass_limit(limit: Callable[[sp.Symbol, sp.Symbol], sp.Expr]) -> None:
     share = at_top / (at_top + others * sp.exp(-S * gap))
     require(sp.limit(share, S, sp.oo) == limit(at_top, others), "the share of argmax D has another limit")
     rise = others * gap * at_top * sp.exp(-S * gap) / (at_top + others * sp.exp(-S * gap)) ** 2
-    require(sp.simplify(share.diff(S) - rise) == 0 and rise.is_positive, "the share does not rise")
+    require(vanishes(share.diff(S) - rise) and rise.is_positive, "the share does not rise")
 
 
 def check_gap_after(
@@ -72,7 +73,7 @@ def check_gap_after(
     chosen, d = pairs[0][0], difference(*pairs[0])
     theta, place = descend(pairs, start, update)
     gap = sum(c * t for c, t in zip(chosen, theta, strict=True)) - sum(chosen) * theta[d.index(max(d))]
-    require(sp.simplify(gap - place * bound_slope(chosen, d)) == 0, f"the gap is {gap} at s = {place}")
+    require(vanishes(gap - place * bound_slope(chosen, d)), f"the gap is {gap} at s = {place}")
 
 
 def prove() -> None:
@@ -134,7 +135,7 @@ def _unequal_lengths() -> str:
     place = step[0] / d[0]
     gap = sp.simplify(sum(c * x for c, x in zip(chosen, step, strict=True)) - 2 * max(step))
     claimed = place * bound_slope(chosen, d)
-    require(sp.simplify(gap - claimed) != 0, "the gap is still s k")
+    require(not vanishes(gap - claimed), "the gap is still s k")
     return f"y_w = ab, y_l = bbc: after one step of size 1 the gap to aa is {gap}, s k would be {claimed}"
 
 

@@ -20,6 +20,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from theory import losses
+from theory.algebra import vanishes
 from theory.claim import Claim, require
 
 Counts = tuple[int, ...]
@@ -71,7 +72,7 @@ def check_ray(direction: Callable[[sp.Symbol, sp.Symbol], sp.Expr]) -> None:
     step = -STEP * sp.diff(losses.dpo(margin, beta=BETA), theta)
     log_odds = sp.expand((chosen - ref_w) - (rejected - ref_l))
     rate = STEP * BETA / (1 + sp.exp(BETA * log_odds))  # d s = eta beta sigma(-beta Delta)
-    require(sp.simplify(step - rate * direction(c_w, c_l)) == 0, "the step is not along the claimed direction")
+    require(vanishes(step - rate * direction(c_w, c_l)), "the step is not along the claimed direction")
     require(rate.is_positive, "s does not increase")
 
 
@@ -80,9 +81,9 @@ def check_unbounded() -> None:
     squared_norm, offset = sp.Symbol("D2", positive=True), sp.Symbol("Delta_0", real=True)
     rate = -STEP * sp.diff(losses.dpo(S * squared_norm + offset, beta=BETA), S) / squared_norm
     e = sp.exp(BETA * (S * squared_norm + offset))
-    require(sp.simplify(rate - STEP * BETA / (1 + e)) == 0, "another increment")
+    require(vanishes(rate - STEP * BETA / (1 + e)), "another increment")
     slope = -STEP * BETA**2 * squared_norm * e / (1 + e) ** 2
-    require(sp.simplify(rate.diff(S) - slope) == 0 and slope.is_negative, "the increments do not decrease in s")
+    require(vanishes(rate.diff(S) - slope) and slope.is_negative, "the increments do not decrease in s")
 
 
 def check_bound_slope(term: Callable[[sp.Expr, sp.Expr], sp.Expr]) -> None:
@@ -91,7 +92,7 @@ def check_bound_slope(term: Callable[[sp.Expr, sp.Expr], sp.Expr]) -> None:
     c, d, top = sp.IndexedBase("c"), sp.IndexedBase("D"), sp.Symbol("M", integer=True)
     k = sp.Sum(c[j] * d[j], (j, 1, last)) - top * sp.Sum(c[j], (j, 1, last))
     terms = sp.Sum(term(c[j], top - d[j]), (j, 1, last))
-    require(sp.simplify(sp.expand((k - terms).expand(), func=True)) == 0, "k is not that sum")
+    require(vanishes(sp.expand((k - terms).expand(), func=True)), "k is not that sum")
     some, gap = sp.symbols("c g", integer=True, positive=True)
     none = sp.Symbol("c", integer=True, nonnegative=True)
     require(term(none, gap - gap) == 0 and term(some * 0, gap) == 0, "a term is not 0 where it should be")
@@ -107,12 +108,12 @@ def check_winner_path() -> None:
     # e_i e_j ((D_i^2 + D_j^2) / 2 - D_i D_j), a sum of squares.
     path = S * c_d - n * sp.log(m)
     second = -n * (m.diff(S, 2) * m - m.diff(S) ** 2) / m**2
-    require(sp.simplify(path.diff(S, 2) - second) == 0, "unexpected second derivative")
+    require(vanishes(path.diff(S, 2) - second), "unexpected second derivative")
     symmetrised = (d_i**2 + d_j**2) / 2 - d_i * d_j
     require(sp.expand(symmetrised - (d_i - d_j) ** 2 / 2) == 0, "not a sum of squares")
     # At s = 0 all e_j = 1 and Z'(0) = sum_j D_j = n - n = 0.
     slope = path.diff(S).subs(m.diff(S), 0)
-    require(sp.simplify(slope - c_d) == 0, "the first slope is not c_w.D")
+    require(vanishes(slope - c_d), "the first slope is not c_w.D")
     # Tail: Z = e^(s M) (A + e^(-s g)), A tokens at the top, one term for each other token, gap g > 0.
     at_top, gap = sp.Symbol("A", integer=True, positive=True), sp.Symbol("g", positive=True)
     rest = sp.log(at_top + sp.exp(-S * gap))
@@ -136,7 +137,7 @@ def descend(
     step = step if update is None else [update(x) for x in step]
     place = sp.simplify(sum(x * y for x, y in zip(step, d, strict=True)) / sum(y * y for y in d))
     require(place.is_positive, f"s grows by {place}")
-    require(all(sp.simplify(x - place * y) == 0 for x, y in zip(step, d, strict=True)), f"a step along {step}, not {d}")
+    require(all(vanishes(x - place * y) for x, y in zip(step, d, strict=True)), f"a step along {step}, not {d}")
     return [x + y for x, y in zip(theta, step, strict=True)], place
 
 
@@ -149,7 +150,7 @@ def check_bound_after(
         sum(c * t for c, t in zip(chosen, at, strict=True)) - sum(chosen) * sp.Max(*at) for at in (start, theta)
     )
     k = bound_slope(chosen, difference(*pairs[0]))
-    require(sp.simplify(after - before - place * k) == 0, f"the bound moves by {after - before}, not by s k")
+    require(vanishes(after - before - place * k), f"the bound moves by {after - before}, not by s k")
     require(k <= 0, "the bound rises")
 
 
@@ -216,7 +217,7 @@ def _unequal_lengths() -> str:
     chosen, rejected = (1, 1, 0), (0, 2, 1)
     step = gradient_step(chosen, rejected, [sp.Integer(0)] * 3, sp.Integer(1))
     d = difference(chosen, rejected)
-    require(sp.simplify(step[0] * d[1] - step[1] * d[0]) != 0, "the first step is along D")
+    require(not vanishes(step[0] * d[1] - step[1] * d[0]), "the first step is along D")
     return f"y_w = ab, y_l = bbc: the first step is along {tuple(sp.nsimplify(x / step[0]) for x in step)}, D = {d}"
 
 

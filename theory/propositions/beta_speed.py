@@ -20,9 +20,9 @@ from scipy.integrate import solve_ivp
 from scipy.special import wrightomega
 
 from theory import losses
+from theory.algebra import vanishes
 from theory.claim import CheckFailed, Claim, require
 from theory.preferences import Floats, PreferenceGraph
-from theory.propositions.soft_labels import vanishes
 from theory.strategies import disjoint_pairs, log_policies, positive
 
 BETA = sp.Symbol("beta", positive=True)
@@ -112,18 +112,18 @@ def check_limit(graph: PreferenceGraph, ref: Sequence[sp.Expr], formula: Limit =
         ref: pi_ref, [n].
         formula: under test.
     """
-    horizon = sp.Symbol("T", positive=True)
+    root = sp.Symbol("R", positive=True)  # R^4 = T, so that all powers are whole
     weights = [sp.Rational(w) for w in graph.weights.tolist()]
     for beta in (sp.Rational(1, 2), sp.Integer(1), sp.Integer(2)):
         mass = list(ref)
         for (w, lo), weight in zip(graph.edges.tolist(), weights, strict=True):
-            step = (weight * horizon) ** (1 / (2 * beta))  # e^a
+            step = weight ** (1 / (2 * beta)) * root ** (4 / (2 * beta))  # e^a
             mass[w], mass[lo] = mass[w] * step, mass[lo] / step
-        policy = [sp.limit(sp.simplify(x / sum(mass)), horizon, sp.oo) for x in mass]
+        policy = [sp.limit(sp.cancel(x / sum(mass)), root, sp.oo) for x in mass]
         winners = graph.winners.tolist()
         claimed = formula([ref[w] for w in winners], weights, beta)
         for winner, share in zip(winners, claimed, strict=True):
-            require(sp.simplify(policy[winner] - share) == 0, f"the limit of {winner} is {policy[winner]}")
+            require(vanishes(policy[winner] - share), f"the limit of {winner} is {policy[winner]}")
         rest = [p for y, p in enumerate(policy) if y not in winners]
         require(all(p == 0 for p in rest), f"mass is left on losers or unseen responses: {policy}")
 

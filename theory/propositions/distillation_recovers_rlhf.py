@@ -16,6 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from theory import losses
+from theory.algebra import vanishes
 from theory.certificates import saddle_point
 from theory.claim import Claim, require
 from theory.preferences import Floats, PreferenceGraph
@@ -96,7 +97,7 @@ def check_one_normalisation(z: Any) -> None:
     require(z.is_finite is not False, f"the normaliser is {z}")
     total = sp.exp(c) * z
     require(sp.diff(total, c).is_positive, "the total mass does not rise with c")
-    require(sp.simplify(total.subs(c, -sp.log(z)) - 1) == 0, "-log Z does not normalise")
+    require(vanishes(total.subs(c, -sp.log(z)) - 1), "-log Z does not normalise")
 
 
 def geometric_normaliser(growth: Any) -> Any:

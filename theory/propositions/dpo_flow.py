@@ -22,6 +22,7 @@ from scipy.integrate import solve_ivp
 from scipy.special import wrightomega
 
 from theory import losses
+from theory.algebra import vanishes
 from theory.claim import Claim, require
 from theory.preferences import Floats, PreferenceGraph
 from theory.propositions.mass_transfer import dpo, slope_and_curvature
@@ -117,11 +118,11 @@ def check_flow(
     rates = graph.margins(speeds)
     for value, rate, weight in zip(margins, rates, weights, strict=True):
         at_start = time(value.subs(dict.fromkeys(theta, 0)), weight)
-        require(sp.simplify(at_start) == 0, "the clock does not start at 0")
+        require(vanishes(at_start), "the clock does not start at 0")
         advance = sp.diff(time(MARGIN, weight), MARGIN).subs(MARGIN, value) * rate
-        require(sp.simplify(advance - 1) == 0, "the clock does not advance with time")
+        require(vanishes(advance - 1), "the clock does not advance with time")
     for y, difference in enumerate(speeds - moved_logits(graph, rates)):
-        require(sp.simplify(difference) == 0, f"the logit of response {y} moves otherwise")
+        require(vanishes(difference), f"the logit of response {y} moves otherwise")
 
 
 def check_limit(graph: PreferenceGraph, limit: Limit, *, time: Clock = clock) -> None:
@@ -135,11 +136,23 @@ def check_limit(graph: PreferenceGraph, limit: Limit, *, time: Clock = clock) ->
     margins = np.array([sp.log(2 * BETA**2 * w * TIME) / BETA for w in weights], dtype=object)
     logits = np.array([sp.log(share) for share in ref], dtype=object) + moved_logits(graph, margins)
     claimed, anchor = limit(graph, ref, weights, BETA), int(graph.winners[0])
-    require(sp.simplify(sum(claimed) - 1) == 0, "probabilities do not add up to 1")
-    require(sp.simplify(claimed[anchor]) != 0, "a winner vanishes")
+    require(vanishes(sum(claimed) - 1), "probabilities do not add up to 1")
+    require(not vanishes(claimed[anchor]), "a winner vanishes")
     for y in range(graph.n):
-        ratio = sp.exp(sp.limit(sp.expand_log(logits[y] - logits[anchor]), TIME, sp.oo))
-        require(sp.simplify(claimed[y] / claimed[anchor] - ratio) == 0, f"another limit of response {y}")
+        ratio = sp.exp(limit_in_log(sp.expand_log(logits[y] - logits[anchor]), TIME))
+        require(vanishes(claimed[y] / claimed[anchor] - ratio), f"another limit of response {y}")
+
+
+def limit_in_log(value: sp.Expr, x: sp.Symbol) -> sp.Expr:
+    """As x -> infinity, of c log(x) + d; raises CheckFailed for any other expression."""
+    value = sp.expand(value)
+    slope = value.coeff(sp.log(x))
+    rest = sp.expand(value - slope * sp.log(x))
+    require(not rest.has(x) and not slope.has(x), f"{value} is not linear in log({x})")
+    if slope == 0:
+        return rest
+    require(slope.is_positive or slope.is_negative, f"the sign of {slope} is not known")
+    return sp.oo if slope.is_positive else -sp.oo
 
 
 def check_descent(time: Clock) -> None:
@@ -151,7 +164,7 @@ def check_descent(time: Clock) -> None:
     require(sp.simplify(sp.diff(slope, MARGIN)).is_positive, "the clock is not convex")
     factor = sp.exp(BETA * STEP / slope.subs(MARGIN, sp.log(LEVEL) / BETA))
     gain = sp.limit(sp.simplify(LEVEL * (factor - 1)), LEVEL, sp.oo)
-    require(sp.simplify(gain - 2 * BETA**2 * WEIGHT * STEP) == 0, f"a step gains {gain} in the limit")
+    require(vanishes(gain - 2 * BETA**2 * WEIGHT * STEP), f"a step gains {gain} in the limit")
 
 
 def prove() -> None:
@@ -222,15 +235,15 @@ def _chain() -> str:
     theta = sp.symbols("theta0:3", real=True)
     total = _dpo(_margin(theta[0], theta[1], 0, 0)) + _dpo(_margin(theta[1], theta[2], 0, 0))
     slopes = [sp.diff(total, x).subs(dict(zip(theta, (d, 0, -d), strict=True))) for x in theta]
-    require(sp.simplify(slopes[1]) == 0, "the middle response moves")
-    require(sp.simplify(sp.diff(clock(d, 1), d) * -slopes[0] - sp.Rational(1, 2)) == 0, "not half the speed")
+    require(vanishes(slopes[1]), "the middle response moves")
+    require(vanishes(sp.diff(clock(d, 1), d) * -slopes[0] - sp.Rational(1, 2)), "not half the speed")
     return "0 > 1 > 2, uniform reference: at half the speed to pi(0) = 1; response 1 wins a pair, and vanishes"
 
 
 def _both_directions() -> str:
     a, b = sp.symbols("a b", positive=True)
     slope = sp.diff(a * _dpo(MARGIN) + b * _dpo(-MARGIN), MARGIN)
-    require(sp.simplify(slope.subs(MARGIN, sp.log(a / b) / BETA)) == 0, "log(a / b) / beta is not stationary")
+    require(vanishes(slope.subs(MARGIN, sp.log(a / b) / BETA)), "log(a / b) / beta is not stationary")
     require(sp.simplify(sp.diff(slope, MARGIN)).is_positive, "not convex: the flow may go elsewhere")
     return "0 > 1 with weight a, 1 > 0 with weight b: Delta tends to log(a / b) / beta, and the loser keeps its mass"
 
@@ -245,7 +258,7 @@ def _other_start() -> str:
     ahead = (TIME + clock(sp.log(4), 1)) / TIME
     winners = sp.log(4) / 2 + sp.log(2 * BETA**2 * TIME * ahead) / (2 * BETA), sp.log(2 * BETA**2 * TIME) / (2 * BETA)
     ratio = sp.exp(sp.limit(sp.expand_log(winners[0] - winners[1], force=True), TIME, sp.oo))
-    require(sp.simplify(ratio - 2) == 0, f"the ratio tends to {ratio}")
+    require(vanishes(ratio - 2), f"the ratio tends to {ratio}")
     return "0 > 1, 2 > 3, weights 1, uniform reference, start at logits (log 4, 0, 0, 0): pi(0) : pi(2) -> 2, not 1"
 
 

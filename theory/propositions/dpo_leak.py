@@ -18,6 +18,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from theory import losses
+from theory.algebra import vanishes
 from theory.certificates import reaches
 from theory.claim import Claim, require
 from theory.preferences import Floats, PreferenceGraph
@@ -55,7 +56,7 @@ def check_level(bound: Callable[[Any, Any], Any], loss: PairLoss, ref_w: Any = R
     value = loss(_margin(WINNER, LOSER))
     slope = sp.factor(sp.simplify(sp.diff(value, LOSER).subs(LOSER, WINNER + REF_L - REF_W - MARGIN)))
     require(slope.is_positive, "the loss does not rise with pi(y_l)")
-    require(sp.simplify(value.subs(LOSER, bound(WINNER, LEVEL)) - LEVEL) == 0, "the bound does not attain the level")
+    require(vanishes(value.subs(LOSER, bound(WINNER, LEVEL)) - LEVEL), "the bound does not attain the level")
     # log pi(y_w) <= 0, so this holds whatever the winner's probability is.
     largest = bound(sp.S.Zero, LEVEL).subs(REF_W, ref_w)
     require(sp.limit(largest, LEVEL, 0, "+") == -sp.oo, "the loser's probability need not vanish")
@@ -174,14 +175,14 @@ def enumerate_policies(thorough: bool) -> str:
 
 def _both_directions() -> str:
     total = _dpo(MARGIN) + _dpo(-MARGIN)
-    require(sp.simplify(sp.diff(total, MARGIN).subs(MARGIN, 0)) == 0, "0 is not stationary")
+    require(vanishes(sp.diff(total, MARGIN).subs(MARGIN, 0)), "0 is not stationary")
     require(sp.limit(total, MARGIN, sp.oo) == sp.oo, "the loss stays finite without mass on a loser")
     return "0 > 1 and 1 > 0, uniform reference: the optimum is pi(0) = pi(1); no mass on a loser costs infinite loss"
 
 
 def _tied_parameters() -> str:
     total = _dpo(MARGIN) + _dpo(-MARGIN)  # margins t and -t of the pairs 0 > 1 and 2 > 3
-    require(sp.simplify(sp.diff(total, MARGIN).subs(MARGIN, 0)) == 0, "0 is not stationary")
+    require(vanishes(sp.diff(total, MARGIN).subs(MARGIN, 0)), "0 is not stationary")
     require(sp.simplify(sp.diff(total, MARGIN, 2)).is_positive, "not convex")
     return "0 > 1, 2 > 3 with margins t, -t of one parameter: the only minimiser is the reference, losers at 1/4 each"
 

@@ -18,8 +18,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from theory import losses
+from theory.algebra import vanishes
 from theory.claim import CheckFailed, Claim, require
-from theory.propositions.soft_labels import vanishes
 
 ALPHA, GAMMA = sp.symbols("alpha gamma", positive=True)
 WINNER, LOSER = sp.symbols("w x", positive=True)

@@ -16,6 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from theory import losses
+from theory.algebra import vanishes
 from theory.claim import CheckFailed, Claim, require
 from theory.strategies import log_policies
 
@@ -59,7 +60,7 @@ def check_bounded_below(term: Term) -> None:
     gap = term(WINNER, LOSER, ALPHA, GAMMA).subs(LOSER, 1 - WINNER - REST)
     weight = losses.focal_weight(sp.log(WINNER), sp.log(1 - WINNER - REST), gamma=GAMMA)
     ratio = sp.exp(sp.simplify(-gap / (ALPHA * weight)))
-    require(sp.simplify(ratio - WINNER / (WINNER + REST)) == 0, "not log P(y_w | not y_l)")
+    require(vanishes(ratio - WINNER / (WINNER + REST)), "not log P(y_w | not y_l)")
     require((1 - WINNER / (WINNER + REST)).simplify().is_positive, "not below 0 with mass elsewhere")
     require(sp.simplify(ratio.subs(REST, 0)) == 1, "not 0 where the pair holds all mass")
 
@@ -119,10 +120,10 @@ def check_loser_slope(slope: Callable[[sp.Expr, sp.Expr, sp.Expr, sp.Expr], sp.E
     term = preference_term(WINNER, LOSER, ALPHA, GAMMA)
     weight = losses.focal_weight(sp.log(WINNER), sp.log(LOSER), gamma=GAMMA)
     p, g = WINNER / (WINNER + LOSER), sp.log(WINNER) - sp.log(1 - LOSER)
-    require(sp.simplify(LOSER * sp.diff(term, LOSER) - slope(weight, p, g, LOSER)) == 0, "another slope")
+    require(vanishes(LOSER * sp.diff(term, LOSER) - slope(weight, p, g, LOSER)), "another slope")
     plain = preference_term(WINNER, LOSER, ALPHA, sp.Integer(0))
     raised = sp.simplify(LOSER * sp.diff(plain, LOSER)).subs(LOSER, 1 - WINNER - REST)
-    require(sp.simplify(raised + ALPHA * (1 - WINNER - REST) / (WINNER + REST)) == 0, "another slope at gamma = 0")
+    require(vanishes(raised + ALPHA * (1 - WINNER - REST) / (WINNER + REST)), "another slope at gamma = 0")
 
 
 def loser_slope(weight: sp.Expr, p: sp.Expr, g: sp.Expr, x: sp.Expr) -> sp.Expr:

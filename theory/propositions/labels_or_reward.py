@@ -27,6 +27,7 @@ from hypothesis import strategies as st
 from scipy.stats import binom
 
 from theory import losses
+from theory.algebra import vanishes
 from theory.claim import Claim, require
 from theory.preferences import Floats, PreferenceGraph
 from theory.propositions.mass_transfer import dpo, optimum
@@ -100,20 +101,15 @@ def check_information(
         # The loss, and with it all that follows, is linear in the k: one comparison at a time.
         alone = dict.fromkeys(np.delete(k, e), 0)
         fisher, noise = (sp.cancel(f(k[e], p[e])) for f in (information, wins_variance))
-        require(_vanishes(noise - fisher), "the slopes' variance is not the information")
+        require(vanishes(noise - fisher), "the slopes' variance is not the information")
         for i, x in enumerate(v):
             slope = sp.diff(total.subs(alone), x)
-            require(_vanishes(slope.subs(at)), "the true rewards are not the limit of the fit")
+            require(vanishes(slope.subs(at)), "the true rewards are not the limit of the fit")
             # One win more, of which there are k q: the slopes move by -b, and their covariance is noise b b'.
-            require(_vanishes(sp.diff(slope, q[e]) + k[e] * signs[i]), "frequencies enter otherwise")
+            require(vanishes(sp.diff(slope, q[e]) + k[e] * signs[i]), "frequencies enter otherwise")
             for j in range(i, graph.n):
                 curvature = sp.diff(slope, v[j]).subs(at)
-                require(_vanishes(curvature - fisher * signs[i] * signs[j]), "the curvature is not the information")
-
-
-def _vanishes(value: sp.Expr) -> bool:
-    """Exactly, of a quotient of polynomials in the symbols and their exponentials."""
-    return bool(sp.cancel(sp.together(sp.expand(value))) == 0)
+                require(vanishes(curvature - fisher * signs[i] * signs[j]), "the curvature is not the information")
 
 
 def _map(function: Callable[[Any], Any], values: Any) -> Any:
@@ -161,7 +157,7 @@ def check_variance(
     b = sp.Matrix(graph.incidence.toarray().astype(int)) * features
     # The slope of comparison e has variance g_e, so what it adds to the margin has (b_e . gains)^2 g_e.
     variance = sum(g[e] * (b[e, :] * gains)[0] ** 2 for e in range(len(graph)))
-    require(_vanishes(variance - formula(graph, g, pair)), "the fit has another variance")
+    require(vanishes(variance - formula(graph, g, pair)), "the fit has another variance")
 
 
 def outcomes(labels: Sequence[int], p: Sequence[Any]) -> Iterator[tuple[tuple[int, ...], Any]]:
@@ -186,9 +182,9 @@ def check_bound(graph: PreferenceGraph, labels: Sequence[int], variance: OfLabel
         score = b.T * sp.Matrix([of_edge[x] for of_edge, x in zip(slopes, wins, strict=True)])
         mean += chance * score
         covariance += chance * score * score.T
-    require(all(_vanishes(entry) for entry in mean), "the score has another mean than 0")
+    require(all(vanishes(entry) for entry in mean), "the score has another mean than 0")
     information = laplacian(graph, [variance(k, share) for k, share in zip(labels, p, strict=True)])
-    require(all(_vanishes(entry) for entry in covariance - information), "the score has another covariance")
+    require(all(vanishes(entry) for entry in covariance - information), "the score has another covariance")
 
 
 def likelihood_slope(wins: int, labels: int, p: sp.Symbol) -> sp.Expr:
@@ -198,7 +194,7 @@ def likelihood_slope(wins: int, labels: int, p: sp.Symbol) -> sp.Expr:
     loss = wins * _dpo(MARGIN / BETA) + (labels - wins) * _dpo(-MARGIN / BETA)
     chance = comb(labels, wins) * sigmoid(MARGIN) ** wins * sigmoid(-MARGIN) ** (labels - wins)
     score = -sp.diff(loss, MARGIN)
-    require(sp.simplify(sp.diff(chance, MARGIN) - chance * score) == 0, "the loss is not the labels' likelihood")
+    require(vanishes(sp.diff(chance, MARGIN) - chance * score), "the loss is not the labels' likelihood")
     return sp.cancel(score.subs(MARGIN, sp.log(p / (1 - p))))
 
 
@@ -229,7 +225,7 @@ def check_distillation(graph: PreferenceGraph, margins: Sequence[Any], pair_loss
     [solution] = sp.linsolve([sp.diff(total, x) for x in v[:-1]], *v[:-1])
     at = dict(zip(v[:-1], solution, strict=True))
     for z, target in zip(implicit, margins, strict=True):
-        require(sp.simplify(z.subs(at) - target) == 0, "the distilled margin is not the reward model's")
+        require(vanishes(z.subs(at) - target), "the distilled margin is not the reward model's")
     truth, bias, noise, variance = sp.symbols("d b e v", real=True)
     square = sp.Poly(sp.expand((truth + bias + noise - truth) ** 2), noise)
     moments = {0: 1, 1: 0, 2: variance}  # of the noise
@@ -240,9 +236,9 @@ def check_distillation(graph: PreferenceGraph, margins: Sequence[Any], pair_loss
 def check_own_comparison(lower: Callable[[Any], Any]) -> None:
     """R_eff = 1 / (k p (1 - p)) >= lower(k), with equality at p = 1/2 alone."""
     own = resistance(PreferenceGraph(2, [(0, 1)]), [bernoulli(LABELS, P)], (0, 1))
-    require(sp.simplify(own - 1 / bernoulli(LABELS, P)) == 0, "another resistance")
+    require(vanishes(own - 1 / bernoulli(LABELS, P)), "another resistance")
     excess = sp.simplify((own - lower(LABELS)) * bernoulli(LABELS, P))
-    require(sp.simplify(excess - (2 * P - 1) ** 2) == 0, "the bound is another, or not sharp at p = 1/2 alone")
+    require(vanishes(excess - (2 * P - 1) ** 2), "the bound is another, or not sharp at p = 1/2 alone")
 
 
 def check_infinite(graph: PreferenceGraph, edge: int, labels: int, claimed: OfLabels) -> None:
@@ -266,7 +262,7 @@ def check_fit(frequency: sp.Expr) -> None:
         require(sp.simplify(-slope).is_positive, "the loss of labels that agree has a minimum")
     else:
         at = sp.log(frequency / (1 - frequency))
-        require(sp.simplify(slope.subs(MARGIN, at)) == 0, "the log-odds are not the fit")
+        require(vanishes(slope.subs(MARGIN, at)), "the log-odds are not the fit")
 
 
 def agreement(labels: Any, p: Any) -> Any:
@@ -400,7 +396,7 @@ def _copied_labels() -> str:
     copies = [(LABELS, P), (sp.S.Zero, 1 - P)]
     mean = sum(x * chance for x, chance in copies)
     variance = sp.simplify(sum((x - mean) ** 2 * chance for x, chance in copies))
-    require(sp.simplify(variance / bernoulli(LABELS, P) - LABELS) == 0, "another variance")
+    require(vanishes(variance / bernoulli(LABELS, P) - LABELS), "another variance")
     return "one annotator's label, copied k times: the variance of the slope is k times k p (1 - p)"
 
 
@@ -409,7 +405,7 @@ def _shared_parameters() -> str:
     graph, features = PreferenceGraph(4, [(0, 1), (2, 3)]), sp.Matrix([1, 0, 1, 0])
     g = sp.symbols("g0:2", positive=True)
     information = (features.T * laplacian(graph, g) * features)[0]
-    require(sp.simplify(information - g[0] - g[1]) == 0, "another information")
+    require(vanishes(information - g[0] - g[1]), "another information")
     require(sp.simplify(1 / g[0] - 1 / information).is_positive, "the labels of the other prompt do not help")
     return "two prompts whose pairs share one parameter: the variance is 1 / (g1 + g2), R_eff of either is 1 / g"
 
@@ -417,7 +413,7 @@ def _shared_parameters() -> str:
 def _not_connected() -> str:
     graph = PreferenceGraph(4, [(0, 1), (2, 3)])
     curvature = (laplacian(graph, sp.symbols("g0:2", positive=True)))[:-1, :-1]
-    require(sp.simplify(curvature.det()) == 0, "the fit is determined")
+    require(vanishes(curvature.det()), "the fit is determined")
     found = effective_resistance(graph, pairs=[(0, 2)])
     require(bool(found[0] == np.inf), "a finite resistance")
     return "comparisons 0-1 and 2-3: the margin between 0 and 2 is not determined by any number of labels"

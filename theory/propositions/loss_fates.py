@@ -21,8 +21,9 @@ from hypothesis import strategies as st
 from scipy.optimize import minimize, root
 
 from theory import losses
+from theory.algebra import vanishes
 from theory.certificates import policy_kkt
-from theory.claim import CheckFailed, Claim, require
+from theory.claim import CheckFailed, Claim, losses_now, require
 from theory.preferences import Floats, PreferenceGraph
 from theory.propositions.dpo_divergence import Crossing, across_components, check_alternatives, digraphs
 from theory.strategies import positive
@@ -156,6 +157,14 @@ class Subject:
         return compiled
 
     @cached_property
+    def stated(self) -> Callable[..., tuple[Any, Any]]:
+        """`compiled`'s arguments -> pull and push."""
+        stated: Callable[..., tuple[Any, Any]] = sp.lambdify(
+            [U, V, P, Q, *SYMBOLS.values], [self.pull, self.push], "numpy"
+        )
+        return stated
+
+    @cached_property
     def normalised(self) -> bool:
         """Whether it is a loss of log pi(y_w) / |y_w| - log pi(y_l) / |y_l|."""
         if self.drift == 0 or self.regions != SMOOTH:
@@ -287,8 +296,13 @@ class Cell:
     evidence: Evidence
 
 
-def table() -> list[Cell]:
+def table() -> Sequence[Cell]:
     """Every cell, row by row, each found by running its check. Raises CheckFailed where one does not pass."""
+    return _table(losses_now())
+
+
+@cache
+def _table(_: tuple[Any, ...]) -> Sequence[Cell]:
     cells = []
     for subject in subjects():
         check_slopes(subject)
@@ -350,7 +364,7 @@ def loser_falls_for_ever(subject: Subject) -> str:
     ever for the loser."""
     winner, loser = parts(subject)
     require(exact(sp.diff(winner, U, 2)).is_positive, f"{subject.name}: the winner's part is not strictly convex")
-    require(sp.simplify(sp.diff(winner, U).subs(U, subject.best[0])) == 0, f"{subject.name}: another best u_w")
+    require(vanishes(sp.diff(winner, U).subs(U, subject.best[0])), f"{subject.name}: another best u_w")
     require(exact(sp.diff(loser, V)).is_positive, f"{subject.name}: the loser's part does not rise")
     return f"$u_w$ to {latex(subject.best[0])}"
 
@@ -370,7 +384,7 @@ def has_a_finite_target(subject: Subject) -> str:
     require(not target.is_infinite, f"{subject.name} has no finite target")
     require(subject.curvature.is_positive, f"{subject.name} is not strictly convex")
     gap = sp.diff(subject.of_margin, Z).subs(Z, target)
-    require(sp.simplify(gap) == 0, f"{subject.name} is not least at {target}")
+    require(vanishes(gap), f"{subject.name} is not least at {target}")
     return f"at {latex(target)}"
 
 
@@ -390,7 +404,7 @@ def has_two_finite_targets(subject: Subject) -> str:
     for part, variable, best in zip(parts(subject), (U, V), subject.best, strict=True):
         require(not best.is_infinite, f"{subject.name} has no finite target of {variable}")
         require(exact(sp.diff(part, variable, 2)).is_positive, f"{subject.name} is not strictly convex in {variable}")
-        require(sp.simplify(sp.diff(part, variable).subs(variable, best)) == 0, f"another target of {variable}")
+        require(vanishes(sp.diff(part, variable).subs(variable, best)), f"another target of {variable}")
     return f"$u$ at $\\pm$ {latex(subject.best[0])}"
 
 
@@ -540,7 +554,7 @@ def slope_has_a_peak(subject: Subject) -> str:
         )
     else:
         condition, where = condition.subs(PEAK, subject.peak), subject.peak
-    require(sp.simplify(condition) == 0, f"{subject.name}: the peak is elsewhere")
+    require(vanishes(condition), f"{subject.name}: the peak is elsewhere")
     gap = (largest - subject.budget).subs(point).subs(PEAK, where).evalf(30)
     require(bool(abs(gap) < sp.Float(10) ** -25), f"{subject.name}: C is not {subject.budget}")
     number = "" if subject.budget.free_symbols - {PEAK} else f" = {float(subject.budget.subs(PEAK, where)):.4f}"
@@ -579,7 +593,7 @@ def ramp_has_an_end(subject: Subject) -> str:
     require(is_flat_beyond_a_target.accepts(subject), f"{subject.name} has no kink in the margin")
     for region, largest in zip(subject.regions, (1 - T, sp.S.Zero), strict=True):
         reached = sp.simplify((-Z * sp.diff(subject.of_margin, Z)).subs(Z, (region[U] - V)))
-        require(sp.simplify(reached - largest) == 0, f"{subject.name}: -Delta f' is {reached}")
+        require(vanishes(reached - largest), f"{subject.name}: -Delta f' is {reached}")
     return latex(sp.S.One)
 
 
@@ -592,7 +606,7 @@ def dpo_and_what_the_kl_pays(subject: Subject) -> str:
         slopes = [sp.diff(subject.total, variable).subs(region) for variable in (U, V)]
         along = -(U.subs(region) * slopes[0] + V * slopes[1])
         seen = (BETA * z / (1 + sp.exp(BETA * z))).subs(region)
-        require(sp.simplify(along - seen) == 0, f"{subject.name}: -u . grad L is another")
+        require(vanishes(along - seen), f"{subject.name}: -u . grad L is another")
     require(at(subject, sp.S.Zero, sp.S.Zero) == sp.log(2), f"{subject.name} is not log 2 at the reference")
     check_drift_below(subject)
     return "$W(1/e)+\\log2$, or less"
@@ -613,7 +627,7 @@ def check_drift_below(subject: Subject) -> None:
     )
     pushed = sp.diff(subject.total, V).subs(subject.regions[1])
     require(above == 0, f"{subject.name} drifts above its reference")
-    require(sp.simplify(below + LAM * pushed) == 0, f"{subject.name}: the drift below is {below}")
+    require(vanishes(below + LAM * pushed), f"{subject.name}: the drift below is {below}")
     require(sp.simplify(pushed).is_positive, f"{subject.name} does not push the loser down")
 
 
@@ -645,7 +659,7 @@ def log_probs_have_no_reference(subject: Subject) -> str:
     require(subject.normalised, f"{subject.name} is not length-normalised")
     require(subject.slope.is_negative and subject.curvature.is_positive, f"{subject.name}: no slope has one margin")
     steepest = sp.limit(subject.slope, X, 0, "+")
-    require(sp.simplify(steepest + BETA) == 0, f"{subject.name}: the slope does not reach beta")
+    require(vanishes(steepest + BETA), f"{subject.name}: the slope does not reach beta")
     check_unbounded_divergence()
     return ""
 
@@ -678,7 +692,7 @@ def check_coercive(subject: Subject, ref_loser: Any) -> None:
     for variable, share in ((U, P), (V, ref_loser)):
         penalty = share * losses.forward_kl(variable)
         held = -sp.diff(losses.pessimistic(subject.total, penalty, alpha=ALPHA) - subject.total, variable)
-        require(sp.simplify(held - ALPHA * share) == 0, "the penalty is another")
+        require(vanishes(held - ALPHA * share), "the penalty is another")
         require(held.is_positive, "the penalty lets a response vanish")
 
 
@@ -690,7 +704,7 @@ def the_kl_may_hold_the_loser(subject: Subject) -> str:
     pushes = exact(sp.diff(subject.total, V))
     least = sp.limit(pushes.subs(X, Y / T), T, 0, "+")  # the margin to infinity
     stated = exact(FLIPPED * BETA / (1 - 2 * FLIPPED))
-    require(sp.simplify(least - stated) == 0, f"{subject.name} pushes the loser with {least}")
+    require(vanishes(least - stated), f"{subject.name} pushes the loser with {least}")
     require(sp.factor(pushes - least).is_positive, f"{subject.name} pushes the loser with less")
     require(least.is_positive, f"{subject.name}: its push vanishes")
     # What is left of it is DPO: at least 0, so that the terms linear in u_w and u_l decide.
@@ -717,8 +731,10 @@ def unseen_factor(subject: Subject, penalty: Penalty) -> Any:
     total = losses.pessimistic(subject.total, penalty(shares, (U, V, unseen)), alpha=ALPHA)
     gradient = [sp.diff(total, variable) for variable in (U, V, unseen)]
     pairs = sp.diff(subject.total, U) + sp.diff(subject.total, V)
-    multiplier = sp.simplify(sum(gradient) - pairs) + (exact(pairs) if not pairs.has(sp.Piecewise) else pairs)
-    return sp.simplify(gradient[2] / multiplier / shares[2])
+    of_penalty = sp.expand(sum(gradient) - pairs)
+    multiplier = of_penalty + (exact(pairs) if not pairs.has(sp.Piecewise) else pairs)
+    factor = gradient[2] / multiplier / shares[2]
+    return sp.simplify(factor) if factor.has(sp.exp, sp.Piecewise) else sp.cancel(factor)
 
 
 def check_kept(subject: Subject, penalty: Penalty) -> None:
@@ -739,8 +755,8 @@ def every_winner_takes_from_them(subject: Subject) -> str:
     """The slopes add up to the same negative number at every policy: the unseen are multiplied by less than 1."""
     require(subject.drift.is_negative, f"{subject.name}: no constant drift")
     require(not subject.drift.has(U, V, X, Y), f"{subject.name}: no constant drift")
-    factor = sp.simplify(unseen_factor(subject, forward_kl))
-    require(sp.simplify(factor - ALPHA / (ALPHA - subject.drift)) == 0, f"{subject.name}: another factor")
+    factor = unseen_factor(subject, forward_kl)
+    require(vanishes(factor - ALPHA / (ALPHA - subject.drift)), f"{subject.name}: another factor")
     return f"times {latex(sp.factor(factor))}"
 
 
@@ -749,7 +765,7 @@ def lengths_move_them(subject: Subject) -> str:
     """The slopes add up to 0 iff both completions have the same length. Run: one pair of a reference
     (0.3, 0.3, 0.4), beta 2, gamma 0.5, alpha 1/2, lengths 4 and 2, then 2 and 4."""
     require(subject.normalised, f"{subject.name} is not length-normalised")
-    require(sp.simplify(subject.drift.subs(SHORT, LONG)) == 0, f"{subject.name} moves them at equal lengths")
+    require(vanishes(subject.drift.subs(SHORT, LONG)), f"{subject.name} moves them at equal lengths")
     require(sp.factor(subject.drift / (LONG - SHORT)).is_nonzero, f"{subject.name}: or at other lengths")
     masses = []
     for lengths in ((4.0, 2.0), (2.0, 4.0)):
@@ -826,7 +842,7 @@ def the_top_of_a_chain_never_sinks(subject: Subject) -> str:
     """What the loss sees of 0>2 never falls, and is the margin where 0 is not below its reference; on 0>1>2 it never
     is: that would take a push on 1 both above and below the one of 1 on 2."""
     z = seen_margin(subject)
-    require(sp.simplify((z - (U - V)).subs(U, T)) == 0, f"{subject.name} does not see the margin of a winner above")
+    require(vanishes((z - (U - V)).subs(U, T)), f"{subject.name} does not see the margin of a winner above")
     require(sp.diff(z.subs(U, -T), V) == -1, f"{subject.name} sees another loser")
     check_drift_below(subject)
     # Slopes s of 0>1 and r of 1>2, which pulls 1 with (1 + j) r, 0 <= j <= lambda; shares p_0 = 1 - p_1 - q. Below its
@@ -916,7 +932,12 @@ def sigma(z: Any) -> Any:
 
 
 def subjects() -> tuple[Subject, ...]:
-    """The rows of the table."""
+    """The rows of the table; the same as long as the losses are, with all that was found of them."""
+    return _subjects(losses_now())
+
+
+@cache
+def _subjects(_: tuple[Any, ...]) -> tuple[Subject, ...]:
     margin, half = U - V, 1 / (2 * BETA)
     seen = margin - LAM * sp.Piecewise((-U, U < 0), (0, True))
     per_token = (U + sp.log(P)) / LONG - (V + sp.log(Q)) / SHORT
@@ -1201,9 +1222,9 @@ def subjects() -> tuple[Subject, ...]:
 
 
 def named(name: str, **changes: Any) -> Subject:
-    """A row of the table, perhaps with changes; what had been found of it is forgotten."""
+    """A row of the table, perhaps with changes, of which nothing has been found yet."""
     [subject] = [subject for subject in subjects() if subject.name == name]
-    return replace(subject, found={}, **changes)
+    return replace(subject, found={}, **changes) if changes else subject
 
 
 # ---------------------------------------------------------------- proof and enumeration
@@ -1290,7 +1311,7 @@ def _tied(name: str) -> Subject:
 def _tied_parameters() -> str:
     tied = _tied("DPO")
     require(tied.curvature.is_positive, "not strictly convex")
-    require(sp.simplify(tied.slope.subs(X, 1)) == 0, "0 is not stationary")
+    require(vanishes(tied.slope.subs(X, 1)), "0 is not stationary")
     return "DPO, margins t and -t of one shared parameter: finite at t = 0, though both pairs are seen one way"
 
 
@@ -1341,16 +1362,6 @@ def _weights_of_two() -> str:
 
 # ---------------------------------------------------------------- properties
 
-_COMPILED: dict[str, tuple[Subject, Callable[..., Any]]] = {}
-
-
-def _compiled(name: str) -> tuple[Subject, Callable[..., Any]]:
-    if name not in _COMPILED:
-        subject = named(name)
-        stated = sp.lambdify([U, V, P, Q, *SYMBOLS.values], [subject.pull, subject.push], "numpy")
-        _COMPILED[name] = subject, stated
-    return _COMPILED[name]
-
 
 @st.composite
 def _settings(draw: st.DrawFn) -> Setting:
@@ -1379,7 +1390,7 @@ def autograd_pulls_and_pushes_as_stated(name: str, setting: Setting, u: float, v
     def tensor(number: float) -> Any:
         return torch.tensor([number], dtype=torch.float64)
 
-    subject, stated = _compiled(name)
+    subject = named(name)
     winner, loser, ref = tensor(u).requires_grad_(), tensor(v).requires_grad_(), tensor(np.log(share))
     of_pair = replace(
         setting,
@@ -1387,7 +1398,7 @@ def autograd_pulls_and_pushes_as_stated(name: str, setting: Setting, u: float, v
     )
     loss = subject.value(Pair(u=winner, v=loser, ref_u=ref, ref_v=ref), of_pair)
     slopes = torch.autograd.grad(loss.sum(), (winner, loser), allow_unused=True)
-    pull, push = stated(u, v, share, share, *setting.values)
+    pull, push = subject.stated(u, v, share, share, *setting.values)
     got = [0.0 if slope is None else float(slope) for slope in slopes]
     np.testing.assert_allclose(got, [-float(pull), float(push)], rtol=1e-9, atol=1e-9)
 
@@ -1410,13 +1421,13 @@ def _examples(draw: st.DrawFn) -> Example:
 @given(st.sampled_from(["DPO", "cDPO", "soft labels (RPO)", "distillation (REBEL)", "IPO", "R-DPO"]), _examples())
 def the_divergence_stays_within_its_budget(name: str, example: Example) -> None:
     """NumPy: at certified optima alpha J <= C, and no unseen response has moved."""
-    assert abs(check_budget(_compiled(name)[0], example)[3]) < 1e-6
+    assert abs(check_budget(named(name), example)[3]) < 1e-6
 
 
 @given(_examples())
 def the_nll_takes_the_same_share_of_every_unseen(example: Example) -> None:
     """NumPy: at certified optima of DPO + NLL, the unseen are multiplied by alpha n / (alpha n + a)."""
-    u, h = fitted(_compiled("DPO + NLL")[0], example), example.setting
+    u, h = fitted(named("DPO + NLL"), example), example.setting
     kept = example.alpha * h.chosen_length / (example.alpha * h.chosen_length + h.nll)
     np.testing.assert_allclose(np.exp(u[3]), kept, rtol=1e-6)
 

@@ -18,6 +18,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from theory import losses
+from theory.algebra import vanishes
 from theory.certificates import policy_kkt
 from theory.claim import Claim, require
 from theory.preferences import Floats, PreferenceGraph
@@ -119,7 +120,7 @@ def check_identity(
     slack = (policy - ref) @ rewards - promised
     explained = BETA / ALPHA * (above_tangent + sum(g * x for g, x in zip(gradient, rewards / BETA - u, strict=True)))
     difference = sp.expand((slack - explained).subs(normalised))
-    require(difference == 0 or sp.simplify(difference) == 0, "the slack is not the distance from the tangent")
+    require(vanishes(difference), "the slack is not the distance from the tangent")
 
 
 def check_convexity(loss: PairLoss) -> None:
@@ -136,7 +137,7 @@ def check_loss_of_reward(loss: PairLoss, stated: Callable[[Any, Any], Any]) -> N
         stated: (margin of the reward, the pair's own reward margin) -> value.
     """
     difference = loss(MARGIN / BETA, TARGET, BETA) - stated(MARGIN, TARGET)
-    require(sp.simplify(sp.expand_log(difference, force=True)) == 0, "the reward's loss is another")
+    require(vanishes(sp.expand_log(difference, force=True)), "the reward's loss is another")
 
 
 def check_best_response(n: int, reward: Callable[[Any, Any], Any]) -> None:
@@ -304,7 +305,7 @@ def _earns(instance: Instance, rewards: list[Any], what: str) -> str:
 def _not_convex() -> str:
     instance, rewards = two_rewards()
     u = instance.logratios
-    require(sp.simplify(instance.data(-u) - instance.data(u)) == 0, "-u fits another member as badly")
+    require(vanishes(instance.data(-u) - instance.data(u)), "-u fits another member as badly")
     worst = (instance.policy - instance.ref) @ -u - reverse_kl(instance.ref, instance.policy, u)
     return _earns(instance, rewards, "e-DPO, members (1, 0), (0, 1)") + (
         f"; worst case of pi* over S_lambda {float(worst):.3f}, of pi_ref 0"

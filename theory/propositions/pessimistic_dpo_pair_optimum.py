@@ -18,6 +18,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from theory import losses
+from theory.algebra import vanishes
 from theory.claim import Claim, require
 
 BETA, ALPHA, SHARE, TAU = sp.symbols("beta alpha c tau", positive=True)
@@ -95,7 +96,7 @@ def check_convex_in_log_probability(free: Sequence[sp.Symbol] = (REJECTED,)) -> 
     """
     e = sp.exp(BETA * ((CHOSEN - REF_CHOSEN) - (REJECTED - REF_REJECTED)))
     curvature = BETA**2 * e / (1 + e) ** 2
-    require(sp.simplify(sp.diff(_loss(), REJECTED, 2) - curvature) == 0, "unexpected curvature")
+    require(vanishes(sp.diff(_loss(), REJECTED, 2) - curvature), "unexpected curvature")
     require(curvature.is_positive, "the curvature is not positive")
     determinant = sp.simplify(sp.hessian(_loss(), free).det())
     require(sp.simplify(determinant / curvature).is_positive, f"the Hessian's determinant is {determinant}")
@@ -154,7 +155,7 @@ def check_below_optimum_is_downhill() -> None:
     growth = sp.Symbol("G", positive=True)  # e^(beta t) - 1
     slope = slope.subs(sp.exp(t * (a + gap)), 1 + growth)
     closed = -a * gap * growth / (a + gap * (1 + growth))
-    require(sp.simplify(slope - closed) == 0, "unexpected slope left of the optimum")
+    require(vanishes(slope - closed), "unexpected slope left of the optimum")
     require(closed.is_negative, "the slope left of the optimum is not negative")
 
 
@@ -172,7 +173,7 @@ def check_fixing_the_loser() -> None:
     a = sp.Symbol("a", positive=True)
     margin = losses.logratio_margin(CHOSEN, REJECTED, REF_CHOSEN, REF_REJECTED)
     closed = -BETA / (1 + sp.exp(BETA * margin)) - a
-    require(sp.simplify(_slope(CHOSEN, a) - closed) == 0, "unexpected slope in log pi(y_w)")
+    require(vanishes(_slope(CHOSEN, a) - closed), "unexpected slope in log pi(y_w)")
     require(closed.is_negative, "the slope in log pi(y_w) is not negative")
 
 
@@ -184,9 +185,9 @@ def check_ipo_ratio(margin_at_optimum: sp.Expr) -> None:
     require(best == [1 / (2 * TAU)] and sp.diff(ipo, margin, 2) == 2, "IPO has another optimum")
     a, gap = sp.symbols("a g", positive=True)
     matched = margin_at_optimum.subs(ALPHA, a / SHARE)  # = 1 / (2 tau)
-    require(sp.simplify(sp.exp(BETA * matched) - (BETA / a - 1)) == 0, "another ratio than IPO's")
+    require(vanishes(sp.exp(BETA * matched) - (BETA / a - 1)), "another ratio than IPO's")
     require(sp.simplify((BETA / a - 1).subs(BETA, 2 * a + gap) - 1).is_positive, "no tau > 0 for a < beta / 2")
-    require(sp.simplify(matched.subs(BETA, 2 * a)) == 0, "the margin is not 0 at a = beta / 2")
+    require(vanishes(matched.subs(BETA, 2 * a)), "the margin is not 0 at a = beta / 2")
 
 
 def _margin_at_optimum() -> sp.Expr:
@@ -242,7 +243,7 @@ def _free_winner() -> str:
 
 def _weight_too_large() -> str:
     slope = sp.simplify(_slope(REJECTED, sp.Integer(1)).subs({BETA: 1, CHOSEN: 0, REF_CHOSEN: 0, REF_REJECTED: 0}))
-    require(sp.simplify(slope + 1 / (1 + sp.exp(REJECTED))) == 0, "unexpected slope at a = beta = 1")
+    require(vanishes(slope + 1 / (1 + sp.exp(REJECTED))), "unexpected slope at a = beta = 1")
     require((-1 / (1 + sp.exp(REJECTED))).is_negative, "the slope has a zero")
     return "a = beta = 1: dL/dlog pi(y_l) = -1/(1 + pi(y_l)/pi(y_w)) < 0 everywhere, no interior optimum"
 
@@ -306,7 +307,7 @@ def check_curvature(numerator: sp.Expr) -> None:
     e = sp.Symbol("E", positive=True)
     difference = sp.powsimp(sp.expand_power_base(sp.powdenest(exact - by_s, force=True), force=True), force=True)
     difference = difference.subs(P, KAPPA * e ** (1 / BETA))  # E = exp(-beta Delta)
-    require(sp.simplify(sp.powsimp(sp.expand_power_base(difference, force=True), force=True)) == 0, "another curvature")
+    require(vanishes(sp.powsimp(sp.expand_power_base(difference, force=True), force=True)), "another curvature")
 
 
 NUMERATOR = A - BETA * S + BETA**2 * S * (1 - S)
@@ -355,7 +356,7 @@ def check_convex_for(numerator: sp.Expr, beta: sp.Expr, a: sp.Expr) -> None:
 def _both_free() -> str:
     t = sp.Symbol("t", real=True)
     moved = _loss().subs({CHOSEN: CHOSEN + t, REJECTED: REJECTED + t}, simultaneous=True)
-    require(sp.simplify(sp.diff(moved, t, 2)) == 0, "strictly convex in both log-probabilities")
+    require(vanishes(sp.diff(moved, t, 2)), "strictly convex in both log-probabilities")
     return "moving both log-probabilities by t: the loss is affine in t, so not strictly convex"
 
 

@@ -20,6 +20,7 @@ from scipy.integrate import solve_ivp
 from scipy.special import wrightomega
 
 from theory import losses
+from theory.algebra import vanishes
 from theory.claim import Claim, require
 from theory.preferences import Floats
 from theory.propositions.bag_of_words_winner import (
@@ -29,7 +30,6 @@ from theory.propositions.bag_of_words_winner import (
     difference,
     log_likelihood,
 )
-from theory.propositions.soft_labels import vanishes
 from theory.strategies import positive
 
 BETA = sp.Symbol("beta", positive=True)
@@ -110,10 +110,10 @@ def check_time(clock: Callable[[sp.Expr], sp.Expr], slope: Callable[[sp.Expr, sp
     require(vanishes(sp.diff(clock(X), X) * velocity - BETA**2 * norm), "another clock")
     time = clock(X) / (BETA**2 * norm)
     ratio = sp.limit(-shared * X / (BETA * norm) / sp.log(time), X, sp.oo)
-    require(sp.simplify(ratio - slope(shared, norm)) == 0, f"log pi(y_w)/pi(yhat) goes as {ratio} log t")
+    require(vanishes(ratio - slope(shared, norm)), f"log pi(y_w)/pi(yhat) goes as {ratio} log t")
     at_s = sp.diff((clock(BETA * norm * S)) / (BETA**2 * norm), norm)
     z = BETA * norm * S
-    require(sp.simplify(at_s - (z * sp.exp(z) - sp.exp(z) + 1) / (BETA * norm) ** 2) == 0, "another derivative in A")
+    require(vanishes(at_s - (z * sp.exp(z) - sp.exp(z) + 1) / (BETA * norm) ** 2), "another derivative in A")
     bracket = X * sp.exp(X) - sp.exp(X) + 1
     require(bracket.subs(X, 0) == 0 and sp.simplify(sp.diff(bracket, X)).is_positive, "s does not fall with |D|^2")
 
