@@ -55,14 +55,14 @@ def descend(loss: PairLoss, alpha: float, features: Floats, *, rate: float, step
     n = len(features)
     record = np.unique(np.concatenate([[0], np.round(np.geomspace(1, steps, _RECORDED)).astype(int)]))
     parameters, ref = np.zeros(features.shape[1]), uniform(n)
-    path = []
+    path, recorded = [], set(record.tolist())
     for step in range(steps + 1):
         logits = features @ parameters
         log_probs = logits - np.logaddexp.reduce(logits)
-        if step in record:
+        if step in recorded:
             path.append(log_probs)
         slopes = loss.derivatives(_PAIR.margins(log_probs - np.log(ref))).slope
-        by_logit = _PAIR.incidence.T @ slopes + alpha * (np.exp(log_probs) - ref)
+        by_logit = _PAIR.by_response(slopes) + alpha * (np.exp(log_probs) - ref)
         parameters -= rate * (features.T @ by_logit)
     return record.tolist(), np.array(path)
 

@@ -12,7 +12,7 @@ import sympy as sp
 from hypothesis import given
 
 from theory import budget, losses
-from theory.algebra import vanishes
+from theory.algebra import simplify, vanishes
 from theory.claim import Claim, require
 from theory.preferences import Floats, PreferenceGraph
 from theory.propositions.mass_transfer import PairLoss, distillation, dpo, ipo, slope_and_curvature
@@ -109,10 +109,10 @@ def check_constant(loss: PairLoss, bound: Any, at: Any) -> None:
         bound: C, under test.
         at: the margin where it is reached.
     """
-    excess = sp.together(sp.simplify(bound + MARGIN * sp.diff(loss(MARGIN, TARGET, SCALE), MARGIN)))
+    excess = sp.together(simplify(bound + MARGIN * sp.diff(loss(MARGIN, TARGET, SCALE), MARGIN)))
     above, below = sp.fraction(excess)
     require(below.is_positive, f"the sign of {below} is not known")
-    require(sp.simplify(sp.diff(above, MARGIN, 2)).is_positive, "the excess is not convex")
+    require(simplify(sp.diff(above, MARGIN, 2)).is_positive, "the excess is not convex")
     for order, what in ((0, "the bound is not reached"), (1, "the bound is crossed")):
         value = sp.expand(sp.diff(above, MARGIN, order).subs(MARGIN, at), power_exp=True)
         value = value.xreplace({sp.exp(OMEGA): sp.exp(-1) / OMEGA})  # what defines it
@@ -153,7 +153,7 @@ def check_moves(graph: PreferenceGraph, loss: PairLoss, moved: Callable[[Any, An
 
 def check_decreasing(loss: PairLoss) -> None:
     """f' < 0: every pair moves mass from the loser to the winner."""
-    require(sp.simplify(sp.diff(loss(MARGIN, TARGET, SCALE), MARGIN)).is_negative, "the slope may be positive")
+    require(simplify(sp.diff(loss(MARGIN, TARGET, SCALE), MARGIN)).is_negative, "the slope may be positive")
 
 
 def net(wins: Any, defeats: Any, alpha: Any) -> Any:

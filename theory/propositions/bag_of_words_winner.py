@@ -20,7 +20,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from theory import losses
-from theory.algebra import vanishes
+from theory.algebra import limit, simplify, vanishes
 from theory.claim import Claim, require
 
 Counts = tuple[int, ...]
@@ -117,7 +117,7 @@ def check_winner_path() -> None:
     # Tail: Z = e^(s M) (A + e^(-s g)), A tokens at the top, one term for each other token, gap g > 0.
     at_top, gap = sp.Symbol("A", integer=True, positive=True), sp.Symbol("g", positive=True)
     rest = sp.log(at_top + sp.exp(-S * gap))
-    require(sp.limit(rest, S, sp.oo) == sp.log(at_top), "the tail does not tend to log |argmax D|")
+    require(limit(rest, S, sp.oo) == sp.log(at_top), "the tail does not tend to log |argmax D|")
 
 
 def descend(
@@ -133,9 +133,9 @@ def descend(
     """
     d, theta = difference(*pairs[0]), [sp.Integer(x) for x in start]
     slopes = [gradient_step(chosen, rejected, theta, sp.S.One) for chosen, rejected in pairs]
-    step = [sp.simplify(sum(parts)) for parts in zip(*slopes, strict=True)]
+    step = [simplify(sum(parts)) for parts in zip(*slopes, strict=True)]
     step = step if update is None else [update(x) for x in step]
-    place = sp.simplify(sum(x * y for x, y in zip(step, d, strict=True)) / sum(y * y for y in d))
+    place = simplify(sum(x * y for x, y in zip(step, d, strict=True)) / sum(y * y for y in d))
     require(place.is_positive, f"s grows by {place}")
     require(all(vanishes(x - place * y) for x, y in zip(step, d, strict=True)), f"a step along {step}, not {d}")
     return [x + y for x, y in zip(theta, step, strict=True)], place
@@ -210,7 +210,7 @@ def gradient_step(chosen: Counts, rejected: Counts, theta: list[sp.Expr], beta: 
     normaliser = sp.log(sum(sp.exp(x) for x in t))
     logps = [log_likelihood(np.array(c), np.array(t, dtype=object), normaliser) for c in (chosen, rejected)]
     loss = losses.dpo(losses.logratio_margin(logps[0], logps[1], sp.Integer(0), sp.Integer(0)), beta=beta)
-    return [sp.simplify(-sp.diff(loss, x).subs(dict(zip(t, theta, strict=True)))) for x in t]
+    return [simplify(-sp.diff(loss, x).subs(dict(zip(t, theta, strict=True)))) for x in t]
 
 
 def _unequal_lengths() -> str:
@@ -233,7 +233,7 @@ def _several_pairs() -> str:
     zero, steps = [sp.Integer(0)] * 2, []
     for chosen, rejected in (((1, 1), (2, 0)), ((2, 0), (1, 1))):
         steps.append(gradient_step(chosen, rejected, zero, sp.Integer(1)))
-    require([sp.simplify(a + b) for a, b in zip(*steps, strict=True)] == [0, 0], "theta moves")
+    require([simplify(a + b) for a, b in zip(*steps, strict=True)] == [0, 0], "theta moves")
     require(some_token_below_top((1, 1), (-1, 1)), "the claim does not predict strict descent")
     return "ab > aa and aa > ab both observed: theta stays at 0 and s at 0, where the claim has strict descent"
 

@@ -17,7 +17,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from theory import losses
-from theory.algebra import vanishes
+from theory.algebra import simplify, vanishes
 from theory.claim import Claim, require
 from theory.strategies import positive, vectors
 
@@ -45,7 +45,7 @@ def slopes(rewards: list[sp.Expr], preferences: Preferences, weights: Weights) -
     r = sp.symbols(f"r0:{len(rewards)}", real=True)
     loss = expected_loss(r, preferences, weights)
     at = dict(zip(r, rewards, strict=True))
-    return [sp.simplify(sp.diff(loss, x).subs(at)) for x in r]
+    return [simplify(sp.diff(loss, x).subs(at)) for x in r]
 
 
 def cycle(p: Any) -> Preferences:
@@ -70,7 +70,7 @@ def check_dependence(preferences: Preferences, fits: Sequence[tuple[Weights, lis
     """Each sampler has the fit that stands beside it, and they are not all the same up to a constant."""
     for weights, rewards in fits:
         check_fit(rewards, preferences, weights)
-    found = {tuple(sp.simplify(x - rewards[0]) for x in rewards) for _, rewards in fits}
+    found = {tuple(simplify(x - rewards[0]) for x in rewards) for _, rewards in fits}
     require(len(found) > 1, "all samplers give the same fit")
 
 

@@ -17,7 +17,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from theory import losses
-from theory.algebra import vanishes
+from theory.algebra import limit, vanishes
 from theory.certificates import reaches
 from theory.claim import Claim, require
 from theory.preferences import PreferenceGraph
@@ -46,7 +46,7 @@ def check_diverges(pairwise: Pairwise) -> None:
     e = sp.exp(BETA * MARGIN)
     require(vanishes(sp.diff(loss, MARGIN) + BETA / (1 + e)), "another slope")
     require((-BETA / (1 + e)).is_negative, "the loss does not fall everywhere")
-    require(sp.limit(loss, MARGIN, sp.oo) == 0, "the infimum is not 0")
+    require(limit(loss, MARGIN, sp.oo) == 0, "the infimum is not 0")
 
 
 def check_loser_vanishes(margin: Callable[..., Any]) -> None:
@@ -60,7 +60,7 @@ def check_loser_vanishes(margin: Callable[..., Any]) -> None:
     require(sp.expand(margin(chosen, largest, ref_w, ref_l) - MARGIN) == 0, "another log pi(y_l)")
     require(sp.expand(sp.diff(margin(chosen, rejected, ref_w, ref_l), rejected)) == -1, "another slope in log pi(y_l)")
     bound = largest.subs(chosen, 0)  # log pi(y_w) <= 0
-    require(sp.limit(bound, MARGIN, sp.oo) == -sp.oo, "pi(y_l) does not vanish")
+    require(limit(bound, MARGIN, sp.oo) == -sp.oo, "pi(y_l) does not vanish")
 
 
 def check_free(features: Sequence[Sequence[int]]) -> None:
@@ -76,7 +76,7 @@ def loss_vanishes(gap: int, alpha: Any = 0) -> bool:
         alpha: weight of a KL penalty on the loser.
     """
     along = losses.pessimistic(losses.dpo(SCALE * gap, beta=1), losses.forward_kl(-SCALE * gap), alpha=alpha)
-    return bool(sp.limit(along, SCALE, sp.oo) == 0)
+    return bool(limit(along, SCALE, sp.oo) == 0)
 
 
 def check_all_diverge(

@@ -21,8 +21,8 @@ from hypothesis import strategies as st
 from scipy.integrate import solve_ivp
 from scipy.special import wrightomega
 
-from theory import losses
-from theory.algebra import vanishes
+from theory import algebra, losses
+from theory.algebra import simplify, vanishes
 from theory.claim import Claim, require
 from theory.preferences import Floats, PreferenceGraph
 from theory.propositions.mass_transfer import dpo, slope_and_curvature
@@ -128,9 +128,11 @@ def check_flow(
 def check_limit(graph: PreferenceGraph, limit: Limit, *, time: Clock = clock) -> None:
     """With E = e^(beta Delta), E / (2 beta^2 w t) -> 1; put into the logits, that gives the limit of every ratio."""
     level_time = time(sp.log(LEVEL) / BETA, WEIGHT)
-    require(sp.simplify(sp.diff(level_time, LEVEL)).is_positive, "time does not rise with the margin")
-    require(sp.limit(level_time, LEVEL, sp.oo) == sp.oo, "a finite time leads to an infinite margin")
-    require(sp.limit(2 * BETA**2 * WEIGHT * level_time / LEVEL, LEVEL, sp.oo) == 1, "E is not asymptotic to 2 b^2 w t")
+    require(simplify(sp.diff(level_time, LEVEL)).is_positive, "time does not rise with the margin")
+    require(algebra.limit(level_time, LEVEL, sp.oo) == sp.oo, "a finite time leads to an infinite margin")
+    require(
+        algebra.limit(2 * BETA**2 * WEIGHT * level_time / LEVEL, LEVEL, sp.oo) == 1, "E is not asymptotic to 2 b^2 w t"
+    )
     ref = np.array(sp.symbols(f"p0:{graph.n}", positive=True), dtype=object)
     weights = np.array(sp.symbols(f"w0:{len(graph)}", positive=True), dtype=object)
     margins = np.array([sp.log(2 * BETA**2 * w * TIME) / BETA for w in weights], dtype=object)
@@ -161,9 +163,9 @@ def check_descent(time: Clock) -> None:
     slope = sp.diff(time(MARGIN, WEIGHT), MARGIN)
     require(slope.is_positive, "a step does not widen the margin")
     # A convex clock lies above its tangent, which gains eta; and so the steps add up to infinity.
-    require(sp.simplify(sp.diff(slope, MARGIN)).is_positive, "the clock is not convex")
+    require(simplify(sp.diff(slope, MARGIN)).is_positive, "the clock is not convex")
     factor = sp.exp(BETA * STEP / slope.subs(MARGIN, sp.log(LEVEL) / BETA))
-    gain = sp.limit(sp.simplify(LEVEL * (factor - 1)), LEVEL, sp.oo)
+    gain = algebra.limit(simplify(LEVEL * (factor - 1)), LEVEL, sp.oo)
     require(vanishes(gain - 2 * BETA**2 * WEIGHT * STEP), f"a step gains {gain} in the limit")
 
 
@@ -215,7 +217,7 @@ def logit_slopes(logits: Floats, graph: PreferenceGraph, ref: Floats, beta: floa
     """Gradient of the loss in the logits, [n], through the softmax's Jacobian."""
     policy = np.exp(normalised(logits))
     margins = graph.margins(normalised(logits) - ref)
-    in_logps = graph.incidence.T @ (graph.weights * slope_and_curvature(dpo)[0](margins, np.zeros_like(margins), beta))
+    in_logps = graph.by_response(graph.weights * slope_and_curvature(dpo)[0](margins, np.zeros_like(margins), beta))
     slopes: Floats = (np.eye(graph.n) - policy[:, None]) @ in_logps
     return slopes
 
@@ -244,7 +246,7 @@ def _both_directions() -> str:
     a, b = sp.symbols("a b", positive=True)
     slope = sp.diff(a * _dpo(MARGIN) + b * _dpo(-MARGIN), MARGIN)
     require(vanishes(slope.subs(MARGIN, sp.log(a / b) / BETA)), "log(a / b) / beta is not stationary")
-    require(sp.simplify(sp.diff(slope, MARGIN)).is_positive, "not convex: the flow may go elsewhere")
+    require(simplify(sp.diff(slope, MARGIN)).is_positive, "not convex: the flow may go elsewhere")
     return "0 > 1 with weight a, 1 > 0 with weight b: Delta tends to log(a / b) / beta, and the loser keeps its mass"
 
 
@@ -252,12 +254,12 @@ def _other_start() -> str:
     """theta_w + theta_l of a pair is conserved, so a start off the reference is never forgotten."""
     theta = sp.symbols("theta0:4", real=True)
     total = _dpo(_margin(theta[0], theta[1], 0, 0)) + _dpo(_margin(theta[2], theta[3], 0, 0))
-    sums = [sp.simplify(sp.diff(total, theta[i]) + sp.diff(total, theta[i + 1])) for i in (0, 2)]
+    sums = [simplify(sp.diff(total, theta[i]) + sp.diff(total, theta[i + 1])) for i in (0, 2)]
     require(sums == [0, 0], "the sums of a pair's logits move")
     # The first clock starts at clock(log 4) and not at 0, which t outgrows: the margins' difference tends to 0.
     ahead = (TIME + clock(sp.log(4), 1)) / TIME
     winners = sp.log(4) / 2 + sp.log(2 * BETA**2 * TIME * ahead) / (2 * BETA), sp.log(2 * BETA**2 * TIME) / (2 * BETA)
-    ratio = sp.exp(sp.limit(sp.expand_log(winners[0] - winners[1], force=True), TIME, sp.oo))
+    ratio = sp.exp(algebra.limit(sp.expand_log(winners[0] - winners[1], force=True), TIME, sp.oo))
     require(vanishes(ratio - 2), f"the ratio tends to {ratio}")
     return "0 > 1, 2 > 3, weights 1, uniform reference, start at logits (log 4, 0, 0, 0): pi(0) : pi(2) -> 2, not 1"
 
@@ -266,20 +268,20 @@ def _shared_parameter() -> str:
     """One parameter, features 1, 0 and 2 of winner, loser and an unseen response."""
     theta = sp.Symbol("theta", real=True)
     slope = sp.diff(_dpo(_margin(theta, sp.S.Zero, 0, 0)), theta)
-    require(sp.simplify(-slope).is_positive, "theta does not rise for ever")
+    require(simplify(-slope).is_positive, "theta does not rise for ever")
     policy = sp.exp(theta) / (1 + sp.exp(theta) + sp.exp(2 * theta))
-    require(sp.limit(policy, theta, sp.oo) == 0, "the winner keeps mass")
+    require(algebra.limit(policy, theta, sp.oo) == 0, "the winner keeps mass")
     return "logits (1, 0, 2) theta of winner, loser, unseen: the flow puts all mass on the unseen, the winner vanishes"
 
 
 def _sign_descent() -> str:
     """Every winner's logit rises at speed one, every loser's falls so, whatever the weights."""
     slope = sp.diff(WEIGHT * _dpo(_margin(MARGIN, sp.S.Zero, 0, 0)), MARGIN)
-    require(sp.simplify(sp.sign(sp.factor(sp.simplify(slope)))) == -1, "the sign depends on the weight")
+    require(simplify(sp.sign(sp.factor(simplify(slope)))) == -1, "the sign depends on the weight")
     claimed = limit_policy(
         PreferenceGraph(4, [(0, 1), (2, 3)]), np.full(4, sp.Rational(1, 4)), np.array([sp.S.One, sp.Integer(4)]), BETA
     )
-    require((sp.simplify(claimed[2] / claimed[0]) - 4 ** (1 / (2 * BETA))).equals(0), "another claim")
+    require((simplify(claimed[2] / claimed[0]) - 4 ** (1 / (2 * BETA))).equals(0), "another claim")
     return "sign descent (Adam's first steps), weights 1 and 4, uniform: both winners tend to 1/2, not to 1 : 4^(1/2b)"
 
 

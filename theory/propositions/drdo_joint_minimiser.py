@@ -19,7 +19,7 @@ import sympy as sp
 from hypothesis import given
 from hypothesis import strategies as st
 
-from theory import losses
+from theory import algebra, losses
 from theory.algebra import vanishes
 from theory.claim import CheckFailed, Claim, require
 from theory.preferences import Floats, PreferenceGraph
@@ -123,7 +123,7 @@ def check_infimum(graph: PreferenceGraph, gamma: int) -> None:
         * losses.drdo(sp.S.Zero, sp.S.Zero, sp.log(k**-2), sp.log(k**-4), alpha=sp.S.One, gamma=gamma)
         for weight in graph.weights.tolist()
     )
-    limit = sp.limit(sp.expand_log(total, force=True), k, sp.oo)
+    limit = algebra.limit(sp.expand_log(total, force=True), k, sp.oo)
     require(limit == 0, f"what is left tends to {limit}")
 
 

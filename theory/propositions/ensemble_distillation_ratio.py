@@ -17,7 +17,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from theory import losses
-from theory.algebra import vanishes
+from theory.algebra import limit, simplify, vanishes
 from theory.certificates import reaches
 from theory.claim import Claim, require
 from theory.strategies import positive, reals
@@ -112,7 +112,7 @@ def check_members(
     require(reaches(features, [[1], [-1]]), "the policy cannot move the ratio")
     for at in formula(deltas, beta):
         require(sp.exp(at).is_finite, f"the ratio exp({at}) is infinite")
-        slope = sp.simplify(sp.diff(objective, MARGIN).subs(MARGIN, at))
+        slope = simplify(sp.diff(objective, MARGIN).subs(MARGIN, at))
         require(slope == 0, f"the objective has slope {slope} at Delta = {at}")
 
 
@@ -144,7 +144,7 @@ def _unbounded_rewards() -> str:
     slope = sp.diff(losses.bradley_terry(delta), delta)
     require(vanishes(slope + 1 / (1 + sp.exp(delta))), "another slope")
     require((-1 / (1 + sp.exp(delta))).is_negative, "the reward estimate stays bounded")
-    require(sp.limit(sp.exp(delta / BETA), delta, sp.oo) == sp.oo, "the ratio stays bounded")
+    require(limit(sp.exp(delta / BETA), delta, sp.oo) == sp.oo, "the ratio stays bounded")
     return "one label, unregularised reward model: delta -> infinity, so the ratio exp(delta/beta) -> infinity"
 
 
@@ -171,7 +171,7 @@ def diverging_ratio_fails() -> str | None:
     """Smallest ensemble and smallest |delta| for which the optimal ratio on a tie is finite."""
     for members, delta in product(range(1, 3), (sp.Integer(0), sp.Integer(1))):
         loss = pair_loss(MARGIN, [delta] * members, sp.Integer(1))
-        at, far = loss.subs(MARGIN, delta), sp.limit(loss, MARGIN, sp.oo)
+        at, far = loss.subs(MARGIN, delta), limit(loss, MARGIN, sp.oo)
         if at == 0 and far == sp.oo:
             return (
                 f"{members} member, beta = 1, a tie (reward margin {delta}): the loss is 0 at ratio {sp.exp(delta)} "

@@ -16,8 +16,8 @@ import sympy as sp
 from hypothesis import given
 from hypothesis import strategies as st
 
-from theory import losses
-from theory.algebra import vanishes
+from theory import algebra, losses
+from theory.algebra import simplify, vanishes
 from theory.claim import Claim, require
 
 ALPHA, GAMMA = sp.symbols("alpha gamma", positive=True)
@@ -61,16 +61,16 @@ def _limits(gamma: Any = GAMMA) -> tuple[Ends, Ends]:
 
 
 def _at_ends(expression: sp.Expr) -> Ends:
-    middle = sp.simplify(expression.subs(WINNER, LOSER))
+    middle = simplify(expression.subs(WINNER, LOSER))
     odds = sp.Symbol("o", positive=True)  # p / (1 - p); only the ratio of the probabilities enters
-    by_odds = sp.simplify(expression.subs(WINNER, odds * LOSER))
-    return sp.limit(by_odds, odds, 0, "+"), middle, sp.limit(by_odds, odds, sp.oo)
+    by_odds = simplify(expression.subs(WINNER, odds * LOSER))
+    return algebra.limit(by_odds, odds, 0, "+"), middle, algebra.limit(by_odds, odds, sp.oo)
 
 
 def check_weight(formula: Formula) -> None:
     """W = (1 - p)^gamma and dW/dz = -gamma p W, z = log pi(y_w) - log pi(y_l); the slope is steepest at
     p = 1 / (1 + gamma)."""
-    require(sp.simplify(weight() / formula(P, GAMMA)) == 1, "the weight is another one")
+    require(simplify(weight() / formula(P, GAMMA)) == 1, "the weight is another one")
     slope = -GAMMA * P * weight()
     for variable, sign in ((WINNER, 1), (LOSER, -1)):
         require(vanishes(in_log(weight(), variable) - sign * slope), "another slope")
@@ -117,7 +117,7 @@ def check_bounds() -> None:
     rest = sp.Symbol("m", nonnegative=True)
     g = (sp.log(WINNER) - sp.log(1 - LOSER)).subs(LOSER, 1 - WINNER - rest)
     require((1 - sp.exp(g)).simplify().is_nonnegative, "g may be positive")
-    require(sp.limit(-WINNER * sp.log(WINNER) / KEPT, WINNER, 0, "+") == 0, "p g need not vanish with p")
+    require(algebra.limit(-WINNER * sp.log(WINNER) / KEPT, WINNER, 0, "+") == 0, "p g need not vanish with p")
     require(sp.factor(P.subs(LOSER, KEPT + rest) - WINNER / KEPT).is_nonpositive, "p exceeds pi(y_w) / c")
 
 
@@ -135,7 +135,7 @@ def check_gradient_along(path: Path, limit: Any, gamma: int = 2) -> None:
     slope = slope_in_winner(w, p, chosen - sp.log(1 - sp.exp(rejected))).subs(GAMMA, gamma)
     small = sp.Symbol("x", positive=True)  # 1 / k
     terms = sp.Add.make_args(sp.expand(sp.cancel(sp.expand_log(slope.subs(K, 1 / small)))))
-    found = sum(sp.limit(term, small, 0, "+") for term in terms)
+    found = sum(algebra.limit(term, small, 0, "+") for term in terms)
     require(vanishes(found - limit), f"the slope tends to {found}, not to {limit}")
 
 
@@ -182,7 +182,7 @@ def _winner_vanishes() -> str:
     # Without the -log(1 - pi(y_l)) of g, which tends to 0 as pi(y_l) does.
     leading = slope_in_winner(1 / (k + 1) ** 2, k / (k + 1), -(k**3)).subs({GAMMA: 2, ALPHA: 1})
     along = slope.subs({WINNER: sp.exp(-(k**3)), LOSER: sp.exp(-(k**3)) / k})
-    require(sp.limit(leading, k, sp.oo) == -sp.oo, "the slope tends to 0")
+    require(algebra.limit(leading, k, sp.oo) == -sp.oo, "the slope tends to 0")
     gap = sp.N(along.subs(k, 5) - leading.subs(k, 5), 30)
     require(bool(abs(gap) < sp.Float("1e-20")), "not the slope along that path")
     return "pi(y_w) = e^(-k^3), pi(y_l) = pi(y_w)/k, gamma = 2: p -> 1, but the slope in log pi(y_w) -> -infinity"

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from sympy.polys.matrices import DomainMatrix
 
 from theory import losses
-from theory.algebra import vanishes
+from theory.algebra import limit, vanishes
 from theory.claim import Claim, require
 from theory.preferences import Floats, PreferenceGraph
 from theory.strategies import positive, preference_graphs, vectors
@@ -273,7 +273,7 @@ def _disconnected() -> str:
 
 def _negative_weight() -> str:
     value = losses.ipo(MARGIN, tau=TAU) * -1
-    require(sp.limit(value, MARGIN, sp.oo) == -sp.oo, "bounded below")
+    require(limit(value, MARGIN, sp.oo) == -sp.oo, "bounded below")
     return "one edge of weight -1: the loss falls without bound in its margin, the stationary point is a maximum"
 
 

@@ -26,8 +26,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import binom
 
-from theory import losses
-from theory.algebra import vanishes
+from theory import algebra, losses
+from theory.algebra import limit, simplify, vanishes
 from theory.claim import Claim, require
 from theory.preferences import Floats, PreferenceGraph
 from theory.propositions.mass_transfer import dpo, optimum
@@ -127,8 +127,8 @@ def resistance(graph: PreferenceGraph, conductances: Any, pair: tuple[int, int])
     ones = sp.ones(graph.n, graph.n) / graph.n
     c = sp.zeros(graph.n, 1)
     c[pair[0]], c[pair[1]] = 1, -1
-    shifted = laplacian(graph, conductances) + ones
-    return sp.factor((c.T * shifted.adjugate() * c)[0]) / sp.factor(shifted.det())
+    adjugate, determinant = algebra.adjugate(laplacian(graph, conductances) + ones)
+    return sp.factor((c.T * adjugate * c)[0]) / sp.factor(determinant)
 
 
 def check_variance(
@@ -150,10 +150,10 @@ def check_variance(
     g = sp.symbols(f"g0:{len(graph)}", positive=True)
     features = sp.eye(graph.n)[:, :-1] if features is None else features
     curvature = features.T * laplacian(graph, g) * features
-    determinant = sp.expand(curvature.det())
+    adjugate, determinant = algebra.adjugate(curvature)
     require(determinant != 0, "the labels do not determine the fit")
     asked = features[pair[0], :] - features[pair[1], :]
-    gains = curvature.adjugate() * asked.T / determinant  # of the margin, from one unit of slope
+    gains = adjugate * asked.T / determinant  # of the margin, from one unit of slope
     b = sp.Matrix(graph.incidence.toarray().astype(int)) * features
     # The slope of comparison e has variance g_e, so what it adds to the margin has (b_e . gains)^2 g_e.
     variance = sum(g[e] * (b[e, :] * gains)[0] ** 2 for e in range(len(graph)))
@@ -202,8 +202,8 @@ def check_nothing_is_unbiased(labels: int) -> None:
     """Whatever T says of each number of wins, its mean stays finite as p -> 1, where the margin does not."""
     t = sp.symbols(f"t0:{labels + 1}", real=True)
     mean = sum(t[wins[0]] * chance for wins, chance in outcomes([labels], [P]))
-    require(sp.limit(mean, P, 1, "-") == t[labels], "the mean has another limit")
-    require(sp.limit(sp.log(P / (1 - P)), P, 1, "-") == sp.oo, "the margin stays finite")
+    require(limit(mean, P, 1, "-") == t[labels], "the mean has another limit")
+    require(limit(sp.log(P / (1 - P)), P, 1, "-") == sp.oo, "the margin stays finite")
 
 
 def check_distillation(graph: PreferenceGraph, margins: Sequence[Any], pair_loss: Any = None) -> None:
@@ -237,7 +237,7 @@ def check_own_comparison(lower: Callable[[Any], Any]) -> None:
     """R_eff = 1 / (k p (1 - p)) >= lower(k), with equality at p = 1/2 alone."""
     own = resistance(PreferenceGraph(2, [(0, 1)]), [bernoulli(LABELS, P)], (0, 1))
     require(vanishes(own - 1 / bernoulli(LABELS, P)), "another resistance")
-    excess = sp.simplify((own - lower(LABELS)) * bernoulli(LABELS, P))
+    excess = simplify((own - lower(LABELS)) * bernoulli(LABELS, P))
     require(vanishes(excess - (2 * P - 1) ** 2), "the bound is another, or not sharp at p = 1/2 alone")
 
 
@@ -259,7 +259,7 @@ def check_fit(frequency: sp.Expr) -> None:
     total = frequency * _dpo(MARGIN / BETA) + (1 - frequency) * _dpo(-MARGIN / BETA)
     slope = sp.diff(total, MARGIN)
     if frequency == 1:
-        require(sp.simplify(-slope).is_positive, "the loss of labels that agree has a minimum")
+        require(simplify(-slope).is_positive, "the loss of labels that agree has a minimum")
     else:
         at = sp.log(frequency / (1 - frequency))
         require(vanishes(slope.subs(MARGIN, at)), "the log-odds are not the fit")
@@ -382,7 +382,7 @@ def _not_bradley_terry() -> str:
     """The 3-cycle of P = 3/4: the fit is 0, its curvature 1/4 a label, the slopes' variance 3/16."""
     p, variance = sp.Rational(3, 4), bernoulli(1, sp.Rational(3, 4))
     total = 3 * (p * _dpo(MARGIN / BETA) + (1 - p) * _dpo(-MARGIN / BETA))
-    curvature = sp.simplify(sp.diff(total, MARGIN, 2).subs(MARGIN, 0)) / 3
+    curvature = simplify(sp.diff(total, MARGIN, 2).subs(MARGIN, 0)) / 3
     graph = STRUCTURES["a triangle"][0]
     at_truth = resistance(graph, [variance] * 3, (0, 1))
     sandwich = resistance(graph, [curvature] * 3, (0, 1)) * variance / curvature
@@ -395,7 +395,7 @@ def _copied_labels() -> str:
     """k copies of one label: the number of wins has variance k^2 p (1 - p)."""
     copies = [(LABELS, P), (sp.S.Zero, 1 - P)]
     mean = sum(x * chance for x, chance in copies)
-    variance = sp.simplify(sum((x - mean) ** 2 * chance for x, chance in copies))
+    variance = simplify(sum((x - mean) ** 2 * chance for x, chance in copies))
     require(vanishes(variance / bernoulli(LABELS, P) - LABELS), "another variance")
     return "one annotator's label, copied k times: the variance of the slope is k times k p (1 - p)"
 
@@ -406,7 +406,7 @@ def _shared_parameters() -> str:
     g = sp.symbols("g0:2", positive=True)
     information = (features.T * laplacian(graph, g) * features)[0]
     require(vanishes(information - g[0] - g[1]), "another information")
-    require(sp.simplify(1 / g[0] - 1 / information).is_positive, "the labels of the other prompt do not help")
+    require(simplify(1 / g[0] - 1 / information).is_positive, "the labels of the other prompt do not help")
     return "two prompts whose pairs share one parameter: the variance is 1 / (g1 + g2), R_eff of either is 1 / g"
 
 

@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 from scipy.optimize import minimize, root
 
 from theory import losses
-from theory.algebra import vanishes
+from theory.algebra import limit, simplify, vanishes
 from theory.certificates import policy_kkt
 from theory.claim import CheckFailed, Claim, losses_now, require
 from theory.preferences import Floats, PreferenceGraph
@@ -194,7 +194,7 @@ def exact(expression: Any) -> Any:
     """Simplified, with e^(beta u_w) = X, e^(beta u_l) = Y; a flip rate epsilon is written 1 / (2 + k), k > 0."""
     expression = sp.sympify(expression)
     if expression.has(sp.Piecewise):
-        return sp.simplify(expression)
+        return simplify(expression)
     known = {FLIPPED: 1 / (2 + MORE)}
     if expression.has(sp.exp):
         known |= {U: sp.log(X) / BETA, V: sp.log(Y) / BETA, Z: sp.log(X) / BETA}
@@ -205,7 +205,7 @@ def at(subject: Subject, u: Any, v: Any) -> Any:
     """The loss there; the limit where one is infinite. A flip rate is written as in `exact`."""
     value = subject.total.subs(FLIPPED, 1 / (2 + MORE))
     for variable, number in ((U, u), (V, v)):
-        value = sp.limit(value, variable, number) if number.is_infinite else value.subs(variable, number)
+        value = limit(value, variable, number) if number.is_infinite else value.subs(variable, number)
     return value.subs(FLIPPED, 1 / (2 + MORE))
 
 
@@ -216,8 +216,8 @@ def check_slopes(subject: Subject) -> None:
             gap = exact((sp.diff(subject.total, variable) - stated).subs(region))
             require(gap == 0, f"{subject.name}: dL/d{variable} is not {stated}")
     if subject.least != subject.infimum:
-        gap = sp.simplify(subject.least - subject.infimum.subs(FLIPPED, 1 / (2 + MORE)))
-        rest = sp.simplify(sp.expand_log(gap, force=True))
+        gap = simplify(subject.least - subject.infimum.subs(FLIPPED, 1 / (2 + MORE)))
+        rest = simplify(sp.expand_log(gap, force=True))
         require(rest == 0, f"{subject.name}: the infimum is {subject.least}")
 
 
@@ -343,7 +343,7 @@ def dpo_and_more(subject: Subject) -> str:
 def dpo_of_less(subject: Subject) -> str:
     """The loss is DPO's of at most the margin, and has infimum 0, so along any minimising sequence DPO's loss
     vanishes."""
-    less = [sp.simplify((U - V - seen_margin(subject)).subs(region)) for region in subject.regions]
+    less = [simplify((U - V - seen_margin(subject)).subs(region)) for region in subject.regions]
     require(all(gap.is_nonnegative for gap in less), f"{subject.name} sees more than the margin")
     require(subject.least == 0, f"{subject.name} has another infimum")
     return ""
@@ -392,7 +392,7 @@ def has_a_finite_target(subject: Subject) -> str:
 def is_flat_beyond_a_target(subject: Subject) -> str:
     """The loss is one of the margin, positive up to a finite one and 0 from there on."""
     require(subject.drift == 0 and subject.regions != SMOOTH, f"{subject.name} has no kink in the margin")
-    before, beyond = (sp.simplify(subject.total.subs(region)) for region in subject.regions)
+    before, beyond = (simplify(subject.total.subs(region)) for region in subject.regions)
     require(beyond == 0, f"{subject.name} is not 0 beyond its margin")
     require(before.is_positive, f"{subject.name} is not positive before")
     return f"from {latex(subject.best[0] - subject.best[1])} on"
@@ -419,7 +419,7 @@ def components_decide(subject: Subject) -> str:
     policy, per token too: moving all log-probs a token alike normalises it."""
     require(subject.slope.is_negative, f"{subject.name} does not fall everywhere")
     require(subject.curvature.is_positive, f"{subject.name} is not strictly convex")
-    require(sp.limit(subject.of_margin, Z, sp.oo) == 0, f"{subject.name} does not tend to 0")
+    require(limit(subject.of_margin, Z, sp.oo) == 0, f"{subject.name} does not tend to 0")
     return ""
 
 
@@ -450,8 +450,8 @@ def winners_are_held(subject: Subject) -> str:
     """0>1>2: each pair is a component's edge, but the loss of 1>2 tends to infinity as pi(1) vanishes, whatever pi(2)
     does; so pi(1) stays positive, and the margin of 0>1 finite."""
     require(exact(sp.diff(subject.total, V)).is_positive, f"{subject.name} does not rise with the loser")
-    least = sp.limit(subject.total, V, -sp.oo)
-    require(sp.limit(least, U, -sp.oo) == sp.oo, f"{subject.name} lets a winner vanish")
+    least = limit(subject.total, V, -sp.oo)
+    require(limit(least, U, -sp.oo) == sp.oo, f"{subject.name} lets a winner vanish")
     return ""
 
 
@@ -481,7 +481,7 @@ def has_an_infimum(subject: Subject) -> str:
 @evidence("bounded", "no")
 def falls_below_everything(subject: Subject) -> str:
     """As the margin grows, the loss tends to minus infinity, linearly."""
-    require(sp.limit(subject.slope.subs(X, 1 / T), T, 0, "+").is_negative, f"{subject.name} levels off")
+    require(limit(subject.slope.subs(X, 1 / T), T, 0, "+").is_negative, f"{subject.name} levels off")
     return ""
 
 
@@ -505,9 +505,9 @@ def leaks_faster_than_it_sees(subject: Subject) -> str:
         path = {U: -LONG * T - sp.log(P), V: -2 * SHORT * T - sp.log(Q)}
     else:
         path = {U: -T, V: -(LAM + 2) * T}
-    along = sp.simplify(subject.total.subs(path))
+    along = simplify(subject.total.subs(path))
     require(subject.drift != 0, f"{subject.name} is one of the log-ratio margin")
-    require(sp.limit(along, T, sp.oo) == subject.infimum, f"{subject.name} does not tend to its infimum")
+    require(limit(along, T, sp.oo) == subject.infimum, f"{subject.name} does not tend to its infimum")
     return ""
 
 
@@ -539,7 +539,7 @@ def slope_has_a_peak(subject: Subject) -> str:
     odds = sp.Symbol("E", positive=True)
     factor = sp.factor((-subject.slope / BETA).subs(X, sp.exp(PEAK)))  # -Delta f'(Delta) = x factor(x)
     require(factor.is_positive, f"{subject.name} does not fall everywhere")
-    bend = sp.factor(sp.expand_power_exp(sp.simplify(sp.diff(sp.log(factor), PEAK, 2))).subs(sp.exp(PEAK), odds))
+    bend = sp.factor(sp.expand_power_exp(simplify(sp.diff(sp.log(factor), PEAK, 2))).subs(sp.exp(PEAK), odds))
     require(bend.is_nonpositive, f"{subject.name}: not log-concave")
     condition, largest, point = (
         sp.diff(PEAK * factor, PEAK),
@@ -566,13 +566,13 @@ def below_the_peak_of_dpo(subject: Subject) -> str:
     """A label p in place of 1 makes beta Delta (p - sigma(beta Delta)), which is below DPO's at |Delta|, on either
     side of 0."""
     x = sp.Symbol("x", positive=True)
-    ratio = sp.simplify((-subject.slope / BETA).subs(X, sp.exp(x)) + 1 / (1 + sp.exp(-x)))  # p
+    ratio = simplify((-subject.slope / BETA).subs(X, sp.exp(x)) + 1 / (1 + sp.exp(-x)))  # p
     require(not ratio.has(x), f"{subject.name} has no label")
     require(sp.factor(1 - ratio).is_positive and sp.factor(ratio).is_positive, f"{subject.name}: no probability")
     dpo_at_size = x / (1 + sp.exp(x))
     for sign in (1, -1):
         below = dpo_at_size - (-sign * x * subject.slope / BETA).subs(X, sp.exp(sign * x))
-        require(sp.factor(sp.simplify(below)).is_positive, f"{subject.name} is above DPO")
+        require(sp.factor(simplify(below)).is_positive, f"{subject.name} is above DPO")
     return "below $W(1/e)$"
 
 
@@ -581,9 +581,9 @@ def square_has_a_peak(subject: Subject) -> str:
     """For a squared loss -Delta f'(Delta) is a parabola with its vertex half way to the target."""
     require(subject.drift == 0 and subject.budget is not None, f"{subject.name} is not one of the margin")
     half = (subject.best[0] - subject.best[1]) / 2
-    below = sp.factor(sp.simplify(subject.budget + Z * sp.diff(subject.of_margin, Z)))
-    require(sp.simplify(below / (Z - half) ** 2).is_positive, f"{subject.name}: no parabola at {half}")
-    require(not sp.simplify(below / (Z - half) ** 2).has(Z), f"{subject.name}: no parabola")
+    below = sp.factor(simplify(subject.budget + Z * sp.diff(subject.of_margin, Z)))
+    require(simplify(below / (Z - half) ** 2).is_positive, f"{subject.name}: no parabola at {half}")
+    require(not simplify(below / (Z - half) ** 2).has(Z), f"{subject.name}: no parabola")
     return latex(subject.budget)
 
 
@@ -592,7 +592,7 @@ def ramp_has_an_end(subject: Subject) -> str:
     """-Delta f'(Delta) = beta Delta up to the kink, and 0 beyond."""
     require(is_flat_beyond_a_target.accepts(subject), f"{subject.name} has no kink in the margin")
     for region, largest in zip(subject.regions, (1 - T, sp.S.Zero), strict=True):
-        reached = sp.simplify((-Z * sp.diff(subject.of_margin, Z)).subs(Z, (region[U] - V)))
+        reached = simplify((-Z * sp.diff(subject.of_margin, Z)).subs(Z, (region[U] - V)))
         require(vanishes(reached - largest), f"{subject.name}: -Delta f' is {reached}")
     return latex(sp.S.One)
 
@@ -615,7 +615,7 @@ def dpo_and_what_the_kl_pays(subject: Subject) -> str:
 @evidence("budget", "no")
 def slope_does_not_vanish(subject: Subject) -> str:
     """-Delta f'(Delta) grows with Delta without bound."""
-    require(sp.limit(subject.slope.subs(X, 1 / T), T, 0, "+").is_negative, f"{subject.name} levels off")
+    require(limit(subject.slope.subs(X, 1 / T), T, 0, "+").is_negative, f"{subject.name} levels off")
     return ""
 
 
@@ -623,12 +623,12 @@ def check_drift_below(subject: Subject) -> None:
     """The slopes add up to 0 above the reference, and to minus lambda times the loser's below."""
     require(len(subject.regions) == 2, f"{subject.name} has no kink")
     above, below = (
-        sp.simplify((sp.diff(subject.total, U) + sp.diff(subject.total, V)).subs(region)) for region in subject.regions
+        simplify((sp.diff(subject.total, U) + sp.diff(subject.total, V)).subs(region)) for region in subject.regions
     )
     pushed = sp.diff(subject.total, V).subs(subject.regions[1])
     require(above == 0, f"{subject.name} drifts above its reference")
     require(vanishes(below + LAM * pushed), f"{subject.name}: the drift below is {below}")
-    require(sp.simplify(pushed).is_positive, f"{subject.name} does not push the loser down")
+    require(simplify(pushed).is_positive, f"{subject.name} does not push the loser down")
 
 
 @cache
@@ -637,7 +637,7 @@ def check_unbounded_divergence() -> None:
     x = sp.Symbol("x", positive=True)
     c = 1 / (1 + T)
     divergence = c * sp.log(c / x) + (1 - c) * sp.log((1 - c) / (1 - x))
-    require(sp.limit(divergence, x, 0, "+") == sp.oo, "the divergence stays finite")
+    require(limit(divergence, x, 0, "+") == sp.oo, "the divergence stays finite")
 
 
 @evidence("budget", "no")
@@ -658,7 +658,7 @@ def log_probs_have_no_reference(subject: Subject) -> str:
     least ratio of pi(y_w) to pi(y_l), whatever pi_ref(y_w) is. As that vanishes, J grows without bound."""
     require(subject.normalised, f"{subject.name} is not length-normalised")
     require(subject.slope.is_negative and subject.curvature.is_positive, f"{subject.name}: no slope has one margin")
-    steepest = sp.limit(subject.slope, X, 0, "+")
+    steepest = limit(subject.slope, X, 0, "+")
     require(vanishes(steepest + BETA), f"{subject.name}: the slope does not reach beta")
     check_unbounded_divergence()
     return ""
@@ -702,13 +702,13 @@ def the_kl_may_hold_the_loser(subject: Subject) -> str:
     alpha pi_ref(y_l): stationarity needs the second to be larger, and if it is, the sum tends to infinity as a
     probability vanishes."""
     pushes = exact(sp.diff(subject.total, V))
-    least = sp.limit(pushes.subs(X, Y / T), T, 0, "+")  # the margin to infinity
+    least = limit(pushes.subs(X, Y / T), T, 0, "+")  # the margin to infinity
     stated = exact(FLIPPED * BETA / (1 - 2 * FLIPPED))
     require(vanishes(least - stated), f"{subject.name} pushes the loser with {least}")
     require(sp.factor(pushes - least).is_positive, f"{subject.name} pushes the loser with less")
     require(least.is_positive, f"{subject.name}: its push vanishes")
     # What is left of it is DPO: at least 0, so that the terms linear in u_w and u_l decide.
-    rest = sp.simplify(subject.total - losses.dpo(U - V, beta=BETA) + FLIPPED * BETA / (1 - 2 * FLIPPED) * (U - V))
+    rest = simplify(subject.total - losses.dpo(U - V, beta=BETA) + FLIPPED * BETA / (1 - 2 * FLIPPED) * (U - V))
     require(rest == 0, f"{subject.name} is not DPO and linear terms")
     return "$\\frac{\\epsilon\\beta}{1-2\\epsilon}<\\alpha\\,\\pi_{\\rm ref}(y_l)$"
 
@@ -734,7 +734,7 @@ def unseen_factor(subject: Subject, penalty: Penalty) -> Any:
     of_penalty = sp.expand(sum(gradient) - pairs)
     multiplier = of_penalty + (exact(pairs) if not pairs.has(sp.Piecewise) else pairs)
     factor = gradient[2] / multiplier / shares[2]
-    return sp.simplify(factor) if factor.has(sp.exp, sp.Piecewise) else sp.cancel(factor)
+    return simplify(factor) if factor.has(sp.exp, sp.Piecewise) else sp.cancel(factor)
 
 
 def check_kept(subject: Subject, penalty: Penalty) -> None:
@@ -1318,7 +1318,7 @@ def _tied_parameters() -> str:
 def _reference_without_the_loser() -> str:
     total = named("DPO").total - ALPHA * P * U - ALPHA * 0 * V
     require(sp.diff(total, V).is_positive, "a larger pi(y_l) is better")
-    require(sp.limit(total, V, -sp.oo) == -ALPHA * P * U, "an infimum elsewhere")
+    require(limit(total, V, -sp.oo) == -ALPHA * P * U, "an infimum elsewhere")
     return "DPO with forward KL and pi_ref(y_l) = 0: falls for ever as pi(y_l) does, an optimum is not attained"
 
 

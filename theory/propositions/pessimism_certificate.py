@@ -18,7 +18,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from theory import losses
-from theory.algebra import vanishes
+from theory.algebra import simplify, vanishes
 from theory.certificates import policy_kkt
 from theory.claim import Claim, require
 from theory.preferences import Floats, PreferenceGraph
@@ -125,7 +125,7 @@ def check_identity(
 
 def check_convexity(loss: PairLoss) -> None:
     """f'' > 0, so that f lies above its tangents (Taylor's remainder, the integral of (b - t) f''(t))."""
-    bend = sp.factor(sp.simplify(sp.diff(loss(MARGIN, TARGET, SCALE), MARGIN, 2)))
+    bend = sp.factor(simplify(sp.diff(loss(MARGIN, TARGET, SCALE), MARGIN, 2)))
     require(bend.is_positive, "not convex in the margin")
 
 
@@ -226,7 +226,7 @@ def check_instance(instance: Instance, rewards: Sequence[Any], tolerance: float 
         slack = instance.slack(reward)
         require(bool(slack >= -tolerance), f"the reward {reward} earns {float(slack):.3g} more than guaranteed")
     tight = instance.slack(instance.beta * instance.logratios)
-    require(bool(abs(sp.simplify(tight)) <= tolerance), f"beta u earns {float(tight):.1e} more than guaranteed")
+    require(bool(abs(simplify(tight)) <= tolerance), f"beta u earns {float(tight):.1e} more than guaranteed")
 
 
 def exact_log(values: Any) -> Any:
@@ -248,7 +248,7 @@ def two_rewards() -> tuple[Instance, list[Any]]:
     members = np.array([[sp.Integer(1)], [sp.Integer(-1)]], dtype=object)
 
     def data(u: Any) -> Any:
-        return losses.ensemble_min(np.array([sp.simplify(u[0] - u[1])], dtype=object), members, beta=1)[0]
+        return losses.ensemble_min(np.array([simplify(u[0] - u[1])], dtype=object), members, beta=1)[0]
 
     instance = Instance(data, _exact(winner, 1 - winner), _exact("1/2", "1/2"), alpha, sp.Integer(1), exact_log)
     return instance, [-instance.logratios]

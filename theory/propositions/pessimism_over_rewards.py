@@ -19,7 +19,7 @@ from scipy.optimize import brentq
 from scipy.special import logsumexp
 
 from theory import losses
-from theory.algebra import vanishes
+from theory.algebra import limit, simplify, vanishes
 from theory.certificates import saddle_point
 from theory.claim import Claim, require
 from theory.preferences import Floats, PreferenceGraph
@@ -147,7 +147,7 @@ Members = Sequence[Sequence[Any]]
 def check_one_maximiser(beta: Any) -> None:
     """V is strictly concave in the policy: response by response its second derivative is -beta / p."""
     p, ref, reward = sp.symbols("p q r", positive=True)
-    curvature = sp.simplify(sp.diff(game_value([p], [sp.log(p / ref)], [ref], [reward], beta), p, 2))
+    curvature = simplify(sp.diff(game_value([p], [sp.log(p / ref)], [ref], [reward], beta), p, 2))
     require(curvature.is_negative, f"the maximum need not be attained once: second derivative {curvature}")
 
 
@@ -167,7 +167,7 @@ def check_max_min(ref: Sequence[Any], members: Members, weights: Sequence[Any], 
     value = game_value(policy, logratios, ref, mixture, beta)
     require(vanishes(value - beta * forward_kl(ref, logratios)), "V(pi_r, r) is another divergence")
     for i, member in enumerate(members):
-        more = sp.factor(sp.simplify(game_value(policy, logratios, ref, member, beta) - value).rewrite(sp.exp))
+        more = sp.factor(simplify(game_value(policy, logratios, ref, member, beta) - value).rewrite(sp.exp))
         require(more.is_nonnegative, f"member {i} gives {more} more than the mixture: the adversary would choose it")
 
 
@@ -397,7 +397,7 @@ def _open_set() -> str:
     require(vanishes((distance - sp.log(sp.cosh(t / BETA))).rewrite(sp.exp)), "another distance")
     require(sp.tanh(t / BETA).is_positive, "the distance does not rise with t")
     require(vanishes((sp.diff(distance, t) - sp.tanh(t / BETA) / BETA).rewrite(sp.exp)), "another slope")
-    require(sp.limit(sp.log(sp.cosh(t)), t, 0, "+") == 0, "the distance does not vanish")
+    require(limit(sp.log(sp.cosh(t)), t, 0, "+") == 0, "the distance does not vanish")
     require(vanishes(game_value(half, [sp.S.Zero] * 2, half, [t, -t], BETA)), "the reference's value is not 0")
     return "S = {t (1, -1): 0 < t <= 1}: the max-min policy is pi_ref, which belongs to no member, and none is closest"
 

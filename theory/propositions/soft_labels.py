@@ -17,7 +17,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from theory import losses
-from theory.algebra import vanishes
+from theory.algebra import simplify, vanishes
 from theory.claim import CheckFailed, Claim, require
 from theory.preferences import Floats, PreferenceGraph
 from theory.propositions.mass_transfer import distillation, optimum
@@ -58,7 +58,7 @@ def check_one_pair(label: Label) -> None:
     squared = sp.diff(losses.distillation(MARGIN, DELTA, beta=BETA), MARGIN)
     require(sp.expand(squared - 2 * BETA * (BETA * MARGIN - DELTA)) == 0, "another slope of the distillation")
     z = sp.Symbol("z", real=True)
-    require(sp.factor(sp.simplify(sp.diff(sigmoid(z), z))).is_positive, "sigma does not rise")
+    require(sp.factor(simplify(sp.diff(sigmoid(z), z))).is_positive, "sigma does not rise")
 
 
 def check_same_optimum(graph: PreferenceGraph, margins: list[sp.Expr], features: Features | None = None) -> None:
