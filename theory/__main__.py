@@ -136,21 +136,27 @@ def bar(console: Console, total: int) -> Iterator[Checking]:
     """A bar on a terminal, a line a minute at most elsewhere; both say what is being checked."""
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
+    if not console.is_terminal:
+        said = time.monotonic()
+
+        def say(done: int, names: Sequence[str]) -> None:
+            nonlocal said
+            if time.monotonic() - said >= LINE_SECONDS:
+                said = time.monotonic()
+                console.print(f"{done} of {total} done; checking {', '.join(names)}", markup=False, highlight=False)
+
+        yield say
+        return
+
     columns = (BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TextColumn("{task.description}"))
     # Were it refreshed by a thread, forks could hang.
     with Progress(*columns, console=console, auto_refresh=False, transient=True) as shown:
-        task, said = shown.add_task("", total=total), time.monotonic()
+        task = shown.add_task("", total=total)
 
-        def checking(done: int, names: Sequence[str]) -> None:
-            nonlocal said
-            text = f"checking {', '.join(names)}" if names else ""
-            if console.is_terminal:
-                shown.update(task, completed=done, description=text, refresh=True)
-            elif time.monotonic() - said >= LINE_SECONDS:
-                said = time.monotonic()
-                console.print(f"{done} of {total} done; {text}", markup=False, highlight=False)
+        def show(done: int, names: Sequence[str]) -> None:
+            shown.update(task, completed=done, description=f"checking {', '.join(names)}", refresh=True)
 
-        yield checking
+        yield show
 
 
 def checked(claims: Mapping[str, Claim], *, thorough: bool, jobs: int, checking: Checking) -> Iterator[Row]:

@@ -68,7 +68,7 @@ def test_the_tests_reject_a_mutant_and_accept_the_losses() -> None:
         for test in TESTS:  # one that is imported already has the losses as they are
             sys.modules.pop(test.removesuffix(".py").replace("/", "."), None)
         if module is not None:
-            sys.modules["theory.losses"] = theory.losses = module  # type: ignore[attr-defined]
+            sys.modules["theory.losses"] = theory.losses = module
         return run_tests("test_ipo_distils_a_constant_margin")
 
     mutant = next(mutants(SOURCE.read_text(), ["ipo"]))
