@@ -10,7 +10,7 @@ import signal
 import sys
 import time
 import traceback
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -94,8 +94,11 @@ def main(arguments: Sequence[str]) -> int:
     from rich.console import Console
 
     progress, rows = Console(stderr=True), dict[str, Row]()
-    with bar(progress, len(claims)) as checking:
-        for row in checked(claims, thorough=options.thorough, jobs=options.jobs, checking=checking):
+    with (
+        bar(progress, len(claims)) as checking,
+        contextlib.closing(checked(claims, thorough=options.thorough, jobs=options.jobs, checking=checking)) as found,
+    ):
+        for row in found:
             rows[row.id] = row
     ledger = [rows[name] for name in claims]  # in this order, in whichever they ended
     Console(width=None if sys.stdout.isatty() else 200).print(table(ledger))
@@ -159,7 +162,9 @@ def bar(console: Console, total: int) -> Iterator[Checking]:
         yield show
 
 
-def checked(claims: Mapping[str, Claim], *, thorough: bool, jobs: int, checking: Checking) -> Iterator[Row]:
+def checked(
+    claims: Mapping[str, Claim], *, thorough: bool, jobs: int, checking: Checking
+) -> Generator[Row, None, None]:
     """The row of each claim, as they end.
 
     Args:
@@ -191,10 +196,10 @@ def checked(claims: Mapping[str, Claim], *, thorough: bool, jobs: int, checking:
             while waiting and len(running) < jobs:
                 claim, (ours, theirs) = waiting.pop(0), fork.Pipe(duplex=False)
                 process = fork.Process(target=_answer, args=(claim, thorough, theirs), daemon=True)
-                with uninterrupted():  # Ctrl-C reaches all of a terminal's processes; we end the forks
+                with uninterrupted():  # Ctrl-C reaches all of a terminal's processes; we end the forks, each of them
                     process.start()
+                    running[ours] = claim.id, process
                 theirs.close()
-                running[ours] = claim.id, process
             checking(len(claims) - len(waiting) - len(running), [name for name, _ in running.values()])
             for ended in wait(list(running)):
                 name, process = running[ended]
