@@ -95,8 +95,8 @@ class PreferenceGraph:
     def by_response(self, slopes: Floats) -> Floats:
         """B' slopes of a vector [m], that is `incidence.T @ slopes`, [n], without a sparse matrix's overhead."""
         winners, losers = self.edges.T
-        summed: Floats = np.bincount(winners, slopes, self.n) - np.bincount(losers, slopes, self.n)
-        return summed
+        summed = np.bincount(winners, slopes, self.n) - np.bincount(losers, slopes, self.n)
+        return np.asarray(summed, dtype=np.float64)
 
     @cached_property
     def incidence(self) -> sparse.csr_array:
