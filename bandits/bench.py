@@ -24,7 +24,7 @@ from bandits.policy import uniform
 from bandits.report import provenance, write_json
 from bandits.solve import Optimum, solve
 from theory.preferences import PreferenceGraph
-from theory.shell import argument_parser, as_command, output_file, whole_number
+from theory.shell import add_force, argument_parser, as_command, check_free, output_file, whole_number
 
 BETA, ALPHA = 1.0, 0.3
 ARMS = range(3, 11)
@@ -129,7 +129,12 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--referee-count", type=whole_number, default=20, help="of which CVXPY solves (%(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="(%(default)s)")
     parser.add_argument("--json", type=output_file, metavar="FILE", help="write the measurements here")
+    add_force(parser)
     options = parser.parse_args(arguments)
+    if options.json:
+        check_free("--json", options.json, force=options.force)
+    elif options.force:
+        parser.error("--force goes with --json")
     if options.referee_count > options.count:
         raise ValueError(
             f"--referee-count {options.referee_count} is more than the {options.count} problems of --count"

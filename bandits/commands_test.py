@@ -86,6 +86,7 @@ def test_transitive_refuses(
         (bench, ["--count", "many"], "--count: 'many' is no positive whole number"),
         (bench, ["--count", "5", "--referee-count", "6"], "--referee-count 6 is more than the 5 problems of --count"),
         (bench, ["--json", "no/such/bench.json"], "--json: no/such/bench.json: there is no folder no/such"),
+        (bench, ["--force"], "--force goes with --json"),
     ],
 )
 def test_commands_refuse(command: Any, arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
@@ -102,8 +103,30 @@ def test_out_must_be_a_folder(command: Any, tmp_path: Path, capsys: pytest.Captu
     assert file.read_text() == "kept"
 
 
+@pytest.mark.parametrize(
+    ("command", "option", "name"),
+    [
+        (bench, "--json", "bench.json"),
+        (transitive, "--out", "transitive.json"),
+        (transitive, "--out", "figure_b2.json"),
+        (pessimism, "--out", "figure_1.json"),
+        (degeneration, "--out", "degeneration.json"),
+    ],
+)
+def test_a_file_that_is_there_is_overwritten_by_force_alone(
+    command: Any, option: str, name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / name
+    file.write_text("kept")
+    assert status(command, option, str(file if option == "--json" else tmp_path)) == 2
+    said = f"error: {option} {file} exists; name another file, or remove it, or overwrite it by --force\n"
+    assert capsys.readouterr().err == said
+    assert [(path, path.read_text()) for path in tmp_path.iterdir()] == [(file, "kept")]
+
+
 def test_pessimism_chooses_the_hull(tmp_path: Path) -> None:
-    assert pessimism.main(["--out", str(tmp_path)]) == 0
+    (tmp_path / "figure_1.json").write_text("of an earlier run")
+    assert pessimism.main(["--out", str(tmp_path), "--force"]) == 0
     results = json.loads((tmp_path / "figure_1.json").read_text())["results"]
     assert results["max_min"]["forward_kl"] < results["closest_member"]["forward_kl"]
     assert results["max_min"]["worst_case"] > 0 > results["closest_member"]["worst_case"]

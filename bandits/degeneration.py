@@ -20,10 +20,10 @@ import numpy as np
 
 from bandits.objectives import DPO, IPO, Distillation, Floats, PairLoss, positive
 from bandits.policy import uniform
-from bandits.report import folder, provenance, write_figure
+from bandits.report import check_free, folder, provenance, write_figure
 from bandits.solve import Optimum, solve
 from theory.preferences import PreferenceGraph
-from theory.shell import argument_parser, as_command, whole_number
+from theory.shell import add_force, argument_parser, as_command, whole_number
 
 STRINGS = ("aa", "ab", "ba", "bb")
 FEATURES = {
@@ -55,14 +55,14 @@ def descend(loss: PairLoss, alpha: float, features: Floats, *, rate: float, step
     n = len(features)
     record = np.unique(np.concatenate([[0], np.round(np.geomspace(1, steps, _RECORDED)).astype(int)]))
     parameters, ref = np.zeros(features.shape[1]), uniform(n)
-    path = []
+    path, recorded = [], set(record.tolist())
     for step in range(steps + 1):
         logits = features @ parameters
         log_probs = logits - np.logaddexp.reduce(logits)
-        if step in record:
+        if step in recorded:
             path.append(log_probs)
         slopes = loss.derivatives(_PAIR.margins(log_probs - np.log(ref))).slope
-        by_logit = _PAIR.incidence.T @ slopes + alpha * (np.exp(log_probs) - ref)
+        by_logit = _PAIR.by_response(slopes) + alpha * (np.exp(log_probs) - ref)
         parameters -= rate * (features.T @ by_logit)
     return record.tolist(), np.array(path)
 
@@ -108,8 +108,10 @@ def main(arguments: Sequence[str]) -> int:
     ):
         parser.add_argument(f"--{name}", type=float, default=default, help=f"{meaning} (%(default)s)")
     parser.add_argument("--steps", type=whole_number, default=20_000, help="gradient steps (%(default)s)")
+    add_force(parser)
     options = parser.parse_args(arguments)
-    config = {name: value for name, value in vars(options).items() if name not in ("out", "debug")}
+    check_free(options.out, "degeneration.json", force=options.force)
+    config = {name: value for name, value in vars(options).items() if name not in ("out", "force", "debug")}
     results = compute(**config)
     winner = STRINGS.index("ab")
     for name, paths in results["paths"].items():

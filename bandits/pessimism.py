@@ -20,10 +20,10 @@ from scipy.spatial import ConvexHull
 
 from bandits.maxmin import MaxMin, closest_member, max_min, target_policy
 from bandits.objectives import EnsembleHull, EnsembleMin, Floats, positive
-from bandits.report import folder, provenance, write_figure
+from bandits.report import check_free, folder, provenance, write_figure
 from bandits.solve import Optimum, solve
 from theory.preferences import PreferenceGraph
-from theory.shell import argument_parser, as_command
+from theory.shell import add_force, argument_parser, as_command
 
 REF = (0.3, 0.4, 0.3)
 REWARDS = ((1.0, -0.3, -0.5), (-0.2, 1.0, -0.6), (1.2, 0.5, -0.7), (0.1, 0.5, -1.0))
@@ -85,7 +85,9 @@ def main(arguments: Sequence[str]) -> int:
     )
     parser.add_argument("--out", type=folder, default=Path("runs/pessimism"), help="output folder (%(default)s)")
     parser.add_argument("--beta", type=float, default=0.6, help="inverse scale of the implicit reward (%(default)s)")
+    add_force(parser)
     options = parser.parse_args(arguments)
+    check_free(options.out, "figure_1.json", force=options.force)
     results = compute(REWARDS, REF, options.beta)
     config = {"beta": options.beta, "ref": REF, "rewards": REWARDS}
     for name in ("closest_member", "max_min"):

@@ -75,7 +75,7 @@ def projected_gradient(
 
     def gradient(pi: Floats) -> Floats:
         slopes = loss.derivatives(graph.margins(np.log(pi) - log_ref)).slope
-        return np.asarray((graph.incidence.T @ (weights * slopes) - alpha * ref_pi) / pi)
+        return np.asarray((graph.by_response(weights * slopes) - alpha * ref_pi) / pi)
 
     current, slope, length = value(pi), gradient(pi), 1.0
     history = deque([current], maxlen=_MEMORY)

@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from theory import records
+from theory import records, shell
 
 
 def folder(name: str) -> Path:
@@ -15,6 +15,12 @@ def folder(name: str) -> Path:
     if path.exists() and not path.is_dir():
         raise argparse.ArgumentTypeError(f"{name} is no folder")
     return path
+
+
+def check_free(out: Path, *names: str, force: bool) -> None:
+    """ValueError where one of the files that --out is to get is there: before anything is computed."""
+    for name in names:
+        shell.check_free("--out", out / name, force=force)
 
 
 def provenance(config: dict[str, Any], *, seed: int | None) -> dict[str, Any]:

@@ -18,10 +18,10 @@ import numpy as np
 
 from bandits.objectives import DPO, IPO, Floats
 from bandits.policy import uniform
-from bandits.report import folder, provenance, write_figure, write_json
+from bandits.report import check_free, folder, provenance, write_figure, write_json
 from bandits.solve import Optimum, Reduction, solve
 from theory.preferences import PreferenceGraph
-from theory.shell import argument_parser, as_command
+from theory.shell import add_force, argument_parser, as_command
 
 BETAS, ALPHAS, TAUS = (0.1, 1.0, 10.0), (0.01, 0.1, 1.0, 10.0), (0.1, 0.5, 1.0, 10.0)
 """Default grid [set]: [F] gives no numbers that our copy still shows."""
@@ -142,9 +142,11 @@ def main(arguments: Sequence[str]) -> int:
         default="mean",
         help="mean: the loss is an expectation over the pairs, as in the papers; sum: it adds up (%(default)s)",
     )
+    add_force(parser)
     options = parser.parse_args(arguments)
+    check_free(options.out, "transitive.json", "figure_b2.json", force=options.force)
     rows = records(options.arms, options.beta, options.alpha, options.tau, options.reduction)
-    config = {name: value for name, value in vars(options).items() if name not in ("out", "debug")}
+    config = {name: value for name, value in vars(options).items() if name not in ("out", "force", "debug")}
     compared = changes(rows)
     print(table(compared))
     document = {"provenance": provenance(config, seed=None), "results": rows, "changes": compared}

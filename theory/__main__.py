@@ -8,17 +8,30 @@ import json
 import re
 import signal
 import sys
+import time
 import traceback
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from theory import records
 from theory.claim import OPTIONAL, Claim, Row, all_claims, run
-from theory.shell import DONE, FAILED, argument_parser, as_command, cores, output_file, whole_number
+from theory.shell import (
+    DONE,
+    FAILED,
+    add_force,
+    argument_parser,
+    as_command,
+    check_free,
+    check_free_or_marked,
+    cores,
+    output_file,
+    whole_number,
+)
 from theory.testing import EXAMPLES, load_profile
 
 if TYPE_CHECKING:  # what takes long to import is imported where it is used: --help is quick
+    from rich.console import Console
     from rich.table import Table
 
 FIELDS = (
@@ -59,7 +72,14 @@ def main(arguments: Sequence[str]) -> int:
         metavar="FILE",
         help="write it as Markdown; in a file with ledger markers, only between them",
     )
+    add_force(parser)
     options = parser.parse_args(arguments)
+    if options.force and not (options.json or options.markdown):
+        parser.error("--force goes with --json or --markdown")
+    if options.json:
+        check_free("--json", options.json, force=options.force)
+    if options.markdown:
+        check_free_or_marked("--markdown", options.markdown, start=START, force=options.force)
     if options.only and options.markdown and START in _text(options.markdown):
         raise ValueError(f"--only would leave statements out of the ledger in {options.markdown}: write another file")
 
@@ -72,15 +92,13 @@ def main(arguments: Sequence[str]) -> int:
     claims = {name: claim for name, claim in claims.items() if not only or name in only}
 
     from rich.console import Console
-    from rich.live import Live
 
     progress, rows = Console(stderr=True), dict[str, Row]()
-    with Live(console=progress, auto_refresh=False, transient=True) as line:  # refreshed by a thread, forks could hang
-
-        def checking(names: Sequence[str]) -> None:
-            line.update(f"{len(rows)} of {len(claims)} done; checking {', '.join(names)}", refresh=True)
-
-        for row in checked(claims, thorough=options.thorough, jobs=options.jobs, checking=checking):
+    with (
+        bar(progress, len(claims)) as checking,
+        contextlib.closing(checked(claims, thorough=options.thorough, jobs=options.jobs, checking=checking)) as found,
+    ):
+        for row in found:
             rows[row.id] = row
     ledger = [rows[name] for name in claims]  # in this order, in whichever they ended
     Console(width=None if sys.stdout.isatty() else 200).print(table(ledger))
@@ -110,10 +128,43 @@ def paper_order(claim: Claim) -> tuple[bool, int, bool, str]:
 
 # ---------------------------------------------------------------- running the checks
 
+LINE_SECONDS = 60
+"""Between two lines of progress where there is no terminal."""
+Checking = Callable[[int, Sequence[str]], None]
+"""Told how many claims are done, and the ids at work, whenever they change."""
+
+
+@contextlib.contextmanager
+def bar(console: Console, total: int) -> Iterator[Checking]:
+    """A bar on a terminal, a line a minute at most elsewhere; both say what is being checked."""
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+    if not console.is_terminal:
+        said = time.monotonic()
+
+        def say(done: int, names: Sequence[str]) -> None:
+            nonlocal said
+            if time.monotonic() - said >= LINE_SECONDS:
+                said = time.monotonic()
+                console.print(f"{done} of {total} done; checking {', '.join(names)}", markup=False, highlight=False)
+
+        yield say
+        return
+
+    columns = (BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TextColumn("{task.description}"))
+    # Were it refreshed by a thread, forks could hang.
+    with Progress(*columns, console=console, auto_refresh=False, transient=True) as shown:
+        task = shown.add_task("", total=total)
+
+        def show(done: int, names: Sequence[str]) -> None:
+            shown.update(task, completed=done, description=f"checking {', '.join(names)}", refresh=True)
+
+        yield show
+
 
 def checked(
-    claims: Mapping[str, Claim], *, thorough: bool, jobs: int, checking: Callable[[Sequence[str]], None]
-) -> Iterator[Row]:
+    claims: Mapping[str, Claim], *, thorough: bool, jobs: int, checking: Checking
+) -> Generator[Row, None, None]:
     """The row of each claim, as they end.
 
     Args:
@@ -121,7 +172,7 @@ def checked(
         thorough: as in `theory.claim.run`.
         jobs: claims at a time; with more than one, each is run in a fork, which finds all imported and the profile
             loaded. A system that cannot fork checks one after the other.
-        checking: told the ids at work whenever they change.
+        checking: of a `bar`.
 
     Raises:
         ChildProcessError: a fork ended without an answer.
@@ -130,8 +181,8 @@ def checked(
     from multiprocessing.connection import wait
 
     if min(jobs, len(claims)) == 1 or "fork" not in multiprocessing.get_all_start_methods():
-        for name, claim in claims.items():
-            checking([name])
+        for done, (name, claim) in enumerate(claims.items()):
+            checking(done, [name])
             yield run(claim, thorough=thorough)
         return
     for library in OPTIONAL:
@@ -145,10 +196,11 @@ def checked(
             while waiting and len(running) < jobs:
                 claim, (ours, theirs) = waiting.pop(0), fork.Pipe(duplex=False)
                 process = fork.Process(target=_answer, args=(claim, thorough, theirs), daemon=True)
-                process.start()
+                with uninterrupted():  # Ctrl-C reaches all of a terminal's processes; we end the forks, each of them
+                    process.start()
+                    running[ours] = claim.id, process
                 theirs.close()
-                running[ours] = claim.id, process
-            checking([name for name, _ in running.values()])
+            checking(len(claims) - len(waiting) - len(running), [name for name, _ in running.values()])
             for ended in wait(list(running)):
                 name, process = running[ended]
                 try:
@@ -167,9 +219,18 @@ def checked(
             process.join()
 
 
+@contextlib.contextmanager
+def uninterrupted() -> Iterator[None]:
+    """Ctrl-C waits till the block is left; a fork that is made in it never hears it."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
 def _answer(claim: Claim, thorough: bool, theirs: Any) -> None:
     """In a fork: sends the row, or what `run` raised."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent hears it too, and ends us
     try:
         theirs.send(run(claim, thorough=thorough))
     except BaseException as error:

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from theory.propositions.loss_fates import EVIDENCE, FATES, Cell, Evidence, subjects, table
 from theory.records import table as markdown_table
 from theory.records import write_text
-from theory.shell import DONE, argument_parser, as_command, output_file
+from theory.shell import DONE, add_force, argument_parser, as_command, check_free_or_marked, output_file
 
 START, END = "<!-- fates: python -m theory.fates --markdown docs/losses.md -->", "<!-- end of fates -->"
 SOURCE = "../theory/propositions/loss_fates.py"
@@ -26,7 +26,13 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument(
         "--markdown", type=output_file, metavar="FILE", help="write it between the markers of this file, or as it"
     )
-    file = parser.parse_args(arguments).markdown
+    add_force(parser)
+    options = parser.parse_args(arguments)
+    file = options.markdown
+    if file is not None:
+        check_free_or_marked("--markdown", file, start=START, force=options.force)
+    elif options.force:
+        parser.error("--force goes with --markdown")
     shown = markdown(table())
     if file is None:
         print(shown, end="")

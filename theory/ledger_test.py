@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import io
 import json
 import multiprocessing
 import os
 import re
+import signal
 import subprocess
 import sys
 import time
@@ -16,6 +18,7 @@ from typing import Any
 import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
+from rich.console import Console
 
 import theory.__main__ as ledger
 from theory import records
@@ -302,6 +305,31 @@ def test_a_fork_that_dies_is_a_failure_in_a_line(claims: list[Claim], capsys: py
     assert not multiprocessing.active_children()
 
 
+def test_an_interrupt_ends_all_forks(claims: list[Claim], capsys: pytest.CaptureFixture[str]) -> None:
+    """As by Ctrl-C, which every process of a terminal hears."""
+
+    def interrupt() -> None:
+        for process in (os.getpid(), os.getppid()):
+            os.kill(process, signal.SIGINT)
+        time.sleep(60)
+
+    claims[:] = [claim(id="slow", prove=lambda: time.sleep(60)), claim(id="interrupts", prove=interrupt)]
+    assert ledger.main(["--jobs", "2"]) == 130
+    assert capsys.readouterr().err == "interrupted\n"
+    assert not multiprocessing.active_children()
+
+
+@pytest.mark.parametrize("terminal", [True, False])
+def test_progress_says_what_is_done_and_what_is_being_checked(terminal: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ledger, "LINE_SECONDS", 0)
+    console = Console(file=io.StringIO(), force_terminal=terminal, width=100)
+    with ledger.bar(console, 9) as checking:
+        checking(7, ["prop1", "thm2"])
+        shown = console.file.getvalue()  # type: ignore[attr-defined]
+    assert ("7/9" if terminal else "7 of 9 done; ") in shown
+    assert "checking prop1, thm2" in shown
+
+
 def test_only_and_thorough(claims: list[Claim], tmp_path: Path) -> None:
     claims.append(claim(id="other", properties=()))
     file = tmp_path / "ledger.json"
@@ -313,7 +341,7 @@ def test_only_and_thorough(claims: list[Claim], tmp_path: Path) -> None:
     assert settings().max_examples == 7
     claims.append(claim(id="third", properties=()))
     for names in (["--only", "other,third"], ["--only", "other", "--only", "third"]):
-        assert ledger.main([*names, "--json", str(file)]) == 0
+        assert ledger.main([*names, "--json", str(file), "--force"]) == 0
         assert [row["id"] for row in json.loads(file.read_text())] == ["other", "third"]
 
 
@@ -337,6 +365,7 @@ def test_markdown_goes_between_markers(claims: list[Claim], tmp_path: Path, caps
         (["--examples", "many"], "argument --examples: 'many' is no positive whole number"),
         (["--json", "no/such/ledger.json"], "argument --json: no/such/ledger.json: there is no folder no/such"),
         (["--markdown", "/"], "argument --markdown: / is a folder; a file is needed"),
+        (["--force"], "--force goes with --json or --markdown"),
     ],
 )
 def test_bad_arguments(
@@ -346,6 +375,20 @@ def test_bad_arguments(
         ledger.main(arguments)
     assert exit_.value.code == 2
     assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("option", ["--json", "--markdown"])
+def test_a_file_that_is_there_is_overwritten_by_force_alone(
+    claims: list[Claim], option: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "ledger"
+    file.write_text("kept")
+    claims[:] = [claim(prove=lambda: file.write_text("computed"), properties=())]
+    said = f"error: {option} {file} exists; name another file, or remove it, or overwrite it by --force\n"
+    assert ledger.main([option, str(file)]) == 2
+    assert (capsys.readouterr().err, file.read_text()) == (said, "kept")
+    assert ledger.main([option, str(file), "--force"]) == 0
+    assert "odd-squares" in file.read_text()
 
 
 def test_an_unknown_statement(claims: list[Claim], capsys: pytest.CaptureFixture[str]) -> None:

@@ -103,10 +103,17 @@ def variants(node: ast.AST) -> Iterator[ast.AST | None]:
             yield None
 
 
-def mutants(source: str) -> Iterator[Mutant]:
-    """Every variant of every place in the functions of a module, one at a time."""
+def mutants(source: str, only: Collection[str] | None = None) -> Iterator[Mutant]:
+    """Every variant of every place in the functions of a module, one at a time.
+
+    Args:
+        source: of the module.
+        only: functions that are changed; all where not given.
+    """
     tree = ast.parse(source)
     for function in (node for node in tree.body if isinstance(node, ast.FunctionDef)):
+        if only is not None and function.name not in only:
+            continue
         for parent, field, index in places(function):
             node = get(parent, field, index)
             for variant in variants(node):
@@ -114,8 +121,15 @@ def mutants(source: str) -> Iterator[Mutant]:
                 put(place, field, index, copy.deepcopy(variant) if variant else ast.Pass())
                 body = [changed if statement is function else statement for statement in tree.body]
                 after = ast.unparse(variant) if variant else "nothing"
-                mutated = ast.fix_missing_locations(ast.Module(body=body, type_ignores=[]))
+                ast.fix_missing_locations(changed)  # the others have theirs
+                mutated = ast.Module(body=body, type_ignores=[])
                 yield Mutant(function.name, node.lineno, f"{ast.unparse(node)} -> {after}", mutated)
+
+
+def mutable(source: str) -> list[str]:
+    """The functions of a module that have mutants, in the order of the file."""
+    functions = (node for node in ast.parse(source).body if isinstance(node, ast.FunctionDef))
+    return [f.name for f in functions if any(True for place in places(f) for _ in variants(get(*place)))]
 
 
 def places(function: ast.FunctionDef) -> Iterator[tuple[ast.AST, str, int | None]]:
@@ -309,12 +323,11 @@ def main(arguments: Sequence[str], show: Callable[[str], None] = print) -> int:
     parser.add_argument("--proofs", action="store_true", help="ask the proofs; the tests only about what these accept")
     options = parser.parse_args(arguments)
 
-    found = list(mutants(SOURCE.read_text()))
-    names = list(dict.fromkeys(mutant.function for mutant in found))
+    names = mutable(SOURCE.read_text())
     unknown = set(options.only or []) - set(names)
     if unknown:
         raise ValueError(f"--only {sorted(unknown)[0]}: theory.losses has no such function; it has {', '.join(names)}")
-    found = [mutant for mutant in found if not options.only or mutant.function in options.only]
+    found = list(mutants(SOURCE.read_text(), options.only))
     if options.proofs:
         return ask_proofs(found, show)
 

@@ -3,27 +3,37 @@
 from __future__ import annotations
 
 import ast
-import subprocess
+import importlib
+import os
 import sys
+from types import ModuleType
 
 import pytest
 
+import theory
 from theory import losses, mutation
 from theory.mutation import (
     DEFINITIONS,
     ROOT,
     SOURCE,
+    TESTS,
     Mutant,
     Proof,
+    in_fork,
     main,
+    mutable,
     mutants,
     proofs_of,
     rejecting,
+    run_tests,
     uncalled,
     users,
 )
 
 pytestmark = pytest.mark.slow
+
+for name in ("cvxpy", "mpmath", "sympy", "scipy.optimize", "scipy.sparse.csgraph"):
+    importlib.import_module(name)  # once, and not in each fork
 
 
 @pytest.fixture(scope="module")
@@ -33,11 +43,17 @@ def found() -> list[Mutant]:
 
 def test_every_function_of_the_losses_has_mutants_and_none_is_the_original(found: list[Mutant]) -> None:
     original = ast.parse(SOURCE.read_text())
-    functions = {node.name for node in original.body if isinstance(node, ast.FunctionDef)}
+    functions = [node.name for node in original.body if isinstance(node, ast.FunctionDef)]
     delegating = {"member_weights", "hull_weights"}  # one line that calls a primitive: nothing there to change
-    assert {mutant.function for mutant in found} == functions - delegating
-    assert ast.dump(original) not in {ast.dump(mutant.tree) for mutant in found}
+    assert mutable(SOURCE.read_text()) == [name for name in functions if name not in delegating]
+    assert {mutant.function for mutant in found} == set(functions) - delegating
+    dumps = [ast.dump(node) for node in original.body]
+    others = {id(node): ast.dump(node) for node in found[0].tree.body}  # mutants share what they do not change
+    for mutant in found:
+        after = [others.get(id(node)) or ast.dump(node) for node in mutant.tree.body]
+        assert [a.name for a, b, c in zip(original.body, dumps, after, strict=True) if b != c] == [mutant.function]  # type: ignore[attr-defined]
     assert len(found) > 100
+    assert [m.change for m in mutants(SOURCE.read_text(), ["ipo"])] == [m.change for m in found if m.function == "ipo"]
 
 
 def test_a_mutant_computes_something_else(found: list[Mutant]) -> None:
@@ -47,18 +63,16 @@ def test_a_mutant_computes_something_else(found: list[Mutant]) -> None:
 
 
 def test_the_tests_reject_a_mutant_and_accept_the_losses() -> None:
-    code = """
-import theory, sys, cvxpy, sympy
-from theory.mutation import SOURCE, in_fork, mutants, run_tests
-def status(module):
-    if module is not None:
-        sys.modules["theory.losses"] = theory.losses = module
-    return run_tests("test_ipo_distils_a_constant_margin")
-mutant = next(m for m in mutants(SOURCE.read_text()) if m.function == "ipo")
-print(in_fork(lambda: status(None)), in_fork(lambda: status(mutant.module())))
-"""
-    got = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=True)
-    assert got.stdout.split() == ["0", "1"]
+    def status(module: ModuleType | None) -> int:
+        os.chdir(ROOT)
+        for test in TESTS:  # one that is imported already has the losses as they are
+            sys.modules.pop(test.removesuffix(".py").replace("/", "."), None)
+        if module is not None:
+            sys.modules["theory.losses"] = theory.losses = module
+        return run_tests("test_ipo_distils_a_constant_margin")
+
+    mutant = next(mutants(SOURCE.read_text(), ["ipo"]))
+    assert [in_fork(lambda: status(None)), in_fork(lambda: status(mutant.module()))] == [0, 1]
 
 
 def test_unknown_function(capsys: pytest.CaptureFixture[str]) -> None:

@@ -92,6 +92,12 @@ class PreferenceGraph:
         """values[..., w] - values[..., l] of every edge. NumPy array or torch tensor [..., n] -> [..., m]."""
         return values[..., self.winners] - values[..., self.losers]
 
+    def by_response(self, slopes: Floats) -> Floats:
+        """B' slopes of a vector [m], that is `incidence.T @ slopes`, [n], without a sparse matrix's overhead."""
+        winners, losers = self.edges.T
+        summed = np.bincount(winners, slopes, self.n) - np.bincount(losers, slopes, self.n)
+        return np.asarray(summed, dtype=np.float64)
+
     @cached_property
     def incidence(self) -> sparse.csr_array:
         """B, sparse [m, n]: `incidence @ values` are the margins, `incidence.T @ slopes` adds slopes up by response."""

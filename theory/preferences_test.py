@@ -64,6 +64,8 @@ def test_laplacian_is_the_quadratic_form_of_the_margins(data: st.DataObject) -> 
     np.testing.assert_allclose(values @ (graph.laplacian() @ values), form, rtol=1e-12, atol=1e-12)
     np.testing.assert_allclose(graph.laplacian() @ np.ones(graph.n), 0, atol=1e-12)
     np.testing.assert_allclose(graph.incidence @ values, graph.margins(values), rtol=0, atol=1e-15)
+    slopes = graph.margins(values)
+    np.testing.assert_allclose(graph.by_response(slopes), graph.incidence.T @ slopes, rtol=0, atol=1e-13)
 
 
 def test_margins_of_torch_tensors() -> None:

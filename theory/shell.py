@@ -229,6 +229,32 @@ def output_file(name: str) -> Path:
     return path
 
 
+def add_force(parser: argparse.ArgumentParser) -> None:
+    """The option that `check_free` reads."""
+    parser.add_argument("--force", action="store_true", help="overwrite the file to write where it is there")
+
+
+def check_free(option: str, file: Path, *, force: bool) -> None:
+    """ValueError where a file that is to be written is there, or is a folder: before anything is computed."""
+    if file.is_dir():
+        raise ValueError(f"{option} {file} is a folder; a file is needed")
+    if not force and os.path.lexists(file):
+        raise ValueError(f"{option} {file} exists; name another file, or remove it, or overwrite it by --force")
+
+
+def check_free_or_marked(option: str, file: Path, *, start: str, force: bool) -> None:
+    """As `check_free`, of a file of which only what stands behind a mark is written anew, where it has one.
+
+    Args:
+        option: that names the file.
+        file: to write.
+        start: the mark.
+        force: whether a file without one is overwritten.
+    """
+    if not (file.is_file() and start in file.read_text(encoding="utf-8")):
+        check_free(option, file, force=force)
+
+
 def whole_number(text: str) -> int:
     """An option that is a number of things."""
     if not text.isdecimal() or int(text) == 0:

@@ -23,6 +23,8 @@ from lm.base.files import expanded
 from lm.base.store import CorruptArtifact, MissingArtifact
 from theory import shell
 from theory.shell import DONE, FAILED, INTERRUPTED, MISTAKEN
+from theory.shell import add_force as add_force
+from theory.shell import check_free as check_free
 
 T = TypeVar("T")
 
@@ -97,19 +99,6 @@ def place(text: str) -> str:
         return expanded(text)
     except ValueError as error:
         raise argparse.ArgumentTypeError(str(error)) from None
-
-
-def add_force(parser: argparse.ArgumentParser) -> None:
-    """The option that `check_free` reads."""
-    parser.add_argument("--force", action="store_true", help="overwrite the file to write where it is there")
-
-
-def check_free(option: str, file: Path, *, force: bool) -> None:
-    """ValueError where a file that is to be written is there, or is a folder: before anything is computed."""
-    if file.is_dir():
-        raise ValueError(f"{option} {file} is a folder; a file is needed")
-    if not force and os.path.lexists(file):
-        raise ValueError(f"{option} {file} exists; name another file, or remove it, or overwrite it by --force")
 
 
 def add_data(parser: argparse.ArgumentParser, name: str, **options: Any) -> None:

@@ -11,7 +11,8 @@ import sympy as sp
 from hypothesis import given
 from hypothesis import strategies as st
 
-from theory import losses
+from theory import algebra, losses
+from theory.algebra import simplify, vanishes
 from theory.claim import Claim, require
 from theory.preferences import Floats, PreferenceGraph
 from theory.propositions.mass_transfer import PairLoss, dpo, ipo, optimum, slope_and_curvature
@@ -83,12 +84,12 @@ def check_revealed(
     fall = loss(before[w] - before[lo], TARGET, SCALE) - loss(after[w] - after[lo], TARGET, SCALE)
     revealed = (first(after) - first(before)) + (second(before) - second(after))
     difference = sp.expand(revealed - weights[-1] * fall)
-    require(difference == 0 or sp.simplify(difference) == 0, "optimality does not bound the pair's loss")
+    require(vanishes(difference), "optimality does not bound the pair's loss")
 
 
 def check_falls(loss: PairLoss) -> None:
     """f' < 0: a loss that does not rise is a margin that does not narrow; and no optimum before is one after."""
-    require(sp.simplify(sp.diff(loss(MARGIN, TARGET, SCALE), MARGIN)).is_negative, "the loss may rise with the margin")
+    require(simplify(sp.diff(loss(MARGIN, TARGET, SCALE), MARGIN)).is_negative, "the loss may rise with the margin")
 
 
 def check_draws(loss: PairLoss, target: Any) -> None:
@@ -100,9 +101,9 @@ def check_draws(loss: PairLoss, target: Any) -> None:
     """
     away = sp.Symbol("x", real=True)
     value = loss(target + away, TARGET, SCALE)
-    require(sp.simplify(value - value.subs(away, -away)) == 0, "the loss is not the same on both sides")
-    require(sp.simplify(sp.diff(value, away, 2)).is_positive, "the loss is not convex")
-    require(sp.simplify(sp.diff(value, away).subs(away, 0)) == 0, "the loss is not least there")
+    require(vanishes(value - value.subs(away, -away)), "the loss is not the same on both sides")
+    require(simplify(sp.diff(value, away, 2)).is_positive, "the loss is not convex")
+    require(vanishes(sp.diff(value, away).subs(away, 0)), "the loss is not least there")
 
 
 def check_path(graph: PreferenceGraph, pair: Edge, reduced: Reduced = summed) -> None:
@@ -126,7 +127,7 @@ def check_path(graph: PreferenceGraph, pair: Edge, reduced: Reduced = summed) ->
     b = sp.zeros(n, 1)
     b[pair[0]], b[pair[1]] = 1, -1
     hessian = incidence.T * sp.diag(*bends) * incidence + sp.diag(*masses)
-    adjugate, determinant = hessian.adjugate(), sp.expand(hessian.det())
+    adjugate, determinant = algebra.adjugate(hessian)
     # d/dt of the data term's slopes at a fixed u, at t = 0 or with the new pair's own curvature left out; f' is -slope.
     weight = sp.Symbol("W", positive=True)  # of the other pairs
     others = incidence.T * sp.Matrix(slopes)
@@ -253,13 +254,16 @@ def enumerate_graphs(thorough: bool) -> str:
     n, pair, beta = 3, (0, 2), 1.0
     edges = [edge for edge in product(range(n), repeat=2) if edge[0] != edge[1] and edge != pair]
     sets = [chosen for size in range(1, len(edges) + 1) for chosen in combinations(edges, size)]
+    u, weights, kl = cp.Variable(n), cp.Parameter(len(edges) + 1, nonneg=True), cp.Parameter(nonneg=True)
+    margins = PreferenceGraph(n, [*edges, pair]).incidence @ u
+    programs_of = [  # compiled once; a pair that is not there weighs 0
+        cp.Problem(cp.Minimize(weights @ loss - kl * cp.sum(u) / n), [cp.log_sum_exp(u - np.log(n)) <= 0])
+        for loss in (cp.logistic(-beta * margins), cp.square(margins - 1 / (2 * beta)))
+    ]
 
     def margin(pairs: Sequence[Any], alpha: float, square: bool) -> float:
-        u = cp.Variable(n)
-        margins = PreferenceGraph(n, pairs).incidence @ u
-        fit = cp.sum_squares(margins - 1 / (2 * beta)) if square else cp.sum(cp.logistic(-beta * margins))
-        constraint = [cp.log_sum_exp(u - np.log(n)) <= 0]
-        cp.Problem(cp.Minimize(fit - alpha * cp.sum(u) / n), constraint).solve(solver=cp.CLARABEL)
+        weights.value, kl.value = [edge in pairs for edge in (*edges, pair)], alpha
+        programs_of[square].solve(solver=cp.CLARABEL)
         return float(u.value[pair[0]] - u.value[pair[1]])
 
     narrower, programs = 0, 0

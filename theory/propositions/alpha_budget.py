@@ -12,6 +12,7 @@ import sympy as sp
 from hypothesis import given
 
 from theory import budget, losses
+from theory.algebra import simplify, vanishes
 from theory.claim import Claim, require
 from theory.preferences import Floats, PreferenceGraph
 from theory.propositions.mass_transfer import PairLoss, distillation, dpo, ipo, slope_and_curvature
@@ -97,7 +98,7 @@ def check_divergence(
     found = divergence(reverse_kl(ref, policy, u), forward_kl(ref, policy, u))
     normalised = {simplex[-1]: 1 - sum(simplex[:-1]) for simplex in (policy, ref)}
     difference = sp.expand((ALPHA * found - products - theta @ gradient).subs(normalised))
-    require(difference == 0 or sp.simplify(difference) == 0, "J is not the sum over the pairs")
+    require(vanishes(difference), "J is not the sum over the pairs")
 
 
 def check_constant(loss: PairLoss, bound: Any, at: Any) -> None:
@@ -108,14 +109,14 @@ def check_constant(loss: PairLoss, bound: Any, at: Any) -> None:
         bound: C, under test.
         at: the margin where it is reached.
     """
-    excess = sp.together(sp.simplify(bound + MARGIN * sp.diff(loss(MARGIN, TARGET, SCALE), MARGIN)))
+    excess = sp.together(simplify(bound + MARGIN * sp.diff(loss(MARGIN, TARGET, SCALE), MARGIN)))
     above, below = sp.fraction(excess)
     require(below.is_positive, f"the sign of {below} is not known")
-    require(sp.simplify(sp.diff(above, MARGIN, 2)).is_positive, "the excess is not convex")
+    require(simplify(sp.diff(above, MARGIN, 2)).is_positive, "the excess is not convex")
     for order, what in ((0, "the bound is not reached"), (1, "the bound is crossed")):
         value = sp.expand(sp.diff(above, MARGIN, order).subs(MARGIN, at), power_exp=True)
         value = value.xreplace({sp.exp(OMEGA): sp.exp(-1) / OMEGA})  # what defines it
-        require(sp.simplify(value) == 0, what)
+        require(vanishes(value), what)
 
 
 def check_moves(graph: PreferenceGraph, loss: PairLoss, moved: Callable[[Any, Any, Any], Any]) -> None:
@@ -147,12 +148,12 @@ def check_moves(graph: PreferenceGraph, loss: PairLoss, moved: Callable[[Any, An
     for y in range(n):
         stationary = policy[y] - ref[y] - gradient[y] / ALPHA  # pi(y) - pi_ref(y) where the gradient is 0
         difference = sp.expand((stationary - moved(wins[y], defeats[y], ALPHA)).subs(normalised))
-        require(difference == 0 or sp.simplify(difference) == 0, f"response {y} moves otherwise")
+        require(vanishes(difference), f"response {y} moves otherwise")
 
 
 def check_decreasing(loss: PairLoss) -> None:
     """f' < 0: every pair moves mass from the loser to the winner."""
-    require(sp.simplify(sp.diff(loss(MARGIN, TARGET, SCALE), MARGIN)).is_negative, "the slope may be positive")
+    require(simplify(sp.diff(loss(MARGIN, TARGET, SCALE), MARGIN)).is_negative, "the slope may be positive")
 
 
 def net(wins: Any, defeats: Any, alpha: Any) -> Any:

@@ -16,7 +16,8 @@ import sympy as sp
 from hypothesis import given
 from hypothesis import strategies as st
 
-from theory import losses
+from theory import algebra, losses
+from theory.algebra import simplify, vanishes
 from theory.claim import Claim, require
 from theory.propositions.bag_of_words_winner import (
     BOTH_WAYS,
@@ -59,9 +60,9 @@ def check_mass_limit(limit: Callable[[sp.Symbol, sp.Symbol], sp.Expr]) -> None:
     at_top, others = sp.symbols("A B", integer=True, positive=True)
     gap = sp.Symbol("g", positive=True)  # the smallest gap; larger ones make the share only larger
     share = at_top / (at_top + others * sp.exp(-S * gap))
-    require(sp.limit(share, S, sp.oo) == limit(at_top, others), "the share of argmax D has another limit")
+    require(algebra.limit(share, S, sp.oo) == limit(at_top, others), "the share of argmax D has another limit")
     rise = others * gap * at_top * sp.exp(-S * gap) / (at_top + others * sp.exp(-S * gap)) ** 2
-    require(sp.simplify(share.diff(S) - rise) == 0 and rise.is_positive, "the share does not rise")
+    require(vanishes(share.diff(S) - rise) and rise.is_positive, "the share does not rise")
 
 
 def check_gap_after(
@@ -72,7 +73,7 @@ def check_gap_after(
     chosen, d = pairs[0][0], difference(*pairs[0])
     theta, place = descend(pairs, start, update)
     gap = sum(c * t for c, t in zip(chosen, theta, strict=True)) - sum(chosen) * theta[d.index(max(d))]
-    require(sp.simplify(gap - place * bound_slope(chosen, d)) == 0, f"the gap is {gap} at s = {place}")
+    require(vanishes(gap - place * bound_slope(chosen, d)), f"the gap is {gap} at s = {place}")
 
 
 def prove() -> None:
@@ -132,9 +133,9 @@ def _unequal_lengths() -> str:
     step = gradient_step(chosen, rejected, [sp.Integer(0)] * 3, sp.Integer(1))
     d = difference(chosen, rejected)
     place = step[0] / d[0]
-    gap = sp.simplify(sum(c * x for c, x in zip(chosen, step, strict=True)) - 2 * max(step))
+    gap = simplify(sum(c * x for c, x in zip(chosen, step, strict=True)) - 2 * max(step))
     claimed = place * bound_slope(chosen, d)
-    require(sp.simplify(gap - claimed) != 0, "the gap is still s k")
+    require(not vanishes(gap - claimed), "the gap is still s k")
     return f"y_w = ab, y_l = bbc: after one step of size 1 the gap to aa is {gap}, s k would be {claimed}"
 
 
@@ -152,7 +153,7 @@ def _other_start() -> str:
 def _several_pairs() -> str:
     zero = [sp.Integer(0)] * 2
     steps = [gradient_step(w, el, zero, sp.Integer(1)) for w, el in (((1,) * 2, (2, 0)), ((2, 0), (1,) * 2))]
-    require([sp.simplify(a + b) for a, b in zip(*steps, strict=True)] == [0, 0], "theta moves")
+    require([simplify(a + b) for a, b in zip(*steps, strict=True)] == [0, 0], "theta moves")
     return "ab > aa and aa > ab both observed: theta stays at 0, so bb keeps its mass 1/4 instead of gaining all"
 
 
@@ -162,7 +163,7 @@ def _other_optimiser() -> str:
     d = difference(chosen, rejected)
     argmax = [j for j in range(3) if d[j] == max(d)]
     shares = sum(sp.exp(S * signs[j]) for j in argmax) / sum(sp.exp(S * x) for x in signs)
-    limit = sp.limit(shares**3, S, sp.oo)
+    limit = algebra.limit(shares**3, S, sp.oo)
     require(limit == sp.Rational(1, 8), "all mass goes to argmax D")
     return f"sign descent, y_w = aab, y_l = ccc, argmax D = {{a}}: the mass of aaa tends to {limit}, not to 1"
 

@@ -20,6 +20,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from theory import losses
+from theory.algebra import limit, simplify, vanishes
 from theory.claim import Claim, require
 
 Counts = tuple[int, ...]
@@ -71,7 +72,7 @@ def check_ray(direction: Callable[[sp.Symbol, sp.Symbol], sp.Expr]) -> None:
     step = -STEP * sp.diff(losses.dpo(margin, beta=BETA), theta)
     log_odds = sp.expand((chosen - ref_w) - (rejected - ref_l))
     rate = STEP * BETA / (1 + sp.exp(BETA * log_odds))  # d s = eta beta sigma(-beta Delta)
-    require(sp.simplify(step - rate * direction(c_w, c_l)) == 0, "the step is not along the claimed direction")
+    require(vanishes(step - rate * direction(c_w, c_l)), "the step is not along the claimed direction")
     require(rate.is_positive, "s does not increase")
 
 
@@ -80,9 +81,9 @@ def check_unbounded() -> None:
     squared_norm, offset = sp.Symbol("D2", positive=True), sp.Symbol("Delta_0", real=True)
     rate = -STEP * sp.diff(losses.dpo(S * squared_norm + offset, beta=BETA), S) / squared_norm
     e = sp.exp(BETA * (S * squared_norm + offset))
-    require(sp.simplify(rate - STEP * BETA / (1 + e)) == 0, "another increment")
+    require(vanishes(rate - STEP * BETA / (1 + e)), "another increment")
     slope = -STEP * BETA**2 * squared_norm * e / (1 + e) ** 2
-    require(sp.simplify(rate.diff(S) - slope) == 0 and slope.is_negative, "the increments do not decrease in s")
+    require(vanishes(rate.diff(S) - slope) and slope.is_negative, "the increments do not decrease in s")
 
 
 def check_bound_slope(term: Callable[[sp.Expr, sp.Expr], sp.Expr]) -> None:
@@ -91,7 +92,7 @@ def check_bound_slope(term: Callable[[sp.Expr, sp.Expr], sp.Expr]) -> None:
     c, d, top = sp.IndexedBase("c"), sp.IndexedBase("D"), sp.Symbol("M", integer=True)
     k = sp.Sum(c[j] * d[j], (j, 1, last)) - top * sp.Sum(c[j], (j, 1, last))
     terms = sp.Sum(term(c[j], top - d[j]), (j, 1, last))
-    require(sp.simplify(sp.expand((k - terms).expand(), func=True)) == 0, "k is not that sum")
+    require(vanishes(sp.expand((k - terms).expand(), func=True)), "k is not that sum")
     some, gap = sp.symbols("c g", integer=True, positive=True)
     none = sp.Symbol("c", integer=True, nonnegative=True)
     require(term(none, gap - gap) == 0 and term(some * 0, gap) == 0, "a term is not 0 where it should be")
@@ -107,16 +108,16 @@ def check_winner_path() -> None:
     # e_i e_j ((D_i^2 + D_j^2) / 2 - D_i D_j), a sum of squares.
     path = S * c_d - n * sp.log(m)
     second = -n * (m.diff(S, 2) * m - m.diff(S) ** 2) / m**2
-    require(sp.simplify(path.diff(S, 2) - second) == 0, "unexpected second derivative")
+    require(vanishes(path.diff(S, 2) - second), "unexpected second derivative")
     symmetrised = (d_i**2 + d_j**2) / 2 - d_i * d_j
     require(sp.expand(symmetrised - (d_i - d_j) ** 2 / 2) == 0, "not a sum of squares")
     # At s = 0 all e_j = 1 and Z'(0) = sum_j D_j = n - n = 0.
     slope = path.diff(S).subs(m.diff(S), 0)
-    require(sp.simplify(slope - c_d) == 0, "the first slope is not c_w.D")
+    require(vanishes(slope - c_d), "the first slope is not c_w.D")
     # Tail: Z = e^(s M) (A + e^(-s g)), A tokens at the top, one term for each other token, gap g > 0.
     at_top, gap = sp.Symbol("A", integer=True, positive=True), sp.Symbol("g", positive=True)
     rest = sp.log(at_top + sp.exp(-S * gap))
-    require(sp.limit(rest, S, sp.oo) == sp.log(at_top), "the tail does not tend to log |argmax D|")
+    require(limit(rest, S, sp.oo) == sp.log(at_top), "the tail does not tend to log |argmax D|")
 
 
 def descend(
@@ -132,11 +133,11 @@ def descend(
     """
     d, theta = difference(*pairs[0]), [sp.Integer(x) for x in start]
     slopes = [gradient_step(chosen, rejected, theta, sp.S.One) for chosen, rejected in pairs]
-    step = [sp.simplify(sum(parts)) for parts in zip(*slopes, strict=True)]
+    step = [simplify(sum(parts)) for parts in zip(*slopes, strict=True)]
     step = step if update is None else [update(x) for x in step]
-    place = sp.simplify(sum(x * y for x, y in zip(step, d, strict=True)) / sum(y * y for y in d))
+    place = simplify(sum(x * y for x, y in zip(step, d, strict=True)) / sum(y * y for y in d))
     require(place.is_positive, f"s grows by {place}")
-    require(all(sp.simplify(x - place * y) == 0 for x, y in zip(step, d, strict=True)), f"a step along {step}, not {d}")
+    require(all(vanishes(x - place * y) for x, y in zip(step, d, strict=True)), f"a step along {step}, not {d}")
     return [x + y for x, y in zip(theta, step, strict=True)], place
 
 
@@ -149,7 +150,7 @@ def check_bound_after(
         sum(c * t for c, t in zip(chosen, at, strict=True)) - sum(chosen) * sp.Max(*at) for at in (start, theta)
     )
     k = bound_slope(chosen, difference(*pairs[0]))
-    require(sp.simplify(after - before - place * k) == 0, f"the bound moves by {after - before}, not by s k")
+    require(vanishes(after - before - place * k), f"the bound moves by {after - before}, not by s k")
     require(k <= 0, "the bound rises")
 
 
@@ -209,14 +210,14 @@ def gradient_step(chosen: Counts, rejected: Counts, theta: list[sp.Expr], beta: 
     normaliser = sp.log(sum(sp.exp(x) for x in t))
     logps = [log_likelihood(np.array(c), np.array(t, dtype=object), normaliser) for c in (chosen, rejected)]
     loss = losses.dpo(losses.logratio_margin(logps[0], logps[1], sp.Integer(0), sp.Integer(0)), beta=beta)
-    return [sp.simplify(-sp.diff(loss, x).subs(dict(zip(t, theta, strict=True)))) for x in t]
+    return [simplify(-sp.diff(loss, x).subs(dict(zip(t, theta, strict=True)))) for x in t]
 
 
 def _unequal_lengths() -> str:
     chosen, rejected = (1, 1, 0), (0, 2, 1)
     step = gradient_step(chosen, rejected, [sp.Integer(0)] * 3, sp.Integer(1))
     d = difference(chosen, rejected)
-    require(sp.simplify(step[0] * d[1] - step[1] * d[0]) != 0, "the first step is along D")
+    require(not vanishes(step[0] * d[1] - step[1] * d[0]), "the first step is along D")
     return f"y_w = ab, y_l = bbc: the first step is along {tuple(sp.nsimplify(x / step[0]) for x in step)}, D = {d}"
 
 
@@ -232,7 +233,7 @@ def _several_pairs() -> str:
     zero, steps = [sp.Integer(0)] * 2, []
     for chosen, rejected in (((1, 1), (2, 0)), ((2, 0), (1, 1))):
         steps.append(gradient_step(chosen, rejected, zero, sp.Integer(1)))
-    require([sp.simplify(a + b) for a, b in zip(*steps, strict=True)] == [0, 0], "theta moves")
+    require([simplify(a + b) for a, b in zip(*steps, strict=True)] == [0, 0], "theta moves")
     require(some_token_below_top((1, 1), (-1, 1)), "the claim does not predict strict descent")
     return "ab > aa and aa > ab both observed: theta stays at 0 and s at 0, where the claim has strict descent"
 

@@ -19,10 +19,10 @@ from hypothesis import strategies as st
 from scipy.integrate import solve_ivp
 from scipy.special import wrightomega
 
-from theory import losses
+from theory import algebra, losses
+from theory.algebra import vanishes
 from theory.claim import CheckFailed, Claim, require
 from theory.preferences import Floats, PreferenceGraph
-from theory.propositions.soft_labels import vanishes
 from theory.strategies import disjoint_pairs, log_policies, positive
 
 BETA = sp.Symbol("beta", positive=True)
@@ -100,7 +100,7 @@ def check_clock(time: Callable[[sp.Expr], sp.Expr], starts_at: sp.Expr) -> None:
     rate = -w * sp.diff(losses.dpo(X / BETA, beta=BETA), X) * BETA  # da/dt, Delta = x / beta
     require(time(starts_at) == 0, "the clock does not start at 0")
     require(vanishes(sp.diff(time(X), X) * 2 * BETA * rate - 2 * BETA**2 * w), "another clock")
-    require(sp.limit(X - sp.log(time(X)), X, sp.oo) == 0, "x does not tend to log(2 beta^2 w t)")
+    require(algebra.limit(X - sp.log(time(X)), X, sp.oo) == 0, "x does not tend to log(2 beta^2 w t)")
 
 
 def check_limit(graph: PreferenceGraph, ref: Sequence[sp.Expr], formula: Limit = limit_of_winners) -> None:
@@ -112,18 +112,18 @@ def check_limit(graph: PreferenceGraph, ref: Sequence[sp.Expr], formula: Limit =
         ref: pi_ref, [n].
         formula: under test.
     """
-    horizon = sp.Symbol("T", positive=True)
+    root = sp.Symbol("R", positive=True)  # R^4 = T, so that all powers are whole
     weights = [sp.Rational(w) for w in graph.weights.tolist()]
     for beta in (sp.Rational(1, 2), sp.Integer(1), sp.Integer(2)):
         mass = list(ref)
         for (w, lo), weight in zip(graph.edges.tolist(), weights, strict=True):
-            step = (weight * horizon) ** (1 / (2 * beta))  # e^a
+            step = weight ** (1 / (2 * beta)) * root ** (4 / (2 * beta))  # e^a
             mass[w], mass[lo] = mass[w] * step, mass[lo] / step
-        policy = [sp.limit(sp.simplify(x / sum(mass)), horizon, sp.oo) for x in mass]
+        policy = [algebra.limit(sp.cancel(x / sum(mass)), root, sp.oo) for x in mass]
         winners = graph.winners.tolist()
         claimed = formula([ref[w] for w in winners], weights, beta)
         for winner, share in zip(winners, claimed, strict=True):
-            require(sp.simplify(policy[winner] - share) == 0, f"the limit of {winner} is {policy[winner]}")
+            require(vanishes(policy[winner] - share), f"the limit of {winner} is {policy[winner]}")
         rest = [p for y, p in enumerate(policy) if y not in winners]
         require(all(p == 0 for p in rest), f"mass is left on losers or unseen responses: {policy}")
 
@@ -156,7 +156,7 @@ def flow(graph: PreferenceGraph, ref: Floats, beta: float, time: float, start: F
 
     def velocity(_: float, logits: Floats) -> Floats:
         slope = -graph.weights * beta / (1 + np.exp(beta * graph.margins(logits - ref)))
-        return np.asarray(-(graph.incidence.T @ slope))
+        return -graph.by_response(slope)
 
     begin = ref if start is None else start
     logits = solve_ivp(velocity, (0, time), begin, method="LSODA", rtol=1e-9, atol=1e-11).y[:, -1]

@@ -17,6 +17,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from theory import losses
+from theory.algebra import simplify, vanishes
 from theory.claim import Claim, require
 from theory.strategies import positive, vectors
 
@@ -44,7 +45,7 @@ def slopes(rewards: list[sp.Expr], preferences: Preferences, weights: Weights) -
     r = sp.symbols(f"r0:{len(rewards)}", real=True)
     loss = expected_loss(r, preferences, weights)
     at = dict(zip(r, rewards, strict=True))
-    return [sp.simplify(sp.diff(loss, x).subs(at)) for x in r]
+    return [simplify(sp.diff(loss, x).subs(at)) for x in r]
 
 
 def cycle(p: Any) -> Preferences:
@@ -69,7 +70,7 @@ def check_dependence(preferences: Preferences, fits: Sequence[tuple[Weights, lis
     """Each sampler has the fit that stands beside it, and they are not all the same up to a constant."""
     for weights, rewards in fits:
         check_fit(rewards, preferences, weights)
-    found = {tuple(sp.simplify(x - rewards[0]) for x in rewards) for _, rewards in fits}
+    found = {tuple(simplify(x - rewards[0]) for x in rewards) for _, rewards in fits}
     require(len(found) > 1, "all samplers give the same fit")
 
 
@@ -91,7 +92,7 @@ def check_only_bradley_terry(pairs: Sequence[tuple[int, int]], residual: Callabl
         for pair in pairs:
             sign = 1 if pair[0] == i else -1 if pair[1] == i else 0
             expected = -sign * residual(p[pair], r[pair[0]] - r[pair[1]])
-            require(sp.simplify(sp.diff(slope, w[pair]) - expected) == 0, f"another coefficient of {w[pair]}")
+            require(vanishes(sp.diff(slope, w[pair]) - expected), f"another coefficient of {w[pair]}")
 
 
 def check_unique() -> None:
@@ -99,7 +100,7 @@ def check_unique() -> None:
     p = sp.Symbol("P", positive=True)
     loss = p * losses.bradley_terry(MARGIN) + (1 - p) * losses.bradley_terry(-MARGIN)
     curvature = sp.exp(MARGIN) / (1 + sp.exp(MARGIN)) ** 2
-    require(sp.simplify(sp.diff(loss, MARGIN, 2) - curvature) == 0 and curvature.is_positive, "not strictly convex")
+    require(vanishes(sp.diff(loss, MARGIN, 2) - curvature) and curvature.is_positive, "not strictly convex")
 
 
 def bradley_terry_residual(p: sp.Expr, margin: sp.Expr) -> sp.Expr:

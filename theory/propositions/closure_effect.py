@@ -19,11 +19,11 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from theory import losses
+from theory.algebra import simplify, vanishes
 from theory.certificates import policy_kkt
 from theory.claim import CheckFailed, Claim, require
 from theory.preferences import Floats, PreferenceGraph
 from theory.propositions.mass_transfer import PairLoss, dpo, ipo, optimum, slope_and_curvature
-from theory.propositions.soft_labels import vanishes
 from theory.strategies import log_policies, positive, preference_graphs
 
 ALPHA = sp.Symbol("alpha", positive=True)
@@ -102,7 +102,7 @@ def check_averaging(factor: Callable[[sp.Symbol], sp.Expr]) -> None:
     total, added, kl = sp.symbols("L f K", real=True)  # L is a sum over m pairs
     mean = losses.pessimistic((total + added) / (m + 1), kl, alpha=ALPHA)
     as_sum = losses.pessimistic(total / m + added / m, kl, alpha=factor(m) * ALPHA)
-    require(sp.simplify((m + 1) / m * mean - as_sum) == 0, "not that objective")
+    require(vanishes((m + 1) / m * mean - as_sum), "not that objective")
 
 
 def check_moves(instance: Instance, *, widens: bool) -> None:
@@ -124,7 +124,7 @@ def check_moves(instance: Instance, *, widens: bool) -> None:
     free = [c == 1 for c in instance.ratios]
     shares = [zero if c == 1 else gain / (c - 1) for c, gain in zip(instance.ratios, gains, strict=True)]
     rest = 1 - sp.Rational(sum(free), 5)
-    alpha = sp.simplify(sum(shares) / rest)
+    alpha = simplify(sum(shares) / rest)
     ref = [sp.Rational(1, 5) if lone else share / alpha for lone, share in zip(free, shares, strict=True)]
     require(all(bool(q > 0) for q in (*ref, alpha)), f"pi_ref = {ref}, alpha = {alpha} are no reference and weight")
     require(vanishes(sum(ref) - 1), "pi_ref does not add up to 1")
@@ -149,9 +149,9 @@ def check_directions(loss: PairLoss, formula: Callable[[Any, Any], Any], turn: C
     margin, beta = sp.Symbol("Delta", real=True), sp.Symbol("beta", positive=True)
     slope = sp.diff(loss(margin, None, beta), margin)
     require(vanishes(slope - formula(margin, beta)), "another slope")
-    require(sp.factor(sp.simplify(sp.diff(slope, margin))).is_positive, "not strictly convex")
+    require(sp.factor(simplify(sp.diff(slope, margin))).is_positive, "not strictly convex")
     if turn is None:
-        require(sp.factor(sp.simplify(slope)).is_negative, "f does not fall everywhere")
+        require(sp.factor(simplify(slope)).is_negative, "f does not fall everywhere")
     else:
         require(vanishes(slope.subs(margin, turn(beta))), "f turns elsewhere")
 
@@ -204,7 +204,7 @@ class Problem:
         except RuntimeError as error:
             raise CheckFailed(f"no optimum: {error}") from error
         slope, _ = slope_and_curvature(self.loss)
-        gradient = graph.incidence.T @ (graph.weights * slope(graph.margins(u), targets, self.beta))
+        gradient = graph.by_response(graph.weights * slope(graph.margins(u), targets, self.beta))
         certificate = policy_kkt(u + self.ref, gradient - self.alpha * np.exp(self.ref))
         require(certificate.accepts(1e-7), f"no optimum: {dict(certificate.residuals)}")
         return u

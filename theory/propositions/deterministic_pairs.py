@@ -17,6 +17,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from theory import losses
+from theory.algebra import limit, vanishes
 from theory.certificates import reaches
 from theory.claim import Claim, require
 from theory.preferences import PreferenceGraph
@@ -43,9 +44,9 @@ def check_diverges(pairwise: Pairwise) -> None:
     so each minimising sequence has margin -> infinity."""
     loss = pairwise(MARGIN)
     e = sp.exp(BETA * MARGIN)
-    require(sp.simplify(sp.diff(loss, MARGIN) + BETA / (1 + e)) == 0, "another slope")
+    require(vanishes(sp.diff(loss, MARGIN) + BETA / (1 + e)), "another slope")
     require((-BETA / (1 + e)).is_negative, "the loss does not fall everywhere")
-    require(sp.limit(loss, MARGIN, sp.oo) == 0, "the infimum is not 0")
+    require(limit(loss, MARGIN, sp.oo) == 0, "the infimum is not 0")
 
 
 def check_loser_vanishes(margin: Callable[..., Any]) -> None:
@@ -59,7 +60,7 @@ def check_loser_vanishes(margin: Callable[..., Any]) -> None:
     require(sp.expand(margin(chosen, largest, ref_w, ref_l) - MARGIN) == 0, "another log pi(y_l)")
     require(sp.expand(sp.diff(margin(chosen, rejected, ref_w, ref_l), rejected)) == -1, "another slope in log pi(y_l)")
     bound = largest.subs(chosen, 0)  # log pi(y_w) <= 0
-    require(sp.limit(bound, MARGIN, sp.oo) == -sp.oo, "pi(y_l) does not vanish")
+    require(limit(bound, MARGIN, sp.oo) == -sp.oo, "pi(y_l) does not vanish")
 
 
 def check_free(features: Sequence[Sequence[int]]) -> None:
@@ -67,7 +68,7 @@ def check_free(features: Sequence[Sequence[int]]) -> None:
     require(reaches(features, [[1], [-1]]), "the policy cannot move the ratio")
 
 
-def vanishes(gap: int, alpha: Any = 0) -> bool:
+def loss_vanishes(gap: int, alpha: Any = 0) -> bool:
     """Whether the loss of an edge tends to 0 along margin = s * gap, s -> infinity, u_l = -s * gap.
 
     Args:
@@ -75,7 +76,7 @@ def vanishes(gap: int, alpha: Any = 0) -> bool:
         alpha: weight of a KL penalty on the loser.
     """
     along = losses.pessimistic(losses.dpo(SCALE * gap, beta=1), losses.forward_kl(-SCALE * gap), alpha=alpha)
-    return bool(sp.limit(along, SCALE, sp.oo) == 0)
+    return bool(limit(along, SCALE, sp.oo) == 0)
 
 
 def check_all_diverge(
@@ -89,7 +90,7 @@ def check_all_diverge(
         features: [n, p], of the policy; one free parameter a response where not given.
     """
     for gap in {int(gap) for gap in graph.margins(graph.ranks)}:
-        require(vanishes(gap, alpha), f"{graph.edges.tolist()}: the loss stays positive at a gap of s * {gap}")
+        require(loss_vanishes(gap, alpha), f"{graph.edges.tolist()}: the loss stays positive at a gap of s * {gap}")
     if features is not None:
         require(reaches(features, graph.ranks[:, None].tolist()), "the policy cannot move along the ranks")
 
@@ -98,7 +99,7 @@ def check_data(
     edges: list[tuple[int, int]],
     n: int,
     ranking: Callable[[PreferenceGraph], Any] | None = None,
-    separates: Callable[[int], bool] = vanishes,
+    separates: Callable[[int], bool] = loss_vanishes,
 ) -> None:
     """Acyclic: along s * ranks every term of the loss tends to 0. A cycle: the margins on it add up to 0, so one of
     them is <= 0 and the loss stays at log 2 or more.
@@ -107,7 +108,7 @@ def check_data(
         edges: the labels.
         n: number of responses.
         ranking: in the place of the graph's ranks.
-        separates: `vanishes`, or a table of it.
+        separates: `loss_vanishes`, or a table of it.
     """
     graph = PreferenceGraph(n, edges)
     values = graph.ranks if ranking is None else ranking(graph)
@@ -144,7 +145,7 @@ def prove_data() -> None:
 
 
 def enumerate_data(thorough: bool) -> str:
-    largest, count, table = (4 if thorough else 3), 0, cache(vanishes)
+    largest, count, table = (4 if thorough else 3), 0, cache(loss_vanishes)
     for n in range(2, largest + 1):
         pairs = [(i, j) for i, j in product(range(n), repeat=2) if i != j]
         for mask in range(1, 2 ** len(pairs)):
@@ -158,7 +159,7 @@ def enumerate_data(thorough: bool) -> str:
 
 def _non_deterministic() -> str:
     loss = sp.Rational(3, 4) * dpo(MARGIN) + sp.Rational(1, 4) * dpo(-MARGIN)
-    require(sp.simplify(sp.diff(loss, MARGIN).subs(MARGIN, sp.log(3) / BETA)) == 0, "no finite optimum")
+    require(vanishes(sp.diff(loss, MARGIN).subs(MARGIN, sp.log(3) / BETA)), "no finite optimum")
     return "P = 3/4: the optimum is Delta = log(3)/beta, finite"
 
 
@@ -182,14 +183,14 @@ def _cyclic() -> str:
     u = sp.symbols("u1:4", real=True)
     loss = sum(dpo(u[i] - u[(i + 1) % 3]) for i in range(3))
     zero = dict.fromkeys(u, sp.Integer(0))
-    require(all(sp.simplify(sp.diff(loss, x).subs(zero)) == 0 for x in u), "not stationary at ratio 1")
+    require(all(vanishes(sp.diff(loss, x).subs(zero)) for x in u), "not stationary at ratio 1")
     return "labels 1 > 2, 2 > 3, 3 > 1: convex and stationary at u = 0, so every ratio is the reference's"
 
 
 def _opposed_parameters() -> str:
     theta = sp.Symbol("theta", real=True)
     loss = dpo(theta) + dpo(-theta)
-    require(sp.simplify(sp.diff(loss, theta).subs(theta, 0)) == 0, "not stationary at 0")
+    require(vanishes(sp.diff(loss, theta).subs(theta, 0)), "not stationary at 0")
     return "two disjoint pairs whose margins are theta and -theta: acyclic labels, finite optimum theta = 0"
 
 

@@ -18,6 +18,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from theory import losses
+from theory.algebra import limit, simplify, vanishes
 from theory.certificates import farkas, reaches, stationarity
 from theory.claim import Claim, require
 from theory.preferences import Floats, PreferenceGraph
@@ -59,13 +60,13 @@ def check_infimum_at_infinity(loss: Loss) -> None:
     """0 < loss everywhere, strictly falling, strictly convex, with limit 0: it is small only at a large margin."""
     value = loss(MARGIN)
     # The loss is a logarithm; SymPy settles its sign on the exponential.
-    require(sp.simplify(sp.exp(value) - 1).is_positive, "the loss is not positive at every finite margin")
-    require(sp.factor(sp.simplify(sp.diff(value, MARGIN))).is_negative, "the loss does not fall with the margin")
-    require(sp.factor(sp.simplify(sp.diff(value, MARGIN, 2))).is_positive, "the loss is not strictly convex")
-    require(sp.limit(value, MARGIN, sp.oo) == 0, "the loss does not tend to 0")
+    require(simplify(sp.exp(value) - 1).is_positive, "the loss is not positive at every finite margin")
+    require(sp.factor(simplify(sp.diff(value, MARGIN))).is_negative, "the loss does not fall with the margin")
+    require(sp.factor(simplify(sp.diff(value, MARGIN, 2))).is_positive, "the loss is not strictly convex")
+    require(limit(value, MARGIN, sp.oo) == 0, "the loss does not tend to 0")
     bound = margin_at_least(LEVEL, BETA)
-    require(sp.simplify(value.subs(MARGIN, bound) - LEVEL) == 0, "the bound does not attain the level")
-    require(sp.limit(bound, LEVEL, 0, "+") == sp.oo, "a small loss does not force a large margin")
+    require(vanishes(value.subs(MARGIN, bound) - LEVEL), "the bound does not attain the level")
+    require(limit(bound, LEVEL, 0, "+") == sp.oo, "a small loss does not force a large margin")
 
 
 def check_margin(margin: Margin) -> None:
@@ -74,7 +75,7 @@ def check_margin(margin: Margin) -> None:
     winner, loser, ref_winner, ref_loser = sp.symbols("p_w p_l q_w q_l", positive=True)
     odds = (winner / loser) / (ref_winner / ref_loser)
     found = sp.exp(margin(*(sp.log(p) for p in (winner, loser, ref_winner, ref_loser))))
-    require(sp.simplify(found - odds) == 0, f"the margin is log({sp.simplify(found)})")
+    require(vanishes(found - odds), f"the margin is log({simplify(found)})")
 
 
 def check_all_rise(graph: PreferenceGraph, features: Features | None = None) -> None:
@@ -93,7 +94,7 @@ def check_all_rise(graph: PreferenceGraph, features: Features | None = None) -> 
 
 def check_unbounded_below(loss: Loss) -> None:
     """The loss tends to infinity at a margin of -infinity, so that a level of it bounds the margin below."""
-    require(sp.limit(loss(MARGIN), MARGIN, -sp.oo) == sp.oo, "the loss stays finite however negative the margin")
+    require(limit(loss(MARGIN), MARGIN, -sp.oo) == sp.oo, "the loss stays finite however negative the margin")
 
 
 def check_cycles_cancel(difference: Callable[[Any, Any], Any]) -> None:
@@ -254,14 +255,14 @@ def _finite_optimum(total: sp.Expr, *variables: sp.Symbol) -> sp.Expr:
     """The value at 0, once 0 is shown stationary; the sum is convex, each term being convex in a linear margin."""
     origin = dict.fromkeys(variables, 0)
     for variable in variables:
-        require(sp.simplify(sp.diff(total, variable).subs(origin)) == 0, "0 is not stationary")
-    return sp.simplify(total.subs(origin))
+        require(vanishes(sp.diff(total, variable).subs(origin)), "0 is not stationary")
+    return simplify(total.subs(origin))
 
 
 def _three_cycle() -> str:
     u = sp.symbols("u0:3", real=True)
     value = _finite_optimum(sum(_dpo(u[i] - u[(i + 1) % 3]) for i in range(3)), *u)
-    require(sp.simplify(value - 3 * sp.log(2)) == 0, "another minimum")
+    require(vanishes(value - 3 * sp.log(2)), "another minimum")
     return "0 > 1, 1 > 2, 2 > 0: the minimum 3 log 2 is attained at equal log-ratios"
 
 
@@ -269,19 +270,19 @@ def _both_directions() -> str:
     a, b = sp.symbols("a b", positive=True)
     total = a * _dpo(MARGIN) + b * _dpo(-MARGIN)
     slope = sp.diff(total, MARGIN).subs(MARGIN, sp.log(a / b) / BETA)
-    require(sp.simplify(slope) == 0, "log(a / b) / beta is not stationary")
+    require(vanishes(slope), "log(a / b) / beta is not stationary")
     return "0 > 1 with weight a, 1 > 0 with weight b: the optimum is Delta = log(a / b) / beta"
 
 
 def _tied_parameters() -> str:
     """One parameter t for two disjoint pairs, with features that oppose them: Delta_1 = t, Delta_2 = -t."""
     value = _finite_optimum(_dpo(MARGIN) + _dpo(-MARGIN), MARGIN)
-    require(sp.simplify(value - 2 * sp.log(2)) == 0, "another minimum")
+    require(vanishes(value - 2 * sp.log(2)), "another minimum")
     return "0 > 1 and 2 > 3 with margins t and -t of one shared parameter: the minimum 2 log 2 is attained at t = 0"
 
 
 def _zero_weight() -> str:
-    require(sp.limit(_dpo(MARGIN) + 0 * _dpo(-MARGIN), MARGIN, sp.oo) == 0, "the loss stays positive")
+    require(limit(_dpo(MARGIN) + 0 * _dpo(-MARGIN), MARGIN, sp.oo) == 0, "the loss stays positive")
     return "0 > 1 with weight 1, 1 > 0 with weight 0: one strong component, yet the margin diverges"
 
 
@@ -299,9 +300,9 @@ def sigmoid_loss(margin: Any) -> Any:
 def _not_convex() -> str:
     """2 sigma(-z) + sigma(z) = 1 + sigma(-z) falls for ever, inside one strong component."""
     total = 2 * sigmoid_loss(MARGIN) + sigmoid_loss(-MARGIN)
-    require(sp.simplify(total - 1 - sigmoid_loss(MARGIN)) == 0, "another total")
-    require(sp.factor(sp.simplify(sp.diff(sigmoid_loss(MARGIN), MARGIN))).is_negative, "the loss does not fall")
-    require(sp.limit(sigmoid_loss(MARGIN), MARGIN, sp.oo) == 0, "the infimum of the loss is not 0")
+    require(vanishes(total - 1 - sigmoid_loss(MARGIN)), "another total")
+    require(sp.factor(simplify(sp.diff(sigmoid_loss(MARGIN), MARGIN))).is_negative, "the loss does not fall")
+    require(limit(sigmoid_loss(MARGIN), MARGIN, sp.oo) == 0, "the infimum of the loss is not 0")
     at = [float(total.subs({BETA: 1, MARGIN: z})) for z in (-50, 0, 5, 50)]
     return (
         "sigma(-z), 0 > 1 with weight 2 and 1 > 0 with weight 1: one strong component, yet the total is "

@@ -21,7 +21,8 @@ from hypothesis import strategies as st
 from scipy.integrate import solve_ivp
 from scipy.special import wrightomega
 
-from theory import losses
+from theory import algebra, losses
+from theory.algebra import simplify, vanishes
 from theory.claim import Claim, require
 from theory.preferences import Floats, PreferenceGraph
 from theory.propositions.mass_transfer import dpo, slope_and_curvature
@@ -117,29 +118,43 @@ def check_flow(
     rates = graph.margins(speeds)
     for value, rate, weight in zip(margins, rates, weights, strict=True):
         at_start = time(value.subs(dict.fromkeys(theta, 0)), weight)
-        require(sp.simplify(at_start) == 0, "the clock does not start at 0")
+        require(vanishes(at_start), "the clock does not start at 0")
         advance = sp.diff(time(MARGIN, weight), MARGIN).subs(MARGIN, value) * rate
-        require(sp.simplify(advance - 1) == 0, "the clock does not advance with time")
+        require(vanishes(advance - 1), "the clock does not advance with time")
     for y, difference in enumerate(speeds - moved_logits(graph, rates)):
-        require(sp.simplify(difference) == 0, f"the logit of response {y} moves otherwise")
+        require(vanishes(difference), f"the logit of response {y} moves otherwise")
 
 
 def check_limit(graph: PreferenceGraph, limit: Limit, *, time: Clock = clock) -> None:
     """With E = e^(beta Delta), E / (2 beta^2 w t) -> 1; put into the logits, that gives the limit of every ratio."""
     level_time = time(sp.log(LEVEL) / BETA, WEIGHT)
-    require(sp.simplify(sp.diff(level_time, LEVEL)).is_positive, "time does not rise with the margin")
-    require(sp.limit(level_time, LEVEL, sp.oo) == sp.oo, "a finite time leads to an infinite margin")
-    require(sp.limit(2 * BETA**2 * WEIGHT * level_time / LEVEL, LEVEL, sp.oo) == 1, "E is not asymptotic to 2 b^2 w t")
+    require(simplify(sp.diff(level_time, LEVEL)).is_positive, "time does not rise with the margin")
+    require(algebra.limit(level_time, LEVEL, sp.oo) == sp.oo, "a finite time leads to an infinite margin")
+    require(
+        algebra.limit(2 * BETA**2 * WEIGHT * level_time / LEVEL, LEVEL, sp.oo) == 1, "E is not asymptotic to 2 b^2 w t"
+    )
     ref = np.array(sp.symbols(f"p0:{graph.n}", positive=True), dtype=object)
     weights = np.array(sp.symbols(f"w0:{len(graph)}", positive=True), dtype=object)
     margins = np.array([sp.log(2 * BETA**2 * w * TIME) / BETA for w in weights], dtype=object)
     logits = np.array([sp.log(share) for share in ref], dtype=object) + moved_logits(graph, margins)
     claimed, anchor = limit(graph, ref, weights, BETA), int(graph.winners[0])
-    require(sp.simplify(sum(claimed) - 1) == 0, "probabilities do not add up to 1")
-    require(sp.simplify(claimed[anchor]) != 0, "a winner vanishes")
+    require(vanishes(sum(claimed) - 1), "probabilities do not add up to 1")
+    require(not vanishes(claimed[anchor]), "a winner vanishes")
     for y in range(graph.n):
-        ratio = sp.exp(sp.limit(sp.expand_log(logits[y] - logits[anchor]), TIME, sp.oo))
-        require(sp.simplify(claimed[y] / claimed[anchor] - ratio) == 0, f"another limit of response {y}")
+        ratio = sp.exp(limit_in_log(sp.expand_log(logits[y] - logits[anchor]), TIME))
+        require(vanishes(claimed[y] / claimed[anchor] - ratio), f"another limit of response {y}")
+
+
+def limit_in_log(value: sp.Expr, x: sp.Symbol) -> sp.Expr:
+    """As x -> infinity, of c log(x) + d; raises CheckFailed for any other expression."""
+    value = sp.expand(value)
+    slope = value.coeff(sp.log(x))
+    rest = sp.expand(value - slope * sp.log(x))
+    require(not rest.has(x) and not slope.has(x), f"{value} is not linear in log({x})")
+    if slope == 0:
+        return rest
+    require(slope.is_positive or slope.is_negative, f"the sign of {slope} is not known")
+    return sp.oo if slope.is_positive else -sp.oo
 
 
 def check_descent(time: Clock) -> None:
@@ -148,10 +163,10 @@ def check_descent(time: Clock) -> None:
     slope = sp.diff(time(MARGIN, WEIGHT), MARGIN)
     require(slope.is_positive, "a step does not widen the margin")
     # A convex clock lies above its tangent, which gains eta; and so the steps add up to infinity.
-    require(sp.simplify(sp.diff(slope, MARGIN)).is_positive, "the clock is not convex")
+    require(simplify(sp.diff(slope, MARGIN)).is_positive, "the clock is not convex")
     factor = sp.exp(BETA * STEP / slope.subs(MARGIN, sp.log(LEVEL) / BETA))
-    gain = sp.limit(sp.simplify(LEVEL * (factor - 1)), LEVEL, sp.oo)
-    require(sp.simplify(gain - 2 * BETA**2 * WEIGHT * STEP) == 0, f"a step gains {gain} in the limit")
+    gain = algebra.limit(simplify(LEVEL * (factor - 1)), LEVEL, sp.oo)
+    require(vanishes(gain - 2 * BETA**2 * WEIGHT * STEP), f"a step gains {gain} in the limit")
 
 
 def prove() -> None:
@@ -202,7 +217,7 @@ def logit_slopes(logits: Floats, graph: PreferenceGraph, ref: Floats, beta: floa
     """Gradient of the loss in the logits, [n], through the softmax's Jacobian."""
     policy = np.exp(normalised(logits))
     margins = graph.margins(normalised(logits) - ref)
-    in_logps = graph.incidence.T @ (graph.weights * slope_and_curvature(dpo)[0](margins, np.zeros_like(margins), beta))
+    in_logps = graph.by_response(graph.weights * slope_and_curvature(dpo)[0](margins, np.zeros_like(margins), beta))
     slopes: Floats = (np.eye(graph.n) - policy[:, None]) @ in_logps
     return slopes
 
@@ -222,16 +237,16 @@ def _chain() -> str:
     theta = sp.symbols("theta0:3", real=True)
     total = _dpo(_margin(theta[0], theta[1], 0, 0)) + _dpo(_margin(theta[1], theta[2], 0, 0))
     slopes = [sp.diff(total, x).subs(dict(zip(theta, (d, 0, -d), strict=True))) for x in theta]
-    require(sp.simplify(slopes[1]) == 0, "the middle response moves")
-    require(sp.simplify(sp.diff(clock(d, 1), d) * -slopes[0] - sp.Rational(1, 2)) == 0, "not half the speed")
+    require(vanishes(slopes[1]), "the middle response moves")
+    require(vanishes(sp.diff(clock(d, 1), d) * -slopes[0] - sp.Rational(1, 2)), "not half the speed")
     return "0 > 1 > 2, uniform reference: at half the speed to pi(0) = 1; response 1 wins a pair, and vanishes"
 
 
 def _both_directions() -> str:
     a, b = sp.symbols("a b", positive=True)
     slope = sp.diff(a * _dpo(MARGIN) + b * _dpo(-MARGIN), MARGIN)
-    require(sp.simplify(slope.subs(MARGIN, sp.log(a / b) / BETA)) == 0, "log(a / b) / beta is not stationary")
-    require(sp.simplify(sp.diff(slope, MARGIN)).is_positive, "not convex: the flow may go elsewhere")
+    require(vanishes(slope.subs(MARGIN, sp.log(a / b) / BETA)), "log(a / b) / beta is not stationary")
+    require(simplify(sp.diff(slope, MARGIN)).is_positive, "not convex: the flow may go elsewhere")
     return "0 > 1 with weight a, 1 > 0 with weight b: Delta tends to log(a / b) / beta, and the loser keeps its mass"
 
 
@@ -239,13 +254,13 @@ def _other_start() -> str:
     """theta_w + theta_l of a pair is conserved, so a start off the reference is never forgotten."""
     theta = sp.symbols("theta0:4", real=True)
     total = _dpo(_margin(theta[0], theta[1], 0, 0)) + _dpo(_margin(theta[2], theta[3], 0, 0))
-    sums = [sp.simplify(sp.diff(total, theta[i]) + sp.diff(total, theta[i + 1])) for i in (0, 2)]
+    sums = [simplify(sp.diff(total, theta[i]) + sp.diff(total, theta[i + 1])) for i in (0, 2)]
     require(sums == [0, 0], "the sums of a pair's logits move")
     # The first clock starts at clock(log 4) and not at 0, which t outgrows: the margins' difference tends to 0.
     ahead = (TIME + clock(sp.log(4), 1)) / TIME
     winners = sp.log(4) / 2 + sp.log(2 * BETA**2 * TIME * ahead) / (2 * BETA), sp.log(2 * BETA**2 * TIME) / (2 * BETA)
-    ratio = sp.exp(sp.limit(sp.expand_log(winners[0] - winners[1], force=True), TIME, sp.oo))
-    require(sp.simplify(ratio - 2) == 0, f"the ratio tends to {ratio}")
+    ratio = sp.exp(algebra.limit(sp.expand_log(winners[0] - winners[1], force=True), TIME, sp.oo))
+    require(vanishes(ratio - 2), f"the ratio tends to {ratio}")
     return "0 > 1, 2 > 3, weights 1, uniform reference, start at logits (log 4, 0, 0, 0): pi(0) : pi(2) -> 2, not 1"
 
 
@@ -253,20 +268,20 @@ def _shared_parameter() -> str:
     """One parameter, features 1, 0 and 2 of winner, loser and an unseen response."""
     theta = sp.Symbol("theta", real=True)
     slope = sp.diff(_dpo(_margin(theta, sp.S.Zero, 0, 0)), theta)
-    require(sp.simplify(-slope).is_positive, "theta does not rise for ever")
+    require(simplify(-slope).is_positive, "theta does not rise for ever")
     policy = sp.exp(theta) / (1 + sp.exp(theta) + sp.exp(2 * theta))
-    require(sp.limit(policy, theta, sp.oo) == 0, "the winner keeps mass")
+    require(algebra.limit(policy, theta, sp.oo) == 0, "the winner keeps mass")
     return "logits (1, 0, 2) theta of winner, loser, unseen: the flow puts all mass on the unseen, the winner vanishes"
 
 
 def _sign_descent() -> str:
     """Every winner's logit rises at speed one, every loser's falls so, whatever the weights."""
     slope = sp.diff(WEIGHT * _dpo(_margin(MARGIN, sp.S.Zero, 0, 0)), MARGIN)
-    require(sp.simplify(sp.sign(sp.factor(sp.simplify(slope)))) == -1, "the sign depends on the weight")
+    require(simplify(sp.sign(sp.factor(simplify(slope)))) == -1, "the sign depends on the weight")
     claimed = limit_policy(
         PreferenceGraph(4, [(0, 1), (2, 3)]), np.full(4, sp.Rational(1, 4)), np.array([sp.S.One, sp.Integer(4)]), BETA
     )
-    require((sp.simplify(claimed[2] / claimed[0]) - 4 ** (1 / (2 * BETA))).equals(0), "another claim")
+    require((simplify(claimed[2] / claimed[0]) - 4 ** (1 / (2 * BETA))).equals(0), "another claim")
     return "sign descent (Adam's first steps), weights 1 and 4, uniform: both winners tend to 1/2, not to 1 : 4^(1/2b)"
 
 

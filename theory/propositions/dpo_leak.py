@@ -17,7 +17,8 @@ import sympy as sp
 from hypothesis import given
 from hypothesis import strategies as st
 
-from theory import losses
+from theory import algebra, losses
+from theory.algebra import simplify, vanishes
 from theory.certificates import reaches
 from theory.claim import Claim, require
 from theory.preferences import Floats, PreferenceGraph
@@ -53,12 +54,12 @@ def check_level(bound: Callable[[Any, Any], Any], loss: PairLoss, ref_w: Any = R
         ref_w: log pi_ref(y_w), which may depend on eps.
     """
     value = loss(_margin(WINNER, LOSER))
-    slope = sp.factor(sp.simplify(sp.diff(value, LOSER).subs(LOSER, WINNER + REF_L - REF_W - MARGIN)))
+    slope = sp.factor(simplify(sp.diff(value, LOSER).subs(LOSER, WINNER + REF_L - REF_W - MARGIN)))
     require(slope.is_positive, "the loss does not rise with pi(y_l)")
-    require(sp.simplify(value.subs(LOSER, bound(WINNER, LEVEL)) - LEVEL) == 0, "the bound does not attain the level")
+    require(vanishes(value.subs(LOSER, bound(WINNER, LEVEL)) - LEVEL), "the bound does not attain the level")
     # log pi(y_w) <= 0, so this holds whatever the winner's probability is.
     largest = bound(sp.S.Zero, LEVEL).subs(REF_W, ref_w)
-    require(sp.limit(largest, LEVEL, 0, "+") == -sp.oo, "the loser's probability need not vanish")
+    require(algebra.limit(largest, LEVEL, 0, "+") == -sp.oo, "the loser's probability need not vanish")
 
 
 def largest_loser(winner: Any, level: Any) -> Any:
@@ -68,14 +69,17 @@ def largest_loser(winner: Any, level: Any) -> Any:
 
 def check_continued_loss(loss: PairLoss) -> None:
     """pi(y_l) -> 0 with pi(y_w) fixed gives loss 0, the converse infinite loss."""
-    require(sp.limit(loss(MARGIN), MARGIN, sp.oo) == 0, "no mass on the loser does not give loss 0")
-    require(sp.limit(loss(MARGIN), MARGIN, -sp.oo) == sp.oo, "no mass on the winner does not give infinite loss")
+    require(algebra.limit(loss(MARGIN), MARGIN, sp.oo) == 0, "no mass on the loser does not give loss 0")
+    require(algebra.limit(loss(MARGIN), MARGIN, -sp.oo) == sp.oo, "no mass on the winner does not give infinite loss")
 
 
 def check_attained(graph: PreferenceGraph, loss: PairLoss) -> None:
     """The continued loss of a policy is 0 iff its support holds every winner and no loser; some support does."""
-    require(sp.simplify(sp.exp(loss(MARGIN)) - 1).is_positive, "the loss is not positive at every finite margin")
-    ends = {(True, False): sp.limit(loss(MARGIN), MARGIN, sp.oo), (False, True): sp.limit(loss(MARGIN), MARGIN, -sp.oo)}
+    require(simplify(sp.exp(loss(MARGIN)) - 1).is_positive, "the loss is not positive at every finite margin")
+    ends = {
+        (True, False): algebra.limit(loss(MARGIN), MARGIN, sp.oo),
+        (False, True): algebra.limit(loss(MARGIN), MARGIN, -sp.oo),
+    }
     winners, losers = set(graph.winners.tolist()), set(graph.losers.tolist())
     found = False
     for bits in range(1, 2**graph.n):
@@ -104,13 +108,13 @@ def check_path(
     refs = sp.symbols(f"ref0:{graph.n}", real=True)
     logs = {y: sp.expand_log(sp.log((loser if y in losers else winner)(T))) for y in seen}
     for y, log in logs.items():
-        require(sp.limit(log, T, 0, "+") == -sp.oo, f"response {y} keeps mass")
+        require(algebra.limit(log, T, 0, "+") == -sp.oo, f"response {y} keeps mass")
     for w, lo in graph.edges.tolist():
         margin = losses.logratio_margin(logs[w], logs[lo], refs[w], refs[lo])
-        require(sp.limit(margin, T, 0, "+") == sp.oo, f"the margin of ({w}, {lo}) does not diverge")
-    require(sp.limit(loss(MARGIN), MARGIN, sp.oo) == 0, "the loss does not vanish with a diverging margin")
+        require(algebra.limit(margin, T, 0, "+") == sp.oo, f"the margin of ({w}, {lo}) does not diverge")
+    require(algebra.limit(loss(MARGIN), MARGIN, sp.oo) == 0, "the loss does not vanish with a diverging margin")
     if features is not None:
-        rates = [[sp.limit(logs[y] / sp.log(T), T, 0, "+") if y in seen else 0] for y in range(graph.n)]
+        rates = [[algebra.limit(logs[y] / sp.log(T), T, 0, "+") if y in seen else 0] for y in range(graph.n)]
         require(reaches(features, rates), "the policy cannot follow that path")
 
 
@@ -119,8 +123,8 @@ def check_limit_point() -> None:
     share, pairs = sp.symbols("c k", nonnegative=True)
     rest = sp.Symbol("rest", nonnegative=True)  # 1 - k (t + t^2), for t small enough
     winner = rest * share + T
-    require(sp.simplify(winner - T).is_nonnegative, "the winner falls below t")
-    require(sp.limit(1 - pairs * (T + T**2), T, 0, "+") == 1, "the path does not end at pi")
+    require(simplify(winner - T).is_nonnegative, "the winner falls below t")
+    require(algebra.limit(1 - pairs * (T + T**2), T, 0, "+") == 1, "the path does not end at pi")
 
 
 ONE_PAIR = PreferenceGraph(3, [(0, 1)])
@@ -174,15 +178,15 @@ def enumerate_policies(thorough: bool) -> str:
 
 def _both_directions() -> str:
     total = _dpo(MARGIN) + _dpo(-MARGIN)
-    require(sp.simplify(sp.diff(total, MARGIN).subs(MARGIN, 0)) == 0, "0 is not stationary")
-    require(sp.limit(total, MARGIN, sp.oo) == sp.oo, "the loss stays finite without mass on a loser")
+    require(vanishes(sp.diff(total, MARGIN).subs(MARGIN, 0)), "0 is not stationary")
+    require(algebra.limit(total, MARGIN, sp.oo) == sp.oo, "the loss stays finite without mass on a loser")
     return "0 > 1 and 1 > 0, uniform reference: the optimum is pi(0) = pi(1); no mass on a loser costs infinite loss"
 
 
 def _tied_parameters() -> str:
     total = _dpo(MARGIN) + _dpo(-MARGIN)  # margins t and -t of the pairs 0 > 1 and 2 > 3
-    require(sp.simplify(sp.diff(total, MARGIN).subs(MARGIN, 0)) == 0, "0 is not stationary")
-    require(sp.simplify(sp.diff(total, MARGIN, 2)).is_positive, "not convex")
+    require(vanishes(sp.diff(total, MARGIN).subs(MARGIN, 0)), "0 is not stationary")
+    require(simplify(sp.diff(total, MARGIN, 2)).is_positive, "not convex")
     return "0 > 1, 2 > 3 with margins t, -t of one parameter: the only minimiser is the reference, losers at 1/4 each"
 
 
@@ -190,7 +194,7 @@ def _chain() -> str:
     """What the statement asks of response 1 is that it have some probability, and none."""
     winners, losers = ({edge[i] for edge in CHAIN.edges.tolist()} for i in (0, 1))
     require(winners & losers == {1}, "no response is both")
-    ends = sp.limit(_dpo(MARGIN), MARGIN, sp.oo), sp.limit(_dpo(MARGIN), MARGIN, -sp.oo)
+    ends = algebra.limit(_dpo(MARGIN), MARGIN, sp.oo), algebra.limit(_dpo(MARGIN), MARGIN, -sp.oo)
     require(ends == (0, sp.oo), "another loss without mass")
     return "0 > 1 > 2: response 1 would need probability 0 as a loser and more as a winner, so no policy has loss 0"
 
@@ -198,23 +202,23 @@ def _chain() -> str:
 def _nothing_unseen() -> str:
     loser = sp.Symbol("p_l", positive=True)
     margin = _margin(sp.log(1 - loser), sp.log(loser))
-    require(sp.limit(margin, loser, 0, "+") == sp.oo, "the margin stays finite")
-    require(sp.limit(1 - loser, loser, 0) == 1, "the winner vanishes")
+    require(algebra.limit(margin, loser, 0, "+") == sp.oo, "the margin stays finite")
+    require(algebra.limit(1 - loser, loser, 0) == 1, "the winner vanishes")
     return "2 responses, 0 > 1: the loss -> 0 only where pi(y_w) = 1 - pi(y_l) -> 1, the winner cannot vanish"
 
 
 def _reference_without_the_winner() -> str:
     half = sp.log(sp.Rational(1, 2))
     margin = losses.logratio_margin(half, half, REF_W, half)
-    require(sp.limit(margin, REF_W, -sp.oo) == sp.oo, "the margin stays finite")
-    require(sp.limit(_dpo(MARGIN), MARGIN, sp.oo) == 0, "the loss stays positive")
+    require(algebra.limit(margin, REF_W, -sp.oo) == sp.oo, "the margin stays finite")
+    require(algebra.limit(_dpo(MARGIN), MARGIN, sp.oo) == 0, "the loss stays positive")
     return "pi_ref(y_w) -> 0: loss -> 0 at pi = (1/2, 1/2), half its mass on the loser"
 
 
 def _vanishing_winner() -> str:
     margin = sp.expand_log(_margin(sp.expand_log(sp.log(T**2)), sp.log(T)))
-    require(sp.limit(margin, T, 0, "+") == -sp.oo, "the margin does not fall")
-    require(sp.limit(_dpo(MARGIN), MARGIN, -sp.oo) == sp.oo, "the loss stays finite")
+    require(algebra.limit(margin, T, 0, "+") == -sp.oo, "the margin does not fall")
+    require(algebra.limit(_dpo(MARGIN), MARGIN, -sp.oo) == sp.oo, "the loss stays finite")
     return "pi(y_l) = t -> 0 with pi(y_w) = t^2, positive all along: the loss tends to infinity"
 
 

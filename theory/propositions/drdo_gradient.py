@@ -18,8 +18,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from theory import losses
+from theory.algebra import limit, simplify, vanishes
 from theory.claim import CheckFailed, Claim, require
-from theory.propositions.soft_labels import vanishes
 
 ALPHA, GAMMA = sp.symbols("alpha gamma", positive=True)
 WINNER, LOSER = sp.symbols("w x", positive=True)
@@ -82,7 +82,7 @@ def check_all_reached() -> None:
     loser = odds / (1 + odds)
     winner = (1 - loser) * sp.exp(-GAP)
     require(vanishes(winner / (winner + loser) - P), "another p")
-    require(sp.simplify(sp.exp(GAP) * winner / (1 - loser)) == 1, "another G")
+    require(simplify(sp.exp(GAP) * winner / (1 - loser)) == 1, "another G")
     below_one = sp.together(1 - winner - loser) - (1 - sp.exp(-GAP)) / (1 + odds)
     require(vanishes(below_one), "the pair may have more than all mass")
 
@@ -92,7 +92,7 @@ def check_size(gap: sp.Expr, gamma: int, formula: Size = size, top: Callable[[An
     peak and falls from there: dS/dp = gamma (1 - p)^(gamma - 1) (G - 1 - (1 + gamma) p G)."""
     value = formula(P, gap, gamma)
     require(value.subs(P, 0) == 1, "S is not 1 where the winner is hopeless")
-    require(sp.limit(value, P, 1, "-") == 0, "S does not vanish where the pair is settled")
+    require(limit(value, P, 1, "-") == 0, "S does not vanish where the pair is settled")
     slope = sp.expand(sp.diff(value, P))
     factors = gamma * (1 - P) ** (gamma - 1) * (gap - 1 - (1 + gamma) * P * gap)
     require(sp.expand(slope - factors) == 0, "another slope of S in p")
@@ -122,7 +122,7 @@ def prove() -> None:
         check_size(gap, gamma)
     check_uncertain(threshold)
     require(threshold(2) == 3, "another threshold for gamma = 2")
-    require(sp.limit(peak(GAP, GAMMA), GAP, sp.oo) == 1 / (1 + GAMMA), "the peak does not tend to 1 / (1 + gamma)")
+    require(limit(peak(GAP, GAMMA), GAP, sp.oo) == 1 / (1 + GAMMA), "the peak does not tend to 1 / (1 + gamma)")
 
 
 def _pair(p: Any, gap: Any) -> tuple[Any, Any]:

@@ -15,7 +15,8 @@ import sympy as sp
 from hypothesis import given
 from hypothesis import strategies as st
 
-from theory import losses
+from theory import algebra, losses
+from theory.algebra import simplify, vanishes
 from theory.claim import CheckFailed, Claim, require
 from theory.strategies import log_policies
 
@@ -58,10 +59,10 @@ def check_bounded_below(term: Term) -> None:
     """term = alpha W log(1 + m / w) with W > 0: never negative, 0 exactly where m = 0."""
     gap = term(WINNER, LOSER, ALPHA, GAMMA).subs(LOSER, 1 - WINNER - REST)
     weight = losses.focal_weight(sp.log(WINNER), sp.log(1 - WINNER - REST), gamma=GAMMA)
-    ratio = sp.exp(sp.simplify(-gap / (ALPHA * weight)))
-    require(sp.simplify(ratio - WINNER / (WINNER + REST)) == 0, "not log P(y_w | not y_l)")
+    ratio = sp.exp(simplify(-gap / (ALPHA * weight)))
+    require(vanishes(ratio - WINNER / (WINNER + REST)), "not log P(y_w | not y_l)")
     require((1 - WINNER / (WINNER + REST)).simplify().is_positive, "not below 0 with mass elsewhere")
-    require(sp.simplify(ratio.subs(REST, 0)) == 1, "not 0 where the pair holds all mass")
+    require(simplify(ratio.subs(REST, 0)) == 1, "not 0 where the pair holds all mass")
 
 
 def check_infimum(term: Term, paths: Sequence[tuple[Path, int]]) -> None:
@@ -74,9 +75,9 @@ def check_infimum(term: Term, paths: Sequence[tuple[Path, int]]) -> None:
     """
     check_bounded_below(term)
     for (winner, loser), gamma in paths:
-        require(sp.limit(winner, K, sp.oo) == 0, "the winner keeps mass")
+        require(algebra.limit(winner, K, sp.oo) == 0, "the winner keeps mass")
         value = term(winner, loser, sp.Integer(1), sp.Integer(gamma))
-        limit = sp.limit(sp.simplify(sp.expand_log(value, force=True)), K, sp.oo)
+        limit = algebra.limit(simplify(sp.expand_log(value, force=True)), K, sp.oo)
         require(limit == 0, f"the term tends to {limit} for gamma = {gamma}")
 
 
@@ -104,7 +105,7 @@ def check_whole_loss(path: Path, estimate: Callable[[sp.Expr, sp.Expr], sp.Expr]
     """
     winner, loser = path
     loss = losses.drdo(sp.S.One, estimate(winner, loser), sp.log(winner), sp.log(loser), alpha=sp.Rational(1, 10))
-    limit = sp.limit(sp.simplify(sp.expand_log(loss, force=True)), K, sp.oo)
+    limit = algebra.limit(simplify(sp.expand_log(loss, force=True)), K, sp.oo)
     require(limit == 0, f"the loss tends to {limit}")
 
 
@@ -119,10 +120,10 @@ def check_loser_slope(slope: Callable[[sp.Expr, sp.Expr, sp.Expr, sp.Expr], sp.E
     term = preference_term(WINNER, LOSER, ALPHA, GAMMA)
     weight = losses.focal_weight(sp.log(WINNER), sp.log(LOSER), gamma=GAMMA)
     p, g = WINNER / (WINNER + LOSER), sp.log(WINNER) - sp.log(1 - LOSER)
-    require(sp.simplify(LOSER * sp.diff(term, LOSER) - slope(weight, p, g, LOSER)) == 0, "another slope")
+    require(vanishes(LOSER * sp.diff(term, LOSER) - slope(weight, p, g, LOSER)), "another slope")
     plain = preference_term(WINNER, LOSER, ALPHA, sp.Integer(0))
-    raised = sp.simplify(LOSER * sp.diff(plain, LOSER)).subs(LOSER, 1 - WINNER - REST)
-    require(sp.simplify(raised + ALPHA * (1 - WINNER - REST) / (WINNER + REST)) == 0, "another slope at gamma = 0")
+    raised = simplify(LOSER * sp.diff(plain, LOSER)).subs(LOSER, 1 - WINNER - REST)
+    require(vanishes(raised + ALPHA * (1 - WINNER - REST) / (WINNER + REST)), "another slope at gamma = 0")
 
 
 def loser_slope(weight: sp.Expr, p: sp.Expr, g: sp.Expr, x: sp.Expr) -> sp.Expr:
@@ -178,7 +179,7 @@ def prove() -> None:
     check_reward_term(losses.drdo)
     # Exactly 0, for every gamma, while the loser takes all mass.
     winner, loser = LOSER_TAKES_ALL
-    at = sp.simplify(sp.expand_log(preference_term(winner, loser, ALPHA, GAMMA), force=True))
+    at = simplify(sp.expand_log(preference_term(winner, loser, ALPHA, GAMMA), force=True))
     require(at == 0, f"the term is {at} while y_l takes all mass")
     check_infimum(preference_term, [(LOSER_TAKES_ALL, 2), *((UNSEEN_TAKES_ALL, gamma) for gamma in (1, 2, 3))])
     for path in (LOSER_TAKES_ALL, UNSEEN_TAKES_ALL):
@@ -195,7 +196,7 @@ def enumerate_policies(thorough: bool) -> str:
         for i in range(1, n):
             for j in range(1, n - i + 1):
                 w, x = sp.Rational(i, n), sp.Rational(j, n)
-                value = sp.simplify(preference_term(w, x, sp.Integer(1), sp.Integer(2)))
+                value = simplify(preference_term(w, x, sp.Integer(1), sp.Integer(2)))
                 require((value == 0) == (i + j == n), f"term {value} at pi(y_w) = {w}, pi(y_l) = {x}")
                 require(value == 0 or value.is_positive, f"term {value} < 0")
                 count += 1
@@ -212,14 +213,14 @@ def _implicit_reward() -> str:
     winner, loser = LOSER_TAKES_ALL
     estimate = sp.log(winner) - sp.log(loser)
     loss = losses.drdo(sp.Integer(0), estimate, sp.log(winner), sp.log(loser), alpha=sp.Rational(1, 10), gamma=2)
-    require(sp.limit(sp.simplify(sp.expand_log(loss, force=True)), K, sp.oo) == sp.oo, "the loss stays bounded")
+    require(algebra.limit(simplify(sp.expand_log(loss, force=True)), K, sp.oo) == sp.oo, "the loss stays bounded")
     return "estimate log pi(y_w) - log pi(y_l), delta = 0: the loss -> infinity as y_l takes all mass"
 
 
 def _gamma_zero() -> str:
     winner, loser = UNSEEN_TAKES_ALL
     term = preference_term(winner, loser, sp.Integer(1), sp.Integer(0))
-    require(sp.limit(sp.expand_log(term, force=True), K, sp.oo) == sp.oo, "the term stays bounded")
+    require(algebra.limit(sp.expand_log(term, force=True), K, sp.oo) == sp.oo, "the term stays bounded")
     return "gamma = 0: with pi(y_w) = 1/k, pi(y_l) = 1/k^2 the term -> infinity; the leak to unseen responses is closed"
 
 

@@ -17,6 +17,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from theory import losses
+from theory.algebra import limit, simplify, vanishes
 from theory.certificates import reaches
 from theory.claim import Claim, require
 from theory.strategies import positive, reals
@@ -56,7 +57,7 @@ def check_ensemble(formula: Minimisers) -> None:
     delta, gap = sp.Symbol("delta", real=True), sp.Symbol("g", positive=True)
     loss = pair_loss(MARGIN, [delta, delta + gap], BETA)
     for at in formula([delta, delta + gap], BETA):
-        require(sp.simplify(loss.subs(MARGIN, at)) == 0, f"the loss is not 0 at {at}")
+        require(vanishes(loss.subs(MARGIN, at)), f"the loss is not 0 at {at}")
     # Elsewhere: with beta Delta = delta + g / 2 + t the residuals are -(t + g / 2) and g / 2 - t; t > 0 and t < 0 each
     # pick the nearer member, so away from both members' margins the loss is a positive square.
     distance = sp.Symbol("t", positive=True)
@@ -111,7 +112,7 @@ def check_members(
     require(reaches(features, [[1], [-1]]), "the policy cannot move the ratio")
     for at in formula(deltas, beta):
         require(sp.exp(at).is_finite, f"the ratio exp({at}) is infinite")
-        slope = sp.simplify(sp.diff(objective, MARGIN).subs(MARGIN, at))
+        slope = simplify(sp.diff(objective, MARGIN).subs(MARGIN, at))
         require(slope == 0, f"the objective has slope {slope} at Delta = {at}")
 
 
@@ -141,9 +142,9 @@ def _unbounded_rewards() -> str:
     """The reading under which Lemma 2 holds: maximum-likelihood rewards of a pair that is labelled one way."""
     delta = sp.Symbol("delta", positive=True)
     slope = sp.diff(losses.bradley_terry(delta), delta)
-    require(sp.simplify(slope + 1 / (1 + sp.exp(delta))) == 0, "another slope")
+    require(vanishes(slope + 1 / (1 + sp.exp(delta))), "another slope")
     require((-1 / (1 + sp.exp(delta))).is_negative, "the reward estimate stays bounded")
-    require(sp.limit(sp.exp(delta / BETA), delta, sp.oo) == sp.oo, "the ratio stays bounded")
+    require(limit(sp.exp(delta / BETA), delta, sp.oo) == sp.oo, "the ratio stays bounded")
     return "one label, unregularised reward model: delta -> infinity, so the ratio exp(delta/beta) -> infinity"
 
 
@@ -170,7 +171,7 @@ def diverging_ratio_fails() -> str | None:
     """Smallest ensemble and smallest |delta| for which the optimal ratio on a tie is finite."""
     for members, delta in product(range(1, 3), (sp.Integer(0), sp.Integer(1))):
         loss = pair_loss(MARGIN, [delta] * members, sp.Integer(1))
-        at, far = loss.subs(MARGIN, delta), sp.limit(loss, MARGIN, sp.oo)
+        at, far = loss.subs(MARGIN, delta), limit(loss, MARGIN, sp.oo)
         if at == 0 and far == sp.oo:
             return (
                 f"{members} member, beta = 1, a tie (reward margin {delta}): the loss is 0 at ratio {sp.exp(delta)} "

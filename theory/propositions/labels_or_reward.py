@@ -26,7 +26,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import binom
 
-from theory import losses
+from theory import algebra, losses
+from theory.algebra import limit, simplify, vanishes
 from theory.claim import Claim, require
 from theory.preferences import Floats, PreferenceGraph
 from theory.propositions.mass_transfer import dpo, optimum
@@ -100,20 +101,15 @@ def check_information(
         # The loss, and with it all that follows, is linear in the k: one comparison at a time.
         alone = dict.fromkeys(np.delete(k, e), 0)
         fisher, noise = (sp.cancel(f(k[e], p[e])) for f in (information, wins_variance))
-        require(_vanishes(noise - fisher), "the slopes' variance is not the information")
+        require(vanishes(noise - fisher), "the slopes' variance is not the information")
         for i, x in enumerate(v):
             slope = sp.diff(total.subs(alone), x)
-            require(_vanishes(slope.subs(at)), "the true rewards are not the limit of the fit")
+            require(vanishes(slope.subs(at)), "the true rewards are not the limit of the fit")
             # One win more, of which there are k q: the slopes move by -b, and their covariance is noise b b'.
-            require(_vanishes(sp.diff(slope, q[e]) + k[e] * signs[i]), "frequencies enter otherwise")
+            require(vanishes(sp.diff(slope, q[e]) + k[e] * signs[i]), "frequencies enter otherwise")
             for j in range(i, graph.n):
                 curvature = sp.diff(slope, v[j]).subs(at)
-                require(_vanishes(curvature - fisher * signs[i] * signs[j]), "the curvature is not the information")
-
-
-def _vanishes(value: sp.Expr) -> bool:
-    """Exactly, of a quotient of polynomials in the symbols and their exponentials."""
-    return bool(sp.cancel(sp.together(sp.expand(value))) == 0)
+                require(vanishes(curvature - fisher * signs[i] * signs[j]), "the curvature is not the information")
 
 
 def _map(function: Callable[[Any], Any], values: Any) -> Any:
@@ -131,8 +127,8 @@ def resistance(graph: PreferenceGraph, conductances: Any, pair: tuple[int, int])
     ones = sp.ones(graph.n, graph.n) / graph.n
     c = sp.zeros(graph.n, 1)
     c[pair[0]], c[pair[1]] = 1, -1
-    shifted = laplacian(graph, conductances) + ones
-    return sp.factor((c.T * shifted.adjugate() * c)[0]) / sp.factor(shifted.det())
+    adjugate, determinant = algebra.adjugate(laplacian(graph, conductances) + ones)
+    return sp.factor((c.T * adjugate * c)[0]) / sp.factor(determinant)
 
 
 def check_variance(
@@ -154,14 +150,14 @@ def check_variance(
     g = sp.symbols(f"g0:{len(graph)}", positive=True)
     features = sp.eye(graph.n)[:, :-1] if features is None else features
     curvature = features.T * laplacian(graph, g) * features
-    determinant = sp.expand(curvature.det())
+    adjugate, determinant = algebra.adjugate(curvature)
     require(determinant != 0, "the labels do not determine the fit")
     asked = features[pair[0], :] - features[pair[1], :]
-    gains = curvature.adjugate() * asked.T / determinant  # of the margin, from one unit of slope
+    gains = adjugate * asked.T / determinant  # of the margin, from one unit of slope
     b = sp.Matrix(graph.incidence.toarray().astype(int)) * features
     # The slope of comparison e has variance g_e, so what it adds to the margin has (b_e . gains)^2 g_e.
     variance = sum(g[e] * (b[e, :] * gains)[0] ** 2 for e in range(len(graph)))
-    require(_vanishes(variance - formula(graph, g, pair)), "the fit has another variance")
+    require(vanishes(variance - formula(graph, g, pair)), "the fit has another variance")
 
 
 def outcomes(labels: Sequence[int], p: Sequence[Any]) -> Iterator[tuple[tuple[int, ...], Any]]:
@@ -186,9 +182,9 @@ def check_bound(graph: PreferenceGraph, labels: Sequence[int], variance: OfLabel
         score = b.T * sp.Matrix([of_edge[x] for of_edge, x in zip(slopes, wins, strict=True)])
         mean += chance * score
         covariance += chance * score * score.T
-    require(all(_vanishes(entry) for entry in mean), "the score has another mean than 0")
+    require(all(vanishes(entry) for entry in mean), "the score has another mean than 0")
     information = laplacian(graph, [variance(k, share) for k, share in zip(labels, p, strict=True)])
-    require(all(_vanishes(entry) for entry in covariance - information), "the score has another covariance")
+    require(all(vanishes(entry) for entry in covariance - information), "the score has another covariance")
 
 
 def likelihood_slope(wins: int, labels: int, p: sp.Symbol) -> sp.Expr:
@@ -198,7 +194,7 @@ def likelihood_slope(wins: int, labels: int, p: sp.Symbol) -> sp.Expr:
     loss = wins * _dpo(MARGIN / BETA) + (labels - wins) * _dpo(-MARGIN / BETA)
     chance = comb(labels, wins) * sigmoid(MARGIN) ** wins * sigmoid(-MARGIN) ** (labels - wins)
     score = -sp.diff(loss, MARGIN)
-    require(sp.simplify(sp.diff(chance, MARGIN) - chance * score) == 0, "the loss is not the labels' likelihood")
+    require(vanishes(sp.diff(chance, MARGIN) - chance * score), "the loss is not the labels' likelihood")
     return sp.cancel(score.subs(MARGIN, sp.log(p / (1 - p))))
 
 
@@ -206,8 +202,8 @@ def check_nothing_is_unbiased(labels: int) -> None:
     """Whatever T says of each number of wins, its mean stays finite as p -> 1, where the margin does not."""
     t = sp.symbols(f"t0:{labels + 1}", real=True)
     mean = sum(t[wins[0]] * chance for wins, chance in outcomes([labels], [P]))
-    require(sp.limit(mean, P, 1, "-") == t[labels], "the mean has another limit")
-    require(sp.limit(sp.log(P / (1 - P)), P, 1, "-") == sp.oo, "the margin stays finite")
+    require(limit(mean, P, 1, "-") == t[labels], "the mean has another limit")
+    require(limit(sp.log(P / (1 - P)), P, 1, "-") == sp.oo, "the margin stays finite")
 
 
 def check_distillation(graph: PreferenceGraph, margins: Sequence[Any], pair_loss: Any = None) -> None:
@@ -229,7 +225,7 @@ def check_distillation(graph: PreferenceGraph, margins: Sequence[Any], pair_loss
     [solution] = sp.linsolve([sp.diff(total, x) for x in v[:-1]], *v[:-1])
     at = dict(zip(v[:-1], solution, strict=True))
     for z, target in zip(implicit, margins, strict=True):
-        require(sp.simplify(z.subs(at) - target) == 0, "the distilled margin is not the reward model's")
+        require(vanishes(z.subs(at) - target), "the distilled margin is not the reward model's")
     truth, bias, noise, variance = sp.symbols("d b e v", real=True)
     square = sp.Poly(sp.expand((truth + bias + noise - truth) ** 2), noise)
     moments = {0: 1, 1: 0, 2: variance}  # of the noise
@@ -240,9 +236,9 @@ def check_distillation(graph: PreferenceGraph, margins: Sequence[Any], pair_loss
 def check_own_comparison(lower: Callable[[Any], Any]) -> None:
     """R_eff = 1 / (k p (1 - p)) >= lower(k), with equality at p = 1/2 alone."""
     own = resistance(PreferenceGraph(2, [(0, 1)]), [bernoulli(LABELS, P)], (0, 1))
-    require(sp.simplify(own - 1 / bernoulli(LABELS, P)) == 0, "another resistance")
-    excess = sp.simplify((own - lower(LABELS)) * bernoulli(LABELS, P))
-    require(sp.simplify(excess - (2 * P - 1) ** 2) == 0, "the bound is another, or not sharp at p = 1/2 alone")
+    require(vanishes(own - 1 / bernoulli(LABELS, P)), "another resistance")
+    excess = simplify((own - lower(LABELS)) * bernoulli(LABELS, P))
+    require(vanishes(excess - (2 * P - 1) ** 2), "the bound is another, or not sharp at p = 1/2 alone")
 
 
 def check_infinite(graph: PreferenceGraph, edge: int, labels: int, claimed: OfLabels) -> None:
@@ -263,10 +259,10 @@ def check_fit(frequency: sp.Expr) -> None:
     total = frequency * _dpo(MARGIN / BETA) + (1 - frequency) * _dpo(-MARGIN / BETA)
     slope = sp.diff(total, MARGIN)
     if frequency == 1:
-        require(sp.simplify(-slope).is_positive, "the loss of labels that agree has a minimum")
+        require(simplify(-slope).is_positive, "the loss of labels that agree has a minimum")
     else:
         at = sp.log(frequency / (1 - frequency))
-        require(sp.simplify(slope.subs(MARGIN, at)) == 0, "the log-odds are not the fit")
+        require(vanishes(slope.subs(MARGIN, at)), "the log-odds are not the fit")
 
 
 def agreement(labels: Any, p: Any) -> Any:
@@ -386,7 +382,7 @@ def _not_bradley_terry() -> str:
     """The 3-cycle of P = 3/4: the fit is 0, its curvature 1/4 a label, the slopes' variance 3/16."""
     p, variance = sp.Rational(3, 4), bernoulli(1, sp.Rational(3, 4))
     total = 3 * (p * _dpo(MARGIN / BETA) + (1 - p) * _dpo(-MARGIN / BETA))
-    curvature = sp.simplify(sp.diff(total, MARGIN, 2).subs(MARGIN, 0)) / 3
+    curvature = simplify(sp.diff(total, MARGIN, 2).subs(MARGIN, 0)) / 3
     graph = STRUCTURES["a triangle"][0]
     at_truth = resistance(graph, [variance] * 3, (0, 1))
     sandwich = resistance(graph, [curvature] * 3, (0, 1)) * variance / curvature
@@ -399,8 +395,8 @@ def _copied_labels() -> str:
     """k copies of one label: the number of wins has variance k^2 p (1 - p)."""
     copies = [(LABELS, P), (sp.S.Zero, 1 - P)]
     mean = sum(x * chance for x, chance in copies)
-    variance = sp.simplify(sum((x - mean) ** 2 * chance for x, chance in copies))
-    require(sp.simplify(variance / bernoulli(LABELS, P) - LABELS) == 0, "another variance")
+    variance = simplify(sum((x - mean) ** 2 * chance for x, chance in copies))
+    require(vanishes(variance / bernoulli(LABELS, P) - LABELS), "another variance")
     return "one annotator's label, copied k times: the variance of the slope is k times k p (1 - p)"
 
 
@@ -409,15 +405,15 @@ def _shared_parameters() -> str:
     graph, features = PreferenceGraph(4, [(0, 1), (2, 3)]), sp.Matrix([1, 0, 1, 0])
     g = sp.symbols("g0:2", positive=True)
     information = (features.T * laplacian(graph, g) * features)[0]
-    require(sp.simplify(information - g[0] - g[1]) == 0, "another information")
-    require(sp.simplify(1 / g[0] - 1 / information).is_positive, "the labels of the other prompt do not help")
+    require(vanishes(information - g[0] - g[1]), "another information")
+    require(simplify(1 / g[0] - 1 / information).is_positive, "the labels of the other prompt do not help")
     return "two prompts whose pairs share one parameter: the variance is 1 / (g1 + g2), R_eff of either is 1 / g"
 
 
 def _not_connected() -> str:
     graph = PreferenceGraph(4, [(0, 1), (2, 3)])
     curvature = (laplacian(graph, sp.symbols("g0:2", positive=True)))[:-1, :-1]
-    require(sp.simplify(curvature.det()) == 0, "the fit is determined")
+    require(vanishes(curvature.det()), "the fit is determined")
     found = effective_resistance(graph, pairs=[(0, 2)])
     require(bool(found[0] == np.inf), "a finite resistance")
     return "comparisons 0-1 and 2-3: the margin between 0 and 2 is not determined by any number of labels"

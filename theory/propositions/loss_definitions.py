@@ -22,6 +22,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from theory import losses
+from theory.algebra import vanishes
 from theory.backend import SympyBackend
 from theory.claim import CheckFailed, Claim, loss_names, require
 
@@ -49,7 +50,7 @@ def require_equal(got: Any, want: Any, what: str) -> None:
         .replace(sp.log, lambda x: sp.expand_log(sp.log(sp.factor(x))))
         .replace(sp.Pow, lambda base, power: sp.expand_power_base(sp.factor(base) ** power))
     )
-    require(sp.simplify(sp.expand(unified)) == 0, f"{what} is not shown to be {want}")
+    require(vanishes(sp.expand(unified)), f"{what} is not shown to be {want}")
 
 
 def positive_part(*pieces: Any) -> sp.Expr:

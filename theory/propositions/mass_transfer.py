@@ -12,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from theory import losses
+from theory.algebra import simplify, vanishes
 from theory.certificates import policy_kkt, reaches
 from theory.claim import Claim, require
 from theory.preferences import Floats, PreferenceGraph
@@ -56,7 +57,7 @@ def transfer(ref: Any, slope: Any, alpha: Any) -> Any:
 def slope_and_curvature(loss: PairLoss) -> tuple[Callable[..., Floats], Callable[..., Floats]]:
     """First and second derivative in the margin, differentiated by SymPy: (margin, reward margin, beta) -> values."""
     value = loss(MARGIN, TARGET, BETA)
-    first, second = (sp.simplify(sp.diff(value, MARGIN, order)) for order in (1, 2))
+    first, second = (simplify(sp.diff(value, MARGIN, order)) for order in (1, 2))
     variables = (MARGIN, TARGET, BETA)
     return sp.lambdify(variables, first, "numpy"), sp.lambdify(variables, second, "numpy")
 
@@ -146,10 +147,10 @@ def check_transfer(
     total = losses.pessimistic(data_term, kl(ref, u), alpha=ALPHA)
     gradient = [sp.diff(total, x) for x in u]
     # sum_y pi_ref(y) = 1 is all that is known of pi_ref.
-    multiplier = sp.simplify(sp.simplify(sum(gradient)).subs(ref[-1], 1 - sum(ref[:-1])))
-    require(sp.simplify(multiplier + ALPHA) == 0, f"the multiplier is {multiplier}, not -alpha")
+    multiplier = simplify(simplify(sum(gradient)).subs(ref[-1], 1 - sum(ref[:-1])))
+    require(vanishes(multiplier + ALPHA), f"the multiplier is {multiplier}, not -alpha")
     for slope, total_slope, share in zip(slopes, gradient, ref, strict=True):
-        difference = sp.simplify(total_slope / multiplier - formula(share, slope, ALPHA))
+        difference = simplify(total_slope / multiplier - formula(share, slope, ALPHA))
         require(difference == 0, f"the condition and the formula differ by {difference}")
     for y in set(range(n)) - set(graph.edges.reshape(-1).tolist()):
         require(sp.expand(formula(ref[y], slopes[y], ALPHA) - ref[y]) == 0, f"the unseen response {y} moves")
@@ -165,9 +166,7 @@ def forward_kl(ref: Any, logratios: Any) -> Any:
 
 def check_convexity(loss: PairLoss) -> None:
     """Convex in the margin, so that the condition is sufficient."""
-    require(
-        sp.factor(sp.simplify(sp.diff(loss(MARGIN, TARGET, BETA), MARGIN, 2))).is_positive, "not convex in the margin"
-    )
+    require(sp.factor(simplify(sp.diff(loss(MARGIN, TARGET, BETA), MARGIN, 2))).is_positive, "not convex in the margin")
 
 
 def check_one_pair(step: Callable[[sp.Expr], sp.Expr]) -> None:
@@ -179,7 +178,7 @@ def check_one_pair(step: Callable[[sp.Expr], sp.Expr]) -> None:
     w, lo, ref_w, ref_l = sp.symbols("l_w l_l ref_w ref_l", real=True)
     value = dpo(losses.logratio_margin(w, lo, ref_w, ref_l), None, BETA)
     for slope, sign in ((sp.diff(value, w), -1), (sp.diff(value, lo), 1)):
-        require(sp.simplify(slope - sign * step((w - ref_w) - (lo - ref_l))) == 0, "the mass moved is another")
+        require(vanishes(slope - sign * step((w - ref_w) - (lo - ref_l))), "the mass moved is another")
 
 
 def dpo_step(margin: Any) -> Any:
@@ -247,9 +246,9 @@ def _not_margins_only() -> str:
     winner = sp.diff(losses.pessimistic(-c * u, share * losses.forward_kl(u), alpha=ALPHA), u)
     unseen = sp.diff(losses.pessimistic(sp.S.Zero, share * losses.forward_kl(u), alpha=ALPHA), u)
     multiplier = -(c + ALPHA)  # the sum of the slopes
-    require(sp.simplify(winner / multiplier - (c + ALPHA * share) / (c + ALPHA)) == 0, "another optimum")
-    kept = sp.simplify(unseen / multiplier / share)
-    require(sp.simplify(1 - kept).is_positive, "the unseen response keeps its probability")
+    require(vanishes(winner / multiplier - (c + ALPHA * share) / (c + ALPHA)), "another optimum")
+    kept = simplify(unseen / multiplier / share)
+    require(simplify(1 - kept).is_positive, "the unseen response keeps its probability")
     return "supervised loss -c log pi(y_w): each unseen probability is multiplied by alpha / (alpha + c)"
 
 
@@ -264,9 +263,9 @@ def _reverse_kl() -> str:
     total = (1 + x) * sp.log(1 + x) + (1 - x) * sp.log(1 - x)
     require(total.subs(x, 0) == 0, "the sum does not start at 0")
     slope = sp.diff(total, x)
-    require(sp.simplify(slope - sp.log(1 + x) + sp.log(1 - x)) == 0, "another slope")
+    require(vanishes(slope - sp.log(1 + x) + sp.log(1 - x)), "another slope")
     # On 0 < x < 1, with x = y / (1 + y): the slope's exponential is 1 + 2 y > 1.
-    require(sp.simplify((1 + x) / (1 - x)).subs(x, y / (1 + y)).simplify().equals(1 + 2 * y), "the slope may vanish")
+    require(simplify((1 + x) / (1 - x)).subs(x, y / (1 + y)).simplify().equals(1 + 2 * y), "the slope may vanish")
     return "KL(pi || pi_ref), pi_ref(w) = pi_ref(l): the unseen keep their probability only if the pair does not move"
 
 
@@ -278,9 +277,9 @@ def _shared_parameters() -> str:
     objective = losses.pessimistic(
         losses.dpo(logs[0] - logs[1], beta=BETA), forward_kl([sp.Rational(1, 3)] * 3, logs), alpha=ALPHA
     )
-    at_reference = sp.simplify(sp.diff(objective, t).subs(t, 0))
+    at_reference = simplify(sp.diff(objective, t).subs(t, 0))
     require(at_reference.is_negative, "the reference is optimal")
-    require(sp.factor(sp.simplify(sp.diff(logs[2], t))).is_positive, "the unseen response does not rise with t")
+    require(sp.factor(simplify(sp.diff(logs[2], t))).is_positive, "the unseen response does not rise with t")
     return "logits (t, 0, t), one pair 0 > 1: the optimum has t > 0, so the unseen response 2 gains probability"
 
 

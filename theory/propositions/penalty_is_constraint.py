@@ -17,6 +17,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from theory import losses
+from theory.algebra import simplify, vanishes
 from theory.claim import Claim, require
 from theory.preferences import Floats, PreferenceGraph
 from theory.propositions.mass_transfer import PairLoss, distillation, dpo, optimum
@@ -111,10 +112,10 @@ def check_two_arms(loss: Callable[[Any], Any], level: Any, *, policy: Any, ref: 
     p = sp.Symbol("p", positive=True)
     value = loss(losses.logratio_margin(sp.log(p), sp.log(1 - p), sp.log(ref), sp.log(1 - ref)))
     kl = ref * losses.forward_kl(sp.log(p / ref)) + (1 - ref) * losses.forward_kl(sp.log((1 - p) / (1 - ref)))
-    require(sp.simplify(sp.diff(kl, p) - (p - ref) / (p * (1 - p))) == 0, "the KL does not grow with the distance")
+    require(vanishes(sp.diff(kl, p) - (p - ref) / (p * (1 - p))), "the KL does not grow with the distance")
     slope = sp.diff(pessimistic(value, kl, alpha), p).subs(p, policy)
-    require(sp.simplify(sp.expand_log(slope, force=True)) == 0, f"the objective has slope {slope} at {policy}")
-    require(sp.simplify(sp.exp(value.subs(p, policy) - level)) == 1, f"the loss at {policy} is not {level}")
+    require(vanishes(sp.expand_log(slope, force=True)), f"the objective has slope {slope} at {policy}")
+    require(simplify(sp.exp(value.subs(p, policy) - level)) == 1, f"the loss at {policy} is not {level}")
     require(sp.diff(value, p).subs(p, policy).is_negative, "a closer policy does not fit worse")
 
 
@@ -157,7 +158,7 @@ def prove_dpo_on(loss: Callable[[Any, Any, Any], Any] = dpo) -> None:
         loss: (log-ratio margin, reward margin, beta) -> loss of a pair.
     """
     prove_exchange(pessimistic)
-    require(sp.factor(sp.simplify(sp.diff(loss(MARGIN, None, BETA), MARGIN, 2))).is_positive, "DPO is not convex")
+    require(sp.factor(simplify(sp.diff(loss(MARGIN, None, BETA), MARGIN, 2))).is_positive, "DPO is not convex")
     for beta, policy, ref, alpha in (  # odds that differ by the factors 3, 3 and 2
         (1, sp.Rational(3, 4), sp.Rational(1, 2), 1),
         (1, sp.Rational(3, 5), THIRD, sp.Rational(15, 16)),
@@ -266,10 +267,10 @@ def _no_penalty(pair: Callable[[Any], Any]) -> str:
     kls, fits = [], []
     for x in (sp.Rational(1, 3), sp.Rational(1, 4)):
         logs = [sp.log(x), sp.log(x), sp.log(1 - 2 * x)]
-        fits.append(sp.simplify(pair(losses.logratio_margin(logs[0], logs[1], third, third))))
+        fits.append(simplify(pair(losses.logratio_margin(logs[0], logs[1], third, third))))
         kls.append(sum(losses.forward_kl(logp - third) for logp in logs) / 3)
-    require(sp.simplify(fits[0] - fits[1]) == 0, "they fit differently")
-    require(sp.simplify(kls[0]) == 0, "the reference is at a distance from itself")
+    require(vanishes(fits[0] - fits[1]), "they fit differently")
+    require(vanishes(kls[0]), "the reference is at a distance from itself")
     require(kls[1] > 0, "both are as close")
     return "alpha = 0, 3 arms, one pair fitted at Delta = 0: (1/4, 1/4, 1/2) is a minimiser too, pi_ref is closer"
 
@@ -280,7 +281,7 @@ def _without_penalty_ensemble() -> str:
 
 def _without_penalty_dpo() -> str:
     pair = dpo(MARGIN, None, BETA) + dpo(-MARGIN, None, BETA)
-    require(sp.simplify(sp.diff(pair, MARGIN).subs(MARGIN, 0)) == 0, "0 is not stationary")
+    require(vanishes(sp.diff(pair, MARGIN).subs(MARGIN, 0)), "0 is not stationary")
     return _no_penalty(lambda margin: pair.subs(MARGIN, margin)) + " (0 > 1 and 1 > 0 observed once each)"
 
 
@@ -302,10 +303,10 @@ def _local_minimum() -> str:
 def _another_level(loss: Callable[[Any], Any]) -> str:
     """The minimiser lies at Delta > 0 strictly; at the level of the reference itself, the reference is closest."""
     objective = pessimistic(loss(MARGIN), _kl_two_arms(MARGIN), ALPHA)
-    require(sp.simplify(sp.diff(objective, MARGIN).subs(MARGIN, 0)).is_negative, "the reference is the minimiser")
-    require(sp.simplify(_kl_two_arms(sp.S.Zero)) == 0, "the reference is at a distance from itself")
+    require(simplify(sp.diff(objective, MARGIN).subs(MARGIN, 0)).is_negative, "the reference is the minimiser")
+    require(vanishes(_kl_two_arms(sp.S.Zero)), "the reference is at a distance from itself")
     rise = sp.diff(_kl_two_arms(MARGIN), MARGIN).subs(MARGIN, STEP) - sp.tanh(STEP / 2) / 2
-    require(sp.simplify(rise.rewrite(sp.exp)) == 0, "the KL does not rise with a positive margin")
+    require(vanishes(rise.rewrite(sp.exp)), "the KL does not rise with a positive margin")
     return (
         "2 arms, one pair: with lambda the loss of pi_ref, the closest policy is pi_ref, not the minimiser (Delta > 0)"
     )

@@ -18,6 +18,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from theory import losses
+from theory.algebra import simplify, vanishes
 from theory.certificates import policy_kkt
 from theory.claim import Claim, require
 from theory.preferences import Floats, PreferenceGraph
@@ -119,12 +120,12 @@ def check_identity(
     slack = (policy - ref) @ rewards - promised
     explained = BETA / ALPHA * (above_tangent + sum(g * x for g, x in zip(gradient, rewards / BETA - u, strict=True)))
     difference = sp.expand((slack - explained).subs(normalised))
-    require(difference == 0 or sp.simplify(difference) == 0, "the slack is not the distance from the tangent")
+    require(vanishes(difference), "the slack is not the distance from the tangent")
 
 
 def check_convexity(loss: PairLoss) -> None:
     """f'' > 0, so that f lies above its tangents (Taylor's remainder, the integral of (b - t) f''(t))."""
-    bend = sp.factor(sp.simplify(sp.diff(loss(MARGIN, TARGET, SCALE), MARGIN, 2)))
+    bend = sp.factor(simplify(sp.diff(loss(MARGIN, TARGET, SCALE), MARGIN, 2)))
     require(bend.is_positive, "not convex in the margin")
 
 
@@ -136,7 +137,7 @@ def check_loss_of_reward(loss: PairLoss, stated: Callable[[Any, Any], Any]) -> N
         stated: (margin of the reward, the pair's own reward margin) -> value.
     """
     difference = loss(MARGIN / BETA, TARGET, BETA) - stated(MARGIN, TARGET)
-    require(sp.simplify(sp.expand_log(difference, force=True)) == 0, "the reward's loss is another")
+    require(vanishes(sp.expand_log(difference, force=True)), "the reward's loss is another")
 
 
 def check_best_response(n: int, reward: Callable[[Any, Any], Any]) -> None:
@@ -225,7 +226,7 @@ def check_instance(instance: Instance, rewards: Sequence[Any], tolerance: float 
         slack = instance.slack(reward)
         require(bool(slack >= -tolerance), f"the reward {reward} earns {float(slack):.3g} more than guaranteed")
     tight = instance.slack(instance.beta * instance.logratios)
-    require(bool(abs(sp.simplify(tight)) <= tolerance), f"beta u earns {float(tight):.1e} more than guaranteed")
+    require(bool(abs(simplify(tight)) <= tolerance), f"beta u earns {float(tight):.1e} more than guaranteed")
 
 
 def exact_log(values: Any) -> Any:
@@ -247,7 +248,7 @@ def two_rewards() -> tuple[Instance, list[Any]]:
     members = np.array([[sp.Integer(1)], [sp.Integer(-1)]], dtype=object)
 
     def data(u: Any) -> Any:
-        return losses.ensemble_min(np.array([sp.simplify(u[0] - u[1])], dtype=object), members, beta=1)[0]
+        return losses.ensemble_min(np.array([simplify(u[0] - u[1])], dtype=object), members, beta=1)[0]
 
     instance = Instance(data, _exact(winner, 1 - winner), _exact("1/2", "1/2"), alpha, sp.Integer(1), exact_log)
     return instance, [-instance.logratios]
@@ -304,7 +305,7 @@ def _earns(instance: Instance, rewards: list[Any], what: str) -> str:
 def _not_convex() -> str:
     instance, rewards = two_rewards()
     u = instance.logratios
-    require(sp.simplify(instance.data(-u) - instance.data(u)) == 0, "-u fits another member as badly")
+    require(vanishes(instance.data(-u) - instance.data(u)), "-u fits another member as badly")
     worst = (instance.policy - instance.ref) @ -u - reverse_kl(instance.ref, instance.policy, u)
     return _earns(instance, rewards, "e-DPO, members (1, 0), (0, 1)") + (
         f"; worst case of pi* over S_lambda {float(worst):.3f}, of pi_ref 0"

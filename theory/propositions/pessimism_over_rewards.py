@@ -19,6 +19,7 @@ from scipy.optimize import brentq
 from scipy.special import logsumexp
 
 from theory import losses
+from theory.algebra import limit, simplify, vanishes
 from theory.certificates import saddle_point
 from theory.claim import Claim, require
 from theory.preferences import Floats, PreferenceGraph
@@ -49,10 +50,6 @@ def _tilted(ref: Any, reward: Any, beta: Any) -> tuple[list[Any], list[Any]]:
     """pi_ref exp(r / beta) / Z and its log-ratios, SymPy."""
     z = sum(q * sp.exp(r / beta) for q, r in zip(ref, reward, strict=True))
     return [q * sp.exp(r / beta) / z for q, r in zip(ref, reward, strict=True)], [r / beta - sp.log(z) for r in reward]
-
-
-def _zero(expression: Any, message: str) -> None:
-    require(sp.simplify(expression) == 0, message)
 
 
 def _identity(expression: Any, message: str) -> None:
@@ -133,9 +130,9 @@ def check_any_number_of_arms(moment: Callable[[Any, Any], Any]) -> None:
     q, r, s = (sp.IndexedBase(name)[y] for name in ("q", "r", "s"))
     tilt = q * sp.exp((WEIGHT * r + (1 - WEIGHT) * s) / BETA)
     z, first, second = (sp.Sum(tilt * (r - s) ** power, (y, 1, n)) for power in range(3))
-    require(sp.simplify(sp.diff(BETA * sp.log(z), WEIGHT) - first / z) == 0, "another slope")
+    require(vanishes(sp.diff(BETA * sp.log(z), WEIGHT) - first / z), "another slope")
     curvature = sp.diff(first, WEIGHT) / z - first * sp.diff(z, WEIGHT) / z**2
-    require(sp.simplify(BETA * curvature - moment(second / z, first / z)) == 0, "another curvature")
+    require(vanishes(BETA * curvature - moment(second / z, first / z)), "another curvature")
 
 
 def variance(square: Any, mean: Any) -> Any:
@@ -150,7 +147,7 @@ Members = Sequence[Sequence[Any]]
 def check_one_maximiser(beta: Any) -> None:
     """V is strictly concave in the policy: response by response its second derivative is -beta / p."""
     p, ref, reward = sp.symbols("p q r", positive=True)
-    curvature = sp.simplify(sp.diff(game_value([p], [sp.log(p / ref)], [ref], [reward], beta), p, 2))
+    curvature = simplify(sp.diff(game_value([p], [sp.log(p / ref)], [ref], [reward], beta), p, 2))
     require(curvature.is_negative, f"the maximum need not be attained once: second derivative {curvature}")
 
 
@@ -168,9 +165,9 @@ def check_max_min(ref: Sequence[Any], members: Members, weights: Sequence[Any], 
     mixture = _mixture(members, weights)
     policy, logratios = _tilted(ref, mixture, beta)
     value = game_value(policy, logratios, ref, mixture, beta)
-    _zero(value - beta * forward_kl(ref, logratios), "V(pi_r, r) is another divergence")
+    require(vanishes(value - beta * forward_kl(ref, logratios)), "V(pi_r, r) is another divergence")
     for i, member in enumerate(members):
-        more = sp.factor(sp.simplify(game_value(policy, logratios, ref, member, beta) - value).rewrite(sp.exp))
+        more = sp.factor(simplify(game_value(policy, logratios, ref, member, beta) - value).rewrite(sp.exp))
         require(more.is_nonnegative, f"member {i} gives {more} more than the mixture: the adversary would choose it")
 
 
@@ -198,10 +195,10 @@ def check_losses(
     else:
         mixed = choose(losses.ensemble_gram(target / beta, margins, beta=beta)) @ margins
         hull = losses.distillation(target / beta, mixed, beta=beta)
-    require(all(sp.simplify(x) == 0 for x in hull), f"ensemble_hull is {hull.tolist()} at the mixture's policy")
+    require(all(vanishes(x) for x in hull), f"ensemble_hull is {hull.tolist()} at the mixture's policy")
     nearest = min(sum((target - row) ** 2) / sp.Integer(len(pairs)) for row in margins)
     found = sum(losses.ensemble_min(target / beta, margins, beta=beta)) / sp.Integer(len(pairs))
-    require(sp.simplify(found - nearest) == 0, f"ensemble_min is {found} at the mixture's policy, not {nearest}")
+    require(vanishes(found - nearest), f"ensemble_min is {found} at the mixture's policy, not {nearest}")
     shifted = any(len({x - y for x, y in zip(_mixture(members, weights), r, strict=True)}) == 1 for r in members)
     require((nearest == 0) == shifted, f"ensemble_min is {nearest}, a member up to a constant is {shifted}")
 
@@ -397,11 +394,11 @@ def _open_set() -> str:
     half = [sp.Rational(1, 2)] * 2
     _, logratios = _tilted(half, [t, -t], BETA)
     distance = forward_kl(half, logratios)
-    _zero((distance - sp.log(sp.cosh(t / BETA))).rewrite(sp.exp), "another distance")
+    require(vanishes((distance - sp.log(sp.cosh(t / BETA))).rewrite(sp.exp)), "another distance")
     require(sp.tanh(t / BETA).is_positive, "the distance does not rise with t")
-    _zero((sp.diff(distance, t) - sp.tanh(t / BETA) / BETA).rewrite(sp.exp), "another slope")
-    require(sp.limit(sp.log(sp.cosh(t)), t, 0, "+") == 0, "the distance does not vanish")
-    _zero(game_value(half, [sp.S.Zero] * 2, half, [t, -t], BETA), "the reference's value is not 0")
+    require(vanishes((sp.diff(distance, t) - sp.tanh(t / BETA) / BETA).rewrite(sp.exp)), "another slope")
+    require(limit(sp.log(sp.cosh(t)), t, 0, "+") == 0, "the distance does not vanish")
+    require(vanishes(game_value(half, [sp.S.Zero] * 2, half, [t, -t], BETA)), "the reference's value is not 0")
     return "S = {t (1, -1): 0 < t <= 1}: the max-min policy is pi_ref, which belongs to no member, and none is closest"
 
 
@@ -409,7 +406,7 @@ def _no_regularisation() -> str:
     a = sp.Symbol("a", positive=True)
     third = [sp.Rational(1, 3)] * 3
     value = game_value([a, 1 - a, 0], [sp.S.Zero] * 3, third, [1, 1, 0], 0)
-    _zero(value - sp.Rational(1, 3), "the value depends on a")
+    require(vanishes(value - sp.Rational(1, 3)), "the value depends on a")
     return "beta = 0, r = (1, 1, 0): every (a, 1 - a, 0) attains the maximum, not one policy"
 
 

@@ -18,6 +18,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from theory import losses
+from theory.algebra import limit, simplify, vanishes
 from theory.claim import Claim, require
 
 BETA, ALPHA, SHARE, TAU = sp.symbols("beta alpha c tau", positive=True)
@@ -75,14 +76,14 @@ def check_stationary(
     a = kl_weight(SHARE, ALPHA)
     point = formula(CHOSEN, REF_CHOSEN, REF_REJECTED, BETA, a)
     for variable in free:
-        slope = sp.simplify(sp.expand(sp.diff(_loss(), variable).subs(REJECTED, point)))
+        slope = simplify(sp.expand(sp.diff(_loss(), variable).subs(REJECTED, point)))
         require(slope == 0, f"the loss has slope {slope} in {variable} at the formula")
 
 
 def check_interior(a: sp.Expr) -> None:
     """With the KL weight a, the slope in log pi(y_l) goes from negative to positive: there is an interior optimum."""
     slope = _slope(REJECTED, a).subs({CHOSEN: 0, REF_CHOSEN: 0, REF_REJECTED: 0})
-    ends = [sp.factor(sp.limit(slope, REJECTED, end)) for end in (-sp.oo, sp.oo)]
+    ends = [sp.factor(limit(slope, REJECTED, end)) for end in (-sp.oo, sp.oo)]
     require(ends[0].is_negative, f"the slope starts at {ends[0]}")
     require(ends[1].is_positive, f"the slope ends at {ends[1]}")
 
@@ -95,10 +96,10 @@ def check_convex_in_log_probability(free: Sequence[sp.Symbol] = (REJECTED,)) -> 
     """
     e = sp.exp(BETA * ((CHOSEN - REF_CHOSEN) - (REJECTED - REF_REJECTED)))
     curvature = BETA**2 * e / (1 + e) ** 2
-    require(sp.simplify(sp.diff(_loss(), REJECTED, 2) - curvature) == 0, "unexpected curvature")
+    require(vanishes(sp.diff(_loss(), REJECTED, 2) - curvature), "unexpected curvature")
     require(curvature.is_positive, "the curvature is not positive")
-    determinant = sp.simplify(sp.hessian(_loss(), free).det())
-    require(sp.simplify(determinant / curvature).is_positive, f"the Hessian's determinant is {determinant}")
+    determinant = simplify(sp.hessian(_loss(), free).det())
+    require(simplify(determinant / curvature).is_positive, f"the Hessian's determinant is {determinant}")
 
 
 def check_clipped(candidate: Callable[[Fraction, Fraction, Fraction, int, Fraction], Fraction], largest: int) -> int:
@@ -139,7 +140,7 @@ def _rational_slope(beta: int) -> Callable[..., Fraction]:
     w, x, ratio, a = sp.symbols("w x r a", positive=True)
     slope = _slope(REJECTED, a).subs(BETA, beta)
     slope = slope.subs({CHOSEN: sp.log(w), REJECTED: sp.log(x), REF_CHOSEN: 0, REF_REJECTED: sp.log(ratio)})
-    function: Callable[..., Fraction] = sp.lambdify((w, x, ratio, a), sp.simplify(slope), modules=[{}])
+    function: Callable[..., Fraction] = sp.lambdify((w, x, ratio, a), simplify(slope), modules=[{}])
     return function
 
 
@@ -150,11 +151,11 @@ def check_below_optimum_is_downhill() -> None:
     """
     a, gap, t = sp.symbols("a g t", positive=True)  # beta = a + gap
     point = interior_optimum(CHOSEN, REF_CHOSEN, REF_REJECTED, BETA, a) - t
-    slope = sp.simplify(sp.expand(_slope(REJECTED, a).subs(REJECTED, point)).subs(BETA, a + gap))
+    slope = simplify(sp.expand(_slope(REJECTED, a).subs(REJECTED, point)).subs(BETA, a + gap))
     growth = sp.Symbol("G", positive=True)  # e^(beta t) - 1
     slope = slope.subs(sp.exp(t * (a + gap)), 1 + growth)
     closed = -a * gap * growth / (a + gap * (1 + growth))
-    require(sp.simplify(slope - closed) == 0, "unexpected slope left of the optimum")
+    require(vanishes(slope - closed), "unexpected slope left of the optimum")
     require(closed.is_negative, "the slope left of the optimum is not negative")
 
 
@@ -162,7 +163,7 @@ def check_heavy_weight_binds(weight: sp.Expr) -> None:
     """With a >= beta the loss falls in log pi(y_l) everywhere, so no interior optimum exists."""
     e = sp.Symbol("E", positive=True)  # exp(beta Delta)
     margin = losses.logratio_margin(CHOSEN, REJECTED, REF_CHOSEN, REF_REJECTED)
-    slope = sp.simplify(_slope(REJECTED, weight) - (BETA / (1 + sp.exp(BETA * margin)) - weight))
+    slope = simplify(_slope(REJECTED, weight) - (BETA / (1 + sp.exp(BETA * margin)) - weight))
     require(slope == 0, "unexpected slope in log pi(y_l)")
     require(sp.factor(BETA / (1 + e) - weight).is_negative, "the slope is not negative for every margin")
 
@@ -172,7 +173,7 @@ def check_fixing_the_loser() -> None:
     a = sp.Symbol("a", positive=True)
     margin = losses.logratio_margin(CHOSEN, REJECTED, REF_CHOSEN, REF_REJECTED)
     closed = -BETA / (1 + sp.exp(BETA * margin)) - a
-    require(sp.simplify(_slope(CHOSEN, a) - closed) == 0, "unexpected slope in log pi(y_w)")
+    require(vanishes(_slope(CHOSEN, a) - closed), "unexpected slope in log pi(y_w)")
     require(closed.is_negative, "the slope in log pi(y_w) is not negative")
 
 
@@ -184,9 +185,9 @@ def check_ipo_ratio(margin_at_optimum: sp.Expr) -> None:
     require(best == [1 / (2 * TAU)] and sp.diff(ipo, margin, 2) == 2, "IPO has another optimum")
     a, gap = sp.symbols("a g", positive=True)
     matched = margin_at_optimum.subs(ALPHA, a / SHARE)  # = 1 / (2 tau)
-    require(sp.simplify(sp.exp(BETA * matched) - (BETA / a - 1)) == 0, "another ratio than IPO's")
-    require(sp.simplify((BETA / a - 1).subs(BETA, 2 * a + gap) - 1).is_positive, "no tau > 0 for a < beta / 2")
-    require(sp.simplify(matched.subs(BETA, 2 * a)) == 0, "the margin is not 0 at a = beta / 2")
+    require(vanishes(sp.exp(BETA * matched) - (BETA / a - 1)), "another ratio than IPO's")
+    require(simplify((BETA / a - 1).subs(BETA, 2 * a + gap) - 1).is_positive, "no tau > 0 for a < beta / 2")
+    require(vanishes(matched.subs(BETA, 2 * a)), "the margin is not 0 at a = beta / 2")
 
 
 def _margin_at_optimum() -> sp.Expr:
@@ -235,23 +236,23 @@ def _free_winner() -> str:
     """At the formula's point the loss still falls in log pi(y_w), at rate 2a."""
     a = sp.Symbol("a", positive=True)
     point = interior_optimum(CHOSEN, REF_CHOSEN, REF_REJECTED, BETA, a)
-    slope = sp.simplify(sp.expand(_slope(CHOSEN, a).subs(REJECTED, point)))
+    slope = simplify(sp.expand(_slope(CHOSEN, a).subs(REJECTED, point)))
     require(slope == -2 * a, "the joint loss is stationary")
     return "pi(y_w) free: dL/dlog pi(y_w) = -2a at the formula's point, so the pair drifts up to the simplex boundary"
 
 
 def _weight_too_large() -> str:
-    slope = sp.simplify(_slope(REJECTED, sp.Integer(1)).subs({BETA: 1, CHOSEN: 0, REF_CHOSEN: 0, REF_REJECTED: 0}))
-    require(sp.simplify(slope + 1 / (1 + sp.exp(REJECTED))) == 0, "unexpected slope at a = beta = 1")
+    slope = simplify(_slope(REJECTED, sp.Integer(1)).subs({BETA: 1, CHOSEN: 0, REF_CHOSEN: 0, REF_REJECTED: 0}))
+    require(vanishes(slope + 1 / (1 + sp.exp(REJECTED))), "unexpected slope at a = beta = 1")
     require((-1 / (1 + sp.exp(REJECTED))).is_negative, "the slope has a zero")
     return "a = beta = 1: dL/dlog pi(y_l) = -1/(1 + pi(y_l)/pi(y_w)) < 0 everywhere, no interior optimum"
 
 
 def _no_penalty() -> str:
     slope = sp.diff(_loss(), REJECTED).subs(ALPHA, 0)
-    require(sp.simplify(slope).is_positive, "DPO alone has a stationary point")
+    require(simplify(slope).is_positive, "DPO alone has a stationary point")
     at = {ALPHA: 0, BETA: 1, CHOSEN: 0, REF_CHOSEN: 0, REF_REJECTED: 0}
-    require(sp.limit(_loss().subs(at), REJECTED, -sp.oo) == 0, "the infimum is not 0")
+    require(limit(_loss().subs(at), REJECTED, -sp.oo) == 0, "the infimum is not 0")
     return "a = 0 (DPO): the loss rises in log pi(y_l) everywhere; its infimum 0 is at pi(y_l) = 0"
 
 
@@ -306,7 +307,7 @@ def check_curvature(numerator: sp.Expr) -> None:
     e = sp.Symbol("E", positive=True)
     difference = sp.powsimp(sp.expand_power_base(sp.powdenest(exact - by_s, force=True), force=True), force=True)
     difference = difference.subs(P, KAPPA * e ** (1 / BETA))  # E = exp(-beta Delta)
-    require(sp.simplify(sp.powsimp(sp.expand_power_base(difference, force=True), force=True)) == 0, "another curvature")
+    require(vanishes(sp.powsimp(sp.expand_power_base(difference, force=True), force=True)), "another curvature")
 
 
 NUMERATOR = A - BETA * S + BETA**2 * S * (1 - S)
@@ -333,7 +334,7 @@ def prove_convexity() -> None:
 def convex_in_probability_fails() -> str | None:
     """Smallest equal-weight instance, in an arm count and a = 1/m, where L is concave at a feasible pi(y_l)."""
     for beta, arms in product((1, 2), range(2, 6)):
-        curvature = sp.simplify(probability_curvature().subs(BETA, beta))
+        curvature = simplify(probability_curvature().subs(BETA, beta))
         for m, i, j in product(range(2, 6), range(1, arms), range(1, arms)):
             if i + j >= arms:  # strictly inside, so that a neighbourhood is feasible
                 continue
@@ -355,7 +356,7 @@ def check_convex_for(numerator: sp.Expr, beta: sp.Expr, a: sp.Expr) -> None:
 def _both_free() -> str:
     t = sp.Symbol("t", real=True)
     moved = _loss().subs({CHOSEN: CHOSEN + t, REJECTED: REJECTED + t}, simultaneous=True)
-    require(sp.simplify(sp.diff(moved, t, 2)) == 0, "strictly convex in both log-probabilities")
+    require(vanishes(sp.diff(moved, t, 2)), "strictly convex in both log-probabilities")
     return "moving both log-probabilities by t: the loss is affine in t, so not strictly convex"
 
 

@@ -20,6 +20,7 @@ from scipy.integrate import solve_ivp
 from scipy.special import wrightomega
 
 from theory import losses
+from theory.algebra import limit, simplify, vanishes
 from theory.claim import Claim, require
 from theory.preferences import Floats
 from theory.propositions.bag_of_words_winner import (
@@ -29,7 +30,6 @@ from theory.propositions.bag_of_words_winner import (
     difference,
     log_likelihood,
 )
-from theory.propositions.soft_labels import vanishes
 from theory.strategies import positive
 
 BETA = sp.Symbol("beta", positive=True)
@@ -109,13 +109,13 @@ def check_time(clock: Callable[[sp.Expr], sp.Expr], slope: Callable[[sp.Expr, sp
     require(clock(sp.Integer(0)) == 0, "the clock does not start at 0")
     require(vanishes(sp.diff(clock(X), X) * velocity - BETA**2 * norm), "another clock")
     time = clock(X) / (BETA**2 * norm)
-    ratio = sp.limit(-shared * X / (BETA * norm) / sp.log(time), X, sp.oo)
-    require(sp.simplify(ratio - slope(shared, norm)) == 0, f"log pi(y_w)/pi(yhat) goes as {ratio} log t")
+    ratio = limit(-shared * X / (BETA * norm) / sp.log(time), X, sp.oo)
+    require(vanishes(ratio - slope(shared, norm)), f"log pi(y_w)/pi(yhat) goes as {ratio} log t")
     at_s = sp.diff((clock(BETA * norm * S)) / (BETA**2 * norm), norm)
     z = BETA * norm * S
-    require(sp.simplify(at_s - (z * sp.exp(z) - sp.exp(z) + 1) / (BETA * norm) ** 2) == 0, "another derivative in A")
+    require(vanishes(at_s - (z * sp.exp(z) - sp.exp(z) + 1) / (BETA * norm) ** 2), "another derivative in A")
     bracket = X * sp.exp(X) - sp.exp(X) + 1
-    require(bracket.subs(X, 0) == 0 and sp.simplify(sp.diff(bracket, X)).is_positive, "s does not fall with |D|^2")
+    require(bracket.subs(X, 0) == 0 and simplify(sp.diff(bracket, X)).is_positive, "s does not fall with |D|^2")
 
 
 def clock(x: Any) -> Any:
@@ -194,7 +194,7 @@ def _unequal_lengths() -> str:
     """At s = 0 the normaliser's gradient remains: the velocity is (beta / 2) (D_j - (n_w - n_l) / V), not along D."""
     theta = np.array(sp.symbols("theta0:2", real=True), dtype=object)
     loss = dpo_loss([UNEQUAL], theta, np.array([sp.S.Zero] * 2, dtype=object), BETA, _log_sum_exp)
-    velocity = [-sp.simplify(sp.diff(loss, x).subs(dict.fromkeys(theta, 0))) for x in theta]
+    velocity = [-simplify(sp.diff(loss, x).subs(dict.fromkeys(theta, 0))) for x in theta]
     require(velocity == [-BETA / 4, BETA / 4], f"the velocity is {velocity}")
     return "ab against a: theta starts along (-1, 1), though D = (0, 1); the shared token a falls"
 
@@ -210,7 +210,7 @@ def _two_pairs() -> str:
     theta = np.array(sp.symbols("theta0:3", real=True), dtype=object)
     zero = np.array([sp.S.Zero] * 3, dtype=object)
     loss = dpo_loss([distinct_pair(2, 1), SECOND], theta, zero, BETA, _log_sum_exp)
-    velocity = [-sp.simplify(sp.diff(loss, x).subs(dict.fromkeys(theta, 0))) for x in theta]
+    velocity = [-simplify(sp.diff(loss, x).subs(dict.fromkeys(theta, 0))) for x in theta]
     require(velocity == [-BETA / 2, BETA / 2, 0], f"the velocity is {velocity}")
     return "ab over ac and bc over ab: theta starts along (-1, 1, 0), not D = (0, 1, -1): the shared token a falls"
 

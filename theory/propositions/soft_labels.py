@@ -17,6 +17,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from theory import losses
+from theory.algebra import simplify, vanishes
 from theory.claim import CheckFailed, Claim, require
 from theory.preferences import Floats, PreferenceGraph
 from theory.propositions.mass_transfer import distillation, optimum
@@ -53,11 +54,11 @@ def check_one_pair(label: Label) -> None:
     """Slopes in Delta: beta (sigma(beta Delta) - sigma(delta)) and 2 beta (beta Delta - delta). Both rise strictly and
     vanish at Delta = delta / beta alone, so they have the same sign everywhere: the same way down, at another pace."""
     soft = sp.diff(soft_cross_entropy(MARGIN, DELTA, BETA, label), MARGIN)
-    require(sp.simplify(soft - BETA * (sigmoid(BETA * MARGIN) - sigmoid(DELTA))) == 0, "another slope of the labels")
+    require(vanishes(soft - BETA * (sigmoid(BETA * MARGIN) - sigmoid(DELTA))), "another slope of the labels")
     squared = sp.diff(losses.distillation(MARGIN, DELTA, beta=BETA), MARGIN)
     require(sp.expand(squared - 2 * BETA * (BETA * MARGIN - DELTA)) == 0, "another slope of the distillation")
     z = sp.Symbol("z", real=True)
-    require(sp.factor(sp.simplify(sp.diff(sigmoid(z), z))).is_positive, "sigma does not rise")
+    require(sp.factor(simplify(sp.diff(sigmoid(z), z))).is_positive, "sigma does not rise")
 
 
 def check_same_optimum(graph: PreferenceGraph, margins: list[sp.Expr], features: Features | None = None) -> None:
@@ -84,24 +85,6 @@ def check_same_optimum(graph: PreferenceGraph, margins: list[sp.Expr], features:
     for x in theta:
         slope = sp.diff(soft, x).subs(at, simultaneous=True)
         require(vanishes(slope), f"the label loss has a slope in {x} where distillation is least")
-
-
-def vanishes(expression: sp.Expr) -> bool:
-    """Whether an expression is identically 0. One value decides most that are not, without a long simplification; then
-    it is taken as a rational function of its exponentials, e^-z being 1 / e^z, and last simplified."""
-    symbols = sorted(expression.free_symbols, key=str)
-    point = {x: sp.Rational(2 * i + 3, 2 * i + 5) for i, x in enumerate(symbols)}
-    if abs(sp.N(expression.subs(point), 30, maxn=200)) > 1e-20:
-        return False
-    variables: dict[sp.Expr, sp.Dummy] = {}
-    values = {}
-    for atom in expression.atoms(sp.exp):
-        z = sp.expand(atom.args[0])
-        negative = z.could_extract_minus_sign()
-        values[atom] = variables.setdefault(-z if negative else z, sp.Dummy()) ** (-1 if negative else 1)
-    if sp.expand(sp.numer(sp.together(expression.xreplace(values)))) == 0:
-        return True
-    return bool(sp.simplify(expression) == 0)
 
 
 def reward_margins(graph: PreferenceGraph) -> list[sp.Expr]:

@@ -1,0 +1,102 @@
+"""Whether an expression is 0, shown exactly and without a general simplification wherever that can be spared.
+
+All of this is kept by expression: a check and its controls, or two claims, often ask the same.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from functools import cache
+from typing import Any
+
+import sympy as sp
+from sympy.core.function import AppliedUndef
+
+simplify, limit = cache(sp.simplify), cache(sp.limit)
+BEYOND = (sp.Piecewise, sp.Sum, sp.Product, sp.Integral, sp.Limit, sp.Derivative)
+"""What is left to SymPy's own simplification."""
+
+
+@cache
+def vanishes(expression: Any) -> bool:
+    """Whether an expression is identically 0.
+
+    One value tells most of those that are not. What is then 0 as a rational function of its symbols, logarithms,
+    exponentials and powers, taken as variables, is 0; of the others SymPy's simplification decides.
+    """
+    expression = sp.sympify(expression)
+    if expression == 0:
+        return True
+    if not expression.has(*BEYOND):
+        if differs(expression):
+            return False
+        if sp.expand(sp.numer(sp.together(as_rational(expression)))) == 0:
+            return True
+    return bool(simplify(expression) == 0)
+
+
+def adjugate(matrix: sp.Matrix) -> tuple[sp.Matrix, sp.Expr]:
+    """(adjugate, determinant), by arithmetic of polynomials: a zero is one at once, and none is searched for."""
+    adj, det = matrix.to_DM().adj_det()
+    return adj.to_Matrix(), adj.domain.to_sympy(det)
+
+
+def differs(expression: sp.Expr) -> bool:
+    """Whether an expression is real and not 0 where each of its symbols has a small value of the kind it may have. The
+    values of a function that is unknown are as free as symbols are."""
+    values: dict[sp.Basic, float] = {}
+    for i, leaf in enumerate(sorted(expression.atoms(sp.Symbol, AppliedUndef), key=str)):
+        value = 2.0 + i if leaf.is_integer else (2 * i + 3) / (12 * i + 19)
+        values[leaf] = -value if leaf.is_negative else value
+    largest = 1.0  # of what is added up, which says what rounding may do
+
+    def number(node: sp.Basic) -> float:
+        nonlocal largest
+        if node not in values:
+            if node.is_Number or isinstance(node, sp.NumberSymbol):
+                values[node] = float(node)
+            elif isinstance(node, sp.Add | sp.Mul):
+                parts = [number(part) for part in node.args]
+                values[node] = math.fsum(parts) if node.is_Add else math.prod(parts)
+                largest = max(largest, *map(abs, parts))
+            elif isinstance(node, sp.Pow):
+                values[node] = math.pow(*map(number, node.args))
+            elif isinstance(node, sp.exp | sp.log):
+                values[node] = (math.exp if isinstance(node, sp.exp) else math.log)(number(node.args[0]))
+            else:
+                raise ValueError(f"no number is made of {node}")
+        return values[node]
+
+    try:
+        return abs(number(expression)) > 1e-9 * largest  # not true of NaN
+    except (ValueError, TypeError, ArithmeticError):  # not real there, or no such function here
+        return False
+
+
+def as_rational(expression: sp.Expr) -> sp.Expr:
+    """The expression with a variable for each e^m and b^m, where m is a monomial of the exponents: e^(2x - y/3) is then
+    X^2 / Y. It may have lost relations between those, but what is 0 of it is 0."""
+    expression = sp.expand_log(expression)
+    powers = {atom: atom.as_base_exp() for atom in expression.atoms(sp.exp, sp.Pow) if not atom.exp.is_Integer}
+
+    def factor(base: sp.Expr, term: sp.Expr) -> tuple[sp.Expr, sp.Expr, sp.Rational]:
+        coefficient, monomial = term.as_coeff_Mul(rational=True)
+        logs = [x for x in sp.Mul.make_args(monomial) if isinstance(x, sp.log)]
+        if base == sp.E and len(logs) == 1:  # e^(log(b) m) is b^m
+            base, monomial = logs[0].args[0], monomial / logs[0]
+        return base, monomial, coefficient
+
+    terms = {
+        atom: [factor(base, term) for term in sp.Add.make_args(sp.expand(exponent))]
+        for atom, (base, exponent) in powers.items()
+    }
+    parts: dict[tuple[sp.Expr, sp.Expr], int] = defaultdict(lambda: 1)  # (b, m) -> k, the variable being b^(m / k)
+    for base, monomial, coefficient in (term for of_atom in terms.values() for term in of_atom):
+        parts[base, monomial] = math.lcm(parts[base, monomial], int(coefficient.q))
+    variables = {part: sp.Dummy(positive=True) for part in parts}
+
+    def power(base: sp.Expr, m: sp.Expr, c: sp.Rational) -> sp.Expr:
+        return base**c if m == 1 and c.is_Integer else variables[base, m] ** (c * parts[base, m])
+
+    return expression.xreplace({atom: sp.prod([power(*term) for term in of_atom]) for atom, of_atom in terms.items()})

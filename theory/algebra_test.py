@@ -1,0 +1,77 @@
+"""What is 0 is found to be, by whichever of the three ways; what is not, is not."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import sympy as sp
+
+from theory import algebra
+from theory.algebra import as_rational, differs, vanishes
+
+A, B = sp.symbols("a b", positive=True)
+X, Y = sp.symbols("x y", real=True)
+N = sp.Symbol("n", integer=True, positive=True)
+
+ZERO = [
+    0,
+    (A + B) ** 2 - A**2 - 2 * A * B - B**2,
+    1 / (1 + sp.exp(-X)) - sp.exp(X) / (1 + sp.exp(X)),
+    sp.exp(X + Y) / (1 + sp.exp(X / 2)) - sp.exp(Y) * sp.exp(X) / (1 + sp.sqrt(sp.exp(X))),
+    sp.log(A / B) - sp.log(A) + sp.log(B),
+    (1 - A) ** (B + 2) / (1 - A) - (1 - A) ** (1 + B),
+    A ** (1 / B) * A ** (-1 / B) - 1,
+    sp.exp(B * (sp.log(A) - X) / B) - A * sp.exp(-X),
+    sp.exp(2 * X * sp.log(A)) - (A**X) ** 2,
+]
+SIMPLIFIED = [
+    sp.sin(X) ** 2 + sp.cos(X) ** 2 - 1,
+    sp.Piecewise((0, X < 0), (A - A * sp.exp(0 * X), True)),
+    sp.sqrt(8) - 2 * sp.sqrt(2),
+]
+OTHER = [
+    sp.Rational(1, 10**6),
+    A - B,
+    sp.exp(X) - sp.exp(-X),
+    sp.log(1 + A) - A,
+    sp.exp(2 * X) - sp.exp(X) ** 3,
+    (-1) ** N,
+    sp.Function("f")(X) - X,
+    sp.log(A - 1),
+    sp.Sum(N, (N, 1, 3)),
+]
+
+
+@pytest.mark.parametrize("expression", [*ZERO, *SIMPLIFIED], ids=str)
+def test_what_is_zero(expression: Any) -> None:
+    assert vanishes(expression)
+    assert not vanishes(expression + A)
+    assert not differs(sp.sympify(expression))
+
+
+@pytest.mark.parametrize("expression", ZERO, ids=str)
+def test_what_is_shown_without_simplifying(expression: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(algebra, "simplify", None)
+    assert vanishes.__wrapped__(expression)
+
+
+@pytest.mark.parametrize("expression", OTHER, ids=str)
+def test_what_is_not_zero(expression: Any) -> None:
+    assert not vanishes(expression)
+
+
+def test_a_small_difference_is_not_taken_for_none() -> None:
+    """Below what a value can tell, it is the algebra that decides."""
+    assert not differs(A - A * (1 + sp.Rational(1, 10**30)))
+    assert not vanishes(A - A * (1 + sp.Rational(1, 10**30)))
+
+
+def test_values_outside_of_a_logarithms_domain_tell_nothing() -> None:
+    assert not differs(sp.log(A - 1) + sp.log(1 - B))
+
+
+def test_exponentials_become_powers_of_as_few_variables_as_there_are_monomials() -> None:
+    rational = as_rational(sp.exp(2 * X - Y / 3) + sp.exp(-X) + sp.exp(Y))
+    assert not rational.has(sp.exp)
+    assert len(rational.free_symbols) == 2
