@@ -17,21 +17,21 @@ from figures.style import Look, figure, handles_of, layered, legend
 RESULTS = "real_text.json"
 READ = read_real_text
 
-Panel = tuple[str, str, Callable[[Any], float]]
-"""Title, list of a training, and quantity of an entry; NaN is not drawn. Accuracy has none before the first step:
+Panel = tuple[str, Callable[[Any], float]]
+"""Title, and quantity of a probe; NaN is not drawn. Accuracy has none before the first step:
 policy and pi_ref are one, and the sign of their log-ratios is rounding."""
 PANELS: tuple[tuple[Panel, ...], ...] = (
     (
-        ("winners, training", "training", lambda logged: logged.chosen_logps),
-        ("winners, held-out", "probe", lambda probe: probe.chosen_logps),
-        ("losers, training", "training", lambda logged: logged.rejected_logps),
-        ("losers, held-out", "probe", lambda probe: probe.rejected_logps),
+        ("winners, training", lambda probe: probe.train_chosen_logps),
+        ("winners, held-out", lambda probe: probe.chosen_logps),
+        ("losers, training", lambda probe: probe.train_rejected_logps),
+        ("losers, held-out", lambda probe: probe.rejected_logps),
     ),
     (
-        ("KL by samples", "probe", lambda probe: probe.forward_kl_reference),
-        ("KL by pairs", "probe", lambda probe: probe.forward_kl_preferences),
-        ("margin, held-out", "probe", lambda probe: probe.chosen_logratio - probe.rejected_logratio),
-        ("accuracy, held-out", "probe", lambda probe: probe.accuracy if probe.step else math.nan),
+        ("KL by samples", lambda probe: probe.forward_kl_reference),
+        ("KL by pairs", lambda probe: probe.forward_kl_preferences),
+        ("margin, held-out", lambda probe: probe.chosen_logratio - probe.rejected_logratio),
+        ("accuracy, held-out", lambda probe: probe.accuracy if probe.step else math.nan),
     ),
 )
 
@@ -53,8 +53,8 @@ def draw(results: RealText) -> Figure:
     for number, (name, preset) in enumerate(results.presets.items()):
         block = axes[len(PANELS) * number : len(PANELS) * (number + 1)]
         drawn = {method: line for method, line in lines.items() if method in _of(preset)}
-        for axis, (title, which, quantity) in zip(block.flat, chain(*PANELS), strict=True):
-            _draw(axis, name, preset, drawn, which, quantity, results.confidence)
+        for axis, (title, quantity) in zip(block.flat, chain(*PANELS), strict=True):
+            _draw(axis, name, preset, drawn, quantity, results.confidence)
             axis.set_title(title)
             if axis is not block[0, 0]:
                 axis.sharex(block[0, 0])
@@ -76,7 +76,7 @@ def caption(results: RealText) -> str:
     seeds = ", ".join(f"{name} ({count} seed{'s' if count > 1 else ''})" for name, count in counts.items())
     bands = f" bands: {results.confidence:.0%} intervals over seeds;" if max(counts.values()) > 1 else ""
     return (
-        r"$\log\pi$ of winners and losers, nats a completion, means over the mini-batches of training and over "
+        r"$\log\pi$ of winners and losers, nats a completion, means over training pairs and over "
         f"held-out pairs: {seeds}. Lines: means over seeds, as far as all of them trained;{bands} where lines cover "
         r"each other the later method is the narrower one on top. KL is the mean of "
         r"$\log\pi_{\mathrm{ref}}-\log\pi$, over samples of $\pi_{\mathrm{ref}}$ or over both completions of held-out "
@@ -94,14 +94,13 @@ def _draw(
     name: str,
     preset: RealTextPreset,
     lines: dict[str, dict[str, Any]],
-    which: str,
     quantity: Callable[[Any], float],
     confidence: float,
 ) -> None:
     for method, line in lines.items():
-        logged = [getattr(seed.methods[method], which) for seed in preset.seeds.values()]
+        logged = [seed.methods[method].probe for seed in preset.seeds.values()]
         paths = [{one.step: quantity(one) for one in log} for log in logged]
         steps, values = together(paths)
         if not steps:
-            raise ValueError(f"presets.{name}: the seeds' {which} of {method} share no step")
+            raise ValueError(f"presets.{name}: the seeds' probes of {method} share no step")
         curve(axis, steps, values, line, confidence)

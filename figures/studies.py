@@ -134,24 +134,12 @@ def bound(n: int) -> float:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Logged:
-    """What a policy's training logs of its mini-batches (`lm.training.policy`): means over the training pairs since the
-    last line, nats a completion."""
-
-    step: int
-    chosen_logps: float
-    rejected_logps: float
-
-
-@dataclass(frozen=True, kw_only=True)
 class Training:
     """Of the setting that was chosen."""
 
     setting: dict[str, Any]
-    training: list[Logged]
-    """The lines of the policy's history that have a loss."""
     probe: list[Probe]
-    """`lm.stages.evaluations.probe_history`: held-out pairs."""
+    """`lm.stages.evaluations.probe_history`: held-out pairs, and training pairs (`probe.train_pairs`)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -176,6 +164,12 @@ class RealText(Study):
 
     def __post_init__(self) -> None:
         self.check({name: [seed.methods for seed in preset.seeds.values()] for name, preset in self.presets.items()})
+        for name, preset in self.presets.items():
+            for seed, found in preset.seeds.items():
+                for method, one in found.methods.items():
+                    if any(probe.train_chosen_logps is None for probe in one.probe):
+                        where = f"presets.{name}.seeds.{seed}.methods.{method}.probe"
+                        raise ValueError(f"lacks {where}.train_chosen_logps, of probe.train_pairs > 0")
 
 
 # ---------------------------------------------------------------- readers

@@ -75,11 +75,12 @@ def real_text_values(
                 "rejected_logratio": -2 * fall,
                 "accuracy": 0.5 + 0.2 * math.tanh(fall / 20) + 0.02 * rng.random(),
             }
-            return {**line, **more, "forward_kl_reference": 0.5 * fall, "forward_kl_preferences": 1.5 * fall}
+            learnt = {f"train_{name}": value for name, value in at(step, 1).items() if name != "step"}
+            kl = {"forward_kl_reference": 0.5 * fall, "forward_kl_preferences": 1.5 * fall}
+            return {**line, **more, **kl, **learnt}
 
         return {
             "setting": {"beta": 0.1},
-            "training": [{**at(step, 1), "loss": 0.5} for step in range(20, 401, 20)],
             "probe": [probed(step) for step in range(0, 401, 50)],
             "final": {"advantage": 1.0},
         }
@@ -176,19 +177,19 @@ def test_real_text_draws_each_quantity_of_each_method(tmp_path: Path) -> None:
     results = read("real_text", values, tmp_path)
     panels = {axis.get_title(): axis for axis in real_text.draw(results).axes}
     known = {
-        "winners, training": ("training", "chosen_logps"),
-        "winners, held-out": ("probe", "chosen_logps"),
-        "losers, training": ("training", "rejected_logps"),
-        "losers, held-out": ("probe", "rejected_logps"),
-        "KL by samples": ("probe", "forward_kl_reference"),
-        "KL by pairs": ("probe", "forward_kl_preferences"),
-        "accuracy, held-out": ("probe", "accuracy"),
+        "winners, training": "train_chosen_logps",
+        "winners, held-out": "chosen_logps",
+        "losers, training": "train_rejected_logps",
+        "losers, held-out": "rejected_logps",
+        "KL by samples": "forward_kl_reference",
+        "KL by pairs": "forward_kl_preferences",
+        "accuracy, held-out": "accuracy",
     }
     assert set(panels) == {*known, "margin, held-out"}
     logs = [seed["methods"]["d-dpo"] for seed in values["presets"]["one"]["seeds"].values()]
-    for title, (which, name) in known.items():
+    for title, name in known.items():
         (line,) = [one for one in panels[title].lines if one.get_label() == "d-DPO"]
-        mean = np.mean([[entry[name] for entry in log[which]] for log in logs], axis=0)
+        mean = np.mean([[entry[name] for entry in log["probe"]] for log in logs], axis=0)
         shown = np.array(line.get_ydata(), dtype=float)
         skipped = 1 if name == "accuracy" else 0  # at step 0 the policy is pi_ref
         assert np.isnan(shown[:skipped]).all()
@@ -281,5 +282,5 @@ def test_seeds_that_share_no_step_are_refused(tmp_path: Path) -> None:
     values = real_text_values()
     for entry in first_seed(values)["methods"]["e-dpo"]["probe"]:
         entry["step"] += 1
-    with pytest.raises(ValueError, match=r"presets\.tldr-small: the seeds' probe of e-dpo share no step"):
+    with pytest.raises(ValueError, match=r"presets\.tldr-small: the seeds' probes of e-dpo share no step"):
         real_text.draw(read("real_text", values, tmp_path))

@@ -133,7 +133,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if not ranks.is_first():
             return
         config = run.config
-        common = {"config": config.as_dict(), "provenance": provenance(config.seed)}
+        common = {"config": config.as_dict(), "stages": run.store.costs(), "provenance": provenance(config.seed)}
         write_json(ours.out, {"version": VERSION, "job": ours.job, **made, **common})
 
     return command("lm.workflow.job", record, shared=True, arguments=options)

@@ -62,6 +62,8 @@ class Job:
     seed: int
     config: Options
     provenance: Provenance
+    stages: list[record.Spent] | None = None
+    """What making each artifact took that the job asked for; None in records that do not have it."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -15,6 +15,7 @@ from typing import Any, get_type_hints
 import numpy as np
 from scipy import stats
 
+from figures.studies import VERSION
 from lm.base import progress
 from lm.base.command import argument_parser, as_command, path
 from lm.base.store import provenance
@@ -85,6 +86,7 @@ def summary(records: Sequence[Record]) -> dict[str, Any]:
         ],
         "alpha": _alphas(_by(records, "alpha", "seed", "rho", "method", "alpha"), cells),
         "cells": [_cell(cells[s, r, m]) for s in seeds for r in rhos for m in methods],
+        "stages": _spent(records),
         "config": _shared(records[0]),
         "provenance": _provenance(records, seeds),
     }
@@ -260,6 +262,30 @@ def _alphas(constants: Mapping[tuple[Any, ...], Record], cells: Mapping[tuple[An
     ]
 
 
+def _spent(records: Iterable[Record]) -> list[dict[str, Any]]:
+    """What each stage took, over all artifacts that the jobs asked for, each counted once: how many, wall and CPU
+    hours, the largest peak of memory, bytes. Those that were not measured are left out."""
+    told = {
+        (one["stage"], one["name"], one["finished"]): one
+        for record in records
+        for one in record.get("stages") or ()
+        if "cpu_seconds" in one
+    }
+    stages: dict[str, list[dict[str, Any]]] = {}
+    for (stage, *_), one in sorted(told.items(), key=lambda item: item[0][2]):
+        stages.setdefault(stage, []).append(one)
+    return [
+        {
+            "stage": stage,
+            "artifacts": len(every),
+            "wall_hours": sum(one["wall_seconds"] for one in every) / 3600,
+            "cpu_hours": sum(one["cpu_seconds"] for one in every) / 3600,
+            "peak_bytes": max(one["peak_bytes"] for one in every),
+        }
+        for stage, every in stages.items()
+    ]
+
+
 def _term(record: Record) -> dict[str, Any]:
     """The KL term of a cell's chosen setting."""
     option = METHODS[record["method"]]().pessimism_option
@@ -296,15 +322,22 @@ def _rounded(value: Any) -> Any:
 def as_text(document: Mapping[str, Any]) -> str:
     """JSON with a line for each entry of the lists of objects, which keeps it small and its changes readable."""
 
+    def has_rows(value: Any) -> bool:
+        if isinstance(value, Mapping):
+            return any(map(has_rows, value.values()))
+        return isinstance(value, list) and bool(value) and isinstance(value[0], dict)
+
     def one_line(value: Any) -> str:
         return json.dumps(value, allow_nan=False, separators=(",", ":"))
 
     def of(value: Any) -> str:
-        if isinstance(value, list) and value and isinstance(value[0], dict):
-            return "[\n" + ",\n".join(map(one_line, value)) + "\n]"
-        return one_line(value)
+        if not has_rows(value):
+            return one_line(value)
+        if isinstance(value, Mapping):
+            return "{\n" + ",\n".join(f"{json.dumps(key)}: {of(own)}" for key, own in value.items()) + "\n}"
+        return "[\n" + ",\n".join(map(one_line, value)) + "\n]"
 
-    return "{\n" + ",\n".join(f"{json.dumps(key)}: {of(value)}" for key, value in document.items()) + "\n}\n"
+    return of(document) + "\n"
 
 
 def whole_seeds(records: Sequence[Record]) -> list[Record]:
@@ -321,15 +354,42 @@ def whole_seeds(records: Sequence[Record]) -> list[Record]:
 
 
 def with_study(path: Path, name: str, document: Mapping[str, Any]) -> dict[str, Any]:
-    """What the file has, of several studies by name, with this one in place of an earlier of its name.
+    """A file of several studies, with this one in place of an earlier of its name, as `figures.studies.RealText` has
+    it; beside it each study's summary, without the probes, under `studies`.
+
+    Args:
+        path: the file, if there is one.
+        name: the study's; its presets are called after it, and after rho where one was imposed.
+        document: its summary.
 
     Raises:
-        ValueError: the file has something else.
+        ValueError: the file has something else, or its studies have intervals of another level.
     """
-    studies = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-    if not isinstance(studies, dict) or not all(isinstance(one, dict) and "cells" in one for one in studies.values()):
-        raise ValueError(f"{path} is no file of studies, {{name: summary}}; name another with --out")
-    return {**studies, name: document}
+    known = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {"presets": {}, "studies": {}}
+    if not isinstance(known, dict) or not {"presets", "studies"} <= known.keys():
+        raise ValueError(f"{path} has no presets and studies; name another file with --out")
+    if known.get("confidence", document["confidence"]) != document["confidence"]:
+        raise ValueError(
+            f"{path} has intervals of level {known['confidence']:g}, and {name} of {document['confidence']:g}; one is "
+            "needed"
+        )
+    presets: dict[str, Any] = {own: of for own, of in known["presets"].items() if of["study"] != name}
+    for cell in document["cells"]:
+        own = name if cell["rho"] is None else f"{name}, rho {cell['rho']:g}"
+        seeds = presets.setdefault(own, {"study": name, "seeds": {}})["seeds"]
+        methods = seeds.setdefault(str(cell["seed"]), {"methods": {}})["methods"]
+        methods[cell["method"]] = {"setting": cell["chosen"]["setting"], "probe": cell["probe"]}
+    bare = [{key: value for key, value in cell.items() if key != "probe"} for cell in document["cells"]]
+    studies = {**known["studies"], name: {**document, "cells": bare}}
+    every = [method for method in METHODS if any(method in study["methods"] for study in studies.values())]
+    return {
+        "version": VERSION,
+        "confidence": document["confidence"],
+        "looks": looks(every),
+        "provenance": document["provenance"],
+        "presets": presets,
+        "studies": studies,
+    }
 
 
 @as_command
@@ -348,9 +408,7 @@ def main(arguments: Sequence[str]) -> None:
     if options.study is None:
         write_text(options.out, as_text(document))
     else:
-        studies = with_study(options.out, options.study, document).items()
-        texts = (f"{json.dumps(name)}: {as_text(one).rstrip()}" for name, one in studies)
-        write_text(options.out, "{\n" + ",\n".join(texts) + "\n}\n")
+        write_text(options.out, as_text(with_study(options.out, options.study, document)))
 
 
 if __name__ == "__main__":

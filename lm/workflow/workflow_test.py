@@ -19,13 +19,14 @@ import pytest
 import yaml
 from scipy import stats
 
+from figures.studies import read_real_text
 from lm.base.options import CONFIGS, parse
 from lm.config import EvaluationConfig, LoraConfig, WorldConfig
 from lm.objectives import DPO, METHODS, Pessimism, looks
 from lm.stages.run import Run
 from lm.workflow import job
 from lm.workflow.record import JOBS, VERSION, read
-from lm.workflow.summary import as_text, main, summary, with_defaults
+from lm.workflow.summary import as_text, main, summary, whole_seeds, with_defaults, with_study
 
 WORKFLOW = Path(job.__file__).parent
 STEPS = {"max_steps": 2, "batch_size": 8, "learning_rate": 0.01}
@@ -469,6 +470,79 @@ def test_a_summary_is_small_and_reads_back() -> None:
         "first": "2026-01-02",
         "last": "2026-01-02",
     }
+
+
+def unbiased(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Those of rho 0.8, as if no bias had been drawn there; with a probe, and what it cost."""
+    probe = {**dict.fromkeys(PROBED, -1.0), "step": 0} | {f"train_{name}": -2.0 for name in PROBED}
+    spent = {"stage": "policy", "name": "dpo", "wall_seconds": 1800.0, "cpu_seconds": 3600.0, "peak_bytes": 7}
+    made = []
+    for row in rows:
+        if row["job"] == "base" or (row.get("rho") == 0.8 and row["job"] != "alpha"):
+            row = {
+                **row,
+                "stages": [{**spent, "finished": "2026-01-02"}, {"stage": "sft", "name": "x", "finished": "y"}],
+            }
+            row |= {"rho": None} if "rho" in row else {}
+            made.append({**row, "probe": [probe]} if row["job"] == "cell" else row)
+    return made
+
+
+PROBED = (
+    *("chosen_logps", "rejected_logps", "chosen_logratio", "rejected_logratio", "accuracy"),
+    *("forward_kl_reference", "forward_kl_preferences"),
+)
+
+
+def test_a_grid_without_a_bias_is_summed_up_as_one_with(tmp_path: Path) -> None:
+    rows = records()
+    plain, none = summary(rows), summary(unbiased(rows))
+    assert (none["rhos"], list(none["advantages"])) == ([None], ["null"])
+    assert none["advantages"]["null"] == plain["advantages"]["0.8"]
+    assert none["wald"]["null"] == plain["wald"]["0.8"]
+    assert none["stages"] == [
+        {"stage": "policy", "artifacts": 1, "wall_hours": 0.5, "cpu_hours": 1.0, "peak_bytes": 7}
+    ], "one artifact, however many jobs asked for it"
+    row = next(row for row in unbiased(rows) if row["job"] == "cell")
+    (tmp_path / "cell.json").write_text(json.dumps(row))
+    assert read(tmp_path / "cell.json")["rho"] is None
+
+
+def test_several_studies_are_one_file_of_which_figures_are_drawn(tmp_path: Path) -> None:
+    rows, out = records(), tmp_path / "real.json"
+    for i, row in enumerate(unbiased(rows)):
+        (tmp_path / f"r{i}.json").write_text(json.dumps(row))
+    paths = [str(path) for path in sorted(tmp_path.glob("r*.json")) if path != out]
+    for study in ("helpfulness", "other", "helpfulness"):
+        assert main([*paths, "--out", str(out), "--study", study]) == 0
+    found = read_real_text(out)
+    assert list(found.presets) == ["other", "helpfulness"], "the second time it takes the place of the first"
+    assert list(found.presets["other"].seeds) == ["0", "1", "2"]
+    assert {
+        name: one.setting["beta"] for name, one in found.presets["other"].seeds["2"].methods.items()
+    } == dict.fromkeys(MEANS, 0.1)
+    document = json.loads(out.read_text())
+    assert document["studies"]["other"]["advantages"] == json.loads(json.dumps(summary(unbiased(rows))["advantages"]))
+    rho = with_study(
+        tmp_path / "none", "tldr", summary([{**r, "probe": []} if r["job"] == "cell" else r for r in rows])
+    )
+    assert list(rho["presets"]) == ["tldr, rho 0.2", "tldr, rho 0.8"]
+
+
+def test_a_file_that_is_not_of_studies_is_left_alone(tmp_path: Path) -> None:
+    (tmp_path / "grid.json").write_text('{"cells": []}')
+    with pytest.raises(ValueError, match=r"grid.json has no presets and studies; name another file with --out"):
+        with_study(tmp_path / "grid.json", "tldr", summary(records()))
+
+
+def test_so_far_leaves_out_a_seed_that_lacks_records_and_says_so(capsys: pytest.CaptureFixture[str]) -> None:
+    rows = records()
+    lacking = [row for row in rows if (row["seed"], row["job"], row.get("method")) != (1, "cell", "ipo")]
+    assert whole_seeds(rows) == rows
+    kept = whole_seeds(lacking)
+    assert {row["seed"] for row in kept} == {0, 2}
+    assert "seed 1 is left out: it has 8 of 10 records so far" in capsys.readouterr().err
+    assert summary(kept)["seeds"] == [0, 2]
 
 
 def _drop(job_name: str) -> Any:
