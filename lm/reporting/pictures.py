@@ -21,6 +21,12 @@ SPREAD = {"oracle_reward": "oracle reward", "length": "length, tokens"}
 
 
 def frontier(results: Results) -> Curve:
+    """As `draw_frontier`, for a page."""
+    title = "Frontier: advantage against KL"
+    return Curve(title, svg(draw_frontier(results), "frontier", title))
+
+
+def draw_frontier(results: Results) -> Figure:
     """Advantage against KL: each method as it was chosen, on test prompts, with its interval; the settings and
     snapshots that it was chosen from, on validation prompts, where their KL was measured; and the best of n samples of
     pi_ref. ValueError where a method's look cannot be drawn."""
@@ -45,8 +51,7 @@ def frontier(results: Results) -> Curve:
     axis.set_xlabel("KL(π ‖ π_ref), nats")
     axis.set_ylabel("advantage over SFT (oracle reward)")
     figure.legend(loc="outside lower center", ncols=4, fontsize=7, handlelength=3)
-    title = "Frontier: advantage against KL"
-    return Curve(title, svg(figure, "frontier", title))
+    return figure
 
 
 def paths(row: MethodResult) -> list[list[tuple[float, float]]]:

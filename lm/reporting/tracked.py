@@ -1,13 +1,16 @@
-"""What a finished run tells its trackers: the final table, the advantages' picture, and samples side by side."""
+"""What a finished run tells its trackers: the final table, pictures of the advantages and of the frontier, and samples
+side by side."""
 
 from __future__ import annotations
 
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from figures.record import Results
 from lm.base.files import read_jsonl
 from lm.config import SFT
+from lm.reporting.pictures import draw_frontier
 from lm.stages.run import Run
 from lm.stages.trainings import described, logs_of
 from lm.training import trackers
@@ -25,13 +28,17 @@ def tell(run: Run, found: Results, picture: Path) -> None:
     Args:
         run: the run.
         found: its results.
-        picture: of them, a .png file.
+        picture: of the advantages, a .png file.
     """
     if run.config.report_to:
-        trackers.end(run.config.report_to, logs_of(run, RESULTS), ending(run, found, picture))
+        with TemporaryDirectory() as folder:
+            frontier = Path(folder) / "frontier.png"
+            draw_frontier(found).savefig(frontier, dpi=150)
+            pictures = {"advantage": picture, "frontier": frontier}
+            trackers.end(run.config.report_to, logs_of(run, RESULTS), ending(run, found, pictures))
 
 
-def ending(run: Run, found: Results, picture: Path) -> Ending:
+def ending(run: Run, found: Results, pictures: dict[str, Path]) -> Ending:
     """What is told."""
     policies: dict[str, Any] = {SFT: found.sft, **found.methods}
     names = [name for name in NUMBERS if any(getattr(one, name, None) is not None for one in policies.values())]
@@ -50,7 +57,7 @@ def ending(run: Run, found: Results, picture: Path) -> Ending:
         {"stage": RESULTS, **described(run)},
         numbers,
         {"table": Rows(("policy", *names, "ci_low", "ci_high"), table), "samples": samples(run, policies)},
-        {"advantage": picture},
+        pictures,
     )
 
 
