@@ -23,7 +23,7 @@ def vanishes(expression: Any) -> bool:
     """Whether an expression is identically 0.
 
     One value tells most of those that are not. What is then 0 as a rational function of its symbols, logarithms,
-    exponentials and powers, taken as variables, is 0; of the others SymPy's simplification decides.
+    exponentials, powers and sums, taken as variables, is 0; of the others SymPy's simplification decides.
     """
     expression = sp.sympify(expression)
     if expression == 0:
@@ -42,8 +42,7 @@ def vanishes(expression: Any) -> bool:
 
 def without_factors(term: sp.Expr, *limits: Any) -> sp.Expr:
     """The sum, with the factors in front that are the same in all its terms."""
-    indices, bounds = {limit[0] for limit in limits}, {x for limit in limits for x in limit[1:]}
-    factor, rest = sp.factor_terms(term).as_independent(*indices, *indices & bounds, as_Add=False)
+    factor, rest = sp.factor_terms(term).as_independent(*(limit[0] for limit in limits), as_Add=False)
     return factor * sp.Sum(rest, *limits)
 
 
