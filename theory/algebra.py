@@ -23,17 +23,33 @@ def vanishes(expression: Any) -> bool:
     """Whether an expression is identically 0.
 
     One value tells most of those that are not. What is then 0 as a rational function of its symbols, logarithms,
-    exponentials and powers, taken as variables, is 0; of the others SymPy's simplification decides.
+    exponentials, powers and sums, taken as variables, is 0; of the others SymPy's simplification decides.
     """
     expression = sp.sympify(expression)
     if expression == 0:
         return True
+    if expression.has(sp.Sum):
+        expression = expression.replace(sp.Sum, without_factors)
+        if sums_cancel(expression):
+            return True
     if not expression.has(*BEYOND):
         if differs(expression):
             return False
         if sp.expand(sp.numer(sp.together(as_rational(expression)))) == 0:
             return True
     return bool(simplify(expression) == 0)
+
+
+def without_factors(term: sp.Expr, *limits: Any) -> sp.Expr:
+    """The sum, with the factors in front that are the same in all its terms."""
+    factor, rest = sp.factor_terms(term).as_independent(*(limit[0] for limit in limits), as_Add=False)
+    return factor * sp.Sum(rest, *limits)
+
+
+def sums_cancel(expression: sp.Expr) -> bool:
+    """Whether an expression is 0 as a rational function of its sums, taken as variables."""
+    variables = {total: sp.Dummy() for total in expression.atoms(sp.Sum)}
+    return bool(sp.expand(sp.numer(sp.together(expression.xreplace(variables)))) == 0)
 
 
 def adjugate(matrix: sp.Matrix) -> tuple[sp.Matrix, sp.Expr]:

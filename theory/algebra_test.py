@@ -12,7 +12,7 @@ from theory.algebra import as_rational, differs, vanishes
 
 A, B = sp.symbols("a b", positive=True)
 X, Y = sp.symbols("x y", real=True)
-N = sp.Symbol("n", integer=True, positive=True)
+N, M, K = sp.symbols("n m k", integer=True, positive=True)
 
 ZERO = [
     0,
@@ -24,6 +24,9 @@ ZERO = [
     A ** (1 / B) * A ** (-1 / B) - 1,
     sp.exp(B * (sp.log(A) - X) / B) - A * sp.exp(-X),
     sp.exp(2 * X * sp.log(A)) - (A**X) ** 2,
+    sp.Sum(A * sp.exp(N * X) / B, (N, 1, K)) / sp.Sum(sp.exp(N * X), (N, 1, K)) - A / B,
+    sp.Sum(A * N * K, (N, 1, K)) - A * K * sp.Sum(N, (N, 1, K)),
+    sp.Sum(A * N * M, (M, 1, N), (N, 1, K)) - A * sp.Sum(N * M, (M, 1, N), (N, 1, K)),
 ]
 SIMPLIFIED = [
     sp.sin(X) ** 2 + sp.cos(X) ** 2 - 1,
@@ -40,6 +43,7 @@ OTHER = [
     sp.Function("f")(X) - X,
     sp.log(A - 1),
     sp.Sum(N, (N, 1, 3)),
+    sp.Sum(N**2, (N, 1, K)) - K * sp.Sum(N, (N, 1, K)),
 ]
 
 

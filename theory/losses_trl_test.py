@@ -1,16 +1,17 @@
 """Our losses against TRL's own code on the same log-probs: `DPOTrainer._compute_loss` and `CPOTrainer.cpo_loss`.
 
-TRL's methods run unbound on a stand-in for the trainer, and TRL's model is one that returns prescribed log-probs a
-token. So nothing of TRL is copied, and everything is float64.
+TRL's methods, from its installed source, run unbound on a stand-in for the trainer, and TRL's model is one that returns
+prescribed log-probs a token. So nothing of TRL is copied, and everything is float64.
 """
 
 from __future__ import annotations
 
-import importlib
+import ast
 import importlib.util
-import warnings
 from collections import defaultdict
 from collections.abc import Callable, Sequence
+from functools import cache
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -32,12 +33,22 @@ LENGTHS = ([1, 2, 3, 4, 5, 2], [5, 2, 1, 3, 4, 4])
 """Tokens of the chosen and of the rejected completions."""
 
 
-def trainer_class(name: str) -> Any:
-    """A trainer of TRL's."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # TRL's notes on experimental trainers, and those of what it imports
-        module = {"DPOTrainer": "trl", "CPOTrainer": "trl.experimental.cpo"}[name]
-        return getattr(importlib.import_module(module), name)
+@cache
+def trl_method(file: str, trainer: str, name: str) -> Callable[..., Any]:
+    """A method of one of TRL's trainers, compiled from the installed source by itself: importing TRL takes longer than
+    all that is done here. A name that the method uses and that is not given to it is an error."""
+    import torch
+
+    [package] = importlib.util.find_spec("trl").submodule_search_locations  # type: ignore[union-attr, misc]
+    path = Path(package, file)
+    [class_] = [
+        node for node in ast.parse(path.read_text()).body if isinstance(node, ast.ClassDef) and node.name == trainer
+    ]
+    [method] = [node for node in class_.body if isinstance(node, ast.FunctionDef) and node.name == name]
+    names: dict[str, Any] = {"torch": torch, "F": torch.nn.functional}
+    exec(compile(ast.Module(body=[method], type_ignores=[]), str(path), "exec"), names)
+    found: Callable[..., Any] = names[name]
+    return found
 
 
 class Pairs:
@@ -102,7 +113,9 @@ def trl_dpo(pairs: Pairs, loss_type: Sequence[str], loss_weights: Sequence[float
         "ref_chosen_logps": pairs.ref_logps[0],
         "ref_rejected_logps": pairs.ref_logps[1],
     }
-    return trainer_class("DPOTrainer")._compute_loss(trainer, policy, inputs, return_outputs=False)
+    return trl_method("trainer/dpo_trainer.py", "DPOTrainer", "_compute_loss")(
+        trainer, policy, inputs, return_outputs=False
+    )
 
 
 def trl_cpo(
@@ -122,7 +135,7 @@ def trl_cpo(
         logps = tuple(
             summed / mask.sum(1) for summed, mask in zip(pairs.policy_logps, pairs.mask.chunk(2), strict=True)
         )
-    return trainer_class("CPOTrainer").cpo_loss(trainer, *logps)[0]
+    return trl_method("experimental/cpo/cpo_trainer.py", "CPOTrainer", "cpo_loss")(trainer, *logps)[0]
 
 
 OURS: dict[str, tuple[Callable[[Pairs], Any], Callable[[Pairs], Any]]] = {

@@ -83,7 +83,9 @@ def test_unknown_function(capsys: pytest.CaptureFixture[str]) -> None:
 
 # ---------------------------------------------------------------- proofs
 
-LEAK = Proof("theory.propositions.dpo_leak", "cor1", ("dpo", "forward_kl"), 0)
+LABELS = Proof("theory.propositions.deterministic_pairs", "drdo-lemma1b", ("dpo", "forward_kl"), 0)
+"""It names forward_kl too, which it does not call."""
+GRAPH = Proof("theory.propositions.ipo_spread", "prop7-graph", ("ipo",), 0)
 SPREAD = Proof("theory.propositions.ipo_spread", "prop7", ("ipo",), 0)
 
 
@@ -102,9 +104,9 @@ def test_whose_change_the_change_of_a_helper_is() -> None:
 def test_a_proof_rejects_what_it_is_about_and_nothing_else(found: list[Mutant]) -> None:
     unscaled = change(found, "dpo", "beta * margin -> margin")
     negated = change(found, "forward_kl", "-logratios -> logratios")
-    assert rejecting(unscaled.put_into, [LEAK]) == LEAK
-    assert rejecting(negated.put_into, [LEAK]) is None
-    assert rejecting(unscaled.put_into, [SPREAD, LEAK]) == LEAK
+    assert rejecting(unscaled.put_into, [LABELS]) == LABELS
+    assert rejecting(negated.put_into, [LABELS]) is None
+    assert rejecting(unscaled.put_into, [GRAPH, LABELS]) == LABELS
     assert losses.dpo(0.0, beta=1.0) < 1, "nothing is left behind"
 
 
@@ -115,7 +117,7 @@ def test_a_change_reaches_what_a_module_computed_as_it_was_imported(found: list[
 
 
 def test_a_row_that_names_a_function_which_its_proof_does_not_call() -> None:
-    assert list(uncalled([LEAK], ["dpo", "forward_kl", "ipo"])) == [("cor1", "forward_kl")]
+    assert list(uncalled([LABELS], ["dpo", "forward_kl", "ipo"])) == [("drdo-lemma1b", "forward_kl")]
 
 
 @pytest.mark.thorough
@@ -138,7 +140,7 @@ def test_every_mutant_of_two_functions_is_noticed_by_a_proof(capsys: pytest.Capt
 def test_a_mutant_that_no_proof_notices(
     tests: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(mutation, "proofs_of", lambda functions: [LEAK])
+    monkeypatch.setattr(mutation, "proofs_of", lambda functions: [LABELS])
     monkeypatch.setattr(mutation, "uncalled", lambda proofs, functions: [])
     monkeypatch.setattr(mutation, "prepare_tests", lambda: None)
     monkeypatch.setattr(mutation, "accepted", lambda module, function: tests == "nothing")
@@ -154,6 +156,6 @@ def test_a_row_that_names_too_much_is_a_failure(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     definitions = proofs_of(["forward_kl"])[-1]
-    monkeypatch.setattr(mutation, "proofs_of", lambda functions: [LEAK, definitions])
+    monkeypatch.setattr(mutation, "proofs_of", lambda functions: [LABELS, definitions])
     assert main(["--proofs", "--only", "forward_kl"]) == 1
-    assert "cor1 names forward_kl, but its proof does not call it" in capsys.readouterr().out
+    assert "drdo-lemma1b names forward_kl, but its proof does not call it" in capsys.readouterr().out

@@ -244,12 +244,11 @@ def speeds(
     """
     slope = policy.gradient(penalty(policy, reference or policy)) if penalty else [0] * len(policy.parameters)
     velocity = [-ALPHA * k for k in slope]
+    gradients = {y: policy.gradient(policy.logp(y)) for pair, _ in pairs for y in pair}
     for (w, lo), weight in pairs:
-        towards, away = policy.gradient(policy.logp(w)), policy.gradient(policy.logp(lo))
-        velocity = [v + RATE * weight * (g - h) for v, g, h in zip(velocity, towards, away, strict=True)]
+        velocity = [v + RATE * weight * (g - h) for v, g, h in zip(velocity, gradients[w], gradients[lo], strict=True)]
     velocity = [step(k, v) for k, v in enumerate(velocity)]
-    gradients = [policy.gradient(policy.logp(y)) for y in pairs[0][0]]
-    winner, loser = (sum(g * v for g, v in zip(gradient, velocity, strict=True)) for gradient in gradients)
+    winner, loser = (sum(g * v for g, v in zip(gradients[y], velocity, strict=True)) for y in pairs[0][0])
     return winner, loser
 
 
@@ -272,7 +271,8 @@ def check_curvature(policy: Policy, penalty: Penalty) -> None:
     of the whole string, or (by tokens) of each next token along the sample.
     """
     value = penalty(policy, policy)
-    require(all(slope == 0 for slope in policy.gradient(value)), "the penalty has a slope at the reference")
+    slopes = [sp.diff(value, parameter) for parameter in policy.parameters]
+    require(all(policy.here(slope) == 0 for slope in slopes), "the penalty has a slope at the reference")
     if penalty is exact_kl:
         terms = [(policy.here(sp.exp(policy.logp(y))), policy.gradient(policy.logp(y))) for y in policy.responses]
     else:
@@ -283,7 +283,7 @@ def check_curvature(policy: Policy, penalty: Penalty) -> None:
             for p, logp in zip(policy.probs(prefix), policy.logps(prefix), strict=True)
         ]
     for i, j in itertools.combinations_with_replacement(range(len(policy.parameters)), 2):
-        curvature = policy.here(sp.diff(value, policy.parameters[i], policy.parameters[j]))
+        curvature = policy.here(sp.diff(slopes[i], policy.parameters[j]))
         information = sum(p * g[i] * g[j] for p, g in terms)
         require(sp.expand(curvature - information) == 0, "the curvature is not the Fisher information")
 

@@ -167,7 +167,10 @@ def check_max_min(ref: Sequence[Any], members: Members, weights: Sequence[Any], 
     value = game_value(policy, logratios, ref, mixture, beta)
     require(vanishes(value - beta * forward_kl(ref, logratios)), "V(pi_r, r) is another divergence")
     for i, member in enumerate(members):
-        more = sp.factor(simplify(game_value(policy, logratios, ref, member, beta) - value).rewrite(sp.exp))
+        more = game_value(policy, logratios, ref, member, beta) - value
+        if vanishes(more):
+            continue
+        more = sp.factor(simplify(more).rewrite(sp.exp))
         require(more.is_nonnegative, f"member {i} gives {more} more than the mixture: the adversary would choose it")
 
 
