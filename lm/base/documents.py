@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -172,3 +172,14 @@ def without_retired(options: Any) -> Any:
 
 
 set_loader("yaml", load_yaml, (yaml.YAMLError,))
+
+
+def flat(options: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
+    """Nested options as dotted names and values; what a key says of a dataclass beside its fields is left out."""
+    rows: list[tuple[str, Any]] = []
+    for name, value in options.items():
+        if isinstance(value, Mapping):
+            rows += flat(value, f"{prefix}{name}.")
+        elif name != "__class__":
+            rows.append((prefix + name, value))
+    return rows

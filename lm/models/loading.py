@@ -76,7 +76,7 @@ def check_reward_model(spec: str, trust_remote_code: bool, *, option: str = "ora
         raise ValueError(f"{option} {spec!r}: a reward model has one label, it has {config.num_labels}")
     if folder is not None:
         model = _check_weights(AutoModelForSequenceClassification, option, spec, folder, trust_remote_code)
-        if option == "oracle_model" and model is not None:  # which reads the policies' own token ids
+        if option == "oracle_model" and model is not None:
             checks.require(f"{option} {spec!r}", checks.reward_head(model))
     else:
         checks.require(f"{option} {spec!r}", checks.not_quantised(config))

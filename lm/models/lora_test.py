@@ -7,6 +7,7 @@ import logging
 from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import peft
@@ -39,6 +40,7 @@ from lm.logprobs.scoring import score_rows
 from lm.models.loading import SCRATCH, check_lora
 from lm.models.lora import NAME, add_adapter, is_adapted, merged, save_adapter, without_adapter
 from lm.objectives import DPO, DRDO, EnsembleDPO, Method
+from lm.stages import trainings
 from lm.stages.policies import policy
 from lm.stages.rewards import reward
 from lm.stages.run import Run
@@ -316,6 +318,26 @@ def config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Config:
         probe=ProbeConfig(pairs=4, times=1),
         evaluation=EvaluationConfig(resamples=10),
     )
+
+
+@pytest.mark.parametrize("stage", ["policy", "sft", "reward", "oracle"])
+def test_an_adapter_names_the_model_that_it_is_of(stage: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The policy's is of pi_ref, whatever reward models start from."""
+    named: list[str] = []
+    monkeypatch.setattr(trainings, "add_adapter", lambda model, options, base: named.append(base))
+    start = SimpleNamespace(path=Path("run/sft/policy-1"))
+    monkeypatch.setattr(trainings, "sft", lambda run: start)
+    options = {
+        "model": "base",
+        "reward_base": "rewards",
+        "oracle_base": "judge",
+        "lora": None,
+        "adapts": lambda _: True,
+    }
+    run: Any = SimpleNamespace(config=SimpleNamespace(**options), store=SimpleNamespace(root=Path("run")))
+    trainings.adapted(run, stage, object())  # type: ignore[arg-type]
+    expected = {"policy": "./sft/policy-1", "sft": "base", "reward": "rewards", "oracle": "judge"}
+    assert named == [expected[stage]]
 
 
 @pytest.mark.filterwarnings("ignore::FutureWarning")

@@ -13,11 +13,12 @@ from typing import Any, NamedTuple
 from huggingface_hub import ModelCardData
 
 from figures.record import MethodResult, PolicyResult, Results, read
+from lm.base.documents import flat
 from lm.base.store import MissingArtifact, policy_folder, verify
 from lm.config import TrainingConfig
 from lm.models.gguf import quantised
 from lm.objectives import MAIN, Method
-from lm.reporting.settings import flat, method_of
+from lm.reporting.settings import method_of
 from lm.reporting.use import loading
 from theory import records
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass, fields, is_dataclass
 from typing import Any
 
 from figures.record import MAIN, SFT, Accuracies, MethodResult, Results, Tried
-from lm.reporting.settings import flat
+from lm.base.documents import flat
 
 UNFINISHED = 0.05
 """Share of samples that are cut off: more, and lengths and rewards are those of another, shorter text. [set]"""

@@ -13,13 +13,13 @@ from markupsafe import Markup
 from figures import methods as overview
 from figures.record import PolicyResult, read
 from figures.style import style
+from lm.base.documents import flat
 from lm.config import SFT
 from lm.reporting import samples
 from lm.reporting.cautions import cautions
 from lm.reporting.curves import curves, losses_of, svg
 from lm.reporting.formulas import objective
 from lm.reporting.pictures import QUANTILES, SPREAD, distinct, frontier, quantiles, spreads
-from lm.reporting.settings import flat
 from lm.reporting.spent import duration, size, spent
 from lm.reporting.use import loading, sampling
 from theory.records import write_text

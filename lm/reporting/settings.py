@@ -1,4 +1,4 @@
-"""A method in the setting that results.json names, and options by their dotted names."""
+"""A method in the setting that results.json names."""
 
 from __future__ import annotations
 
@@ -24,14 +24,3 @@ def _built(kind: Any, options: Mapping[str, Any]) -> Any:
     """A dataclass of its fields' values, those of dataclasses among them as mappings."""
     hints = get_type_hints(kind)
     return kind(**{n: _built(hints[n], v) if is_dataclass(hints.get(n)) else v for n, v in options.items()})
-
-
-def flat(options: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
-    """Nested options as dotted names and values; what a key says of a dataclass beside its fields is left out."""
-    rows: list[tuple[str, Any]] = []
-    for name, value in options.items():
-        if isinstance(value, Mapping):
-            rows += flat(value, f"{prefix}{name}.")
-        elif name != "__class__":
-            rows.append((prefix + name, value))
-    return rows

@@ -37,8 +37,6 @@ from lm.stages.run import Run, base_of, once
 
 Asked = Mapping[str, tuple[list[Message], list[Any] | None]]
 """Of prompts that were written from messages: prompt -> these, and the tools."""
-FEWEST = 3
-"""Tokens that a text may have at least."""
 
 
 @once
@@ -151,8 +149,9 @@ def config_vocabulary(run: Run, own: Reader) -> int | None:
     return getattr(config.get_text_config(), "vocab_size", None)
 
 
-def tokenised(run: Run, stage: str, pairs: Dataset, path: Path) -> tuple[Dataset, dict[str, Any]]:
-    """Pairs as a stage's models are trained on them, kept in the file `path`, and what the reading adds to its metrics.
+def tokenised(run: Run, stage: str, pairs: Dataset, path: Path, what: str = "pairs") -> tuple[Dataset, dict[str, Any]]:
+    """Pairs, which errors call `what`, as a stage's models learn from them, kept in the file `path`, and what the
+    reading adds to metrics.
 
     A pair with a text that the model would have to cut is left out, and counted. Raises ValueError where none is left.
     """
@@ -176,7 +175,7 @@ def tokenised(run: Run, stage: str, pairs: Dataset, path: Path) -> tuple[Dataset
     made = mapped(rows(), pairs.features, path)
     if not len(made):
         raise ValueError(
-            f"all {len(pairs):,} pairs are longer than the {own.limit} tokens that {own.spec!r} takes, by its own "
+            f"all {len(pairs):,} {what} are longer than the {own.limit} tokens that {own.spec!r} takes, by its own "
             "tokenizer; name another model, or lower data.max_prompt_length"
         )
     return made, _told(own, dict(count), stage)
@@ -230,7 +229,7 @@ def _told(own: Reader, counts: dict[str, int], stage: str) -> dict[str, Any]:
     """Metrics of a reading, of which is said what the model does not get to read."""
     what = {
         "cut": f"longer than its {own.limit} tokens: read without their beginning",
-        "left_out": "pairs with such a text: not trained on",
+        "left_out": "pairs with such a text: left out of training",
         "unknown": "with characters that its tokenizer does not know",
         "broken": "samples with bytes that make no whole character: read as U+FFFD",
     }

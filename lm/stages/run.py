@@ -159,7 +159,7 @@ BASES = {"oracle_base": "reward_base, and else pi_ref", "reward_base": "pi_ref"}
 def base_of(config: Config, stage: str) -> tuple[str, str]:
     """What the models of a stage, "oracle" or "reward", start from by the options: (option, its value); `model` stands
     for pi_ref."""
-    options = ("oracle_base", "reward_base") if stage == "oracle" else ("reward_base",)
+    options = {"oracle": ("oracle_base", "reward_base"), "reward": ("reward_base",)}[stage]
     option = next((name for name in options if getattr(config, name) is not None), "model")
     return option, getattr(config, option)
 

@@ -15,6 +15,7 @@ from safetensors.torch import save_file
 from transformers import PreTrainedModel
 
 from lm.base import progress, ranks
+from lm.base.documents import flat
 from lm.base.files import link_or_copy
 from lm.base.store import Artifact, keyed, provenance
 from lm.config import TrainingConfig
@@ -64,7 +65,8 @@ def precision(run: Run) -> str:
 def adapted(run: Run, stage: str, model: PreTrainedModel) -> PreTrainedModel:
     """What the stage trains: the model, with adapters where the stage has them."""
     if run.config.adapts(stage):
-        option, base = ("model", run.config.model) if stage == "sft" else base_of(run.config, stage)
+        rewards = stage in ("oracle", "reward")
+        option, base = base_of(run.config, stage) if rewards else ("model", run.config.model)
         if stage != "sft" and option == "model":
             # A path that is no hub name, and the same whatever the run's folder is called.
             base = f"./{sft(run).path.relative_to(run.store.root)}"
@@ -92,15 +94,9 @@ def method_described(name: str, method: Method) -> dict[str, Any]:
     """A method's name and its options, those of groups as `kl.alpha_end`; and as alpha the weight of its KL term at the
     end, where it has one that no target decides."""
 
-    def flat(options: Mapping[str, Any], before: str = "") -> dict[str, Any]:
-        found: dict[str, Any] = {}
-        for option, value in options.items():
-            found |= flat(value, f"{before}{option}.") if isinstance(value, Mapping) else {f"{before}{option}": value}
-        return found
-
     kl = method.pessimism
     alpha = {} if kl is None else {"alpha": None if kl.target is not None else kl.alpha_end}
-    return {"method": name, **flat(asdict(method)), **alpha}
+    return {"method": name, **dict(flat(asdict(method))), **alpha}
 
 
 def arguments_of(
@@ -252,7 +248,8 @@ def _fit_reward(
         )
         save_model(run, model, folder, stage)
         return _whole(model, folder, reopen), {"kept": verdict(history), "history": history}
-    seen, _ = tokenised(run, stage, spread(valid, how["evaluation_pairs"]), scratch / f"seen-{ranks.index()}.arrow")
+    few, place = spread(valid, how["evaluation_pairs"]), scratch / f"seen-{ranks.index()}.arrow"
+    seen, _ = tokenised(run, stage, few, place, "validation pairs")
     keep = KeepBest(scratch, lambda half: save_model(run, model, half, stage))
     history = fit(
         trainer,
@@ -267,10 +264,11 @@ def _fit_reward(
     kept = verdict(history)
     if ranks.is_first():
         shutil.copytree(keep.folder(kept["step"]), folder, copy_function=link_or_copy, dirs_exist_ok=True)
-    progress.say(
-        f"step {kept['step']} of {kept['last_step']} is kept: loss of validation pairs {kept['validation_loss']:.4f}, "
-        f"after the last {kept['last_validation_loss']:.4f}"
-    )
+    if ranks.is_first():
+        progress.say(
+            f"step {kept['step']} of {kept['last_step']} is kept: loss of validation pairs "
+            f"{kept['validation_loss']:.4f}, after the last {kept['last_validation_loss']:.4f}"
+        )
     is_last = kept["step"] == kept["last_step"]
     scorer = _whole(model, folder, reopen) if is_last else reopen(ranks.from_first(lambda: folder))
     return scorer, {"kept": kept, "history": history}

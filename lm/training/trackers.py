@@ -240,7 +240,7 @@ def _end_in_trackio(ending: Ending) -> None:
 
     trackio.init(
         project=TrainingArguments.project,
-        name=RESULTS,
+        name=f"{RESULTS} of {ending.described.get(GROUP)}",  # all runs are in one project, told apart by names
         group=ending.described.get(GROUP),
         config=dict(ending.described),
         resume="allow",
