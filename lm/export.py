@@ -42,15 +42,18 @@ def export(run: Run, out: Path, *, ids: bool = False, samples: bool = False) -> 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command; returns its exit status."""
-    parser = Parser(add_help=False)
-    parser.add_argument("--out")
-    parser.add_argument("--ids", action="store_true")
-    parser.add_argument("--samples", action="store_true")
+    parser = Parser(prog="python -m lm.export", usage="%(prog)s --out FILE [OPTION OF lm.train ...]", add_help=False)
+    parser.add_argument("--out", metavar="FILE", help=".jsonl, .jsonl.gz or .parquet")
+    parser.add_argument("--ids", action="store_true", help="also the ids of the tokens that the log-probs are of")
+    parser.add_argument("--samples", action="store_true", help="also pi_ref's samples, as many as the run has, and ids")
     add_force(parser)
     own, rest = parser.parse_known_args(arguments)
     print_anywhere()
     out = Path()
-    if not {"-h", "--help"} & set(rest):
+    if {"-h", "--help"} & set(rest):
+        parser.print_help()
+        print("\nThe run's options:\n")
+    else:
         try:
             if own.out is None:
                 raise ValueError("--out FILE is needed: .jsonl, .jsonl.gz or .parquet")

@@ -23,17 +23,16 @@ if TYPE_CHECKING:
 
 
 def is_for_any_set(arguments: Sequence[str]) -> bool:
-    """Which of the two commands it is: only this one has a reward model or a judge, or a file to write."""
-    return bool({"--reward-model", "--judge-model", "--out"} & {argument.split("=")[0] for argument in arguments})
+    """Which of the two commands it is: only this one has models of its own, or a file to write."""
+    own = {"--reward-model", "--judge-model", "--reference", "--samples", "--sample-tokens", "--out"}
+    return bool(own & {argument.split("=")[0] for argument in arguments})
 
 
 # ---------------------------------------------------------------- the command
 
 
-def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
-    """The options. Leaves with status 2 and a message for one that is unknown, missing, or without effect."""
-    from lm.judging.llm import spelled
-
+def parser_of() -> argparse.ArgumentParser:
+    """Of the options for any set."""
     parser = argument_parser(
         "lm.score",
         __doc__,
@@ -81,6 +80,14 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--task", choices=TASKS, help="what the judge compares")
     for name, kind in JUDGES.items():
         parser.add_argument(f"--{name}", type=kind, help="of the judge, see lm.judge --help")
+    return parser
+
+
+def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    """The options. Leaves with status 2 and a message for one that is unknown, missing, or without effect."""
+    from lm.judging.llm import spelled
+
+    parser = parser_of()
     written = sys.argv[1:] if arguments is None else arguments
     options = parser.parse_args(spelled(written))
     if not options.reward_model and options.judge_model is None and options.reference is None:
@@ -184,4 +191,8 @@ def work(run: Run) -> None:
 if __name__ == "__main__":
     if is_for_any_set(sys.argv[1:]):
         sys.exit(main())
+    if {"-h", "--help"} & {*sys.argv[1:]}:
+        print("For any preference set, with --out:\n")
+        parser_of().print_help()
+        print("\nFor a run's pairs, without:\n")
     sys.exit(command("lm.score", work))

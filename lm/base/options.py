@@ -301,12 +301,15 @@ def _trainings(parser: Parser) -> list[str]:
 
 def _with_one_length(parser: Parser, values: Mapping[str, Any]) -> dict[str, Any]:
     """Options of one source, in which a training that says how long says it alone: the length in the other unit, which
-    an earlier source may have given, is null."""
+    an earlier source may have given, is null. So are both where a head is solved for, and nothing is said of them."""
     changed = dict(values)
     for stage in _trainings(parser):
         group = values.get(stage)
-        if isinstance(group, dict) and len(said := [n for n in LENGTHS if group.get(n) is not None]) == 1:
-            changed[stage] = {**dict.fromkeys(LENGTHS), **group} if said else group
+        if not isinstance(group, dict):
+            continue
+        said = [name for name in LENGTHS if group.get(name) is not None]
+        if len(said) == 1 or (group.get("train") == "head" and not said):
+            changed[stage] = {**dict.fromkeys(LENGTHS), **group}
     return changed
 
 

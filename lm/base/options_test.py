@@ -433,3 +433,16 @@ def test_options_that_are_no_more_and_did_something_are_refused_with_the_cure(
     demo = ["--config", str(CONFIGS / "demo.yaml")]
     assert attempt(tmp_path, *demo, "--config", str(tmp_path / "config.yaml")) == 2
     assert message in capsys.readouterr().err.replace("\n", " ")
+
+
+@pytest.mark.parametrize("stage", ["reward", "oracle"])
+def test_a_head_needs_no_length_of_an_earlier_source_to_be_taken_back(stage: str, tmp_path: Path) -> None:
+    """Neither on the command line nor in a later file: a head is solved for."""
+    later = tmp_path / "later.yaml"
+    later.write_text(f"{stage}: {{train: head}}\n")
+    for words in (["--config", "demo", f"--{stage}.train", "head"], ["--config", "demo", "--config", str(later)]):
+        config, _ = parse("lm.train", "", words)
+        training = getattr(config, stage)
+        assert (training.train, training.epochs, training.max_steps) == ("head", None, None)
+    with pytest.raises(SystemExit):
+        parse("lm.train", "", ["--config", "demo", f"--{stage}.train", "head", f"--{stage}.epochs", "1"])

@@ -198,7 +198,7 @@ def markdown(table: Rows) -> str:
 
 
 def _end_in_tensorboard(logs: Path, ending: Ending) -> None:
-    from PIL import Image
+    from matplotlib import image
     from torch.utils.tensorboard import SummaryWriter
 
     shutil.rmtree(logs, ignore_errors=True)
@@ -209,8 +209,8 @@ def _end_in_tensorboard(logs: Path, ending: Ending) -> None:
         for name, table in ending.named("tables"):
             writer.add_text(name, markdown(table))
         for name, path in ending.named("pictures"):
-            with Image.open(path) as picture:
-                writer.add_image(name, np.asarray(picture.convert("RGB")), dataformats="HWC")
+            pixels = np.rint(255 * image.imread(path)[..., :3]).astype(np.uint8)
+            writer.add_image(name, pixels, dataformats="HWC")
 
 
 def _end_in_wandb(ending: Ending) -> None:
