@@ -444,5 +444,5 @@ def test_a_head_needs_no_length_of_an_earlier_source_to_be_taken_back(stage: str
         config, _ = parse("lm.train", "", words)
         training = getattr(config, stage)
         assert (training.train, training.epochs, training.max_steps) == ("head", None, None)
-    with pytest.raises(SystemExit):
+    with pytest.raises(ValueError, match=f"Config.{stage}.train .head. .* takes no steps"):
         parse("lm.train", "", ["--config", "demo", f"--{stage}.train", "head", f"--{stage}.epochs", "1"])
