@@ -34,6 +34,7 @@ from lm.config import (
 from lm.data.messages import restored
 from lm.data.rewards import ORACLE
 from lm.data.rows import write_rows
+from lm.integrations.python import Loaded
 from lm.judging.reading import Reader, Said, sample_text
 from lm.judging.reward_models import RewardModel
 from lm.models.loading import SCRATCH, load_tokenizer
@@ -285,6 +286,24 @@ def test_teachers_read_by_their_own_tokenizer(train: str, tmp_path: Path) -> Non
     for side, values in (("chosen", chosen), ("rejected", rejected)):
         expected = plain(reward(run, "rho").path, [by_hand(others(), texts[row], side) for row in order])
         np.testing.assert_allclose(values, expected.numpy(), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("chat", [False, True], ids=["text", "chat"])
+def test_rewards_from_python_are_of_the_texts_in_each_models_tokens(chat: bool, tmp_path: Path) -> None:
+    bases = {name: body(tmp_path / name) for name in ("oracle_base", "reward_base")}
+    loaded = Loaded(Run(config(tmp_path, chat, reward=HEAD, **bases)), "")
+    pairs, words = loaded.pairs("test").select(range(4)), others()
+    given, texts = [restored(row) for row in pairs], [" over the hill", f" ran <s> home {END} cat", " ", f" a mat{END}"]
+    said = [*texts[:3], " a mat"]
+    replies = [[{"role": "assistant", "content": text}] if chat else text for text in said]
+    read = [{**row, "chosen": reply} for row, reply in zip(given, replies, strict=True)]
+    prompts = pairs["prompt"][:]
+    if chat:  # some as messages; the others are text that the policy's template wrote
+        prompts = [row["prompt"] if i % 2 else prompts[i] for i, row in enumerate(given)]
+    for name, folder in (("oracle", oracle(loaded.run).path), ("b0.4", reward(loaded.run, "b0.4").path)):
+        expected = plain(folder, [by_hand(words, row, "chosen") for row in read])
+        found = torch.from_numpy(loaded.rewards(prompts, texts, model=name))
+        torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-10)
 
 
 def test_what_is_too_long_is_cut_at_its_beginning_counted_and_not_trained_on(

@@ -22,6 +22,7 @@ import transformers
 import yaml
 from rich.table import Table
 from rich.text import Text
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import lm
@@ -30,6 +31,7 @@ from lm.base.command import only_run_in, quietened
 from lm.base.options import parse, parse_values
 from lm.integrations.python import Loaded, Policy, as_html
 from lm.models.loading import SCRATCH
+from lm.reporting.cautions import cautions
 from lm.stages.policies import policy as stage_of_policy
 from lm.stages.scores import export_rows
 from tests.docs_test import SMALL, blocks
@@ -167,6 +169,25 @@ def test_it_is_the_stages_that_work(names: dict[str, Any], folder: Path) -> None
     assert yaml.safe_load(written)["data"]["world"]["posts"] == 60
     found = lm.load("runs/python/config.yaml", methods=["dpo", "e-dpo"]).train("e-dpo")
     assert found.folder == policy.folder, "as the file of the run has them"
+
+
+def test_what_evaluate_returns_shows_its_cautions(names: dict[str, Any]) -> None:
+    results = names["results"]
+    said = [one.line for one in results.cautions]
+    assert said == [one.line for one in cautions(results.results)]
+    assert len(said) > 1, "it is a run of 60 posts"
+    assert repr(results).endswith("\n".join(f"warning: {line}" for line in said))
+    parsed = Cells()
+    parsed.feed(results._repr_html_().partition("<svg")[0])
+    assert [text for text in parsed.texts if text.startswith("warning: ")] == [f"warning: {line}" for line in said]
+
+
+def test_evaluate_tells_the_trackers(names: dict[str, Any], folder: Path) -> None:
+    lm.load("runs/python/config.yaml", report_to=["tensorboard"]).evaluate()
+    found = EventAccumulator(str(folder / "runs" / "python" / "logs" / "results")).Reload()
+    told = {name: found.Scalars(name)[0].value for name in found.Tags()["scalars"] if name.endswith("/advantage")}
+    methods = names["results"].methods
+    assert told == {f"results/{name}/advantage": pytest.approx(row.advantage) for name, row in methods.items()}
 
 
 def test_log_probs_are_those_of_transformers(names: dict[str, Any]) -> None:

@@ -38,12 +38,13 @@ from lm.logprobs.sampling import sample_completions
 from lm.logprobs.scoring import score_rows
 from lm.models.opening import open_policy, open_reward_model
 from lm.objectives import MAIN
+from lm.reporting.cautions import Caution, cautions
 from lm.reporting.curves import svg
-from lm.reporting.page import write_report
-from lm.reporting.results import comparisons, results, save, table
-from lm.stages.data import SETS, SPLITS, data, given_pairs, lines, sized, tokenizer
-from lm.stages.evaluations import as_text, trained_policy
+from lm.reporting.results import comparisons, results, table, write
+from lm.stages.data import SETS, SPLITS, data, given_pairs, lines, opened, sized, tokenizer
+from lm.stages.evaluations import as_text, asked_of, trained_policy
 from lm.stages.labels import open_oracle
+from lm.stages.readings import reader, sized_for, text_rewards
 from lm.stages.rewards import reward
 from lm.stages.run import Run
 from lm.stages.scores import export_rows
@@ -138,6 +139,9 @@ class Loaded:
     ) -> npt.NDArray[np.float64]:
         """Rewards of N completions, [N], on the model's own scale.
 
+        A model with another tokenizer than the policy reads the texts by its own: messages, and prompts that
+        `pairs` has of messages, by its own chat template. What is longer than it takes loses its beginning.
+
         Args:
             prompts: N, text or messages.
             completions: N; end-of-text is put after each.
@@ -152,20 +156,24 @@ class Loaded:
             raise ValueError(f"model must be one of {', '.join(known)}, got {model!r}")
         ids = self._ids(prompts, completions)
         with self._at_work():
-            trained = None if model == ORACLE else reward(self.run, model).path
-            judge = open_oracle(self.run) if trained is None else open_reward_model(trained, sized(self.run))
-            return score_rows(judge, *ids, f"rewards of {model}").numpy()
+            trained, what = None if model == ORACLE else reward(self.run, model).path, f"rewards of {model}"
+            stage = "oracle" if trained is None else "reward"
+            limits = sized_for(self.run, stage)
+            judge = open_oracle(self.run) if trained is None else open_reward_model(trained, limits)
+            if reader(self.run, stage) is None:
+                return score_rows(judge, *ids, what).numpy()
+            asked = asked_of(opened(data(self.run).path / "preferences"))
+            return text_rewards(self.run, stage, judge, prompts, completions, asked, what).numpy()
 
     def evaluate(self) -> Evaluated:
         """Every method of the run against pi_ref on the test prompts, judged by the oracle. Writes results.json,
-        results.png and report.html into the run's folder, as `lm.train` does. ValueError where nobody can judge."""
+        results.png and report.html into the run's folder, and tells `report_to`, as `lm.train` does. ValueError where
+        nobody can judge."""
         with self._at_work():
             found = results(self.run)
-            folder = Path(self.options.output_dir)
             if ranks.is_first():
-                save(self.run, found)
-                write_report(folder)
-        return Evaluated(found, folder)
+                write(self.run, found)
+        return Evaluated(found, Path(self.options.output_dir))
 
     def _prompt_ids(self, prompts: Sequence[Prompt]) -> list[list[int]]:
         if isinstance(prompts, str):
@@ -259,7 +267,7 @@ class Policy:
 
 
 class Evaluated:
-    """The results of a run. Prints and shows its tables; a notebook has the picture too.
+    """The results of a run. Prints and shows its tables, and its cautions; a notebook has the picture too.
 
     Args:
         results: the record, as results.json has it.
@@ -280,17 +288,25 @@ class Evaluated:
         return self.results.sft
 
     @property
+    def cautions(self) -> list[Caution]:
+        """What to know before a number is believed: `about` whom, `kind`, `text`, and all of it as one `line`."""
+        return cautions(self.results)
+
+    @property
     def page(self) -> Path:
         """report.html: objectives, curves and samples side by side."""
         return self.folder / "report.html"
 
     def __repr__(self) -> str:
-        return as_printed(table(self.results), comparisons(self.results))
+        tables = as_printed(table(self.results), comparisons(self.results))
+        return "\n".join((tables, *(f"warning: {one.line}" for one in self.cautions)))
 
     def _repr_html_(self) -> str:
         with style():
             picture = svg(overview.draw(self.results), "overview", "advantage, length and KL of every method")
-        return "".join((as_html(table(self.results)), as_html(comparisons(self.results)), str(picture)))
+        warnings = "".join(f"<li>warning: {html.escape(one.line)}</li>" for one in self.cautions)
+        tables = as_html(table(self.results)), as_html(comparisons(self.results))
+        return "".join((*tables, f"<ul>{warnings}</ul>" if warnings else "", str(picture)))
 
 
 # ---------------------------------------------------------------- tables

@@ -170,27 +170,25 @@ def comparisons(found: Results) -> Table:
 def report(run: Run) -> None:
     """Writes results.json, results.png and report.html, and prints the table, and after it what to know before it is
     believed, a line each."""
-    from lm.reporting.page import write_report
-    from lm.reporting.tracked import tell
-
     found = results(run)
     if not ranks.is_first():
         return
-    folder = save(run, found)
+    folder = write(run, found)
     Console().print(table(found), comparisons(found))
     for caution in cautions(found):
         print(f"warning: {caution.line}")
-    write_report(folder)
-    tell(run, found, folder / "results.png")
     progress.say(f"written: {', '.join(str(folder / name) for name in OUTPUTS)}")
 
 
-def save(run: Run, found: Results) -> Path:
-    """Writes results.json and results.png into the run's folder, which it returns."""
+def write(run: Run, found: Results) -> Path:
+    """Writes results.json, results.png and report.html into the run's folder, which it returns, and tells the run's
+    trackers. On the first rank."""
     from figures.captions import write_inside
     from figures.methods import caption, draw
     from figures.paths import write_atomically
     from figures.style import style
+    from lm.reporting.page import write_report
+    from lm.reporting.tracked import tell
 
     folder = Path(run.config.output_dir)
     write_json(folder / "results.json", found.as_json())
@@ -198,6 +196,8 @@ def save(run: Run, found: Results) -> Path:
         picture = draw(found)
         write_inside(picture, caption(found))  # nothing stands beside it
         write_atomically(folder / "results.png", picture.savefig)
+    write_report(folder)
+    tell(run, found, folder / "results.png")
     return folder
 
 

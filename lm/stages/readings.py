@@ -130,17 +130,17 @@ def read_pairs(run: Run, own: Reader, pairs: Dataset) -> Read:
     policys = tokenizer(run)
     rows = pairs.select_columns([name for name in read_of if name in pairs.column_names]).to_list()
     read = own.pairs(*([said(policys, row, side) for row in rows] for side in ("chosen", "rejected")))
-    _check_ids(run, own, rows, read)
+    _check_ids(run, own, [f"row {row['id']}" for row in rows], read)
     return read
 
 
-def _check_ids(run: Run, own: Reader, rows: Sequence[Mapping[str, Any]], read: Read) -> None:
-    """ValueError where a text holds a token that the model has no embedding for."""
+def _check_ids(run: Run, own: Reader, places: Sequence[str], read: Read) -> None:
+    """ValueError where a text holds a token that the model has no embedding for; it says in which of these places."""
     vocabulary = config_vocabulary(run, own)
     if vocabulary is None or max(own.tokenizer.get_vocab().values()) < vocabulary:
         return
     for i, ids in enumerate(zip(read.prompts, read.completions, strict=True)):
-        checks.ids_fit(f"row {rows[i % len(rows)]['id']}", own.tokenizer, vocabulary, [*ids[0], *ids[1]])
+        checks.ids_fit(places[i % len(places)], own.tokenizer, vocabulary, [*ids[0], *ids[1]])
 
 
 def config_vocabulary(run: Run, own: Reader) -> int | None:
@@ -240,7 +240,7 @@ def _told(own: Reader, counts: dict[str, int], stage: str) -> dict[str, Any]:
     return {"reading": counts}
 
 
-# ---------------------------------------------------------------- samples
+# ---------------------------------------------------------------- samples, and other texts
 
 
 def sample_rewards(
@@ -256,16 +256,56 @@ def sample_rewards(
         judged = [sample if sample[-1] == end else [*sample, end] for sample in samples]
         return score_rows(model, ids, judged, "oracle rewards"), {}
     texts = [sample_text(policys, *both) for both in zip(ids, samples, strict=True)]
+    every = [
+        _replied(policys, f"sample {i}", prompt, text, asked)
+        for i, (prompt, text) in enumerate(zip(prompts, texts, strict=True), 1)
+    ]
+    broken = sum("\ufffd" in text for text in texts)
+    return _said_rewards(run, own, "oracle", model, every, "oracle rewards", broken=broken)
 
-    def one(number: int, prompt: str, text: str) -> Said:
-        where = f"sample {number + 1}"
-        if prompt in asked:
-            messages, tools = asked[prompt]
-            return Said(where, messages, {"role": "assistant", "content": text}, tools)
+
+def text_rewards(
+    run: Run,
+    stage: str,
+    model: CompletionModel,
+    prompts: Sequence[str | Sequence[Message]],
+    completions: Sequence[str],
+    asked: Asked,
+    what: str,
+) -> torch.Tensor:
+    """Rewards of N completions by a stage's model that has a reader, [N], float64.
+
+    Args:
+        run: the run.
+        stage: "oracle" or "reward".
+        model: of the stage.
+        prompts: N, messages or text; of text that was written from messages, these are read where they are known.
+        completions: N, an end-of-text of the policy's at their end is no part of what they say.
+        asked: the messages of prompts.
+        what: is computed, for bars and errors.
+    """
+    own, policys = reader(run, stage), tokenizer(run)
+    assert own is not None, f"models of {stage} read by the policy's tokens"
+    every = [
+        _replied(policys, f"prompts[{i}]", prompt, _without_end(policys, text), asked)
+        for i, (prompt, text) in enumerate(zip(prompts, completions, strict=True))
+    ]
+    return _said_rewards(run, own, stage, model, every, what)[0]
+
+
+def _replied(
+    policys: PreTrainedTokenizerBase, where: str, prompt: str | Sequence[Message], text: str, asked: Asked
+) -> Said:
+    if isinstance(prompt, str) and prompt not in asked:
         return Said(where, _without_begin(policys, prompt), text)
+    messages, tools = asked[prompt] if isinstance(prompt, str) else (list(prompt), None)
+    return Said(where, messages, {"role": "assistant", "content": text}, tools)
 
-    every = [one(i, prompt, text) for i, (prompt, text) in enumerate(zip(prompts, texts, strict=True))]
+
+def _said_rewards(
+    run: Run, own: Reader, stage: str, model: CompletionModel, every: Sequence[Said], what: str, **counts: int
+) -> tuple[torch.Tensor, dict[str, Any]]:
     read = own.read(every)
-    _check_ids(run, own, [{"id": each.where} for each in every], read)
-    counts = {**read.counts(), "broken": sum("\ufffd" in text for text in texts)}
-    return score_rows(model, read.prompts, read.completions, "oracle rewards"), _told(own, counts, "oracle")
+    _check_ids(run, own, [each.where for each in every], read)
+    rewards = score_rows(model, read.prompts, read.completions, what)
+    return rewards, _told(own, {**read.counts(), **counts}, stage)

@@ -33,12 +33,13 @@ class Run:
     Args:
         config: every option.
         read_only: stages that have to be finished already (see `lm.base.store.Store`).
+        command: whose run it is, for options that one command alone reads.
 
     Raises:
         ValueError: a model or data path that cannot work, before anything is computed.
     """
 
-    def __init__(self, config: Config, *, read_only: frozenset[str] = frozenset()) -> None:
+    def __init__(self, config: Config, *, read_only: frozenset[str] = frozenset(), command: str = "") -> None:
         from lm.models import gguf
         from lm.training import trackers
 
@@ -53,7 +54,7 @@ class Run:
             name: ranks.from_first(partial(gguf.as_folder, spec, kept)) for name, spec in specs.items()
         }
         config = replace(config, **folders)
-        self.config = config
+        self.config, self.command = config, command
         self.kept: dict[Any, Any] = {}
         """What `once` has seen."""
         self.commits: dict[str, str | None] = {}
@@ -92,14 +93,18 @@ class Run:
         Args:
             known: what is wrong beside, told first.
         """
+        from lm.base.effects import STUDY
+
         config, wrong = self.config, list(known)
-        models, sets = (config.model, config.oracle_base, config.reward_base), (config.data.path, config.data.sft_path)
-        places: list[tuple[str | None, hub.Kind]] = [(path, "model") for path in models]
-        places += [(path, "dataset") for path in sets]
-        for path, kind in places:
+        models = ("model", "oracle_base", "reward_base", "oracle_model")
+        places: list[tuple[str, str | None, hub.Kind]] = [(name, getattr(config, name), "model") for name in models]
+        places += [("data path", path, "dataset") for path in (config.data.path, config.data.sft_path)]
+        if self.command == STUDY:
+            places.append(("evaluation.out_of_domain.path", config.evaluation.out_of_domain.path, "dataset"))
+        for option, path, kind in places:
             try:
-                if not any(repr(path) in str(error) for error in known):
-                    self.content(path, kind)
+                if path is not None and not any(repr(path) in str(error) for error in known):
+                    self.place(path, kind, option)
             except (ValueError, FileNotFoundError) as error:
                 wrong.append(error)
         if len(wrong) == 1:
@@ -123,11 +128,22 @@ class Run:
 
         if path is None or path in SCRATCH or Path(path).exists():
             return content_of(path)
-        if (name := f"{kind} {path}") not in self.commits:
-            self.commits[name] = ranks.from_first(lambda: self._commit(name, path, kind))
-        return content_of(path, self.commits[name])
+        return content_of(path, self._commit(path, kind, "model" if kind == "model" else "data path"))
 
-    def _commit(self, name: str, path: str, kind: hub.Kind) -> str | None:
+    def place(self, path: str, kind: hub.Kind, option: str) -> None:
+        """Raises as `content` does, naming the option; what is here is not read."""
+        from lm.models.loading import SCRATCH
+
+        if path not in SCRATCH and not Path(path).exists():
+            self._commit(path, kind, option)
+
+    def _commit(self, path: str, kind: hub.Kind, option: str) -> str | None:
+        """Of a hub name, looked up once."""
+        if (name := f"{kind} {path}") not in self.commits:
+            self.commits[name] = ranks.from_first(lambda: self._looked_up(name, path, kind, option))
+        return self.commits[name]
+
+    def _looked_up(self, name: str, path: str, kind: hub.Kind, option: str) -> str | None:
         from lm.data import places
         from lm.models.weights import missing
 
@@ -137,9 +153,9 @@ class Run:
         if commit is None:
             if name not in known:  # so that a mistyped path is told at once, and nothing else
                 if kind == "dataset":
-                    places.check(path)
+                    places.check(path, option=option)
                 elif why := missing(path):
-                    raise ValueError(f"model {path!r}: {why}")
+                    raise ValueError(f"{option} {path!r}: {why}")
             stands = f"the one that it had, {known[name]}," if name in known else "the name"
             progress.say(f"{name}: neither the hub nor its cache tells the commit; {stands} stands for it in keys")
             return known.get(name)
@@ -149,7 +165,7 @@ class Run:
 
     def like(self, config: Config) -> Run:
         """A run of other options that makes no more than this one."""
-        return Run(config, read_only=self.store.read_only)
+        return Run(config, read_only=self.store.read_only, command=self.command)
 
 
 BASES = {"oracle_base": "reward_base, and else pi_ref", "reward_base": "pi_ref"}
@@ -219,7 +235,7 @@ def command(
         with ranks.together(config.device), only_run_in(folder, shared=shared):
             if ranks.is_first() and not shared:  # several configs, one folder
                 write_text(folder / "config.yaml", resolved)
-            run = Run(config, read_only=read_only)
+            run = Run(config, read_only=read_only, command=name)
             if config.data.kind != "world" and not shared:
                 progress.say(in_force(config))
             action(run)

@@ -12,11 +12,11 @@ from lm.stages.data import data
 from lm.stages.run import Run
 
 
-def told(folder: Path, *arguments: str) -> str:
+def told(folder: Path, *arguments: str, command: str = "lm.test") -> str:
     """What is wrong with a run of these options, found by the time that data is asked for."""
-    config, _ = parse("lm.test", "", ["--output_dir", str(folder), *arguments])
+    config, _ = parse(command, "", ["--output_dir", str(folder), *arguments])
     with pytest.raises((ValueError, FileNotFoundError)) as error:
-        data(Run(config))
+        data(Run(config, command=command))
     assert not [path for path in folder.rglob("*") if path.is_file()], "nothing is computed"
     return str(error.value)
 
@@ -36,7 +36,7 @@ def _offline(monkeypatch: pytest.MonkeyPatch) -> None:
         ),
         (
             ["--config", "helpfulness.yaml", "--reward_base", "no/base"],
-            ["model 'Qwen/Qwen2.5-0.5B'", "model 'no/base'"],
+            ["model 'Qwen/Qwen2.5-0.5B'", "reward_base 'no/base'"],
         ),
         (["--config", "tldr", "--config", "scratch"], ["data path 'openai", "data path 'vwxyzjn/"]),
         (["--config", "helpfulness", "--model", "/no/where"], ["model '/no/where'", "data path 'Anthropic"]),
@@ -45,6 +45,11 @@ def _offline(monkeypatch: pytest.MonkeyPatch) -> None:
             ["oracle_model 'no/judge'", "model 'Qwen", "data p"],
         ),
         (["--oracle_model", "no/judge"], ["oracle_model 'no/judge'"]),
+        (
+            ["--config", "helpfulness", "--model", "/no/where", "--oracle_model", "no/judge"],
+            ["model '/no/where'", "oracle_model 'no/judge'", "data path 'Anthropic"],
+        ),
+        (["--reward_base", "./base", "--oracle_model", "./judge"], ["reward_base './base'", "oracle_model './judge'"]),
     ],
 )
 def test_one_mistake_hides_no_other(arguments: list[str], places: list[str], tmp_path: Path) -> None:
@@ -55,3 +60,16 @@ def test_one_mistake_hides_no_other(arguments: list[str], places: list[str], tmp
     assert "\n" not in message
     for place in places:
         assert message.count(place) == 1, "each is told once"
+
+
+@pytest.mark.parametrize("path", ["me/articles", "nowhere.jsonl"])
+def test_prompts_from_another_set_are_looked_for_where_they_are_read(path: str, tmp_path: Path) -> None:
+    (tmp_path / "far.yaml").write_text(f"evaluation: {{out_of_domain: {{path: {path}}}}}\n")
+    config = ["--config", "demo", "--config", str(tmp_path / "far.yaml")]
+    message = told(tmp_path / "run", *config, command="lm.nondeterministic")
+    assert message.startswith(f"evaluation.out_of_domain.path '{path}': there is no such file or folder")
+    message = told(tmp_path / "run", *config, "--model", "typo", command="lm.nondeterministic")
+    assert message.startswith("model 'typo'")
+    assert message.count(path) == 1
+    assert path not in told(tmp_path / "run", *config, "--model", "typo"), "no other command reads it"
+    Run(parse("lm.train", "", [*config, "--output_dir", str(tmp_path / "run")])[0], command="lm.train").check_places()
