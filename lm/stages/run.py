@@ -122,7 +122,9 @@ class Run:
         from lm.models.loading import SCRATCH, content_of
 
         if path is None or path in SCRATCH or Path(path).exists():
-            return content_of(path)
+            if ("content", path) not in self.kept:  # a large model takes a while to read, and many keys count it
+                self.kept["content", path] = content_of(path)
+            return cast(str | None, self.kept["content", path])
         if (name := f"{kind} {path}") not in self.commits:
             self.commits[name] = ranks.from_first(lambda: self._commit(name, path, kind))
         return content_of(path, self.commits[name])
