@@ -13,12 +13,14 @@ import pytest
 
 from lm.base.store import Refused
 from lm.config import Config, LoraConfig, TrainingConfig
+from lm.evaluate import UPSTREAM
 from lm.models.loading import SCRATCH
-from lm.objectives import DRDO
+from lm.objectives import DPO, DRDO
 from lm.reporting.results import results
 from lm.stages.room import Need, check_room, missing, needs
 from lm.stages.run import Run
 from tests.pipeline_test import WORLD, config, steps
+from tests.tiny import causal_lm, tokenizer
 
 USAGE = namedtuple("USAGE", "total used free")
 
@@ -80,15 +82,16 @@ def test_the_estimate_is_within_a_factor_of_what_a_run_took(case: str, tmp_path:
     total = sum(after.values())
     assert 0.8 < sum(need.kept for need in before.values()) / total < 1.5
     assert needs(Run(run.config)) == list(before.values())
-    assert sum(need.kept for need in missing(needs(run), tmp_path)) < total / 3, "what is there is not asked for again"
+    assert missing(Run(run.config)) == ([], 0), "what is there is not asked for again"
 
 
 def test_a_run_without_room_begins_nothing_and_says_how_much_it_needs(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run = Run(small(tmp_path))
-    needed = sum(need.kept for need in needs(run)) + max(need.passing for need in needs(run))
-    monkeypatch.setattr(shutil, "disk_usage", lambda _: USAGE(10**12, 0, needed - 1))
+    kept = sum(need.kept for need in needs(run))
+    with_passing = kept + max(need.passing for need in needs(run))
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: USAGE(10**12, 0, kept - 1))
     with pytest.raises(Refused) as told:
         results(run)
     text = str(told.value)
@@ -96,8 +99,13 @@ def test_a_run_without_room_begins_nothing_and_says_how_much_it_needs(
     assert re.search(r", where [\d.]+ MB are free; make room, name another output_dir, or ask for less", text)
     assert not text.count("\n")
     assert {path.name for path in tmp_path.iterdir()} <= {"data", ".work"}
-    monkeypatch.setattr(shutil, "disk_usage", lambda _: USAGE(10**12, 0, needed))
+    capsys.readouterr()
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: USAGE(10**12, 0, with_passing - 1))
     check_room(run)
+    assert re.search(r"warning: about .* are free, and it may end for want of room; make room", capsys.readouterr().err)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: USAGE(10**12, 0, with_passing))
+    check_room(run)
+    assert "warning" not in capsys.readouterr().err
 
 
 def test_checkpoints_and_more_policies_count(tmp_path: Path) -> None:
@@ -117,8 +125,98 @@ def test_checkpoints_and_more_policies_count(tmp_path: Path) -> None:
     assert of("reward").passing == model, "the best so far, while a better one is written"
 
 
-def test_what_was_written_is_not_asked_for_again(tmp_path: Path) -> None:
-    (tmp_path / "sft" / "policy-0").mkdir(parents=True)
-    (tmp_path / "sft" / "policy-0" / "model").write_bytes(bytes(70))
-    assert missing([Need("sft", 100, 5), Need("reward", 30)], tmp_path) == [Need("sft", 30, 5), Need("reward", 30)]
-    assert missing([Need("sft", 70, 5)], tmp_path) == []
+def larger(folder: Path) -> str:
+    """A body of another size than pi_ref's."""
+    words = tokenizer()
+    causal_lm(vocab_size=len(words), eos_token_id=words.eos_token_id).save_pretrained(folder)
+    words.save_pretrained(folder)
+    return str(folder)
+
+
+@pytest.mark.parametrize("how", ["steps", "head"])
+def test_the_oracle_and_reward_models_are_as_large_as_what_each_starts_from(how: str, tmp_path: Path) -> None:
+    training = steps(1) if how == "steps" else TrainingConfig(train="head")
+    asked = {"oracle": training, "reward": training, "methods": ["dpo", "e-dpo"], "options": {}}
+
+    def taken_by(**options: Any) -> dict[str, int]:
+        return {need.stage: need.kept for need in needs(Run(small(tmp_path / "run", **asked, **options)))}
+
+    body = larger(tmp_path / "body")
+    plain, oracles, rewards = taken_by(), taken_by(oracle_base=body), taken_by(reward_base=body)
+    both = taken_by(oracle_base=body, reward_base=body)
+    assert oracles["reward"] == plain["reward"]
+    assert oracles["oracle"] == both["oracle"] != plain["oracle"]
+    assert rewards["reward"] == both["reward"] != plain["reward"]
+    assert rewards["oracle"] == both["oracle"], "reward_base is the oracle's where it has none"
+    if how == "head":
+        assert oracles["features"] == plain["features"] + both["features"], "a body each"
+        assert rewards["features"] == both["features"], "one body, named once or twice"
+    assert oracles["policy"] == plain["policy"]
+
+
+SAVING = {"policy": replace(steps(2), save_steps=1), "methods": ["dpo", "e-dpo"], "options": {}, "snapshots": 1}
+
+
+@pytest.fixture(name="finished", scope="module")
+def _finished(tmp_path_factory: pytest.TempPathFactory) -> Config:
+    run = Run(small(tmp_path_factory.mktemp("finished"), reward=steps(1), **SAVING))
+    results(run)
+    return run.config
+
+
+def test_of_a_finished_run_nothing_is_asked_for_again(finished: Config, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: USAGE(10**12, 10**12, 0))
+    assert missing(Run(finished)) == ([], 0)
+    check_room(Run(finished))
+
+
+def test_only_what_other_options_change_is_asked_for(finished: Config, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is in the folder for other options counts for nothing, and what is shared is not asked for."""
+    other = Run(replace(finished, options={"dpo": DPO(beta=0.7)}))
+    whole = {need.stage: need for need in needs(other)}
+    left = {need.stage: need for need in missing(other)[0]}
+    assert left.keys() == {"policy", "evaluate"}, "dpo's alone"
+    assert left["policy"] == Need("policy", whole["policy"].kept // 2, whole["policy"].passing)
+    assert left["evaluate"].kept == whole["evaluate"].kept // 3
+    reseeded = Run(replace(finished, seed=finished.seed + 1))
+    assert missing(reseeded)[0] == needs(reseeded), "of another seed all, whatever lies there"
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: USAGE(10**12, 0, 10**6))
+    with pytest.raises(Refused, match="are still to be written"):
+        check_room(other)
+
+
+def test_a_command_that_makes_no_policies_needs_no_room_for_them(finished: Config) -> None:
+    asked = replace(finished, options={"dpo": DPO(beta=0.7)})
+    assert [need.stage for need in missing(Run(asked, read_only=UPSTREAM))[0]] == ["evaluate"]
+
+
+def test_what_a_run_before_has_begun_is_there(
+    finished: Config, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    shutil.copytree(finished.output_dir, tmp_path, dirs_exist_ok=True)
+    run = Run(replace(finished, output_dir=str(tmp_path)))
+    (gone,) = (tmp_path / "policy").glob("e-dpo-*")
+    shutil.rmtree(gone)
+    for name in (gone.name, "e-dpo-of-others"):
+        checkpoint = tmp_path / ".work" / f"policy-{name}" / "scratch" / "checkpoint-1"
+        checkpoint.mkdir(parents=True)
+        (checkpoint / "model").write_bytes(bytes(10**6))
+        (checkpoint / "link").hardlink_to(checkpoint / "model")
+    left, begun = missing(run)
+    assert [need.stage for need in left] == ["policy", "evaluate"], "which step it has is not known, nor its samples"
+    kept = sum(need.kept for need in left)
+    assert begun == 10**6, "of this run's own, and once"
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: USAGE(10**12, 0, kept - 10**6))
+    check_room(Run(run.config))
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: USAGE(10**12, 0, kept - 10**6 - 1))
+    with pytest.raises(Refused, match=r"less 1\.0 MB that a run before has begun"):
+        check_room(Run(run.config))
+
+
+def test_what_was_made_from_a_model_that_is_gone_is_there(finished: Config, tmp_path: Path) -> None:
+    shutil.copytree(finished.output_dir, tmp_path, dirs_exist_ok=True)
+    run = Run(replace(finished, output_dir=str(tmp_path)))
+    (gone,) = (tmp_path / "reward").glob("b0.5-*")
+    shutil.rmtree(gone)
+    (whole,) = (need for need in needs(run) if need.stage == "reward")
+    assert missing(run) == ([replace(whole, kept=whole.kept // 3)], 0), "one of three, and no score or policy"

@@ -30,6 +30,8 @@ FORMAT = 2
 """Raised when a stage's meaning changes, so that older artifacts are not taken for new ones."""
 
 
+WORK = ".work"
+"""In a run's folder: artifacts that are being made, a folder each."""
 SEAL = "checksums.json"
 """Of a sealed folder: the digest of each of its files, by name."""
 
@@ -107,7 +109,7 @@ class Store:
         """
         described, key = _described(stage, name, inputs)
         final = self.root / stage / f"{name}-{key}"
-        work = self.root / ".work" / f"{stage}-{name}-{key}"
+        work = self.root / WORK / f"{stage}-{name}-{key}"
 
         def finished() -> dict[str, Any] | None:
             if not final.exists():

@@ -127,7 +127,9 @@ class Run:
         from lm.models.loading import SCRATCH, content_of
 
         if path is None or path in SCRATCH or Path(path).exists():
-            return content_of(path)
+            if ("content", path) not in self.kept:  # a large model takes a while to read, and many keys count it
+                self.kept["content", path] = content_of(path)
+            return cast(str | None, self.kept["content", path])
         return content_of(path, self._commit(path, kind, "model" if kind == "model" else "data path"))
 
     def place(self, path: str, kind: hub.Kind, option: str) -> None:

@@ -67,6 +67,20 @@ def test_sweeps_and_snapshots_multiply_policies_and_bring_validation(config: Con
     assert work(swept, "validate").batches == 6 * -(-round(DATA["tldr"].pairs * 0.05) // config.sampling.batch_size)
 
 
+def test_the_judge_reads_several_samples_of_each_probe_prompt(config: Config) -> None:
+    def passed(samples: int, probe: int) -> list[float]:
+        sampling = replace(config.sampling, reference_samples=samples)
+        asked = replace(config, sampling=sampling, probe=replace(config.probe, pairs=probe))
+        return [one.passes for one in stages(asked) if one.stage == "yardstick"]
+
+    data = DATA["tldr"]
+    assert passed(4, 100) == [100 * 4 * (data.prompt + data.completion)]
+    assert passed(2, 10**6) == [round(data.pairs * config.data.valid_fraction) * 2 * data.row(1)], (
+        "no more than held out"
+    )
+    assert passed(1, 100) == passed(4, 0) == [], "no best of one, nor of none"
+
+
 def test_every_setting_that_is_swept_has_its_teachers(config: Config) -> None:
     def models(*settings: dict[str, Any]) -> int:
         return work(replace(config, methods=["drdo"], sweep={"drdo": list(settings)}), "reward").kept
