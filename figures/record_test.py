@@ -31,7 +31,7 @@ def test_what_is_written_is_what_is_read(tmp_path: Path) -> None:
     dpo, ensemble = found.methods["dpo"], found.methods["e-dpo"]
     assert isinstance(dpo, MethodResult)
     assert (dpo.setting, dpo.step, dpo.ci) == ({"beta": 0.37}, 2, (-0.0111, 0.3333))
-    assert dpo.validation[0] == Tried(setting={"beta": 0.37}, step=2, advantage=0.4141, ci=(0.1, 0.9))
+    assert dpo.validation[0] == Tried(setting={"beta": 0.37}, step=2, advantage=0.4141, ci=(0.1, 0.9), kl=0.3737)
     assert isinstance(dpo.probe[0], Probe)
     assert (dpo.probe[0].member_shares, ensemble.probe[0].member_shares) == (None, [0.75, 0.25])
     assert (found.wald["dpo - e-dpo"].p, found.wins["dpo"]["sft"].win) == (0.04321, 0.51)
