@@ -58,7 +58,6 @@ def test_a_meter_goes_on_after_one_inside_that_failed(clock: Clock) -> None:
     assert outer.found()["wall_seconds"] == 4.0
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere a peak is the process's so far")
 PEAKS = """
 import numpy as np
 from lm.base.cost import Meter
@@ -77,6 +76,7 @@ print(*(meter.found()["peak_bytes"] for meter in (large, small, outer, inner)))
 """
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere a peak is the process's so far")
 def test_the_peak_is_of_what_was_measured() -> None:
     """In a process of its own, where nothing else comes and goes."""
     done = subprocess.run([sys.executable, "-c", PEAKS], capture_output=True, text=True, check=True)

@@ -27,6 +27,7 @@ from lm.data.lengths import (
 )
 from lm.data.rows import read_rows, write_rows
 from lm.models.loading import load_tokenizer
+from tests.command_lines import over
 
 classes_of = st.lists(st.sampled_from(["longer", "shorter", "neither"]), max_size=60)
 shares = st.one_of(
@@ -276,7 +277,7 @@ def test_the_command_says_what_is_wrong(
     monkeypatch.chdir(tmp_path)
     write_rows(Path("pairs.jsonl"), pairs())
     before = Path("pairs.jsonl").read_bytes()
-    assert main(["pairs.jsonl", "--out", "out.jsonl", *options]) == 2
+    assert main(["pairs.jsonl", *over({"--out": "out.jsonl"}, options)]) == 2
     assert re.match(f"error: {message}", capsys.readouterr().err.strip())
     assert Path("pairs.jsonl").read_bytes() == before
     assert [path.name for path in tmp_path.iterdir()] == ["pairs.jsonl"]
