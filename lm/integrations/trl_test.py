@@ -622,7 +622,7 @@ def with_value(column: str, value: Any) -> Dataset:
             {},
             "train: EnsembleDPO needs members, in chosen_member_rewards and",
         ),
-        ("e-dpo", without("sample_ids"), {}, r"needs sample_ids, .*Pessimism\(samples=\"preferences\"\)"),
+        ("e-dpo", without("sample_ids"), {}, r"needs sample_ids; .*Pessimism\(samples=\"preferences\"\)"),
         (
             "d-dpo",
             with_value("reward_margin", float("nan")),
