@@ -336,7 +336,7 @@ def test_an_adapter_names_the_model_that_it_is_of(stage: str, monkeypatch: pytes
     }
     given = SimpleNamespace(**options, adapts=lambda _: True)
     run: Any = SimpleNamespace(config=given, store=SimpleNamespace(root=Path("run")))
-    trainings.adapted(run, stage, object())  # type: ignore[arg-type]
+    trainings.adapted(run, stage, object())
     expected = {"policy": "./sft/policy-1", "sft": "base", "reward": "rewards", "oracle": "judge"}
     assert named == [expected[stage]]
 

@@ -28,6 +28,7 @@ from lm.models.loading import load_policy
 from lm.objectives import DPO, DRDO, IPO, METHODS, PAPERS, DistilledDPO, Method, Pessimism, PessimisticDPO
 from lm.studies import exact
 from lm.studies.exact import EXACT, Floats, Graphs, Run, Trained, World
+from tests.command_lines import over
 from theory.preferences import PreferenceGraph
 
 
@@ -385,7 +386,7 @@ def test_acceptance_names_what_is_missed() -> None:
 def test_bad_options_are_named(
     options: list[str], message: str, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
-    assert door.main(["--output_dir", str(tmp_path), *options]) == 2
+    assert door.main(over({"--output_dir": str(tmp_path)}, options)) == 2
     assert message in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == []
 
