@@ -229,6 +229,23 @@ def test_options_are_the_commands(tmp_path: Path) -> None:
     assert parse_values([], {"sft": None, "model": "m", "data": {"kind": "hh", "path": "x"}})[0].sft.train == "nothing"
 
 
+def test_what_is_longer_than_a_models_positions_is_refused(names: dict[str, Any]) -> None:
+    """A position that a model has not learnt means nothing."""
+    run, prompt = names["run"], "a war " * 400
+    policy = run.train("sft")
+    most = policy.model.model.config.max_position_embeddings
+    message = (
+        rf"prompts\[1\] has [\d,]+ tokens: with [\d,]+ of a completion they must be at most the {most:,} positions of"
+    )
+    with pytest.raises(ValueError, match=f"{message} sft"):
+        policy.logps(["a", prompt], ["b", "c"])
+    with pytest.raises(ValueError, match=f"{message} sft"):
+        policy.sample(["a", prompt])
+    with pytest.raises(ValueError, match=f"{message} oracle"):
+        run.rewards(["a", prompt], ["b", "c"])
+    assert len(policy.logps(["a"], ["b"])) == 1
+
+
 # ---------------------------------------------------------------- mistakes
 
 

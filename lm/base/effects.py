@@ -81,7 +81,7 @@ def in_force(config: Config) -> str:
             + ("the set's own labels" if data.labels == "given" else "every pair labelled again by the oracle"),
             "no bias is drawn" if rho is None else f"pairs drawn so that {rho:.0%} prefer the longer completion",
             *(
-                f"{what} of {'99% of the rows fit' if most is None else f'at most {most:,} tokens'}"
+                f"{what} of {'a length that 99% of the rows have' if most is None else f'at most {most:,} tokens'}"
                 for what, most in limits.items()
             ),
             rewards[data.rewards],

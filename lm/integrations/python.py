@@ -148,7 +148,8 @@ class Loaded:
             model: "oracle" judges; "rho" is the reward model of the training pairs, "b0.2" one of the ensemble.
 
         Raises:
-            ValueError: there is no such model, or numbers of prompts and completions differ.
+            ValueError: there is no such model, numbers of prompts and completions differ, or a text is longer than the
+                positions of a model with the policy's tokenizer.
             FloatingPointError: a reward is not finite.
         """
         distilled = [MAIN, *members(self.run)] if self.options.data.rewards == "models" else []
@@ -161,6 +162,7 @@ class Loaded:
             limits = sized_for(self.run, stage)
             judge = open_oracle(self.run) if trained is None else open_reward_model(trained, limits)
             if reader(self.run, stage) is None:
+                _check_fit(judge, *ids, model)
                 return score_rows(judge, *ids, what).numpy()
             asked = asked_of(opened(data(self.run).path / "preferences"))
             return text_rewards(self.run, stage, judge, prompts, completions, asked, what).numpy()
@@ -217,6 +219,20 @@ class Loaded:
         return as_html(self._view())
 
 
+def _check_fit(
+    model: CompletionModel, prompts: Sequence[Sequence[int]], completions: Sequence[Sequence[int]], name: str
+) -> None:
+    """ValueError where a prompt and its completion are longer than the model's positions."""
+    most = getattr(model.model.config.get_text_config(), "max_position_embeddings", None)
+    for i, both in enumerate(zip(prompts, completions, strict=True)):
+        prompt, completion = map(len, both)
+        if most is not None and prompt + completion > most:
+            raise ValueError(
+                f"prompts[{i}] has {prompt:,} tokens: with {completion:,} of a completion they must be at most the "
+                f"{most:,} positions of {name}"
+            )
+
+
 class Policy:
     """A trained policy.
 
@@ -245,7 +261,8 @@ class Policy:
             seed: of the draws; the same one draws the same.
 
         Raises:
-            ValueError: a temperature that is not positive, a negative seed, or an empty prompt.
+            ValueError: a temperature that is not positive, a negative seed, an empty prompt, or one that with the
+                longest completion is longer than the model's positions.
         """
         check_seed(seed, "seed")
         run, ids = self.loaded.run, self.loaded._prompt_ids(prompts)
@@ -253,13 +270,16 @@ class Policy:
         if temperature is not None:
             config = replace(config, sampling=replace(config.sampling, temperature=temperature))
         with self.loaded._at_work():
+            _check_fit(self.model, ids, [[0] * config.data.limits[1]] * len(ids), self.name)
             drawn = sample_completions(self.model, ids, own, config, seed=seed, what=f"{self.name} samples")
         return [as_text(own, sample) for sample in drawn]
 
     def logps(self, prompts: Sequence[Prompt], completions: Sequence[str]) -> npt.NDArray[np.float64]:
-        """Summed log-probs of N completions, [N], nats, end-of-text included. ValueError where numbers differ."""
+        """Summed log-probs of N completions, [N], nats, end-of-text included. ValueError where numbers differ, or
+        where a prompt and its completion are longer than the model's positions."""
         ids = self.loaded._ids(prompts, completions)
         with self.loaded._at_work():
+            _check_fit(self.model, *ids, self.name)
             return score_rows(self.model, *ids, f"{self.name} log-probs").numpy()
 
     def __repr__(self) -> str:

@@ -83,8 +83,8 @@ def weak_oracle(results: Results) -> Found:
         if found is not None and found < BARELY:
             yield (
                 "oracle",
-                f"orders {found:.0%} of {of} as labelled, and a coin half of them; all advantages are by it: train it "
-                "longer, or give oracle_model",
+                f"orders {found:.0%} of {of} as labelled, and a coin half of them; all advantages are by it: give it "
+                "more pairs or another body (oracle_base), or give oracle_model",
             )
     elif results.labels.agreement is not None and results.labels.agreement < BARELY:
         yield (
@@ -280,11 +280,10 @@ def not_told_apart(results: Results) -> Found:
             break
         told.add(name)
     if left := [name for name in chances if name not in told]:
-        yield (
-            "",
-            f"{best} has the greatest advantage, but {results.sft.n:,} test prompts do not tell it from "
-            f"{', '.join(left)} ({results.confidence:.0%}, Holm over {tests} test{'s' * (tests > 1)})",
-        )
+        same = all(results.methods[name].advantage == results.methods[best].advantage for name in left)
+        ahead = "the same advantage as others, and" if same else "the greatest advantage, but"
+        others = f"{', '.join(left)} ({results.confidence:.0%}, Holm over {tests} test{'s' * (tests > 1)})"
+        yield "", f"{best} has {ahead} {results.sft.n:,} test prompts do not tell it from {others}"
 
 
 # ---------------------------------------------------------------- data
@@ -292,7 +291,7 @@ def not_told_apart(results: Results) -> Found:
 
 def few(results: Results) -> Found:
     """Too little data to learn from, or to measure by."""
-    subsets = {name: row.pairs for name, row in results.bias.items()}
+    subsets = {name: row.pairs for name, row in results.bias.items() if name in {MAIN, *results.members}}
     if (pairs := subsets.pop(MAIN, FEW_PAIRS)) < FEW_PAIRS:
         yield "", f"{pairs:,} training pairs are few: another draw of them may order the methods otherwise"
     if small := [name for name, pairs in subsets.items() if pairs < FEW_HELD_OUT]:

@@ -258,6 +258,24 @@ def test_members_of_small_subsets_are_one_line() -> None:
     ]
 
 
+def test_members_that_no_method_distils_are_not_spoken_of() -> None:
+    def edit(values: dict[str, Any]) -> None:
+        subset("b0.2", 12)(values)
+        del values["reward_models"]["b0.2"]
+
+    assert found(edit) == []
+
+
+def test_equal_advantages_are_not_called_the_greatest() -> None:
+    def edit(values: dict[str, Any]) -> None:
+        for name in ("dpo", "ipo"):
+            values["methods"][name]["advantage"] = 0.6
+        pair("dpo - ipo", 0.5)(values)
+
+    (said,) = [one.text for one in found(edit) if one.kind == "not told apart"]
+    assert said.startswith("dpo has the same advantage as others, and 400 test prompts do not tell it from ipo")
+
+
 def test_a_step_before_the_last_was_chosen_so_more_steps_are_not_asked_for() -> None:
     def edit(values: dict[str, Any]) -> None:
         tried([0.4, 0.2], chosen=0)(values)
