@@ -332,7 +332,6 @@ def test_an_adapter_names_the_model_that_it_is_of(stage: str, monkeypatch: pytes
         "reward_base": "rewards",
         "oracle_base": "judge",
         "lora": None,
-        "adapts": lambda _: True,
     }
     given = SimpleNamespace(**options, adapts=lambda _: True)
     run: Any = SimpleNamespace(config=given, store=SimpleNamespace(root=Path("run")))
