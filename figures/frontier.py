@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 
 from figures.captions import plain
 from figures.seeds import Floats, curve, interval
-from figures.studies import Frontier, FrontierPreset, Point, bound, read_frontier
+from figures.studies import Frontier, FrontierPreset, Point, kl_of_best_of, read_frontier
 from figures.style import PI_REF, Look, figure, handles_of, layered, legend, points
 
 RESULTS = "frontier.json"
@@ -96,7 +96,7 @@ def envelope(seeds: Sequence[Sequence[Point]]) -> tuple[Floats, Floats]:
 def best_of(preset: FrontierPreset) -> tuple[Floats, Floats]:
     """KL of the best of each n, [T], and its advantage by seed, [S, T]."""
     seeds = list(preset.seeds.values())
-    kl = np.array([bound(best.n) for best in seeds[0].best_of])
+    kl = np.array([kl_of_best_of(best.n) for best in seeds[0].best_of])
     return kl, np.array([[best.advantage for best in seed.best_of] for seed in seeds])
 
 

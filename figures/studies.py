@@ -124,9 +124,10 @@ class Frontier(Study):
                 raise ValueError(f"has no points of {empty[0]} in presets.{name}")
 
 
-def bound(n: int) -> float:
+def kl_of_best_of(n: int) -> float:
     """KL of the best of n samples from the distribution that they are drawn from, nats: log n - (n - 1) / n, which is
-    met where no two samples score alike, and an upper bound where some may (Beirami et al. 2024)."""
+    met where no two samples score alike, and an upper bound where some may (Beirami et al. 2024, arXiv
+    2401.01879)."""
     return math.log(n) - (n - 1) / n
 
 

@@ -15,7 +15,7 @@ from matplotlib.colors import to_hex
 from figures import frontier, real_text
 from figures.registry import redraw
 from figures.seeds import interval
-from figures.studies import bound, read_frontier, read_real_text
+from figures.studies import kl_of_best_of, read_frontier, read_real_text
 from figures.style_test import told_apart
 from lm.objectives import looks
 
@@ -49,7 +49,9 @@ def frontier_values(
 
     def seed() -> dict[str, Any]:
         heights = zip(methods, (0.8, 0.9, 0.89, 0.6), strict=False)
-        best = [{"n": n, "advantage": 0.9 * math.sqrt(bound(n)) + rng.normal(0, 0.02)} for n in (1, 2, 4, 8, 16, 32)]
+        best = [
+            {"n": n, "advantage": 0.9 * math.sqrt(kl_of_best_of(n)) + rng.normal(0, 0.02)} for n in (1, 2, 4, 8, 16, 32)
+        ]
         return {"methods": {name: points(height) for name, height in heights}, "best_of": best}
 
     made = {name: {"seeds": {str(number): seed() for number in range(seeds)}} for name in presets}
@@ -135,7 +137,7 @@ def test_the_yardstick_is_best_of_n_at_its_bound(tmp_path: Path) -> None:
     np.testing.assert_allclose(line.get_xdata(), [math.log(n) - (n - 1) / n for n in (1, 2, 4, 8, 16, 32)])
     means = np.mean([[best.advantage for best in seed.best_of] for seed in seeds], axis=0)
     np.testing.assert_allclose(line.get_ydata(), means)
-    assert bound(1) == 0
+    assert kl_of_best_of(1) == 0
 
 
 def test_the_bound_of_best_of_n_is_its_kl_where_scores_differ() -> None:
@@ -145,8 +147,8 @@ def test_the_bound_of_best_of_n_is_its_kl_where_scores_differ() -> None:
         for m in (100, 10_000):
             share = np.diff((np.arange(m + 1) / m) ** n)
             kls.append(float((share * np.log(share * m)).sum()))
-        assert kls[0] < kls[1] < bound(n)
-        assert kls[1] == pytest.approx(bound(n), abs=1e-3)
+        assert kls[0] < kls[1] < kl_of_best_of(n)
+        assert kls[1] == pytest.approx(kl_of_best_of(n), abs=1e-3)
 
 
 def test_a_collapsed_policy_does_not_stretch_the_frontier(tmp_path: Path) -> None:

@@ -11,7 +11,6 @@ from typing import Any
 import pytest
 import torch
 from datasets import Dataset, load_dataset
-from torch import Tensor
 from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 
 from lm import export
@@ -41,7 +40,7 @@ from lm.training import metrics
 from lm.training.batches import pair_collator
 from lm.training.loop import training_arguments
 from lm.training.policy import PolicyTrainer
-from tests.tiny import causal_lm, close, reward_model, training
+from tests.tiny import ExactHead, causal_lm, close, reward_model, training
 
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning")
 
@@ -354,15 +353,6 @@ def test_the_page_names_every_column() -> None:
 
 
 # ---------------------------------------------------------------- file -> TRL's trainer
-
-
-class ExactHead:
-    """TRL's chunked head in the hidden states' own type; TRL's rounds to float32."""
-
-    @staticmethod
-    def apply(hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, *_: Any) -> tuple[Any, ...]:
-        logps = torch.nn.functional.linear(hidden, weight, bias).log_softmax(-1)
-        return (logps.gather(1, targets[:, None])[:, 0], None, None, None, None)
 
 
 @pytest.fixture

@@ -236,3 +236,12 @@ def each_method(*more: str) -> list[Any]:
     always = {*PAPERS, "simpo"}
     marks = {name: [] if name in always else [pytest.mark.thorough] for name in METHODS}
     return [*(pytest.param(name, marks=marks[name]) for name in METHODS), *more]
+
+
+class ExactHead:
+    """TRL's chunked head in the hidden states' own type; TRL's rounds to float32."""
+
+    @staticmethod
+    def apply(hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, *_: Any) -> tuple[Any, ...]:
+        logps = torch.nn.functional.linear(hidden, weight, bias).log_softmax(-1)
+        return (logps.gather(1, targets[:, None])[:, 0], None, None, None, None)

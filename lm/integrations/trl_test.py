@@ -46,7 +46,7 @@ from lm.objectives import (
 from lm.training.batches import pair_collator
 from lm.training.loop import training_arguments
 from lm.training.policy import PolicyTrainer
-from tests.tiny import END, VOCABULARY, causal_lm, close, pairs, training
+from tests.tiny import END, VOCABULARY, ExactHead, causal_lm, close, pairs, training
 from theory import losses
 
 # TRL and PEFT still say "gradient" where transformers now says "activation".
@@ -66,15 +66,6 @@ CARRIED = {
 def quiet(monkeypatch: pytest.MonkeyPatch) -> None:
     """TRL reports a trainer's construction to its makers, but not from CI."""
     monkeypatch.setenv("CI", "1")
-
-
-class ExactHead:
-    """TRL's chunked head in the hidden states' own type; TRL's rounds to float32."""
-
-    @staticmethod
-    def apply(hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, *_: Any) -> tuple[Any, ...]:
-        logps = torch.nn.functional.linear(hidden, weight, bias).log_softmax(-1)
-        return (logps.gather(1, targets[:, None])[:, 0], None, None, None, None)
 
 
 @pytest.fixture

@@ -55,12 +55,6 @@ def best_of(rewards: np.ndarray, n: int) -> np.ndarray:
     return expected
 
 
-def kl_of_best_of(n: int) -> float:
-    """KL(best of n || one), nats: what it is where no two samples have one reward, and at most that elsewhere
-    (Beirami et al. 2024, arXiv 2401.01879)."""
-    return float(np.log(n) - (n - 1) / n)
-
-
 def win_rates(rewards: np.ndarray, against: np.ndarray) -> dict[str, float]:
     """Shares of prompts on which the first reward is larger, equal and smaller: win, tie, loss, and n.
 

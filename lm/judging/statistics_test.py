@@ -10,7 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from lm.judging.statistics import best_of, bootstrap_interval, kl_of_best_of, wald
+from figures.studies import kl_of_best_of
+from lm.judging.statistics import best_of, bootstrap_interval, wald
 
 
 def test_the_bootstrap_interval_covers_the_mean_as_often_as_it_says() -> None:

@@ -8,8 +8,9 @@ from typing import Any
 import numpy as np
 import torch
 
+from figures.studies import kl_of_best_of
 from lm.base.store import Artifact
-from lm.judging.statistics import best_of, bootstrap_interval, kl_of_best_of
+from lm.judging.statistics import best_of, bootstrap_interval
 from lm.stages.data import opened
 from lm.stages.evaluations import asked_of, prompts_of
 from lm.stages.labels import labelled_pairs, labels, open_oracle, oracle_input
