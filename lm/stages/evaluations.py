@@ -14,7 +14,7 @@ from transformers import PreTrainedTokenizerBase
 
 from lm.base.files import write_jsonl
 from lm.base.store import Artifact
-from lm.config import SFT
+from lm.config import SFT, Config
 from lm.data import world
 from lm.data.messages import STORED
 from lm.judging.statistics import bootstrap_interval
@@ -190,6 +190,11 @@ def choose(run: Run, name: str) -> Chosen:
     ]
     best = max(range(len(tried)), key=lambda i: tried[i]["advantage"])
     return Chosen(*candidates[best], tried=tried)
+
+
+def has_choice(config: Config, name: str) -> bool:
+    """Whether validation chooses between a method's policies: of more settings than one, or of more steps."""
+    return len(config.settings(name)) * config.snapshots > 1
 
 
 def _snapshots(policy: Artifact) -> dict[int, Path]:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 from datasets import Dataset
 
-from lm.stages.evaluations import prompts_of
+from lm.base.options import parse
+from lm.stages.evaluations import has_choice, prompts_of
 
 
 def pairs(prompts: int) -> Dataset:
@@ -26,3 +29,11 @@ def test_more_evaluation_prompts_than_there_are_is_an_error() -> None:
     assert len(prompts_of(pairs(6), 6, 0)) == 6
     with pytest.raises(ValueError, match=r"evaluation\.prompts is 7, but the test split has only 6 prompts"):
         prompts_of(pairs(6), 7, 0)
+
+
+def test_validation_has_a_choice_of_settings_or_of_steps() -> None:
+    config, _ = parse(
+        "lm.train", "", ["--methods", "[dpo,ipo]", "--sweep", "{ipo: [{tau: 0.1}, {tau: 1.0}], dpo: [{beta: 0.1}]}"]
+    )
+    assert [has_choice(config, name) for name in ("dpo", "ipo")] == [False, True]
+    assert has_choice(replace(config, snapshots=2), "dpo")

@@ -17,7 +17,7 @@ from lm.config import SFT, TrainingConfig
 from lm.models.loading import Size, size_of
 from lm.objectives import Method
 from lm.stages.data import data, opened, sized, tokenizer
-from lm.stages.evaluations import evaluation, validation
+from lm.stages.evaluations import evaluation, has_choice, validation
 from lm.stages.heads import features
 from lm.stages.labels import labels, oracle
 from lm.stages.policies import policy
@@ -148,7 +148,7 @@ def _each(run: Run) -> Iterator[Piece]:
     for name, method in every:
         yield Piece(Need("policy", of_policy, checkpoints), partial(policy, name=name, method=method))
     sample = columns["prompt"] + config.data.limits[1] * CHARACTERS + 300
-    tried = [(name, method) for name, method in every if len(config.settings(name)) * config.snapshots > 1]
+    tried = [(name, method) for name, method in every if has_choice(config, name)]
     if tried:
         prompts = min(config.evaluation.valid_prompts or kept["valid"], kept["valid"])
         yield Piece(Need("validate", prompts * NUMBER + BESIDE), lambda run: validation(run, SFT, sft(run)))

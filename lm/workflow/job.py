@@ -22,11 +22,12 @@ from theory.shell import Parser
 def base(run: Run) -> Record:
     """What all cells of a seed share: data, pi_ref and its evaluations, the oracle, labels."""
     from lm.stages.data import data
-    from lm.stages.evaluations import evaluation, validation
+    from lm.stages.evaluations import evaluation, has_choice, validation
     from lm.stages.labels import labels, oracle_accuracy
     from lm.stages.trainings import sft
 
-    validation(run, SFT, sft(run))  # here, as no two jobs may make one artifact
+    if any(has_choice(run.config, name) for name in run.config.methods):
+        validation(run, SFT, sft(run))  # here, as no two jobs may make one artifact
     return {
         "seed": run.config.seed,
         "sft": evaluation(run, SFT).metrics,

@@ -58,9 +58,15 @@ def go_on(study: str, folder: Path, cores: int, options: str, seconds: float) ->
     raise ChildProcessError(f"{study}: a job failed; its log is in {folder / study / 'logs'}")
 
 
-def sum_up(study: str, folder: Path) -> None:
-    """Writes what is finished of a study, in whole seeds, into real_text.json; says so where none is."""
-    jobs = (folder / study / kind for kind in ("base", "scores", "cells", "alpha"))
+def sum_up(study: str, folder: Path, others: Sequence[Path] = ()) -> None:
+    """Writes what is finished of a study, in whole seeds, into real_text.json; says so where none is.
+
+    Args:
+        study: its name.
+        folder: of all studies.
+        others: folders like it, with the records of seeds that were run elsewhere.
+    """
+    jobs = (place / study / kind for place in (folder, *others) for kind in ("base", "scores", "cells", "alpha"))
     records = whole_seeds([read(file) for job in jobs for file in sorted(job.glob("*.json"))])
     out = folder / "real_text.json"
     try:
@@ -87,11 +93,22 @@ def main(arguments: Sequence[str]) -> None:
         metavar="STUDY=OPTIONS",
         help="options of lm.train for a study, as helpfulness='--data.path FILE', with the whole path",
     )
+    parser.add_argument(
+        "--records",
+        action="append",
+        type=path,
+        default=[],
+        metavar="FOLDER",
+        help="laid out as --folder, with records of other seeds that were run elsewhere: summed up with these",
+    )
     given = parser.parse_args(arguments)
     options = dict(_pair(parser, one) for one in given.options)
     for study in (*given.studies, *options):
         if study not in STUDIES:
             parser.error(f"no study named {study}; there are {', '.join(STUDIES)}")
+    for place in given.records:
+        if not place.is_dir():
+            parser.error(f"--records {place} is no folder; name one that has a study's records, as STUDY/cells/*.json")
     if given.hours <= 0 or given.cores < 1:
         parser.error(f"--hours must be > 0 and --cores at least 1, got {given.hours:g} and {given.cores}")
     end = time.monotonic() + given.hours * 3600
@@ -103,7 +120,7 @@ def main(arguments: Sequence[str]) -> None:
         try:
             done = go_on(study, given.folder, given.cores, options.get(study, ""), left)
         finally:
-            sum_up(study, given.folder)
+            sum_up(study, given.folder, given.records)
         progress.say(f"{study}: {'finished' if done else 'stopped after its time; the same command goes on'}")
 
 

@@ -59,6 +59,23 @@ def test_what_is_finished_is_summed_up_and_what_is_not_is_said(
     assert (tmp_path / "real_text.json").read_text() == before
 
 
+def test_seeds_that_were_run_elsewhere_are_summed_up_with_those_here(tmp_path: Path) -> None:
+    for row in unbiased(records()):
+        place = (
+            tmp_path
+            / ("here" if row["seed"] == 2 else "elsewhere")
+            / "tldr"
+            / f"{row['job']}{'s' * (row['job'] == 'cell')}"
+        )
+        place.mkdir(parents=True, exist_ok=True)
+        (place / f"{row['seed']}{row.get('method', '')}.json").write_text(json.dumps(row))
+    real.sum_up("tldr", tmp_path / "here")
+    of = tmp_path / "here" / "real_text.json"
+    assert list(read_real_text(of).presets["tldr"].seeds) == ["2"]
+    real.sum_up("tldr", tmp_path / "here", [tmp_path / "elsewhere"])
+    assert list(read_real_text(of).presets["tldr"].seeds) == ["0", "1", "2"]
+
+
 class Workflow:
     """In Snakemake's place: a process that ends with a status, or goes on until it is interrupted."""
 
@@ -107,6 +124,7 @@ def test_a_job_that_failed_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         (["reddit"], "no study named reddit; there are helpfulness, tldr"),
         (["--options", "reddit=x"], "no study named reddit; there are helpfulness, tldr"),
         (["--options", "x"], "--options must be STUDY=OPTIONS, got 'x'"),
+        (["--records", "no/such"], "--records no/such is no folder; name one that has a study's records"),
         (["--hours", "0"], "--hours must be > 0 and --cores at least 1, got 0 and 2"),
     ],
 )
