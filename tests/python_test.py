@@ -262,10 +262,15 @@ def test_what_is_longer_than_a_models_positions_is_refused(names: dict[str, Any]
         ([], {"quiet": True}, "quiet is an option of commands alone; lm.be_quiet"),
         ([], {"methods": ["dpo"], "ipo": {"tau": 1}}, "ipo.tau has no effect: methods are dpo"),
         ([], {"methods": ["dop"]}, "Config.methods must name one or more of dpo"),
+        (
+            [{"methods": ["dpo"]}],
+            {},
+            r"configs are presets by name, or files, got {'methods': \['dpo'\]}; options go by name",
+        ),
         (["no.yaml", "demo"], {}, "config: there is no file 'no.yaml'"),
     ],
 )
-def test_mistakes_in_options(configs: list[str], options: dict[str, Any], message: str) -> None:
+def test_mistakes_in_options(configs: list[Any], options: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message) as error:
         lm.load(*configs, **options)
     assert "--dpo" not in str(error.value)

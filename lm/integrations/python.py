@@ -33,6 +33,7 @@ from lm.data.control_tokens import Names
 from lm.data.messages import Message
 from lm.data.templates import chat_renderer
 from lm.data.tokens import completion_ids, prompt_ids
+from lm.judging.reading import sample_text
 from lm.logprobs.completions import CompletionModel
 from lm.logprobs.sampling import sample_completions
 from lm.logprobs.scoring import score_rows
@@ -42,7 +43,7 @@ from lm.reporting.cautions import Caution, cautions
 from lm.reporting.curves import svg
 from lm.reporting.results import comparisons, results, table, write
 from lm.stages.data import SETS, SPLITS, data, given_pairs, lines, opened, sized, tokenizer
-from lm.stages.evaluations import as_text, asked_of, trained_policy
+from lm.stages.evaluations import asked_of, trained_policy
 from lm.stages.labels import open_oracle
 from lm.stages.readings import reader, sized_for, text_rewards
 from lm.stages.rewards import reward
@@ -69,6 +70,11 @@ def load(*configs: str | Path, **options: Any) -> Loaded:
             nowhere, or unfit; or the folder is in use by another run.
         FileNotFoundError: a file of data that is not there.
     """
+    for one in configs:
+        if not isinstance(one, str | Path):
+            raise ValueError(
+                f"configs are presets by name, or files, got {one!r}; options go by name, as data={{...}}, seed=1"
+            )
     config, resolved = parse_values([str(one) for one in configs], options)
     with quietened(), ranks.together(config.device), only_run_in(Path(config.output_dir)):
         run = Run(config)
@@ -272,7 +278,7 @@ class Policy:
         with self.loaded._at_work():
             _check_fit(self.model, ids, [[0] * config.data.limits[1]] * len(ids), self.name)
             drawn = sample_completions(self.model, ids, own, config, seed=seed, what=f"{self.name} samples")
-        return [as_text(own, sample) for sample in drawn]
+        return [sample_text(own, *both) for both in zip(ids, drawn, strict=True)]
 
     def logps(self, prompts: Sequence[Prompt], completions: Sequence[str]) -> npt.NDArray[np.float64]:
         """Summed log-probs of N completions, [N], nats, end-of-text included. ValueError where numbers differ, or

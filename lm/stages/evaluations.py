@@ -10,13 +10,13 @@ from typing import Any
 
 import numpy as np
 from datasets import Dataset
-from transformers import PreTrainedTokenizerBase
 
 from lm.base.files import write_jsonl
 from lm.base.store import Artifact
 from lm.config import SFT, Config
 from lm.data import world
 from lm.data.messages import STORED
+from lm.judging.reading import sample_text
 from lm.judging.statistics import bootstrap_interval
 from lm.logprobs.completions import CompletionModel
 from lm.logprobs.sampling import sample_completions
@@ -60,7 +60,7 @@ def evaluation(run: Run, name: str) -> Artifact:
             {
                 "prompt": prompt,
                 **({"messages": asked[prompt][0]} if prompt in asked else {}),
-                "completion": as_text(tokenizer(run), sample),
+                "completion": sample_text(tokenizer(run), prompts[prompt], sample),
                 "oracle_reward": reward,
                 "length": len(sample),
                 "finished": sample[-1] == end,
@@ -144,13 +144,6 @@ def judged_samples(
     )
     rewards, told = sample_rewards(run, open_oracle(run), prompts, samples, asked)
     return samples, rewards.tolist(), told
-
-
-def as_text(tokenizer: PreTrainedTokenizerBase, sample: list[int]) -> str:
-    """A completion without the end-of-text that ends it. Other control tokens that were drawn are in it by name: the
-    oracle has read them."""
-    text: str = tokenizer.decode(sample[:-1] if sample[-1] == tokenizer.eos_token_id else sample)
-    return text
 
 
 # ---------------------------------------------------------------- validation

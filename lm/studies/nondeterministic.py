@@ -33,12 +33,12 @@ from lm.data.control_tokens import Names
 from lm.data.rows import read_rows
 from lm.data.schemas import Drop, tldr_prompt
 from lm.data.tokens import prompt_ids
+from lm.judging.reading import sample_text
 from lm.judging.statistics import bootstrap_interval, wald, win_rates
 from lm.models.opening import open_policy
 from lm.objectives import MAIN, HullDPO, looks
 from lm.stages.data import data, opened, sized, tokenizer
 from lm.stages.evaluations import (
-    as_text,
     asked_of,
     choose,
     judged_samples,
@@ -172,7 +172,7 @@ def judged(run: Run, name: str, domain: str, temperature: float) -> Artifact:
         result: list[dict[str, Any]] = [
             {
                 "prompt": prompt,
-                "completion": as_text(tokenizer(run), sample),
+                "completion": sample_text(tokenizer(run), prompts[prompt], sample),
                 "oracle_reward": reward,
                 "length": len(sample),
                 **(truth(run, prompt, sample) if known else {}),
