@@ -15,6 +15,7 @@ import argparse
 import os
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 from lm.base import progress
@@ -41,7 +42,7 @@ def main(arguments: Sequence[str], configs: dict[str, Shape] = CONFIGS) -> int:
         "--startup",
     )
     parser.add_argument("--quick", action="store_true", help=f"S8, {', '.join(QUICK)}; 3 rounds of 2 steps")
-    parser.add_argument("--configs", nargs="+", choices=configs, help="model sizes and vocabularies")
+    parser.add_argument("--configs", nargs="+", choices=configs, help="models; all but the pretrained ones")
     parser.add_argument("--variants", nargs="+", choices=VARIANTS, help="what to measure")
     parser.add_argument("--rounds", type=_positive, help="turns of each variant; 5")
     parser.add_argument("--steps", type=_positive, help="timed steps of 8 pairs a turn; 3")
@@ -66,6 +67,9 @@ def main(arguments: Sequence[str], configs: dict[str, Shape] = CONFIGS) -> int:
             put_between_marks(options.markdown, "A run is in progress.")
         except ValueError as error:
             parser.error(str(error))
+    made_up = [name for name, shape in configs.items() if shape.model is None]
+    chosen = options.configs or (["S8"] if options.quick else made_up)
+    shapes = {name: _at_hand(configs[name]) for name in chosen}
     names = options.variants or (QUICK if options.quick else tuple(VARIANTS))
     with threads(options.threads):
         peaks = dict.fromkeys((VARIANTS[name].dtype for name in names), 0.0)
@@ -85,10 +89,10 @@ def main(arguments: Sequence[str], configs: dict[str, Shape] = CONFIGS) -> int:
             "machine": machine(plan.threads, peaks),
             "provenance": provenance(seed=0),
         }
-        for config in options.configs or (["S8"] if options.quick else list(configs)):
+        for config in chosen:
             for stage in dict.fromkeys(VARIANTS[name].stage for name in names):
                 of_stage = [name for name in names if VARIANTS[name].stage == stage]
-                document["rows"] += plan.run(config, configs[config], of_stage, peaks)
+                document["rows"] += plan.run(config, shapes[config], of_stage, peaks)
                 progress.say(f"{config}, {stage}: done")
         if options.curves:
             document["curves"] = plan.curves("S8", configs["S8"], peaks)
@@ -99,6 +103,13 @@ def main(arguments: Sequence[str], configs: dict[str, Shape] = CONFIGS) -> int:
     if options.markdown:
         put_between_marks(options.markdown, text)
     return 0
+
+
+def _at_hand(shape: Shape) -> Shape:
+    """With its pretrained model, if any, in a folder, before processes ask for it. ValueError where it is nowhere."""
+    from lm.models.gguf import as_folder
+
+    return shape if shape.model is None else replace(shape, model=as_folder(shape.model))
 
 
 def _startup(parser: argparse.ArgumentParser, options: argparse.Namespace) -> None:

@@ -23,13 +23,28 @@ PAD, END = 0, 1
 
 @dataclass(frozen=True, kw_only=True)
 class Shape:
-    """A Llama-type model: width, layers, heads, width of the gated layer, vocabulary."""
+    """A model: width, layers, heads, width of the gated layer, vocabulary.
+
+    Args:
+        kv_heads: heads of keys and values; None for as many as of queries.
+        head_size: None for hidden / heads.
+        model: whose weights are taken, as `lm.train --model` names it; None for a Llama-type model with random ones.
+    """
 
     hidden: int
     layers: int
     heads: int
     intermediate: int
     vocabulary: int
+    kv_heads: int | None = None
+    head_size: int | None = None
+    model: str | None = None
+
+    @property
+    def attention(self) -> tuple[int, int]:
+        """Width of all queries, and of all keys."""
+        size = self.head_size or self.hidden // self.heads
+        return self.heads * size, (self.kv_heads or self.heads) * size
 
 
 CONFIGS = {
@@ -37,8 +52,22 @@ CONFIGS = {
     "S32": Shape(hidden=256, layers=4, heads=4, intermediate=688, vocabulary=32768),
     "L8": Shape(hidden=512, layers=8, heads=8, intermediate=1376, vocabulary=8192),
     "L32": Shape(hidden=512, layers=8, heads=8, intermediate=1376, vocabulary=32768),
+    "smollm2": Shape(
+        hidden=576, layers=30, heads=9, kv_heads=3, intermediate=1536, vocabulary=49152, model="real:smollm2"
+    ),
+    "gemma3": Shape(
+        hidden=640,
+        layers=18,
+        heads=4,
+        kv_heads=1,
+        head_size=256,
+        intermediate=2048,
+        vocabulary=262144,
+        model="real:gemma3",
+    ),
 }
-"""Two sizes (layers of 3M and 25M parameters), two vocabularies (8k and 32k)."""
+"""Two sizes (layers of 3M and 25M parameters) with two vocabularies (8k and 32k); and pretrained models of packages,
+which are measured where they are asked for."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,12 +128,14 @@ def make_pairs(workload: Workload, vocabulary: int, count: int, seed: int = 0) -
 def useful_flops(shape: Shape, prompt: int, completions: Iterable[int], *, head: bool, backward: bool) -> int:
     """Least floating-point operations of one example: its prompt once, causal attention, the head on completions only.
 
-    Two a multiply-add of matrix products and attention, nothing for the rest; a backward is two forwards.
+    Two a multiply-add of matrix products and attention (over all positions, also where a layer has a window), nothing
+    for the rest; a backward is two forwards.
     """
     counts = list(completions)
-    weights = 4 * shape.hidden**2 + 3 * shape.hidden * shape.intermediate
+    queries, keys = shape.attention
+    weights = 2 * shape.hidden * (queries + keys) + 3 * shape.hidden * shape.intermediate
     looks = prompt * (prompt + 1) // 2 + sum(count * prompt + count * (count + 1) // 2 for count in counts)
-    layer = 2 * weights * (prompt + sum(counts)) + 4 * shape.hidden * looks
+    layer = 2 * weights * (prompt + sum(counts)) + 4 * queries * looks
     logits = 2 * shape.hidden * shape.vocabulary * sum(counts) if head else 0
     return (shape.layers * layer + logits) * (3 if backward else 1)
 

@@ -23,6 +23,7 @@ from lm.studies.bench_plan import TLDR, VARIANTS, Job, Shape, Turn, Work, Worklo
 from lm.training.batches import pair_collator
 
 MICRO = Shape(hidden=16, layers=2, heads=2, intermediate=24, vocabulary=50)
+GROUPED = Shape(hidden=16, layers=2, heads=4, kv_heads=2, head_size=8, intermediate=24, vocabulary=50)
 
 
 def job(name: str = "ours", **changes: Any) -> Job:
@@ -47,11 +48,12 @@ def test_operations_of_one_pair_by_hand() -> None:
     assert sum(apart) > 3 * layer + head
 
 
-def test_operations_are_those_that_torch_counts() -> None:
+@pytest.mark.parametrize("shape", [MICRO, GROUPED], ids=["all heads", "grouped"])
+def test_operations_are_those_that_torch_counts(shape: Shape) -> None:
     """Products of the real forward and backward; attention by the layout's own rule."""
     prompt, counts = 7, [3, 5]
     batch = collate([[2] * prompt], [[[3] * count for count in counts]])
-    model = CompletionModel(bench_workers.make_model(MICRO, 32), options=LogprobsConfig(onednn="off", allocator=False))
+    model = CompletionModel(bench_workers.make_model(shape, 32), options=LogprobsConfig(onednn="off", allocator=False))
     model.settle(**batch)
     model._last_layer.on = False  # the count is of the plain computation
     with FlopCounterMode(display=False) as counter:
@@ -62,8 +64,38 @@ def test_operations_are_those_that_torch_counts() -> None:
     layout = Layout(batch["lengths"], torch.device("cpu"))
     tokens = torch.arange(layout.total)
     looks = int(layout.sees(tokens[:, None], tokens[None]).sum())
-    attention = 3 * MICRO.layers * 4 * MICRO.hidden * looks
-    assert useful_flops(MICRO, prompt, counts, head=True, backward=True) == products + attention
+    attention = 3 * shape.layers * 4 * shape.attention[0] * looks
+    assert useful_flops(shape, prompt, counts, head=True, backward=True) == products + attention
+
+
+@pytest.mark.parametrize("reward", [False, True])
+def test_a_pretrained_model_is_taken_with_its_weights_and_must_have_the_shape_that_is_counted(
+    reward: bool, tmp_path: Path
+) -> None:
+    made = bench_workers.make_model(GROUPED, 32)
+    made.get_input_embeddings().weight.data.fill_(0.25)
+    made.save_pretrained(tmp_path)
+    kept = bench_workers.make_model(replace(GROUPED, model=str(tmp_path)), 32, reward=reward)
+    assert (kept.get_input_embeddings().weight == 0.25).all()
+    with pytest.raises(ValueError, match=r"attention\) \(16, 2, 24, 50, \(32, 16\)\), not Shape.*kv_heads=4"):
+        bench_workers.make_model(replace(GROUPED, kv_heads=4, model=str(tmp_path)), 32, reward=reward)
+
+
+def test_pretrained_models_are_measured_where_they_are_asked_for(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    ran: list[str] = []
+
+    def run(plan: bench.Plan, config: str, *_: Any) -> list[dict[str, Any]]:
+        ran.append(config)
+        return []
+
+    monkeypatch.setattr(bench.Plan, "run", run)
+    both = {"micro": MICRO, "known": replace(MICRO, model="real:gpt5")}
+    door.main(["--variants", "ours"], configs=both)
+    assert ran == ["micro"]
+    assert door.main(["--variants", "ours", "--configs", "known"], configs=both) == 2
+    assert "model 'real:gpt5': the models from packages are real:smollm2, real:gemma3" in capsys.readouterr().err
 
 
 # ---------------------------------------------------------------- data

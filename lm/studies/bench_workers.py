@@ -44,11 +44,30 @@ from lm.training.trainer import CompletionTrainer, RewardTrainer
 
 
 def make_model(shape: Shape, longest: int, *, reward: bool = False) -> PreTrainedModel:
-    """Random weights, float32; the same for every variant."""
+    """Random weights, or those of a pretrained model, float32; the same for every variant.
+
+    Raises:
+        ValueError: the pretrained model is not of this shape.
+    """
+    auto = AutoModelForSequenceClassification if reward else AutoModelForCausalLM
+    torch.manual_seed(0)
+    if shape.model is not None:
+        more = {"num_labels": 1, "pad_token_id": PAD} if reward else {}
+        pretrained: PreTrainedModel = auto.from_pretrained(shape.model, dtype=torch.float32, **more)
+        own = pretrained.config
+        queries, keys = (n * own.head_dim for n in (own.num_attention_heads, own.num_key_value_heads))
+        found = (own.hidden_size, own.num_hidden_layers, own.intermediate_size, own.vocab_size, (queries, keys))
+        if found != (shape.hidden, shape.layers, shape.intermediate, shape.vocabulary, shape.attention):
+            raise ValueError(
+                f"{shape.model} has (width, layers, gated width, vocabulary, attention) {found}, not {shape}"
+            )
+        return pretrained
     config = LlamaConfig(
         hidden_size=shape.hidden,
         num_hidden_layers=shape.layers,
         num_attention_heads=shape.heads,
+        num_key_value_heads=shape.kv_heads or shape.heads,
+        head_dim=shape.head_size or shape.hidden // shape.heads,
         intermediate_size=shape.intermediate,
         vocab_size=shape.vocabulary,
         max_position_embeddings=longest,
@@ -58,8 +77,6 @@ def make_model(shape: Shape, longest: int, *, reward: bool = False) -> PreTraine
         tie_word_embeddings=False,
         num_labels=1,
     )
-    torch.manual_seed(0)
-    auto = AutoModelForSequenceClassification if reward else AutoModelForCausalLM
     model: PreTrainedModel = auto.from_config(config, dtype=torch.float32)
     return model
 
