@@ -21,8 +21,8 @@ from theory.shell import FAILED
 
 T = TypeVar("T")
 PATIENCE = timedelta(days=7)
-"""How long ranks wait for one that is alive. One that ends takes its connections along, which is noticed at once; a host
-that is cut off falls silent, see `_listening`."""
+"""How long ranks wait for one that is alive. One that ends takes its connections along, which is noticed at once; a
+host that is cut off falls silent, see `_listening`."""
 HOST_TIMEOUT = 300.0
 """Seconds for which a host may be silent."""
 BEAT = 1.0
@@ -185,8 +185,8 @@ def _listening(limit: float) -> Iterator[None]:
                 silent = [os.environ["MASTER_ADDR"]]
             if silent:
                 text = (
-                    f"error: nothing has been heard of host {', '.join(silent)} for {limit:g} seconds (host_timeout): it "
-                    f"is down, or the network to it is; {here[1]} ends. The same command goes on from what is finished."
+                    f"error: nothing has been heard of host {', '.join(silent)} for {limit:g} seconds (host_timeout): "
+                    f"it or the network to it is down. {here[1]} ends; the same command goes on from what is finished."
                 )
                 print(text, file=sys.__stderr__, flush=True)
                 os._exit(FAILED)  # no less would do: the main thread waits where no exception reaches it
