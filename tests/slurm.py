@@ -72,6 +72,8 @@ def lacks() -> str | None:
     path = os.pathsep.join([os.environ.get("PATH", ""), "/usr/sbin"])
     if absent := [name for name in (*DAEMONS, "sbatch", "squeue", "scancel") if shutil.which(name, path=path) is None]:
         return f"{absent[0]} is not installed (Debian: apt-get install slurm-wlm)"
+    if not Path("/etc/slurm").is_dir():
+        return "there is no /etc/slurm, where the node finds its configuration"
     if os.geteuid() != 0:
         return "the daemons are run as root"
     return None
@@ -114,16 +116,18 @@ class Slurm:
             self._start("munged", "--foreground", *places)
             until((munge / "socket").exists, "munged")
             self._start("slurmctld", "-D", "-c")
-            self._start("slurmd", "-D", "-c")
+            # As the plugin's srun has no SLURM_CONF: in the node's eyes, the configuration is where it is on a cluster.
+            seen = f'mount --bind "{self.folder}" /etc/slurm && exec "$@"'
+            self._start("slurmd", "-D", "-c", within=["unshare", "--mount", "sh", "-c", seen, "sh"])
             until(lambda: "idle" in self.ask("sinfo", "--noheader", "--format=%T"), "an idle node")
         except BaseException:
             self.__exit__()
             raise
         return self
 
-    def _start(self, *command: str) -> None:
+    def _start(self, *command: str, within: Sequence[str] = ()) -> None:
         with (self.folder / f"{command[0]}.out").open("w") as out:
-            self.daemons.append(subprocess.Popen(command, env=self.environ, stdout=out, stderr=out))
+            self.daemons.append(subprocess.Popen([*within, *command], env=self.environ, stdout=out, stderr=out))
 
     def __exit__(self, *_: object) -> None:
         if len(self.daemons) == len(DAEMONS):

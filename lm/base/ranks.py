@@ -7,26 +7,19 @@ They share out training and scoring. What is to be done once, the first rank doe
 from __future__ import annotations
 
 import contextlib
-import itertools
 import os
-import socket
 import sys
-import threading
 import time
 from collections.abc import Callable, Iterator
 from datetime import timedelta
 from typing import Any, TypeVar
 
-from theory.shell import FAILED
+from lm.base import hosts
 
 T = TypeVar("T")
 PATIENCE = timedelta(days=7)
-"""How long ranks wait for one that is alive. One that ends takes its connections along, which is noticed at once; a
-host that is cut off falls silent, see `_listening`."""
-HOST_TIMEOUT = 300.0
-"""Seconds for which a host may be silent."""
-BEAT = 1.0
-"""Seconds between two signs of life of a host."""
+"""How long ranks wait for one that is alive. One that ends takes its connections along, which is noticed at once; of
+those on a machine that falls silent see `lm.base.hosts`."""
 
 _group: Any = None
 
@@ -56,11 +49,6 @@ def is_first() -> bool:
 def launched() -> int:
     """How many processes the launcher started."""
     return int(os.environ.get("WORLD_SIZE", "1"))
-
-
-def several_hosts() -> bool:
-    """Whether the launcher started processes on other machines too."""
-    return int(os.environ.get("LOCAL_WORLD_SIZE", launched())) < launched()
 
 
 def sharding() -> bool:
@@ -102,7 +90,7 @@ def check_launch() -> None:
 
 
 @contextlib.contextmanager
-def together(device: str, host_timeout: float = HOST_TIMEOUT) -> Iterator[None]:
+def together(device: str, host_timeout: float = hosts.TIMEOUT) -> Iterator[None]:
     """Connects the launched processes. Inside, only the first prints.
 
     Args:
@@ -128,76 +116,13 @@ def together(device: str, host_timeout: float = HOST_TIMEOUT) -> Iterator[None]:
                 nowhere = stack.enter_context(open(os.devnull, "w", encoding="utf-8"))
                 stack.enter_context(contextlib.redirect_stdout(nowhere))
                 stack.enter_context(contextlib.redirect_stderr(nowhere))
-            with _listening(host_timeout):
+            with hosts.heard(index(), from_all, host_timeout):
                 yield
                 wait()  # one that left before the others would be silent
         # Not after an error: others may be in the middle of it, and are ended by the launcher.
         _dist().destroy_process_group()
     finally:
         _group = None
-
-
-@contextlib.contextmanager
-def _listening(limit: float) -> Iterator[None]:
-    """Ends this process, with a message, once another host has been silent for so many seconds.
-
-    A connection over a link that is cut stays open, and how long ranks may wait for each other says nothing: one works
-    for hours while the others wait. So the first rank of each host counts aloud in the launcher's store, and hears
-    whether the others do. The store is on one of the hosts: where it does not answer, that is the one to name.
-
-    After an error it goes on until the process ends, as what is said then goes by the store as well.
-    """
-    own, hosts = index(), list[tuple[str, str]]()
-    here = (os.environ.get("GROUP_RANK", ""), socket.gethostname())
-    if several_hosts():
-        from torch.distributed.rendezvous import rendezvous
-
-        store = next(rendezvous("env://", timeout=timedelta(seconds=limit)))[0]
-        store.set(f"alive/{own}", "0")
-        hosts = from_all(here)  # after which each has counted
-    if len(set(hosts)) < 2 or hosts.index(here) != own:
-        yield
-        return
-    names = {rank: name for rank, (_, name) in enumerate(hosts) if hosts.index(hosts[rank]) == rank != own}
-    missed, unanswered, over = dict.fromkeys(names, 0), [0], threading.Event()
-
-    def count_aloud() -> None:
-        heard = dict[int, bytes]()
-        for turn in itertools.count(1):
-            if over.wait(BEAT):
-                return
-            with contextlib.suppress(RuntimeError):  # as the store does not answer; it may again
-                store.set(f"alive/{own}", str(turn))
-                found = store.multi_get([f"alive/{rank}" for rank in names])
-                unanswered[0] = 0
-                for rank, count in zip(names, found, strict=True):
-                    if heard.get(rank) != count:
-                        heard[rank], missed[rank] = count, 0
-
-    def listen() -> None:
-        # In turns, not by the clock: a process that was stopped, and goes on, has heard nobody either.
-        while not over.wait(BEAT):
-            unanswered[0] += 1
-            for rank in names:
-                missed[rank] += 1
-            silent = [name for rank, name in names.items() if missed[rank] * BEAT >= limit]
-            if unanswered[0] * BEAT >= limit:
-                silent = [os.environ["MASTER_ADDR"]]
-            if silent:
-                text = (
-                    f"error: nothing has been heard of host {', '.join(silent)} for {limit:g} seconds (host_timeout): "
-                    f"it or the network to it is down. {here[1]} ends; the same command goes on from what is finished."
-                )
-                print(text, file=sys.__stderr__, flush=True)
-                os._exit(FAILED)  # no less would do: the main thread waits where no exception reaches it
-
-    threads = [threading.Thread(target=work, daemon=True) for work in (count_aloud, listen)]
-    for thread in threads:
-        thread.start()
-    yield
-    over.set()
-    for thread in threads:
-        thread.join(limit)
 
 
 def wait() -> None:
