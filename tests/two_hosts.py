@@ -26,6 +26,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file
 
+from lm.base.hosts import LAUNCHER_ENDS
 from lm.base.store import verify
 from tests.kill import differences, files_of
 
@@ -58,7 +59,9 @@ PARITY = 1e-10
 """Largest difference of a parameter from one process's, relative to the largest; gradients are added in other order."""
 BEFORE, BLINK = 10, 5.0
 """The step after which the cable is cut; seconds of the cut that is to be survived."""
-GRACE = 15.0
+ENDS = {"first": 1, "second": -signal.SIGKILL}
+"""Status of a launcher whose rank ended; and of one that waits for its store on the other host, see `lm.base.hosts`."""
+GRACE = LAUNCHER_ENDS + 5
 """Seconds after the time-out in which the launchers, too, have to end."""
 
 
@@ -221,7 +224,7 @@ def cut(trial: Trial) -> Iterator[str]:
         text = trial.said("cut", host).read_text()
         told = [line for line in text.splitlines() if line.startswith("error: ")]
         assert host in ended, f"{host} has not ended: {trial.said('cut', host)}"
-        assert running[host].returncode == 1, f"{host} ended with {running[host].returncode}"
+        assert running[host].returncode == ENDS[host], f"{host} ended with {running[host].returncode}"
         assert [f"nothing has been heard of host {other} for" in line for line in told] == [True], (host, told)
         yield f"{host} ended {ended[host]:.1f} s after the cut, host_timeout {trial.timeout:g}: {told[0]}"
     late = {host: took for host, took in ended.items() if not trial.timeout - 2 <= took <= trial.timeout + GRACE}

@@ -8,7 +8,6 @@ hears whether the others do. The store is on one of the machines: where it does 
 from __future__ import annotations
 
 import contextlib
-import itertools
 import os
 import socket
 import subprocess
@@ -62,11 +61,18 @@ def heard(own: int, gathered: Callable[[Any], Sequence[Any]], limit: float) -> I
         return
     speaks = machines.index(here) == own
     watch = _Watch(store, own, others, speaks, limit if speaks else limit + LATER)
-    threads = [threading.Thread(target=work, daemon=True) for work in (watch.count, watch.listen)]
+    over = threading.Event()
+
+    def every_beat(work: Callable[[], None]) -> None:
+        while not over.wait(BEAT):
+            work()
+
+    # Two, as a call to a store that does not answer may not return.
+    threads = [threading.Thread(target=every_beat, args=(work,), daemon=True) for work in (watch.count, watch.miss)]
     for thread in threads:
         thread.start()
     yield
-    watch.over.set()
+    over.set()
     for thread in threads:
         thread.join(limit)
 
@@ -76,7 +82,7 @@ def _key(rank: int) -> str:
 
 
 class _Watch:
-    """What two threads do, as a call to a store that does not answer may not return.
+    """What is heard of the other machines.
 
     Args:
         store: the launcher's.
@@ -88,36 +94,35 @@ class _Watch:
 
     def __init__(self, store: Any, own: int, others: Mapping[int, str], speaks: bool, limit: float) -> None:
         self.store, self.own, self.others, self.speaks, self.limit = store, own, others, speaks, limit
-        self.over = threading.Event()
-        self.unanswered = 0
+        self.turn = 0
+        self.counts = dict[int, bytes]()
         self.missed = dict.fromkeys(others, 0)
+        """Beats since each was heard of last. Not by the clock: a process that was stopped, and goes on, has heard
+        nobody either."""
+        self.unanswered = 0
+        """Beats since the store answered last."""
 
     def count(self) -> None:
         """Counts aloud, and hears the others' counts."""
-        counts = dict[int, bytes]()
-        for turn in itertools.count(1):
-            if self.over.wait(BEAT):
-                return
-            with contextlib.suppress(RuntimeError):  # the store does not answer; it may again
-                if self.speaks:
-                    self.store.set(_key(self.own), str(turn))
-                found = self.store.multi_get([_key(rank) for rank in self.others])
-                self.unanswered = 0
-                for rank, count in zip(self.others, found, strict=True):
-                    if counts.get(rank) != count:
-                        counts[rank], self.missed[rank] = count, 0
+        self.turn += 1
+        with contextlib.suppress(RuntimeError):  # the store does not answer; it may again
+            if self.speaks:
+                self.store.set(_key(self.own), str(self.turn))
+            found = self.store.multi_get([_key(rank) for rank in self.others])
+            self.unanswered = 0
+            for rank, count in zip(self.others, found, strict=True):
+                if self.counts.get(rank) != count:
+                    self.counts[rank], self.missed[rank] = count, 0
 
-    def listen(self) -> None:
-        """Ends the process where nothing is heard. In turns, not by the clock: a process that was stopped, and goes on,
-        has heard nobody either."""
-        while not self.over.wait(BEAT):
-            self.unanswered += 1
-            for rank in self.others:
-                self.missed[rank] += 1
-            if self.unanswered * BEAT >= self.limit:
-                self.end(os.environ["MASTER_ADDR"])
-            if silent := [name for rank, name in self.others.items() if self.missed[rank] * BEAT >= self.limit]:
-                self.end(", ".join(silent))
+    def miss(self) -> None:
+        """A beat has passed. Ends the process where too many have in which nothing was heard."""
+        self.unanswered += 1
+        for rank in self.others:
+            self.missed[rank] += 1
+        if self.unanswered * BEAT >= self.limit:
+            self.end(os.environ["MASTER_ADDR"])
+        elif silent := [name for rank, name in self.others.items() if self.missed[rank] * BEAT >= self.limit]:
+            self.end(", ".join(silent))
 
     def end(self, silent: str) -> None:
         """Says who is silent, and ends the process, whose main thread waits where no exception would reach it."""
