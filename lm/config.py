@@ -579,7 +579,8 @@ class Config:
         seed: seed of everything that is drawn.
         dtype: parameter dtype of training and scoring.
         device: "auto" (accelerator if there is one), or "cpu".
-        host_timeout: of a run on several machines: seconds for which one may be silent before the others end.
+        host_timeout: of a run on several machines: seconds for which one may be silent before the others end, 5 or
+            more (docs/many-gpus.md).
         trust_remote_code: let a hub model run its own code. Off: such a model is refused.
         report_to: trackers that every training reports to as well, by transformers' own support: tensorboard, wandb,
             trackio, mlflow and others (see `lm.training.trackers`).
