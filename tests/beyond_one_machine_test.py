@@ -12,10 +12,10 @@ from tests.two_hosts import ROOT
 
 
 @pytest.mark.thorough
-@pytest.mark.parametrize("trial", ["two_hosts", "slurm"])
+@pytest.mark.parametrize("trial", ["tests.two_hosts", "tests.slurm"])
 def test_a_trial_sees_what_it_should(trial: str) -> None:
     done = subprocess.run(
-        [sys.executable, "-m", f"tests.{trial}"],
+        [sys.executable, "-m", trial],
         cwd=ROOT,
         env={**os.environ, "PYTHONPATH": str(ROOT)},
         capture_output=True,
