@@ -42,6 +42,8 @@ DAEMONS = ("munged", "slurmctld", "slurmd")
 ACCOUNT, PARTITION = "tests", "short"
 KILLED, OTHER = "cells/seed0-rho0.2-p-dpo.json", "cells/seed0-rho0.2-dpo.json"
 AXES = ["seeds=[0]", "rhos=[0.2]", "methods=[dpo,p-dpo]", "constant_alpha={values: []}"]
+PATIENCE = 3600.0
+"""Seconds after which something hangs, also on a busy machine."""
 CONF = """
 ClusterName={cluster}
 SlurmctldHost=localhost
@@ -149,7 +151,7 @@ class Slurm:
         return [tuple(line.split("|", 2)) for line in sorted(lines, key=lambda line: int(line.split("|")[0]))]  # type: ignore[misc]
 
 
-def until(holds: Callable[[], Any], what: str, seconds: float = 300) -> None:
+def until(holds: Callable[[], Any], what: str, seconds: float = PATIENCE) -> None:
     """Waits until it holds; TimeoutError where it does not in time."""
     end = time.monotonic() + seconds
     while not holds():
@@ -215,7 +217,7 @@ def tried(grid: Grid, slurm: Slurm) -> Iterator[str]:
             yield f"job {number}, which trains the policy of {KILLED} and is beyond step {steps()}, is cancelled"
             slurm.ask("scancel", number)
             ended.append(number)
-        status = running.wait(300)
+        status = running.wait(PATIENCE)
     finally:
         if running.poll() is None:
             running.terminate()
@@ -232,7 +234,7 @@ def tried(grid: Grid, slurm: Slurm) -> Iterator[str]:
     before = {path: path.stat().st_mtime_ns for path in folder.glob("*/*.json")}
     assert len(before) == 3
     known = {number for number, *_ in slurm.jobs()}
-    status = grid.start(grid.slurm, "slurm", "-again", slurm.environ).wait(600)
+    status = grid.start(grid.slurm, "slurm", "-again", slurm.environ).wait(PATIENCE)
     assert status == 0, f"Snakemake ended with {status}: {grid.said('slurm', '-again')}"
     new = [of for number, _, of in slurm.jobs() if number not in known]
     assert all(path.stat().st_mtime_ns == time for path, time in before.items()), "records that were there are kept"
@@ -283,7 +285,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 for line in tried(grid, slurm):
                     print(line, flush=True)
             alone = {**os.environ, "OMP_NUM_THREADS": "1"}
-            status = grid.start([*grid.local, "--cores", "2"], "local", "", alone).wait(600)
+            status = grid.start([*grid.local, "--cores", "2"], "local", "", alone).wait(PATIENCE)
             assert status == 0, f"Snakemake ended with {status}: {grid.said('local')}"
             print(same(grid))
         except (AssertionError, TimeoutError) as error:

@@ -181,7 +181,7 @@ class Trial:
 
     def end(self, name: str, running: dict[str, subprocess.Popen[bytes]]) -> None:
         """Waits for the good end of a run."""
-        statuses = {host: process.wait(600) for host, process in running.items()}
+        statuses = {host: process.wait(3600) for host, process in running.items()}
         assert set(statuses.values()) == {0}, f"statuses {statuses}: {self.out / name}"
 
 
