@@ -202,9 +202,10 @@ def tried(grid: Grid, slurm: Slurm) -> Iterator[str]:
         return own[0] if own else None
 
     def training() -> str:
-        """The number of the cell's job, of which none is cancelled yet, once it has written another checkpoint."""
+        """The number of the cell's job, a new one, once it has written a checkpoint of its own."""
+        until(lambda: running.poll() is not None or job() not in (None, *ended), "the cell's job")
         done = steps()
-        until(lambda: running.poll() is not None or (job() not in (None, *ended) and steps() > done), "a training")
+        until(lambda: running.poll() is not None or steps() > done, "a checkpoint")
         number = job()
         assert running.poll() is None, f"Snakemake ended with {running.returncode}: {grid.said('slurm')}"
         assert number is not None
@@ -214,7 +215,7 @@ def tried(grid: Grid, slurm: Slurm) -> Iterator[str]:
     try:
         for _ in range(2):
             number = training()
-            yield f"job {number}, which trains the policy of {KILLED} and is beyond step {steps()}, is cancelled"
+            yield f"job {number}, which trains the policy of {KILLED} and has a checkpoint of step {steps()}, is cancelled"
             slurm.ask("scancel", number)
             ended.append(number)
         status = running.wait(PATIENCE)
