@@ -215,7 +215,7 @@ def tried(grid: Grid, slurm: Slurm) -> Iterator[str]:
     try:
         for _ in range(2):
             number = training()
-            yield f"job {number}, which trains the policy of {KILLED} and has a checkpoint of step {steps()}, is cancelled"
+            yield f"job {number}, in the training of {KILLED} with a checkpoint of step {steps()}, is cancelled"
             slurm.ask("scancel", number)
             ended.append(number)
         status = running.wait(PATIENCE)
