@@ -579,6 +579,8 @@ class Config:
         seed: seed of everything that is drawn.
         dtype: parameter dtype of training and scoring.
         device: "auto" (accelerator if there is one), or "cpu".
+        host_timeout: of a run on several machines: seconds for which one may be silent before the others end, 5 or
+            more (docs/many-gpus.md).
         trust_remote_code: let a hub model run its own code. Off: such a model is refused.
         report_to: trackers that every training reports to as well, by transformers' own support: tensorboard, wandb,
             trackio, mlflow and others (see `lm.training.trackers`).
@@ -615,6 +617,7 @@ class Config:
     seed: int = 0
     dtype: Literal["float32", "bfloat16", "float64"] = "float32"
     device: Literal["auto", "cpu"] = "auto"
+    host_timeout: float = 300.0
     trust_remote_code: bool = False
     report_to: list[str] = field(default_factory=list)
     data: DataConfig = field(default_factory=DataConfig)
@@ -641,6 +644,7 @@ class Config:
         check_seed(self.seed, "Config.seed")
         if not self.output_dir or not self.model:
             raise ValueError("Config.output_dir and Config.model must not be empty")
+        _check(self, "at least 5, and finite", host_timeout=(self.host_timeout, 5 <= self.host_timeout < inf))
         self._check_trainings()
         if self.sampling.engine == "vllm" and self.dtype == "float64":
             raise ValueError(

@@ -321,6 +321,8 @@ RUN_BY = {
     "lm.report": "lm/reporting/page_test.py",
     "lm.workflow.job": "lm/workflow/workflow_test.py",
     "lm.workflow.tables": "lm/workflow/tables_test.py",
+    "tests.slurm": "tests/beyond_one_machine_test.py",
+    "tests.two_hosts": "tests/beyond_one_machine_test.py",
     "theory": "theory/ledger_test.py",
     "theory.mutation": "theory/mutation_test.py",
 }

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from lm.base import progress
+from lm.base import hosts, progress
 from lm.base.documents import Document
 from lm.config import Config
 from lm.objectives import METHODS, option_of
@@ -58,6 +58,8 @@ def idle(config: Config, command: str) -> Iterator[tuple[str, str]]:
         yield "sampling.batch_size", "sampling.engine is vllm, which schedules by itself"
     if not any(method.needs_samples for method in settings):
         yield "sampling.reference_samples", f"methods are {methods}, of which none has a KL term by samples of pi_ref"
+    if not hosts.several():
+        yield "host_timeout", "one machine runs it"
     if command != STUDY:
         yield from ((f"evaluation.{name}", f"only {STUDY} reads it") for name in ("temperatures", "out_of_domain"))
     elif config.evaluation.out_of_domain.path is not None or data.kind != "world":

@@ -14,9 +14,12 @@ from collections.abc import Callable, Iterator
 from datetime import timedelta
 from typing import Any, TypeVar
 
+from lm.base import hosts
+
 T = TypeVar("T")
 PATIENCE = timedelta(days=7)
-"""How long ranks wait for one that is alive; a rank that ends takes its connections along, which is noticed at once."""
+"""How long ranks wait for one that is alive. One that ends takes its connections along, which is noticed at once; of
+those on a machine that falls silent see `lm.base.hosts`."""
 
 _group: Any = None
 
@@ -87,8 +90,12 @@ def check_launch() -> None:
 
 
 @contextlib.contextmanager
-def together(device: str) -> Iterator[None]:
-    """Connects the launched processes, which compute on this device ("auto" or "cpu"). Inside, only the first prints.
+def together(device: str, host_timeout: float = hosts.TIMEOUT) -> Iterator[None]:
+    """Connects the launched processes. Inside, only the first prints.
+
+    Args:
+        device: what they compute on, "auto" or "cpu".
+        host_timeout: seconds for which another host may be silent before this process ends.
 
     Raises ValueError for what the launcher was asked for in vain, see `check_launch`.
     """
@@ -109,7 +116,9 @@ def together(device: str) -> Iterator[None]:
                 nowhere = stack.enter_context(open(os.devnull, "w", encoding="utf-8"))
                 stack.enter_context(contextlib.redirect_stdout(nowhere))
                 stack.enter_context(contextlib.redirect_stderr(nowhere))
-            yield
+            with hosts.heard(index(), from_all, host_timeout):
+                yield
+                wait()  # one that left before the others would be silent
         # Not after an error: others may be in the middle of it, and are ended by the launcher.
         _dist().destroy_process_group()
     finally:

@@ -76,7 +76,7 @@ def load(*configs: str | Path, **options: Any) -> Loaded:
                 f"configs are presets by name, or files, got {one!r}; options go by name, as data={{...}}, seed=1"
             )
     config, resolved = parse_values([str(one) for one in configs], options)
-    with quietened(), ranks.together(config.device), only_run_in(Path(config.output_dir)):
+    with quietened(), ranks.together(config.device, config.host_timeout), only_run_in(Path(config.output_dir)):
         run = Run(config)
         data(run)
     return Loaded(run, resolved)
@@ -110,7 +110,7 @@ class Loaded:
     @contextlib.contextmanager
     def _at_work(self) -> Iterator[None]:
         folder = Path(self.options.output_dir)
-        with quietened(), ranks.together(self.options.device), only_run_in(folder):
+        with quietened(), ranks.together(self.options.device, self.options.host_timeout), only_run_in(folder):
             if ranks.is_first():
                 write_text(folder / "config.yaml", self._resolved)
             yield
