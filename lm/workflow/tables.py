@@ -1,5 +1,5 @@
-"""Writes the tables of docs/results.md and docs/choosing.md from the grid's summary, so that no number in them is
-typed.
+"""Writes the tables of docs/results.md and docs/choosing.md from the grid's summary, and those of docs/real-text.md
+from that of the studies on real text, so that no number in them is typed.
 
 A table stands between `<!-- table: NAME -->` and `<!-- end -->`; everything else in the page is prose and stays.
 """
@@ -19,6 +19,7 @@ import numpy as np
 
 from lm.base.command import argument_parser, as_command, path
 from lm.objectives import MAIN, METHODS
+from lm.workflow import real_tables
 from lm.workflow.record import rho_name
 from theory import records
 from theory.records import write_text
@@ -285,6 +286,7 @@ TABLES: dict[str, Callable[[Grid], str]] = {
     "oracle-rewards": oracle_rewards,
     "validation": validation,
     "alpha-levels": alpha_levels,
+    **real_tables.TABLES,
 }
 
 
@@ -292,7 +294,7 @@ TABLES: dict[str, Callable[[Grid], str]] = {
 def main(arguments: Sequence[str]) -> None:
     """The command."""
     parser = argument_parser(
-        "lm.workflow.tables", __doc__, "docs/results.md", "docs/choosing.md --grid runs/grid/grid.json"
+        "lm.workflow.tables", __doc__, "docs/results.md", "docs/real-text.md --grid figures/results/real_text.json"
     )
     parser.add_argument("page", type=path, help="Markdown file, rewritten in place, e.g. docs/results.md")
     parser.add_argument("--grid", type=path, default=GRID, help="the summary (%(default)s)")
