@@ -13,9 +13,51 @@ from typing import Any
 import sympy as sp
 from sympy.core.function import AppliedUndef
 
-simplify, limit = cache(sp.simplify), cache(sp.limit)
+simplify_by_rules = cache(sp.simplify)
+"""SymPy's general simplification, which tries all that it knows."""
 BEYOND = (sp.Piecewise, sp.Sum, sp.Product, sp.Integral, sp.Limit, sp.Derivative)
-"""What is left to SymPy's own simplification."""
+"""What is left to it."""
+ELEMENTARY = (sp.Add, sp.Mul, sp.Pow, sp.exp, sp.log, sp.Symbol, sp.Number, sp.NumberSymbol)
+
+
+def elementary(expression: sp.Expr) -> bool:
+    """Whether an expression consists of symbols, numbers, arithmetic, powers, exponentials and logarithms."""
+    return all(isinstance(node, ELEMENTARY) for node in sp.preorder_traversal(expression))
+
+
+@cache
+def simplify(expression: Any) -> Any:
+    """The expression, factored as a rational function of its symbols, logarithms and exponentials; where there is more
+    to it, as SymPy simplifies it."""
+    expression = sp.sympify(expression)
+    if not isinstance(expression, sp.Expr) or not elementary(expression):
+        return simplify_by_rules(expression)
+    rational, meant = as_rational(expression)
+    return sp.factor(rational).xreplace(meant)
+
+
+@cache
+def limit(expression: Any, variable: sp.Symbol, point: Any, direction: str = "+") -> Any:
+    """The limit: the value there, with e^-oo = 0, where it is finite, for then all is continuous; else SymPy's."""
+    expression, point = sp.sympify(expression), sp.sympify(point)
+    if elementary(expression) and not any(power.exp.has(variable) for power in expression.atoms(sp.Pow)):
+        value = expression.subs(variable, point) if point.is_finite else at_infinity(expression, variable, point)
+        if value.is_finite:
+            return value
+    return sp.limit(expression, variable, point, direction)
+
+
+def at_infinity(expression: sp.Expr, variable: sp.Symbol, point: Any) -> sp.Expr:
+    """The expression with 0 for each exponential whose exponent falls linearly as the variable tends to the point, which
+    is +-oo; NaN where the variable is elsewhere too."""
+    slopes = {power: sp.diff(sp.expand(power.exp), variable) for power in expression.atoms(sp.exp)}
+    gone = {
+        power: sp.Dummy()
+        for power, slope in slopes.items()
+        if not slope.has(variable) and (slope * point).is_extended_negative
+    }
+    rest = expression.xreplace(gone)
+    return sp.nan if rest.has(variable) else rest.subs(dict.fromkeys(gone.values(), 0))
 
 
 @cache
@@ -35,9 +77,9 @@ def vanishes(expression: Any) -> bool:
     if not expression.has(*BEYOND):
         if differs(expression):
             return False
-        if sp.expand(sp.numer(sp.together(as_rational(expression)))) == 0:
+        if sp.expand(sp.numer(sp.together(as_rational(expression)[0]))) == 0:
             return True
-    return bool(simplify(expression) == 0)
+    return bool(simplify_by_rules(expression) == 0)
 
 
 def without_factors(term: sp.Expr, *limits: Any) -> sp.Expr:
@@ -90,9 +132,9 @@ def differs(expression: sp.Expr) -> bool:
         return False
 
 
-def as_rational(expression: sp.Expr) -> sp.Expr:
+def as_rational(expression: sp.Expr) -> tuple[sp.Expr, dict[sp.Symbol, sp.Expr]]:
     """The expression with a variable for each e^m and b^m, where m is a monomial of the exponents: e^(2x - y/3) is then
-    X^2 / Y. It may have lost relations between those, but what is 0 of it is 0."""
+    X^2 / Y; and what each variable stands for. It may have lost relations between those, but what is 0 of it is 0."""
     expression = sp.expand_log(expression)
     powers = {atom: atom.as_base_exp() for atom in expression.atoms(sp.exp, sp.Pow) if not atom.exp.is_Integer}
 
@@ -115,4 +157,6 @@ def as_rational(expression: sp.Expr) -> sp.Expr:
     def power(base: sp.Expr, m: sp.Expr, c: sp.Rational) -> sp.Expr:
         return base**c if m == 1 and c.is_Integer else variables[base, m] ** (c * parts[base, m])
 
-    return expression.xreplace({atom: sp.prod([power(*term) for term in of_atom]) for atom, of_atom in terms.items()})
+    known = {atom: sp.prod([power(*term) for term in of_atom]) for atom, of_atom in terms.items()}
+    meant = {variables[base, m]: base ** (m / parts[base, m]) for base, m in variables}
+    return expression.xreplace(known), meant
