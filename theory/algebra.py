@@ -28,9 +28,9 @@ def elementary(expression: sp.Expr) -> bool:
 @cache
 def simplify(expression: Any) -> Any:
     """The expression, factored as a rational function of its symbols, logarithms and exponentials; where there is more
-    to it, as SymPy simplifies it."""
+    to it, or no symbol, as SymPy simplifies it."""
     expression = sp.sympify(expression)
-    if not isinstance(expression, sp.Expr) or not elementary(expression):
+    if not expression.free_symbols or not elementary(expression):
         return simplify_by_rules(expression)
     rational, meant = as_rational(expression)
     return sp.factor(rational).xreplace(meant)
@@ -74,6 +74,8 @@ def vanishes(expression: Any) -> bool:
         expression = expression.replace(sp.Sum, without_factors)
         if sums_cancel(expression):
             return True
+        if differs(of_three_terms(expression)):
+            return False
     if not expression.has(*BEYOND):
         if differs(expression):
             return False
@@ -94,6 +96,12 @@ def sums_cancel(expression: sp.Expr) -> bool:
     return bool(sp.expand(sp.numer(sp.together(expression.xreplace(variables)))) == 0)
 
 
+def of_three_terms(expression: sp.Expr) -> sp.Expr:
+    """The expression with 3 for what its sums go up to, written out."""
+    tops = {top for total in expression.atoms(sp.Sum) for *_, end in total.limits for top in end.free_symbols}
+    return expression.subs(dict.fromkeys(tops & expression.free_symbols, 3)).doit()
+
+
 def adjugate(matrix: sp.Matrix) -> tuple[sp.Matrix, sp.Expr]:
     """(adjugate, determinant), by arithmetic of polynomials: a zero is one at once, and none is searched for."""
     adj, det = matrix.to_DM().adj_det()
@@ -102,9 +110,9 @@ def adjugate(matrix: sp.Matrix) -> tuple[sp.Matrix, sp.Expr]:
 
 def differs(expression: sp.Expr) -> bool:
     """Whether an expression is real and not 0 where each of its symbols has a small value of the kind it may have. The
-    values of a function that is unknown are as free as symbols are."""
+    values of a function that is unknown, and the entries of an array, are as free as symbols are."""
     values: dict[sp.Basic, float] = {}
-    for i, leaf in enumerate(sorted(expression.atoms(sp.Symbol, AppliedUndef), key=str)):
+    for i, leaf in enumerate(sorted(expression.atoms(sp.Symbol, AppliedUndef, sp.Indexed), key=str)):
         value = 2.0 + i if leaf.is_integer else (2 * i + 3) / (12 * i + 19)
         values[leaf] = -value if leaf.is_negative else value
     largest = 1.0  # of what is added up, which says what rounding may do
