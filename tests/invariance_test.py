@@ -71,7 +71,7 @@ def steps() -> Iterator[Any]:
             yield pytest.param(how, name, id=f"{how}-{name}", marks=marks if by_default else pytest.mark.thorough)
 
 
-@pytest.mark.parametrize(("how", "name"), steps())
+@pytest.mark.parametrize(("how", "name"), list(steps()))
 def test_one_step_is_the_same_however_it_is_cut_and_computed(
     how: str, name: str, whole: dict[str, dict[str, Tensor]], tmp_path: Path
 ) -> None:
