@@ -48,8 +48,8 @@ def limit(expression: Any, variable: sp.Symbol, point: Any, direction: str = "+"
 
 
 def at_infinity(expression: sp.Expr, variable: sp.Symbol, point: Any) -> sp.Expr:
-    """The expression with 0 for each exponential whose exponent falls linearly as the variable tends to the point, which
-    is +-oo; NaN where the variable is elsewhere too."""
+    """The expression with 0 for each exponential whose exponent falls linearly as the variable tends to +-oo; NaN where
+    the variable is elsewhere too."""
     slopes = {power: sp.diff(sp.expand(power.exp), variable) for power in expression.atoms(sp.exp)}
     gone = {
         power: sp.Dummy()
