@@ -41,7 +41,7 @@ def limit(expression: Any, variable: sp.Symbol, point: Any, direction: str = "+"
     """The limit: the value there, with e^-oo = 0, where it is finite, for then all is continuous; else SymPy's."""
     expression, point = sp.sympify(expression), sp.sympify(point)
     if elementary(expression) and not any(power.exp.has(variable) for power in expression.atoms(sp.Pow)):
-        value = expression.subs(variable, point) if point.is_finite else at_infinity(expression, variable, point)
+        value = expression.xreplace({variable: point}) if point.is_finite else at_infinity(expression, variable, point)
         if value.is_finite:
             return value
     return sp.limit(expression, variable, point, direction)
@@ -57,7 +57,8 @@ def at_infinity(expression: sp.Expr, variable: sp.Symbol, point: Any) -> sp.Expr
         if not slope.has(variable) and (slope * point).is_extended_negative
     }
     rest = expression.xreplace(gone)
-    return sp.nan if rest.has(variable) else rest.subs(dict.fromkeys(gone.values(), 0))
+    # All at once: one after the other, d / (d + e) would become 0 / e.
+    return sp.nan if rest.has(variable) else rest.xreplace(dict.fromkeys(gone.values(), sp.S.Zero))
 
 
 @cache
