@@ -157,8 +157,18 @@ def asked_keys(*options: str) -> Run:
     return run
 
 
-@pytest.mark.parametrize("path", ["{home}/pairs.jsonl", "./pairs.jsonl", "below/../pairs.jsonl", "~/pairs.jsonl"])
-@pytest.mark.parametrize("model", ["{home}/base/", "link", "$SETS/base"])
+PATHS = ["{home}/pairs.jsonl", "./pairs.jsonl", "below/../pairs.jsonl", "~/pairs.jsonl"]
+MODELS = ["{home}/base/", "link", "$SETS/base"]
+
+
+@pytest.mark.parametrize(
+    ("path", "model"),
+    [  # each spelling of the one by default, with all of the other in the thorough ones
+        pytest.param(path, model, marks=[] if i % len(MODELS) == j else pytest.mark.thorough)
+        for i, path in enumerate(PATHS)
+        for j, model in enumerate(MODELS)
+    ],
+)
 def test_a_path_counts_by_its_content(path: str, model: str, home: Path, keys: dict[str, list[str]]) -> None:
     asked_keys("--data.path", "pairs.jsonl", "--model", "base", "--data.sft_path", "pairs.jsonl")
     spelled = [option.format(home=home) for option in (path, model)]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 import socket
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from torch import Tensor
 from lm.config import LogprobsConfig
 from lm.logprobs.completions import CompletionModel
 from lm.logprobs.scoring import score_pairs, score_rows
-from lm.objectives import PairBatch
+from lm.objectives import METHODS, PairBatch
 from lm.objectives_test import NO_REFERENCE
 from lm.training.policy import PolicyTrainer
 from tests.tiny import causal_lm, each_method, pairs
@@ -49,23 +50,32 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Tenso
     return Made()
 
 
-@pytest.mark.parametrize("name", each_method("sft", "reward"))
-@pytest.mark.parametrize(
-    "how",
-    [
-        {"options": {"micro_batch_size": 4}},
-        pytest.param({"options": {"micro_batch_size": 1}}, marks=pytest.mark.thorough),
-        {"options": {"micro_batch_tokens": 60}},
-        {"route": "padded"},
-        pytest.param({"options": {"activation_checkpointing": True}}, marks=pytest.mark.thorough),
-        pytest.param({"route": "padded", "options": {"micro_batch_size": 2}}, marks=pytest.mark.thorough),
-    ],
-    ids=["4x2", "1x8", "60 tokens", "padded", "checkpointing", "padded 2x4"],
-)
+HOW: dict[str, dict[str, Any]] = {
+    "4x2": {"options": {"micro_batch_size": 4}},
+    "60 tokens": {"options": {"micro_batch_tokens": 60}},
+    "padded": {"route": "padded"},
+    "1x8": {"options": {"micro_batch_size": 1}},
+    "checkpointing": {"options": {"activation_checkpointing": True}},
+    "padded 2x4": {"route": "padded", "options": {"micro_batch_size": 2}},
+}
+OF_EACH_KIND = {"4x2": None, "60 tokens": {"e-dpo", "sft", "reward"}, "padded": {"dp-dpo", "sft", "reward"}}
+"""How -> whose step is compared by default: every method's where it is None, nobody's where it is not here."""
+
+
+def steps() -> Iterator[Any]:
+    """Every method's step in every way; by default every method's in one way, and each kind of step in two more."""
+    for how in HOW:
+        for one in each_method("sft", "reward"):
+            name, marks = (one, []) if isinstance(one, str) else (one.values[0], one.marks)
+            by_default = how in OF_EACH_KIND and (OF_EACH_KIND[how] is None or name in OF_EACH_KIND[how])
+            yield pytest.param(how, name, id=f"{how}-{name}", marks=marks if by_default else pytest.mark.thorough)
+
+
+@pytest.mark.parametrize(("how", "name"), list(steps()))
 def test_one_step_is_the_same_however_it_is_cut_and_computed(
-    name: str, how: dict[str, Any], whole: dict[str, dict[str, Tensor]], tmp_path: Path
+    how: str, name: str, whole: dict[str, dict[str, Tensor]], tmp_path: Path
 ) -> None:
-    same(Job(name, **how).run(tmp_path), whole[name], f"{name} {how}")
+    same(Job(name, **HOW[how]).run(tmp_path), whole[name], f"{name} {how}")
 
 
 @pytest.mark.parametrize("name", ["dpo", "e-dpo", "drdo", "reward"])
@@ -76,7 +86,13 @@ def test_soft_labels_and_weights_are_of_the_whole_mini_batch(name: str, tmp_path
     assert distance(Job(name).run(tmp_path / "plain"), whole) > 1e-6, "labels and weights are noticed"
 
 
-@pytest.mark.parametrize("name", each_method())
+OWN_REFERENCE = {"dpo", "p-dpo", "e-dpo", "simpo"}
+"""By what they read of pi_ref: the pair's log-probs, the samples' too, those beside members, and none."""
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[] if name in OWN_REFERENCE else pytest.mark.thorough) for name in METHODS]
+)
 def test_reference_log_probs_scored_before_are_those_of_the_step(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

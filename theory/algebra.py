@@ -13,9 +13,52 @@ from typing import Any
 import sympy as sp
 from sympy.core.function import AppliedUndef
 
-simplify, limit = cache(sp.simplify), cache(sp.limit)
+simplify_by_rules = cache(sp.simplify)
+"""SymPy's general simplification, which tries all that it knows."""
 BEYOND = (sp.Piecewise, sp.Sum, sp.Product, sp.Integral, sp.Limit, sp.Derivative)
-"""What is left to SymPy's own simplification."""
+"""What is left to it."""
+ELEMENTARY = (sp.Add, sp.Mul, sp.Pow, sp.exp, sp.log, sp.Symbol, sp.Number, sp.NumberSymbol)
+
+
+def elementary(expression: sp.Expr) -> bool:
+    """Whether an expression consists of symbols, numbers, arithmetic, powers, exponentials and logarithms."""
+    return all(isinstance(node, ELEMENTARY) for node in sp.preorder_traversal(expression))
+
+
+@cache
+def simplify(expression: Any) -> Any:
+    """The expression, factored as a rational function of its symbols, logarithms and exponentials; where there is more
+    to it, or no symbol, as SymPy simplifies it."""
+    expression = sp.sympify(expression)
+    if not expression.free_symbols or not elementary(expression):
+        return simplify_by_rules(expression)
+    rational, meant = as_rational(expression)
+    return sp.factor(rational).xreplace(meant)
+
+
+@cache
+def limit(expression: Any, variable: sp.Symbol, point: Any, direction: str = "+") -> Any:
+    """The limit: the value there, with e^-oo = 0, where it is finite, for then all is continuous; else SymPy's."""
+    expression, point = sp.sympify(expression), sp.sympify(point)
+    if elementary(expression) and not any(power.exp.has(variable) for power in expression.atoms(sp.Pow)):
+        value = expression.xreplace({variable: point}) if point.is_finite else at_infinity(expression, variable, point)
+        if value.is_finite:
+            return value
+    return sp.limit(expression, variable, point, direction)
+
+
+def at_infinity(expression: sp.Expr, variable: sp.Symbol, point: Any) -> sp.Expr:
+    """The expression with 0 for each exponential whose exponent falls linearly as the variable tends to +-oo; NaN where
+    the variable is elsewhere too."""
+    slopes = {power: sp.diff(sp.expand(power.exp), variable) for power in expression.atoms(sp.exp)}
+    gone = {
+        power: sp.Dummy()
+        for power, slope in slopes.items()
+        if not slope.has(variable) and (slope * point).is_extended_negative
+    }
+    rest = expression.xreplace(gone)
+    # All at once: one after the other, d / (d + e) would become 0 / e.
+    return sp.nan if rest.has(variable) else rest.xreplace(dict.fromkeys(gone.values(), sp.S.Zero))
 
 
 @cache
@@ -32,12 +75,14 @@ def vanishes(expression: Any) -> bool:
         expression = expression.replace(sp.Sum, without_factors)
         if sums_cancel(expression):
             return True
+        if differs(of_three_terms(expression)):
+            return False
     if not expression.has(*BEYOND):
         if differs(expression):
             return False
-        if sp.expand(sp.numer(sp.together(as_rational(expression)))) == 0:
+        if sp.expand(sp.numer(sp.together(as_rational(expression)[0]))) == 0:
             return True
-    return bool(simplify(expression) == 0)
+    return bool(simplify_by_rules(expression) == 0)
 
 
 def without_factors(term: sp.Expr, *limits: Any) -> sp.Expr:
@@ -52,6 +97,12 @@ def sums_cancel(expression: sp.Expr) -> bool:
     return bool(sp.expand(sp.numer(sp.together(expression.xreplace(variables)))) == 0)
 
 
+def of_three_terms(expression: sp.Expr) -> sp.Expr:
+    """The expression with 3 for what its sums go up to, written out."""
+    tops = {top for total in expression.atoms(sp.Sum) for *_, end in total.limits for top in end.free_symbols}
+    return expression.subs(dict.fromkeys(tops & expression.free_symbols, 3)).doit()
+
+
 def adjugate(matrix: sp.Matrix) -> tuple[sp.Matrix, sp.Expr]:
     """(adjugate, determinant), by arithmetic of polynomials: a zero is one at once, and none is searched for."""
     adj, det = matrix.to_DM().adj_det()
@@ -60,9 +111,9 @@ def adjugate(matrix: sp.Matrix) -> tuple[sp.Matrix, sp.Expr]:
 
 def differs(expression: sp.Expr) -> bool:
     """Whether an expression is real and not 0 where each of its symbols has a small value of the kind it may have. The
-    values of a function that is unknown are as free as symbols are."""
+    values of a function that is unknown, and the entries of an array, are as free as symbols are."""
     values: dict[sp.Basic, float] = {}
-    for i, leaf in enumerate(sorted(expression.atoms(sp.Symbol, AppliedUndef), key=str)):
+    for i, leaf in enumerate(sorted(expression.atoms(sp.Symbol, AppliedUndef, sp.Indexed), key=str)):
         value = 2.0 + i if leaf.is_integer else (2 * i + 3) / (12 * i + 19)
         values[leaf] = -value if leaf.is_negative else value
     largest = 1.0  # of what is added up, which says what rounding may do
@@ -90,9 +141,9 @@ def differs(expression: sp.Expr) -> bool:
         return False
 
 
-def as_rational(expression: sp.Expr) -> sp.Expr:
+def as_rational(expression: sp.Expr) -> tuple[sp.Expr, dict[sp.Symbol, sp.Expr]]:
     """The expression with a variable for each e^m and b^m, where m is a monomial of the exponents: e^(2x - y/3) is then
-    X^2 / Y. It may have lost relations between those, but what is 0 of it is 0."""
+    X^2 / Y; and what each variable stands for. It may have lost relations between those, but what is 0 of it is 0."""
     expression = sp.expand_log(expression)
     powers = {atom: atom.as_base_exp() for atom in expression.atoms(sp.exp, sp.Pow) if not atom.exp.is_Integer}
 
@@ -115,4 +166,6 @@ def as_rational(expression: sp.Expr) -> sp.Expr:
     def power(base: sp.Expr, m: sp.Expr, c: sp.Rational) -> sp.Expr:
         return base**c if m == 1 and c.is_Integer else variables[base, m] ** (c * parts[base, m])
 
-    return expression.xreplace({atom: sp.prod([power(*term) for term in of_atom]) for atom, of_atom in terms.items()})
+    known = {atom: sp.prod([power(*term) for term in of_atom]) for atom, of_atom in terms.items()}
+    meant = {variables[base, m]: base ** (m / parts[base, m]) for base, m in variables}
+    return expression.xreplace(known), meant

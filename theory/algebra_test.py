@@ -8,7 +8,7 @@ import pytest
 import sympy as sp
 
 from theory import algebra
-from theory.algebra import as_rational, differs, vanishes
+from theory.algebra import as_rational, differs, limit, simplify, vanishes
 
 A, B = sp.symbols("a b", positive=True)
 X, Y = sp.symbols("x y", real=True)
@@ -56,7 +56,7 @@ def test_what_is_zero(expression: Any) -> None:
 
 @pytest.mark.parametrize("expression", ZERO, ids=str)
 def test_what_is_shown_without_simplifying(expression: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(algebra, "simplify", None)
+    monkeypatch.setattr(algebra, "simplify_by_rules", None)
     assert vanishes.__wrapped__(expression)
 
 
@@ -76,6 +76,50 @@ def test_values_outside_of_a_logarithms_domain_tell_nothing() -> None:
 
 
 def test_exponentials_become_powers_of_as_few_variables_as_there_are_monomials() -> None:
-    rational = as_rational(sp.exp(2 * X - Y / 3) + sp.exp(-X) + sp.exp(Y))
+    expression = sp.exp(2 * X - Y / 3) + sp.exp(-X) + sp.exp(Y)
+    rational, meant = as_rational(expression)
+    assert sp.powsimp(rational.xreplace(meant)) == expression
     assert not rational.has(sp.exp)
     assert len(rational.free_symbols) == 2
+
+
+@pytest.mark.parametrize(
+    ("expression", "factored"),
+    [
+        (sp.diff(sp.log(1 + sp.exp(-A * X)), X), -A / (1 + sp.exp(A * X))),
+        (sp.exp(2 * X) / (sp.exp(X) + 1) - 1 / (1 + sp.exp(X)), sp.exp(X) - 1),
+        (A**2 - B**2, (A - B) * (A + B)),
+        (sp.sin(X) ** 2 + sp.cos(X) ** 2, sp.S.One),
+    ],
+    ids=str,
+)
+def test_what_is_factored(expression: Any, factored: Any) -> None:
+    assert simplify(expression) == factored
+
+
+LIMITS = [
+    (sp.log(1 + sp.exp(-A * (X - Y))), X, sp.oo, 0),
+    (sp.log(1 + sp.exp(-A * (X - Y))), X, -sp.oo, sp.oo),
+    (B / (1 + sp.exp(A * X)), X, -sp.oo, B),
+    (1 / (1 + A), A, 0, 1),
+    (A * sp.log(A), A, 0, 0),
+    (1 / A, A, 0, sp.oo),
+    (A ** (1 / sp.log(A)), A, 0, sp.E),
+    (sp.exp(-A) * sp.exp(2 * A), A, sp.oo, sp.oo),
+    (X * sp.exp(-X), X, sp.oo, 0),
+    ((1 + sp.exp(X)) * sp.exp(-X), X, sp.oo, 1),
+    ((1 + 1 / A) ** A, A, sp.oo, sp.E),
+    (sp.exp(-1 / A), A, 0, 0),
+    (sp.exp(-X) / (sp.exp(-X) + sp.exp(-2 * X)), X, sp.oo, 1),
+]
+
+
+@pytest.mark.parametrize(("expression", "variable", "point", "value"), LIMITS, ids=str)
+def test_limits(expression: Any, variable: Any, point: Any, value: Any) -> None:
+    assert limit(expression, variable, point) == value
+
+
+def test_a_limit_that_is_a_value_needs_no_series(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sp, "limit", None)
+    for expression, variable, point, value in LIMITS[0], LIMITS[2], LIMITS[3]:
+        assert limit.__wrapped__(expression, variable, point) == value

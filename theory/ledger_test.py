@@ -70,7 +70,6 @@ def claim(**changes: Any) -> Claim:
         "prove": lambda: require(True, "proof"),
         "counterexamples": {"odd": lambda: "4"},
         "controls": {"modulo 7": reject, "without odd": reject},
-        "properties": (squares,),
         "enumerate": lambda thorough: "n < 9" if not thorough else "n < 99",
     }
     return Claim(**(parts | changes))
@@ -90,7 +89,7 @@ def claims(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Claim]]:
 
 
 def test_row_of_a_claim_that_holds() -> None:
-    row = run(claim(), thorough=False)
+    row = run(claim(properties=(squares,)), thorough=False)
     assert (row.verdict, row.symbolic, row.enumerated, row.counterexample) == ("holds", True, "n < 9", None)
     assert row.examples == settings().max_examples
     assert run(claim(), thorough=True).enumerated == "n < 99"
@@ -211,8 +210,6 @@ def test_another_missing_library_is_a_failure() -> None:
     ids=lambda changes: next(iter(changes)),
 )
 def test_pytest_fails_where_the_ledger_does(changes: dict[str, Any]) -> None:
-    for test in claim_tests([claim()]).values():
-        test()
     failures = 0
     for test in claim_tests([claim(**changes)]).values():
         try:
@@ -220,6 +217,11 @@ def test_pytest_fails_where_the_ledger_does(changes: dict[str, Any]) -> None:
         except (AssertionError, CheckFailed):
             failures += 1
     assert failures == 1
+
+
+def test_pytest_passes_where_the_ledger_does() -> None:
+    for test in claim_tests([claim(properties=(squares,))]).values():
+        test()
 
 
 def test_two_checks_of_one_name() -> None:
@@ -240,6 +242,7 @@ def test_require_takes_nothing_but_true(undecided: object) -> None:
 
 def test_files_and_exit_status(claims: list[Claim], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     wrong_variant = {"without odd": reject, "modulo 7": lambda: None}
+    claims[:] = [claim(properties=(squares,))]
     claims.append(claim(id="broken", source="[N] eq 1", properties=(on_tensors,), controls=wrong_variant))
     files = tmp_path / "ledger.json", tmp_path / "ledger.md"
     assert ledger.main(["--json", str(files[0]), "--markdown", str(files[1])]) == 1
@@ -287,8 +290,8 @@ def test_rows_are_in_order_and_the_same_from_any_number_of_processes(
         return str(os.getpid())
 
     file = tmp_path / "ledger.json"
-    claims[:] = [claim(id=name, source="ours", properties=(), enumerate=where) for name in "abcd"]
-    claims.append(claim(id="e", source="ours", properties=()))
+    claims[:] = [claim(id=name, source="ours", enumerate=where) for name in "abcd"]
+    claims.append(claim(id="e", source="ours"))
     assert ledger.main(["--jobs", jobs, "--json", str(file)]) == 0
     *slow, last = json.loads(file.read_text())
     assert [row["id"] for row in (*slow, last)] == list("abcde")
@@ -331,7 +334,7 @@ def test_progress_says_what_is_done_and_what_is_being_checked(terminal: bool, mo
 
 
 def test_only_and_thorough(claims: list[Claim], tmp_path: Path) -> None:
-    claims.append(claim(id="other", properties=()))
+    claims.append(claim(id="other"))
     file = tmp_path / "ledger.json"
     assert ledger.main(["--only", "other", "--thorough", "--json", str(file)]) == 0
     [row] = json.loads(file.read_text())
@@ -339,7 +342,7 @@ def test_only_and_thorough(claims: list[Claim], tmp_path: Path) -> None:
     assert settings().max_examples >= 10_000
     ledger.main(["--only", "other", "--examples", "7"])
     assert settings().max_examples == 7
-    claims.append(claim(id="third", properties=()))
+    claims.append(claim(id="third"))
     for names in (["--only", "other,third"], ["--only", "other", "--only", "third"]):
         assert ledger.main([*names, "--json", str(file), "--force"]) == 0
         assert [row["id"] for row in json.loads(file.read_text())] == ["other", "third"]
@@ -383,7 +386,7 @@ def test_a_file_that_is_there_is_overwritten_by_force_alone(
 ) -> None:
     file = tmp_path / "ledger"
     file.write_text("kept")
-    claims[:] = [claim(prove=lambda: file.write_text("computed"), properties=())]
+    claims[:] = [claim(prove=lambda: file.write_text("computed"))]
     said = f"error: {option} {file} exists; name another file, or remove it, or overwrite it by --force\n"
     assert ledger.main([option, str(file)]) == 2
     assert (capsys.readouterr().err, file.read_text()) == (said, "kept")

@@ -10,7 +10,7 @@ import inspect
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
-from functools import cache
+from functools import cache, lru_cache
 from typing import Any
 
 import cvxpy as cp
@@ -196,7 +196,17 @@ def referee(name: str) -> Referee:
     hyperparameters = {h: sp.Symbol(h, positive=True) for h in definition.hyperparameters}
     value = definition.formula(*arguments, **hyperparameters)
     expressions = [value, *[sp.diff(value, x) for x in arguments]]
-    return Referee(sp.lambdify([*arguments, *hyperparameters.values()], expressions, "mpmath", cse=True))
+    inputs = [*arguments, *hyperparameters.values()]
+    return Referee(sp.lambdify(inputs, expressions, [ELEMENTARY, "mpmath"], cse=True))
+
+
+@lru_cache(1000)
+def elementary(name: str, x: Any, precision: int) -> Any:
+    """e^x or log x to so many bits. To move one input leaves most of what is asked for as it was."""
+    return getattr(mp, name)(x)
+
+
+ELEMENTARY = {name: lambda x, name=name: elementary(name, x, mp.mp.prec) for name in ("exp", "log")}
 
 
 def assert_within(got: Any, exact: Any, allowed: Any, dtype: Any, what: str) -> None:

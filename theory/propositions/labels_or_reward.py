@@ -99,16 +99,16 @@ def check_information(
     at = dict(zip(v, r, strict=True)) | dict(zip(q, p, strict=True))
     for e, signs in enumerate(graph.incidence.toarray().astype(int)):
         # The loss, and with it all that follows, is linear in the k: one comparison at a time.
-        alone = total.subs(dict.fromkeys(np.delete(k, e), 0))
+        alone = total.xreplace(dict.fromkeys(np.delete(k, e), sp.S.Zero))
         fisher, noise = (sp.cancel(f(k[e], p[e])) for f in (information, wins_variance))
         require(vanishes(noise - fisher), "the slopes' variance is not the information")
         for i, x in enumerate(v):
             slope = sp.diff(alone, x)
-            require(vanishes(slope.subs(at)), "the true rewards are not the limit of the fit")
+            require(vanishes(slope.xreplace(at)), "the true rewards are not the limit of the fit")
             # One win more, of which there are k q: the slopes move by -b, and their covariance is noise b b'.
             require(vanishes(sp.diff(slope, q[e]) + k[e] * signs[i]), "frequencies enter otherwise")
             for j in range(i, graph.n):
-                curvature = sp.diff(slope, v[j]).subs(at)
+                curvature = sp.diff(slope, v[j]).xreplace(at)
                 require(vanishes(curvature - fisher * signs[i] * signs[j]), "the curvature is not the information")
 
 
