@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from lm.config import Pairs
 from lm.data.confidence import certainty, edit_distance, subset
 
 TOKENS = st.lists(st.integers(2, 6), max_size=8)

@@ -233,7 +233,7 @@ def test_lengths_in_tokens_are_the_tokenizers_with_end_of_text(tmp_path: Path) -
     write_rows(tmp_path / "pairs.jsonl", [row])
     characters = read_lengths(str(tmp_path / "pairs.jsonl"))
     tokens = read_lengths(str(tmp_path / "pairs.jsonl"), tokenizer)
-    assert (characters.chosen, characters.rejected) == ([12], [5])
+    assert (list(characters.chosen), list(characters.rejected)) == ([12], [5])
     expected = [len(tokenizer(row[side])["input_ids"]) + 1 for side in ("chosen", "rejected")]
     assert [tokens.chosen[0], tokens.rejected[0]] == expected
     assert characters.classes(1.1) == ["longer"]

@@ -103,9 +103,9 @@ def _names_a_speaker(text: str) -> bool:
 
 def is_dialogue(text: str) -> bool:
     """Whether a turn begins inside a text, after a blank line."""
-    return _names_a_speaker(text) and any(
-        match.start() > 0 and text[: match.start()].strip() for match in _TURN.finditer(text)
-    )
+    if not _names_a_speaker(text):
+        return False
+    return any(match.start() > 0 and text[: match.start()].strip() for match in _TURN.finditer(text))
 
 
 def are_dialogues(chosen: str, rejected: str) -> bool:

@@ -11,6 +11,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 from transformers import GenerationConfig, PretrainedConfig
@@ -154,10 +155,11 @@ def _off(got: Tensor, right: Tensor) -> float:
 def left_padded(prompts: Sequence[Sequence[int]], device: torch.device) -> tuple[Tensor, Tensor]:
     """Token ids and mask of prompts that end together, [R, P]."""
     longest = max(map(len, prompts))
-    pads = [longest - len(prompt) for prompt in prompts]
-    ids = [[PAD] * pad + list(prompt) for pad, prompt in zip(pads, prompts, strict=True)]
-    mask = [[0] * pad + [1] * (longest - pad) for pad in pads]
-    return torch.tensor(ids, device=device), torch.tensor(mask, device=device)
+    ids, mask = np.full((len(prompts), longest), PAD), np.zeros((len(prompts), longest), dtype=np.int64)
+    for row, prompt in enumerate(prompts):
+        ids[row, longest - len(prompt) :] = prompt
+        mask[row, longest - len(prompt) :] = 1
+    return torch.from_numpy(ids).to(device), torch.from_numpy(mask).to(device)
 
 
 # ---------------------------------------------------------------- memory and draws

@@ -205,8 +205,7 @@ def fit(
     assert arguments.output_dir is not None
     if on := turn_off_dropout(model):  # of a model that `load_policy` has not opened
         log.warning("the dropout of %d layers is turned off: losses compare passes of models", on)
-    longest = _longest([rows for rows in (dataset, extra.get("eval_dataset")) if rows], collator)
-    shortest = collator([_shortest(dataset)])
+    longest, shortest = extremes([rows for rows in (dataset, extra.get("eval_dataset")) if rows], dataset, collator)
     model.settle(longest["input_ids"], longest["lengths"], arguments.device)
     reporting = trackers.callbacks(
         arguments.trackers, Path(arguments.logs or arguments.output_dir), arguments.described
@@ -242,6 +241,13 @@ def fit(
 COMPLETIONS = ("completion_ids", "chosen_ids", "rejected_ids")
 
 
+def extremes(
+    sets: Iterable[Dataset], dataset: Dataset, collator: Callable[[list[dict[str, Any]]], Batch]
+) -> tuple[Batch, Batch]:
+    """The batch of the longest row of all sets, and of the shortest of one: what a training tries before its steps."""
+    return _longest(sets, collator), collator([_shortest(dataset)])
+
+
 def _longest(sets: Iterable[Dataset], collator: Callable[[list[dict[str, Any]]], Batch]) -> Batch:
     """The batch of the row with the longest prompt and completion; samples count if the collator reads them."""
     found = []
@@ -254,7 +260,7 @@ def _longest(sets: Iterable[Dataset], collator: Callable[[list[dict[str, Any]]],
 
 
 def _shortest(rows: Dataset) -> dict[str, Any]:
-    """The row with the fewest tokens of prompt and all completions: what a collator makes of it is at most that long."""
+    """The row with the fewest tokens of prompt and completions: what a collator makes of it is at most that long."""
     tokens = sum(sizes(rows, name) for name in ("prompt_ids", *COMPLETIONS) if name in rows.column_names)
     if "sample_ids" in rows.column_names:
         tokens = tokens + sizes_inside(rows, "sample_ids")
