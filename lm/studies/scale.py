@@ -27,8 +27,6 @@ from lm.base import progress
 from lm.studies.bench_plan import TLDR, trl_installed
 from theory.records import replacing, table
 
-SIZES = (10_000, 100_000)
-"""Pairs, where nothing is said."""
 STAGES = ("prepare", "diagnose", "bias", "confidence", "score", "export", "load", "trl")
 """In this order, as the later ones stand on the earlier; the last is TRL's preparation."""
 WORDS, MEMBERS, CHUNK = 6000, 3, 10_000
