@@ -3,6 +3,7 @@ take tens of gigabytes."""
 
 from __future__ import annotations
 
+import hashlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -128,6 +129,18 @@ def places_of(values: Sequence[str] | pa.ChunkedArray, among: Sequence[str] | pa
     value_set = among.combine_chunks() if isinstance(among, pa.ChunkedArray) else pa.array(among, pa.string())
     found = pc.index_in(values if isinstance(values, pa.ChunkedArray) else pa.array(values, pa.string()), value_set)
     return np.asarray(pc.fill_null(found, -1).to_numpy(), dtype=np.int64)
+
+
+def texts(dataset: Dataset, name: str) -> Iterator[str]:
+    """Those of a column, a block at a time."""
+    for table in tables(dataset, [name]):
+        yield from table[name].to_pylist()
+
+
+def digests(texts: Iterable[str]) -> npt.NDArray[np.bytes_]:
+    """[N], equal where the texts are: a dictionary of the texts themselves would take more memory than they do."""
+    each = (hashlib.blake2b(text.encode(), digest_size=16).hexdigest().encode() for text in texts)
+    return np.fromiter(each, dtype="S32")
 
 
 def numbered(digests: npt.NDArray[Any]) -> tuple[Ints, Ints]:

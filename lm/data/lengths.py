@@ -39,18 +39,17 @@ def length_class(chosen_length: int, rejected_length: int, ratio: float, probabi
     A soft label counts for the likelier side, which `lm.data.votes` calls chosen, whole; a tie, of probability 1/2,
     prefers neither.
     """
-    if probability == 0.5:
-        return "neither"
-    exact = _decimal(ratio)
-    if chosen_length >= exact * rejected_length:
-        return "longer"
-    return "shorter" if rejected_length >= exact * chosen_length else "neither"
+    pair = np.array([chosen_length]), np.array([rejected_length])
+    found: Any = str(length_classes(*pair, ratio, np.array([probability]))[0])
+    return found
 
 
 def length_classes(chosen: Ints, rejected: Ints, ratio: float, probabilities: Floats) -> Classes:
     """`length_class` of each pair, [N]."""
     exact = _decimal(ratio)
     times, over = exact.numerator, exact.denominator
+    if max(times, over) * max(chosen.max(initial=0), rejected.max(initial=0)) >= 2**63:  # a ratio of many digits
+        chosen, rejected = chosen.astype(object), rejected.astype(object)
     longer, shorter = chosen * over >= rejected * times, rejected * over >= chosen * times
     return np.select([probabilities == 0.5, longer, shorter], ["neither", "longer", "shorter"], "neither")
 

@@ -116,6 +116,8 @@ def test_length_classes_are_exact_and_antisymmetric(chosen: int, rejected: int, 
 def test_exactly_ten_per_cent_more_is_longer() -> None:
     assert 55 < 1.1 * 50, "the binary product is above the decimal one"
     assert length_class(55, 50, 1.1) == "longer"
+    assert length_class(55, 50, 1.1000000000000001) == "longer"
+    assert length_class(10**6, 10**6, 1.0000000000000002) == "neither", "and no product is too large"
     assert length_class(50, 55, 1.1) == "shorter"
     assert length_class(109, 100, 1.1) == "neither"
 

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import datasets
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa  # type: ignore[import-untyped]
 import torch
 from datasets import Dataset, List, Value
@@ -17,7 +15,7 @@ from datasets import Dataset, List, Value
 from lm.base import ranks
 from lm.base.store import Artifact
 from lm.data import rewards, votes
-from lm.data.columns import Rows, column, listed, numbered, places_of, tables, written
+from lm.data.columns import Rows, column, digests, listed, numbered, places_of, tables, texts, written
 from lm.data.messages import restored
 from lm.data.scored import REF_PAIR, REF_SAMPLES, SAMPLE_IDS, SAMPLED, TOKENS
 from lm.logprobs.sampling import sample_completions
@@ -52,7 +50,7 @@ def scores(run: Run) -> Artifact:
         pairs = datasets.concatenate_datasets([of_training, probe])
         policy = open_policy(sft(run).path, tokenizer(run), sized(run))
         reference = score_pairs(policy, pairs, "reference log-probs", kept=scratch)
-        of_prompt, first = numbered(_digests(pairs, "prompt"))
+        of_prompt, first = numbered(digests(texts(pairs, "prompt")))
         prompts = Rows.of(pairs.select(first), "prompt_ids")
         each = run.config.sampling.reference_samples
         repeated = [ids for ids in prompts for _ in range(each)]
@@ -106,16 +104,6 @@ def scores(run: Run) -> Artifact:
         "seed": run.seed("score"),
     }
     return run.store.get("score", PAIRS, inputs, make)
-
-
-def _digests(pairs: Dataset, name: str) -> npt.NDArray[np.bytes_]:
-    """[N], of the texts of a column."""
-    every = [
-        hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
-        for table in tables(pairs, [name])
-        for text in table[name].to_pylist()
-    ]
-    return np.array(every, dtype="S32")
 
 
 @once

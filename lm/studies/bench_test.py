@@ -226,7 +226,9 @@ def test_rounds_that_disagree_by_more_than_half_are_an_error(
     assert door.main(options, configs={"S8": MICRO}) == status
     told = capsys.readouterr().err
     rows = {row["variant"]: row for row in json.loads(results.read_text())["rows"]}
-    assert rows["ours"]["spread"]["ratio_trl_tuned"] == [min(4.0, last), max(4.0, last)], "they are written all the same"
+    assert rows["ours"]["spread"]["ratio_trl_tuned"] == [min(4.0, last), max(4.0, last)], (
+        "they are written all the same"
+    )
     assert ("two rounds disagree by more than half: S8, ours x trl-tuned: from 4.00 to 6.10" in told) == bool(status)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -19,7 +18,7 @@ from scipy.stats import binomtest
 
 from lm.config import ControlTokens, DataConfig
 from lm.data import rewards, votes
-from lm.data.columns import numbered
+from lm.data.columns import digests, numbered
 from lm.data.control_tokens import Names, unmarked
 from lm.data.prompts import AUTO, Layout
 from lm.data.rewards import Source
@@ -474,11 +473,6 @@ def number(values: Iterable[Any]) -> tuple[Ints, int]:
     return labels, len(seen)
 
 
-def _digests(texts: Iterable[str]) -> npt.NDArray[np.bytes_]:
-    """[N]: equal where the texts are. A dictionary of the texts would take more memory than they do."""
-    return np.fromiter((hashlib.blake2b(t.encode(), digest_size=16).hexdigest().encode() for t in texts), dtype="S32")
-
-
 def measure(
     data: Comparisons,
     name: str,
@@ -503,10 +497,10 @@ def measure(
         model_pairs: on how many pairs at most it is measured.
     """
     tokenizer = tokenizer or model
-    prompt, first = numbered(_digests(data.prompts))
+    prompt, first = numbered(digests(data.prompts))
     prompts, both = len(first), np.concatenate([prompt, prompt])
     texts = chain(data.chosen, data.rejected)
-    response, first = numbered(_digests(f"{of}\0{text}" for of, text in zip(both.tolist(), texts, strict=True)))
+    response, first = numbered(digests(f"{of}\0{text}" for of, text in zip(both.tolist(), texts, strict=True)))
     responses, (chosen, rejected) = len(first), response.reshape(2, -1)
     # One graph for all prompts: a completion belongs to one, so no path leads from prompt to prompt.
     one_sided, count = data.probabilities == 1, len(chosen)

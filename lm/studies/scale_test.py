@@ -32,7 +32,7 @@ def test_made_text_is_shaped_like_tldr_and_the_same_each_time(folder: Path, tmp_
     assert len({row["prompt"] for row in rows}) == PAIRS
     assert words[PAIRS // 2] == pytest.approx(340, rel=0.1)
     assert words[-1] <= 510
-    assert 10 <= min(len(row["chosen"].split()) for row in rows)
+    assert min(len(row["chosen"].split()) for row in rows) >= 10
     assert {row["confidence"] for row in rows} == set(range(1, 10))
     make_text(tmp_path / "again.jsonl", PAIRS)
     assert (tmp_path / "again.jsonl").read_text().splitlines() == lines
