@@ -46,7 +46,7 @@ def test_sizes_numbers_and_lists(rows: tuple[Dataset, list[dict[str, Any]]]) -> 
     np.testing.assert_array_equal(found, [np.nan if row["number"] is None else row["number"] for row in expected])
     assert columns.matrix(dataset, "pair").tolist() == [row["pair"] for row in expected]
     assert columns.listed(columns.matrix(dataset, "pair")).to_pylist() == [row["pair"] for row in expected]
-    with pytest.raises(ValueError, match="ids has lists of .* values; all rows must have as many"):
+    with pytest.raises(ValueError, match=r"ids has lists of .* values; all rows must have as many"):
         columns.matrix(dataset, "ids")
     assert (columns.is_listed(dataset, "ids"), columns.is_listed(dataset, "number")) == (True, False)
 
