@@ -102,6 +102,6 @@ def caption(results: Scale) -> str:
     sizes = ", ".join(f"{size:,}" for size in results.sizes)
     return (
         f"Every stage of the data side on made pairs of TL;DR's lengths ({sizes} pairs), a process each; forward "
-        "passes are left out. Left: CPU seconds, imports left out; dotted: linear. Right: the most memory that is no page of "
-        "a file, libraries among it. TRL's preparation is that of its DPO trainer, from the same file."
+        "passes are left out. Left: CPU seconds, imports left out; dotted: linear. Right: the most memory that is no "
+        "page of a file, libraries among it. TRL's preparation is that of its DPO trainer, from the same file."
     )
