@@ -48,7 +48,7 @@ def length_classes(chosen: Ints, rejected: Ints, ratio: float, probabilities: Fl
     """`length_class` of each pair, [N]."""
     exact = _decimal(ratio)
     times, over = exact.numerator, exact.denominator
-    if max(times, over) * max(chosen.max(initial=0), rejected.max(initial=0)) >= 2**63:  # a ratio of many digits
+    if max(times, over) * int(max(chosen.max(initial=0), rejected.max(initial=0))) >= 2**63:  # a ratio of many digits
         chosen, rejected = chosen.astype(object), rejected.astype(object)
     longer, shorter = chosen * over >= rejected * times, rejected * over >= chosen * times
     return np.select([probabilities == 0.5, longer, shorter], ["neither", "longer", "shorter"], "neither")
