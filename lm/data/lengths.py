@@ -149,7 +149,7 @@ class Lengths:
     rejected: array[int] = field(default_factory=partial(array, "q"))
     left_out: Tally = field(default_factory=Tally)
     """Rows that are no comparison, by reason."""
-    probabilities: array[float] = field(default_factory=partial(array, "d"))
+    probabilities: array[float] = field(default_factory=lambda: array("d"))
     """That the chosen side is preferred, 1/2 for a tie."""
     notes: list[str] = field(default_factory=list)
     """What is said of how the set was read, and of its labels."""

@@ -150,7 +150,8 @@ def write_rows(path: Path, rows: Iterable[Row]) -> None:
         write_jsonl(path, rows)
         return
     with replacing(path) as temporary, tempfile.TemporaryDirectory(dir=temporary.parent) as folder:
-        pieces, left, first = [], iter(rows), 1
+        pieces: list[tuple[int, Path]] = []
+        left, first = iter(rows), 1
         while piece := list(islice(left, PIECE)):
             pieces.append((first, Path(folder, f"{len(pieces)}.arrow")))
             with pyarrow.OSFile(str(pieces[-1][1]), "wb") as file:

@@ -430,15 +430,13 @@ def within(rows: Dataset, tokenizer: PreTrainedTokenizerBase, config: DataConfig
     reason, with where they stand. Raises ValueError where no row of some split is left."""
     sides = [name for name in COMPLETIONS if name in rows.column_names]
     early = np.zeros(len(rows), dtype=bool)
-    longest = {"prompt": np.zeros(0), "completion": np.zeros(0)}
-    if len(rows):
-        longest = {"prompt": sizes(rows, "prompt_ids"), "completion": longest_completion(rows)}
+    none = np.zeros(0, dtype=np.int64)
+    prompts, completions = (sizes(rows, "prompt_ids"), longest_completion(rows)) if len(rows) else (none, none)
     for name in sides if len(rows) else ():
         early |= _early(rows, f"{name}_ids", tokenizer.eos_token_id)
-    over = {what: longest[what] > limit for what, limit in zip(longest, config.limits, strict=True)}
-    left = early | over["prompt"] | over["completion"]
+    left = early | (prompts > config.limits[0]) | (completions > config.limits[1])
     for row in np.flatnonzero(left).tolist():
-        reason = EARLY if early[row] else too_long(*(int(longest[what][row]) for what in longest), config)
+        reason = EARLY if early[row] else too_long(int(prompts[row]), int(completions[row]), config)
         assert reason is not None
         dropped.add(reason, rows[row][PLACE if PLACE in rows.column_names else "id"])
     kept = rows.select(np.flatnonzero(~left)) if left.any() else rows

@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 from torch.utils._pytree import register_dataclass
@@ -38,7 +39,7 @@ from lm.logprobs.kernels import (
 from lm.logprobs.packing import PACKED, LastLayer, Layout
 from lm.logprobs.trial import Trial
 
-Ids = Sequence[int]
+Ids = Sequence[int] | npt.NDArray[np.int32]
 Lengths = Sequence[Sequence[int]]
 Route = Literal["packed", "padded"]
 log = logging.getLogger(__name__)

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from datasets import Dataset
 from torch import Tensor
@@ -18,7 +19,7 @@ from lm.data.columns import Rows
 from lm.logprobs.completions import CompletionModel, CompletionOutput, collate
 from theory.records import replacing
 
-Ids = Sequence[int]
+Ids = Sequence[int] | npt.NDArray[np.int32]
 PAIRS = 65_536
 """Pairs at a time: of these, batches are of similar length, and their scores are kept."""
 

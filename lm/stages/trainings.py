@@ -368,5 +368,5 @@ def length_classes(run: Run, pairs: Dataset) -> Classes:
     """Which completion of each pair is the longer, [N]; of a tie neither is preferred."""
     soft = votes.PROBABILITY in pairs.column_names
     labels = columns.numbers(pairs, votes.PROBABILITY) if soft else np.ones(len(pairs))
-    both = (columns.sizes(pairs, name) for name in ("chosen_ids", "rejected_ids"))
-    return of_lengths(*both, run.config.bias.length_ratio, labels)
+    chosen, rejected = (columns.sizes(pairs, name) for name in ("chosen_ids", "rejected_ids"))
+    return of_lengths(chosen, rejected, run.config.bias.length_ratio, labels)

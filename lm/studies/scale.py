@@ -16,7 +16,6 @@ import multiprocessing
 import statistics
 import tempfile
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
@@ -25,10 +24,9 @@ import numpy as np
 
 from lm.base import progress
 from lm.studies.bench_plan import TLDR, trl_installed
+from lm.studies.scale_plan import STAGES, Job, Measured
 from theory.records import replacing, table
 
-STAGES = ("prepare", "diagnose", "bias", "confidence", "score", "export", "load", "trl")
-"""In this order, as the later ones stand on the earlier; the last is TRL's preparation."""
 WORDS, MEMBERS, CHUNK = 6000, 3, 10_000
 
 
@@ -68,32 +66,6 @@ def make_text(path: Path, pairs: int, seed: int = 0) -> None:
 
 
 # ---------------------------------------------------------------- a stage in a process
-
-
-@dataclass(frozen=True)
-class Job:
-    """What one process does."""
-
-    stage: str
-    folder: Path
-    """With the pairs, the model, and what earlier stages made."""
-
-
-@dataclass(frozen=True)
-class Measured:
-    """What a stage took, its imports left out."""
-
-    seconds: float
-    cpu_seconds: float
-    """User and system, of all threads."""
-    peak_mb: float
-    """Largest resident memory, 10^6 bytes: interpreter, libraries and pages of mapped files among it."""
-    anonymous_mb: float
-    """Largest without pages of files, which the system takes back when it needs them."""
-    base_mb: float
-    """Of which after the imports."""
-    file_mb: float
-    """What it wrote, and leaves."""
 
 
 def _work(job: Job, connection: Connection) -> None:

@@ -10,8 +10,10 @@ import pytest
 import torch
 
 from lm import bench as door
+from lm.stages.data import opened
 from lm.studies import scale, scale_workers
-from lm.studies.scale import Measured, growth, make_text, over_trl, rates, render
+from lm.studies.scale import growth, make_text, over_trl, rates, render
+from lm.studies.scale_plan import STAGES, Job, Measured
 
 PAIRS = 240
 
@@ -43,11 +45,11 @@ def test_made_text_is_shaped_like_tldr_and_the_same_each_time(folder: Path, tmp_
 def test_every_stage_does_its_work(folder: Path) -> None:
     """All but TRL's, in this process."""
     sizes = {}
-    for stage in scale.STAGES[:-1]:
+    for stage in STAGES[:-1]:
         written = scale_workers.DO[stage](folder)
         sizes[stage] = sum(file.stat().st_size for path in written for file in scale_workers._files(path))
     assert {stage for stage, size in sizes.items() if not size} == {"diagnose", "load"}
-    scored = scale_workers.scores.opened(next((folder / "run/score").glob("pairs-*")) / "pairs")
+    scored = opened(next((folder / "run/score").glob("pairs-*")) / "pairs")
     for row in scored.select(range(5)):
         assert row["ref_chosen_logps"] == -len(row["chosen_ids"]), "the stand-in's, in the order of the rows"
         assert row["ref_rejected_logps"] == -len(row["rejected_ids"])
@@ -103,4 +105,4 @@ def test_the_command_writes_what_was_measured(
 
 def test_a_stage_that_fails_is_named_with_its_traceback(tmp_path: Path) -> None:
     with pytest.raises(RuntimeError, match=r"(?s)prepare failed:\nTraceback .*pairs.jsonl"):
-        scale.measured(scale.Job("prepare", tmp_path))
+        scale.measured(Job("prepare", tmp_path))

@@ -33,7 +33,7 @@ from lm.stages import data, scores, subsets
 from lm.stages.run import Run
 from lm.studies import diagnosis
 from lm.studies.bench_workers import peak_mb
-from lm.studies.scale import Job, Measured
+from lm.studies.scale_plan import Job, Measured
 from lm.training.batches import pair_collator
 from lm.training.loop import extremes
 
@@ -212,4 +212,4 @@ def trl(folder: Path) -> list[Path]:
 DO: dict[str, Callable[[Path], list[Path]]] = {
     each.__name__: each for each in (prepare, diagnose, bias, confidence, score, export, load, trl)
 }
-"""By the names of `lm.studies.scale.STAGES`; each returns what it wrote and leaves."""
+"""By the names of `lm.studies.scale_plan.STAGES`; each returns what it wrote and leaves."""
