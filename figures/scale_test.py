@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from figures import scale
@@ -33,9 +34,9 @@ def test_a_line_a_stage_in_each_panel(tmp_path: Path) -> None:
     with style():
         figure = scale.draw(results)
     seconds, memory = figure.axes
-    drawn = {line.get_label(): list(line.get_ydata()) for line in seconds.lines[:-1]}
+    drawn = {line.get_label(): np.asarray(line.get_ydata()).tolist() for line in seconds.lines[:-1]}
     assert drawn == {"prepare": [1.0, 10.0], "TRL's preparation": [1.0, 10.0]}
-    assert list(seconds.lines[-1].get_ydata()) == [1.0, 10.0], "what linear is"
+    assert np.asarray(seconds.lines[-1].get_ydata()).tolist() == [1.0, 10.0], "what linear is"
     assert [len(axis.lines) for axis in (seconds, memory)] == [3, 2]
     assert "1,000, 10,000 pairs" in scale.caption(results)
 

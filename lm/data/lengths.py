@@ -40,7 +40,7 @@ def length_class(chosen_length: int, rejected_length: int, ratio: float, probabi
     prefers neither.
     """
     pair = np.array([chosen_length]), np.array([rejected_length])
-    found: Any = str(length_classes(*pair, ratio, np.array([probability]))[0])
+    found: LengthClass = length_classes(*pair, ratio, np.array([probability])).tolist()[0]
     return found
 
 

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from transformers import GenerationConfig, PretrainedConfig
 
-from lm.logprobs.completions import CompletionModel
+from lm.logprobs.completions import CompletionModel, Ids
 from lm.logprobs.copies import Unbuildable, precise
 from lm.logprobs.definition import described, examples_of, of_the_model, trying, vocabulary_of
 from lm.logprobs.kernels import at_least_float32, free_memory
@@ -152,7 +152,7 @@ def _off(got: Tensor, right: Tensor) -> float:
     return float(((got - right).abs() / (1 + right.abs())).nan_to_num(float("inf")).max())
 
 
-def left_padded(prompts: Sequence[Sequence[int]], device: torch.device) -> tuple[Tensor, Tensor]:
+def left_padded(prompts: Sequence[Ids], device: torch.device) -> tuple[Tensor, Tensor]:
     """Token ids and mask of prompts that end together, [R, P]."""
     longest = max(map(len, prompts))
     ids, mask = np.full((len(prompts), longest), PAD), np.zeros((len(prompts), longest), dtype=np.int64)
