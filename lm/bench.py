@@ -2,11 +2,13 @@
 
     python -m lm.bench [--quick] [--curves] [--json FILE] [--markdown FILE]
     python -m lm.bench --startup
+    python -m lm.bench --scale [PAIRS ...] [--json FILE]
 
 Every variant runs in a process of its own, so that its allocator settings and its peak memory are its own. The
 processes take turns: a round is one turn of each, on the same pairs; ratios are taken within a round, then medians over
 the rounds, so that what else the machine does touches both sides of a ratio. TRL is an optional extra. With --startup
-it tells how long commands take to say --help, likewise.
+it tells how long commands take to say --help, likewise; with --scale what the data side costs as sets grow
+(`lm.studies.scale`). Exit status 1 where two rounds of a ratio disagree by more than half.
 """
 
 from __future__ import annotations
@@ -21,7 +23,7 @@ from typing import Any
 from lm.base import progress
 from lm.base.command import add_force, argument_parser, as_command, check_free, path
 from lm.base.store import provenance
-from lm.studies.bench_plan import CONFIGS, QUICK, VARIANTS, Shape
+from lm.studies.bench_plan import CONFIGS, QUICK, SIZES, VARIANTS, Shape
 from theory.records import write_json
 
 
@@ -40,6 +42,7 @@ def main(arguments: Sequence[str], configs: dict[str, Shape] = CONFIGS) -> int:
         "--quick",
         "--curves --json bench.json --markdown docs/performance.md",
         "--startup",
+        "--scale 10000 100000 --json figures/results/scale.json",
     )
     parser.add_argument("--quick", action="store_true", help=f"S8, {', '.join(QUICK)}; 3 rounds of 2 steps")
     parser.add_argument("--configs", nargs="+", choices=configs, help="models; all but the pretrained ones")
@@ -49,6 +52,14 @@ def main(arguments: Sequence[str], configs: dict[str, Shape] = CONFIGS) -> int:
     parser.add_argument("--threads", type=_positive, default=os.cpu_count(), help="%(default)s")
     parser.add_argument("--curves", action="store_true", help="cost against prompt length, completion length, K too")
     parser.add_argument("--startup", action="store_true", help="only how long commands take to say --help")
+    parser.add_argument(
+        "--scale",
+        nargs="*",
+        type=_positive,
+        metavar="PAIRS",
+        help="only what the data side costs as sets grow, beside TRL's preparation: made sets of so many pairs each; "
+        f"{' '.join(map(str, SIZES))}",
+    )
     parser.add_argument("--json", type=path, metavar="FILE", help="write the measurements here")
     parser.add_argument("--markdown", type=path, metavar="FILE", help="put the tables between the marks of this file")
     add_force(parser)
@@ -60,8 +71,14 @@ def main(arguments: Sequence[str], configs: dict[str, Shape] = CONFIGS) -> int:
     if options.startup:
         _startup(parser, options)
         return 0
-    from lm.studies.bench import Plan, gemm_peak, machine, put_between_marks, render, threads
+    if options.scale is not None:
+        _scale(parser, options)
+        return 0
+    from lm.studies import loaded
+    from lm.studies.bench import Plan, disagreements, gemm_peak, machine, put_between_marks, render, threads
 
+    loaded.warn_of_queue()
+    began = loaded.ticks()
     if options.markdown:
         try:
             put_between_marks(options.markdown, "A run is in progress.")
@@ -96,13 +113,48 @@ def main(arguments: Sequence[str], configs: dict[str, Shape] = CONFIGS) -> int:
                 progress.say(f"{config}, {stage}: done")
         if options.curves:
             document["curves"] = plan.curves("S8", configs["S8"], peaks)
+    document["machine"]["steal"] = loaded.stolen(began, loaded.ticks())
+    loaded.warn_of_steal(document["machine"]["steal"])
     text = render(document)
     print(text)
     if options.json:
         write_json(options.json, document)
     if options.markdown:
         put_between_marks(options.markdown, text)
-    return 0
+    apart = disagreements([*document["rows"], *document["curves"]])
+    for told in apart:
+        print(
+            f"error: two rounds disagree by more than half: {told}; measure again when the machine is idle, or with "
+            "more --steps",
+            file=sys.stderr,
+        )
+    return int(bool(apart))
+
+
+def _alone(parser: argparse.ArgumentParser, options: argparse.Namespace, *kept: str) -> None:
+    """Refuses options that would have no effect beside the first."""
+    also = {*kept, "json", "force", "debug", "quiet"}
+    idle = [name for name, value in vars(options).items() if name not in also and value != parser.get_default(name)]
+    if idle:
+        parser.error(f"--{idle[0]} has no effect with --{kept[0]}")
+
+
+def _scale(parser: argparse.ArgumentParser, options: argparse.Namespace) -> None:
+    """Measures, and prints the table."""
+    _alone(parser, options, "scale")
+    from lm.studies import loaded
+    from lm.studies.bench import machine
+    from lm.studies.scale import measure, render
+
+    loaded.warn_of_queue()
+    document = {
+        "rows": measure(sorted(set(options.scale or SIZES))),
+        "machine": machine(1, {}),
+        "provenance": provenance(seed=0),
+    }
+    print(render(document))
+    if options.json:
+        write_json(options.json, document)
 
 
 def _at_hand(shape: Shape) -> Shape:
@@ -113,13 +165,10 @@ def _at_hand(shape: Shape) -> Shape:
 
 
 def _startup(parser: argparse.ArgumentParser, options: argparse.Namespace) -> None:
-    """Measures, and prints the table; other options than --rounds and --json would have no effect and are refused."""
+    """Measures, and prints the table."""
+    _alone(parser, options, "startup", "rounds")
     from lm.studies.startup import measure, render
 
-    kept = {"startup", "rounds", "json", "force", "debug", "quiet"}
-    idle = [name for name, value in vars(options).items() if name not in kept and value != parser.get_default(name)]
-    if idle:
-        parser.error(f"--{idle[0]} has no effect with --startup")
     rows = measure(options.rounds or 5)
     print(render(rows))
     if options.json:

@@ -36,7 +36,7 @@ def export(run: Run, out: Path, *, ids: bool = False, samples: bool = False) -> 
     rows = export_rows(run, ids=ids, samples=samples)  # by all ranks
     if not ranks.is_first():
         return
-    write_rows(out, rows)
+    write_rows(out, progress.bar("writing", rows))
     progress.say(f"written: {out}")
 
 

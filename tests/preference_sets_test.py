@@ -595,7 +595,7 @@ def test_real_comparisons_are_counted_as_by_hand(tmp_path: Path) -> None:
     for name, sign in (("hc_he", 1), ("lc_le", -1)):
         chosen = confidence_subset(name, pairs["confidence"][:], pairs["chosen_ids"][:], pairs["rejected_ids"][:])[0]  # type: ignore[arg-type]
         middle = statistics.median(sure), statistics.median(far)
-        assert chosen == [
+        assert chosen.tolist() == [
             i
             for i, both in enumerate(zip(sure, far, strict=True))
             if all(sign * (a - b) > 0 for a, b in zip(both, middle, strict=True))

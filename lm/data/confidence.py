@@ -6,13 +6,14 @@ confidence and a low edit distance (D_lc,le), whose preferences are close to a c
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, get_args
 
 import numpy as np
 from rapidfuzz.distance import Levenshtein
 
 from lm.config import Pairs
+from lm.data.columns import Floats, Ints
 
 LEAST, UNDECIDED, MOST = 1, 5, 9
 """The annotators' scale: 1 is sure of the first completion, 9 of the second."""
@@ -36,10 +37,10 @@ def edit_distance(one: Sequence[int], other: Sequence[int]) -> int:
 
 def subset(
     pairs: Pairs,
-    confidences: Sequence[float | None],
-    chosen_ids: Sequence[Sequence[int]],
-    rejected_ids: Sequence[Sequence[int]],
-) -> tuple[list[int], dict[str, Any]]:
+    confidences: Floats | Sequence[float | None],
+    chosen_ids: Iterable[Sequence[int]],
+    rejected_ids: Iterable[Sequence[int]],
+) -> tuple[Ints, dict[str, Any]]:
     """Indices of the pairs of D_all, D_hc,he or D_lc,le, in increasing order, and what was left out.
 
     Both medians are over the pairs that have a confidence; a pair has to be above both, or below both. One that is at a
@@ -47,8 +48,8 @@ def subset(
 
     Args:
         pairs: which subset; "all" asks nothing of the confidences.
-        confidences: of N annotators, or None where one gave none.
-        chosen_ids: N completions, tokens.
+        confidences: of N annotators, or None (or NaN) where one gave none.
+        chosen_ids: N completions, tokens; each is read once, so that they may come from a file as they are asked for.
         rejected_ids: likewise.
 
     Raises:
@@ -57,23 +58,25 @@ def subset(
     if pairs not in get_args(Pairs):
         raise ValueError(f"pairs must be one of {', '.join(get_args(Pairs))}, got {pairs!r}")
     if pairs == "all":
-        return list(range(len(confidences))), {}
-    confidences, chosen_ids, rejected_ids = list(confidences), list(chosen_ids), list(rejected_ids)  # read once
-    known = [i for i, confidence in enumerate(confidences) if confidence is not None]
-    if not known:
+        return np.arange(len(confidences)), {}
+    given = np.array(confidences, dtype=np.float64)
+    known = np.flatnonzero(~np.isnan(given))
+    if not len(known):
         raise ValueError(
             f'bias.pairs "{pairs}" selects by the annotators\' confidence, but none of the {len(confidences)} pairs '
             "has one: a column `confidence` (or `extra.confidence` in the schema of openai/summarize_from_feedback) is "
             'needed; use "all"'
         )
-    sure = np.array([certainty(c) for i in known if (c := confidences[i]) is not None])
-    far = np.array([edit_distance(chosen_ids[i], rejected_ids[i]) for i in known])
+    sure = np.array([certainty(c) for c in given[known].tolist()])
+    has_one = (~np.isnan(given)).tolist()
+    each = zip(chosen_ids, rejected_ids, has_one, strict=True)
+    far = np.array([edit_distance(one, other) for one, other, counts in each if counts])
     middle_sure, middle_far = float(np.median(sure)), float(np.median(far))
     inside = (
         (sure > middle_sure) & (far > middle_far) if pairs == "hc_he" else (sure < middle_sure) & (far < middle_far)
     )
-    kept = [known[i] for i in np.flatnonzero(inside)]
-    if not kept:
+    kept = known[inside]
+    if not len(kept):
         side = "above" if pairs == "hc_he" else "below"
         raise ValueError(
             f'bias.pairs "{pairs}": no pair is {side} the median certainty {middle_sure:g} (0 to 4) and {side} the '

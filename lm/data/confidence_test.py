@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from lm.config import Pairs
 from lm.data.confidence import certainty, edit_distance, subset
 
 TOKENS = st.lists(st.integers(2, 6), max_size=8)
@@ -45,8 +46,9 @@ def test_both_subsets_are_on_their_side_of_both_medians(rows: list[tuple[int | N
     confidences, chosen, rejected = (list(column) for column in zip(*rows, strict=True))
     asked: Any = (confidences, chosen, rejected)
     known = [(abs(c - 5), table(a, b)) for c, a, b in rows if c is not None]
-    found: dict[str, list[int]] = {}
-    for name, sign in (("hc_he", 1), ("lc_le", -1)):
+    found: dict[str, Any] = {}
+    of_side: tuple[tuple[Pairs, int], ...] = (("hc_he", 1), ("lc_le", -1))
+    for name, sign in of_side:
         medians = np.median(np.array(known), 0) if known else None
         inside = [
             i
@@ -55,15 +57,16 @@ def test_both_subsets_are_on_their_side_of_both_medians(rows: list[tuple[int | N
         ]
         if not inside:
             with pytest.raises(ValueError, match=r"none of the|no pair is (above|below) the median"):
-                subset(name, *asked)  # type: ignore[arg-type]
+                subset(name, *asked)
             continue
-        found[name], report = subset(name, *asked)  # type: ignore[arg-type]
-        assert found[name] == inside
+        found[name], report = subset(name, *asked)
+        assert found[name].tolist() == inside
         assert report["pairs"] == len(inside)
         assert report["of"] == len(rows)
         assert report["without_confidence"] == len(rows) - len(known)
     assert not set(found.get("hc_he", [])) & set(found.get("lc_le", []))
-    assert subset("all", *asked) == (list(range(len(rows))), {})
+    every, report = subset("all", *asked)
+    assert (every.tolist(), report) == (list(range(len(rows))), {})
 
 
 def table(one: list[int], other: list[int]) -> int:

@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 import math
+from array import array
 from bisect import bisect_left
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+import numpy.typing as npt
 from transformers import PreTrainedTokenizerBase
 
+from lm.base import progress
 from lm.config import BiasConfig
 from lm.data import votes
+from lm.data.columns import Floats, Ints
 from lm.data.control_tokens import Names
 from lm.data.prompts import AUTO
 from lm.data.rows import Row, Tally, check_suffix, read_rows, write_rows
@@ -26,6 +29,8 @@ from lm.data.templates import Renderer, chat_renderer, plain_chat
 from lm.data.tokens import completion_ids
 
 LengthClass = Literal["longer", "shorter", "neither"]
+Classes = npt.NDArray[np.str_]
+"""[N], of LengthClass."""
 
 
 def length_class(chosen_length: int, rejected_length: int, ratio: float, probability: float = 1.0) -> LengthClass:
@@ -34,12 +39,19 @@ def length_class(chosen_length: int, rejected_length: int, ratio: float, probabi
     A soft label counts for the likelier side, which `lm.data.votes` calls chosen, whole; a tie, of probability 1/2,
     prefers neither.
     """
-    if probability == 0.5:
-        return "neither"
+    pair = np.array([chosen_length]), np.array([rejected_length])
+    found: LengthClass = length_classes(*pair, ratio, np.array([probability])).tolist()[0]
+    return found
+
+
+def length_classes(chosen: Ints, rejected: Ints, ratio: float, probabilities: Floats) -> Classes:
+    """`length_class` of each pair, [N]."""
     exact = _decimal(ratio)
-    if chosen_length >= exact * rejected_length:
-        return "longer"
-    return "shorter" if rejected_length >= exact * chosen_length else "neither"
+    times, over = exact.numerator, exact.denominator
+    if max(times, over) * int(max(chosen.max(initial=0), rejected.max(initial=0))) >= 2**63:  # a ratio of many digits
+        chosen, rejected = chosen.astype(object), rejected.astype(object)
+    longer, shorter = chosen * over >= rejected * times, rejected * over >= chosen * times
+    return np.select([probabilities == 0.5, longer, shorter], ["neither", "longer", "shorter"], "neither")
 
 
 def counts(share: float, size: int) -> tuple[int, int]:
@@ -54,9 +66,9 @@ def _decimal(value: float) -> Fraction:
     return Fraction(str(value))
 
 
-def largest_feasible(classes: Sequence[LengthClass], share: float) -> int:
+def largest_feasible(classes: Classes | Sequence[LengthClass], share: float) -> int:
     """The most pairs that a subset with this share can have."""
-    longer, shorter = classes.count("longer"), classes.count("shorter")
+    longer, shorter = (int((np.asarray(classes) == side).sum()) for side in ("longer", "shorter"))
 
     def too_many(size: int) -> bool:
         need_longer, need_shorter = counts(share, size)
@@ -66,7 +78,9 @@ def largest_feasible(classes: Sequence[LengthClass], share: float) -> int:
     return bisect_left(range(1, longer + shorter + 1), True, key=too_many)
 
 
-def biased_subset(classes: Sequence[LengthClass], share: float, size: int | None, *, seed: int, what: str) -> list[int]:
+def biased_subset(
+    classes: Classes | Sequence[LengthClass], share: float, size: int | None, *, seed: int, what: str
+) -> list[int]:
     """Indices of a subset in which the longer completion is preferred in this share of the pairs, in increasing order.
 
     Args:
@@ -82,36 +96,42 @@ def biased_subset(classes: Sequence[LengthClass], share: float, size: int | None
     most = largest_feasible(classes, share)
     if size is None:
         size = most
+    every = np.asarray(classes, dtype="<U7")
     if size > most or size == 0:
-        rest = classes.count("neither")
+        rest = int((every == "neither").sum())
         neither = f" ({rest} prefer neither: ties, or of one length by bias.length_ratio)" if rest else ""
         raise ValueError(
             f"{what}: {size} pairs of which {share:.0%} prefer the longer completion are not to be had from "
-            f"{classes.count('longer')} pairs that prefer the longer and {classes.count('shorter')} that prefer the "
-            f"shorter{neither}; the largest feasible size is {most}"
+            f"{(every == 'longer').sum()} pairs that prefer the longer and {(every == 'shorter').sum()} that prefer "
+            f"the shorter{neither}; the largest feasible size is {most}"
         )
     rng = np.random.default_rng(seed)
     chosen = [
-        rng.choice([i for i, c in enumerate(classes) if c == name], count, replace=False)
+        rng.choice(np.flatnonzero(every == name), count, replace=False)
         for name, count in zip(("longer", "shorter"), counts(share, size), strict=True)
         if count
     ]
-    return sorted(int(i) for i in np.concatenate(chosen))
+    rows: list[int] = np.sort(np.concatenate(chosen)).tolist()
+    return rows
 
 
 def length_report(
-    classes: Sequence[LengthClass], chosen_lengths: Sequence[int], rejected_lengths: Sequence[int], rows: Sequence[int]
+    classes: Classes | Sequence[LengthClass],
+    chosen_lengths: Ints | Sequence[int],
+    rejected_lengths: Ints | Sequence[int],
+    rows: Ints | Sequence[int],
 ) -> dict[str, Any]:
     """Length statistics of these rows of a set: pairs by length class, mean lengths (None without rows)."""
-    count = Counter(classes[i] for i in rows)
+    rows = np.asarray(rows, dtype=np.int64)
+    own = np.asarray(classes, dtype="<U7")[rows]
 
-    def mean(lengths: Sequence[int]) -> float | None:
-        return sum(lengths[i] for i in rows) / len(rows) if rows else None
+    def mean(lengths: Ints | Sequence[int]) -> float | None:
+        return int(np.asarray(lengths)[rows].sum()) / len(rows) if len(rows) else None
 
     return {
         "pairs": len(rows),
-        "longer_preferred": count["longer"],
-        "shorter_preferred": count["shorter"],
+        "longer_preferred": int((own == "longer").sum()),
+        "shorter_preferred": int((own == "shorter").sum()),
         "mean_chosen_length": mean(chosen_lengths),
         "mean_rejected_length": mean(rejected_lengths),
     }
@@ -124,20 +144,20 @@ def length_report(
 class Lengths:
     """Lengths of a set's pairs, and which rows they are."""
 
-    rows: list[int] = field(default_factory=list)
-    chosen: list[int] = field(default_factory=list)
-    rejected: list[int] = field(default_factory=list)
+    rows: array[int] = field(default_factory=partial(array, "q"))
+    chosen: array[int] = field(default_factory=partial(array, "q"))
+    rejected: array[int] = field(default_factory=partial(array, "q"))
     left_out: Tally = field(default_factory=Tally)
     """Rows that are no comparison, by reason."""
-    probabilities: list[float] = field(default_factory=list)
+    probabilities: array[float] = field(default_factory=lambda: array("d"))
     """That the chosen side is preferred, 1/2 for a tie."""
     notes: list[str] = field(default_factory=list)
     """What is said of how the set was read, and of its labels."""
 
-    def classes(self, ratio: float) -> list[LengthClass]:
+    def classes(self, ratio: float) -> Classes:
         """Length class of each pair."""
-        each = zip(self.chosen, self.rejected, self.probabilities, strict=True)
-        return [length_class(chosen, rejected, ratio, probability) for chosen, rejected, probability in each]
+        chosen, rejected, probabilities = map(np.asarray, (self.chosen, self.rejected, self.probabilities))
+        return length_classes(chosen, rejected, ratio, probabilities)
 
 
 def read_lengths(path: str, tokenizer: PreTrainedTokenizerBase | None = None, prompt: str = AUTO) -> Lengths:
@@ -207,10 +227,13 @@ def bias_file(
     drawn = biased_subset(
         classes, config.rho, config.size, seed=seed, what="--rho" if config.size is None else "--size"
     )
-    kept = {lengths.rows[i] for i in drawn}
-    rows = enumerate(votes.Reader()(read_rows(path)))
-    write_rows(out, (row for number, (_, row) in rows if number in kept))
-    reports = [length_report(classes, lengths.chosen, lengths.rejected, rows) for rows in (range(len(classes)), drawn)]
+    kept = np.zeros(max(lengths.rows) + 1, dtype=bool)
+    kept[np.asarray(lengths.rows)[drawn]] = True
+    rows = (row for kept_, (_, row) in zip(kept.tolist(), votes.Reader()(read_rows(path)), strict=False) if kept_)
+    write_rows(out, progress.bar("writing", rows, total=len(drawn)))
+    reports = [
+        length_report(classes, lengths.chosen, lengths.rejected, rows) for rows in (np.arange(len(classes)), drawn)
+    ]
     return {
         **dict(zip(("before", "after"), reports, strict=True)),
         "left_out": dict(lengths.left_out),

@@ -116,6 +116,8 @@ def test_length_classes_are_exact_and_antisymmetric(chosen: int, rejected: int, 
 def test_exactly_ten_per_cent_more_is_longer() -> None:
     assert 55 < 1.1 * 50, "the binary product is above the decimal one"
     assert length_class(55, 50, 1.1) == "longer"
+    assert length_class(55, 50, 1.1000000000000001) == "longer"
+    assert length_class(10**6, 10**6, 1.0000000000000002) == "neither", "and no product is too large"
     assert length_class(50, 55, 1.1) == "shorter"
     assert length_class(109, 100, 1.1) == "neither"
 
@@ -233,7 +235,7 @@ def test_lengths_in_tokens_are_the_tokenizers_with_end_of_text(tmp_path: Path) -
     write_rows(tmp_path / "pairs.jsonl", [row])
     characters = read_lengths(str(tmp_path / "pairs.jsonl"))
     tokens = read_lengths(str(tmp_path / "pairs.jsonl"), tokenizer)
-    assert (characters.chosen, characters.rejected) == ([12], [5])
+    assert (list(characters.chosen), list(characters.rejected)) == ([12], [5])
     expected = [len(tokenizer(row[side])["input_ids"]) + 1 for side in ("chosen", "rejected")]
     assert [tokens.chosen[0], tokens.rejected[0]] == expected
     assert characters.classes(1.1) == ["longer"]

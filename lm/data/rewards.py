@@ -189,24 +189,34 @@ def _agree(one: Sides, other: Sides) -> bool:
 def stored(pairs: Dataset) -> tuple[list[Floats], list[Floats]] | None:
     """What a run's artifact holds of rewards, or None: the one reward, [N], and the members', [N, K] (K may be 0), of
     the chosen and of the rejected completions each. In an earlier version's the one reward is the first of a list."""
+    from lm.data.columns import matrix, numbers  # datasets comes with it
+
     names = set(pairs.column_names)
     if set(ONE) <= names:
-        members = [
-            np.array(pairs[name][:], dtype=np.float64).reshape(len(pairs), -1)
-            if name in names
-            else np.empty((len(pairs), 0))
-            for name in MEMBERS
-        ]
-        return [np.array(pairs[name][:], dtype=np.float64) for name in ONE], members
+        members = [matrix(pairs, name) if name in names else np.empty((len(pairs), 0)) for name in MEMBERS]
+        return [numbers(pairs, name) for name in ONE], members
     if set(OLDER_MEMBERS) <= names:
-        both = [np.array(pairs[name][:], dtype=np.float64).reshape(len(pairs), -1) for name in OLDER_MEMBERS]
+        both = [matrix(pairs, name) for name in OLDER_MEMBERS]
         return [side[:, 0] for side in both], [side[:, 1:] for side in both]
     return None
 
 
-def checked(values: Sequence[Any], name: str, ids: Sequence[str]) -> Floats:
+def checked_column(pairs: Dataset, name: str) -> Floats:
+    """`checked` of a column, [N] or [N, K], which is looked at row by row only where something is wrong with it."""
+    from lm.data.columns import is_listed, matrix, numbers
+
+    try:
+        values = matrix(pairs, name) if is_listed(pairs, name) else numbers(pairs, name)
+    except ValueError:  # rows differ in length
+        values = np.full(1, np.nan)
+    return values if np.isfinite(values).all() else checked(pairs[name][:], name, pairs["id"][:])
+
+
+def checked(values: Floats | Sequence[Any], name: str, ids: Sequence[str]) -> Floats:
     """Numbers of a column, [N] or [N, K]; ValueError, with the row's id, where one is missing or not finite, or rows
     differ in how many they have."""
+    if isinstance(values, np.ndarray) and np.isfinite(values).all():
+        return values
     first = values[0] if len(values) and isinstance(values[0], list) else [0]
     for row, value in zip(ids, values, strict=True):
         listed = value if isinstance(value, list) else [value]

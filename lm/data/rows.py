@@ -6,21 +6,26 @@ import difflib
 import math
 import re
 import reprlib
+import tempfile
 from bisect import bisect_left
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any, ClassVar
 
 import pyarrow  # type: ignore[import-untyped]
 import pyarrow.parquet  # type: ignore[import-untyped]
 
+from lm.base import progress
 from lm.base.files import json_line, write_jsonl
 from lm.data.formats import BATCH as BATCH
 from lm.data.formats import NUMBERS, READ, files_in, read_file
 from lm.data.formats import Row as Row
 from theory.records import replacing
 
+PIECE = 8192
+"""Rows that are held at most, of what is written as Parquet."""
 SUFFIXES = (".jsonl", ".jsonl.gz", ".parquet")
 """Files that are written."""
 HUB_DATASET = r"([\w-][\w.-]*/[\w.-]+)(?:/([\w.-]+))?(?:@([\w./-]+))?"
@@ -38,7 +43,7 @@ def read_rows(path: str, subset: str | None = None) -> Iterator[tuple[str, Row]]
     a hub dataset that cannot be loaded, or where there is no row.
     """
     row = None
-    for row in _read(path, subset):
+    for row in progress.bar(f"reading {path}", _read(path, subset)):
         yield row
     if row is None:
         needed = "; one JSON object a line is needed"
@@ -134,7 +139,8 @@ def left_out(counts: Mapping[str, int], first: Mapping[str, Sequence[str]]) -> l
 
 
 def write_rows(path: Path, rows: Iterable[Row]) -> None:
-    """Writes a .jsonl, .jsonl.gz or .parquet file, whole or not at all: JSON lines as they come, Parquet at once.
+    """Writes a .jsonl, .jsonl.gz or .parquet file, whole or not at all, as the rows come. No more than PIECE rows are
+    held; Parquet's stand beside the file, by pieces, until it is known what its columns are.
 
     Parquet has the columns of all rows, null where a row has none. Raises ValueError, with the row and the column, for
     what the type of file has not, or not in one column.
@@ -143,8 +149,58 @@ def write_rows(path: Path, rows: Iterable[Row]) -> None:
     if path.suffix != ".parquet":
         write_jsonl(path, rows)
         return
-    with replacing(path) as temporary:
-        pyarrow.parquet.write_table(_table(list(rows), path), temporary)
+    with replacing(path) as temporary, tempfile.TemporaryDirectory(dir=temporary.parent) as folder:
+        pieces: list[tuple[int, Path]] = []
+        left, first = iter(rows), 1
+        while piece := list(islice(left, PIECE)):
+            pieces.append((first, Path(folder, f"{len(pieces)}.arrow")))
+            with pyarrow.OSFile(str(pieces[-1][1]), "wb") as file:
+                table = _table(piece, first, path)
+                with pyarrow.ipc.new_file(file, table.schema) as writer:
+                    writer.write_table(table)
+            first += len(piece)
+        _put_together(pieces, path, temporary)
+
+
+def _put_together(pieces: Sequence[tuple[int, Path]], path: Path, out: Path) -> None:
+    """One Parquet file of Arrow files of rows, each with the number of its first row; ValueError where a column has
+    another type in a later one."""
+    schema = pyarrow.schema([])
+    for first, piece in pieces:
+        with pyarrow.memory_map(str(piece)) as file:
+            table = pyarrow.ipc.open_file(file).read_all()
+            for name in table.column_names:
+                one = pyarrow.schema([table.schema.field(name)])
+                try:
+                    schema = pyarrow.unify_schemas([schema, one], promote_options="permissive")
+                except pyarrow.ArrowException as error:
+                    at, value = next((i, v) for i, v in enumerate(table[name].to_pylist()) if v is not None)
+                    raise _of_another_type(path, first + at, name, value, error) from None
+    for field in schema:
+        _stored(pyarrow.nulls(1, field.type), field.name, path)
+    with pyarrow.parquet.ParquetWriter(out, schema) as writer:
+        for _, piece in pieces:
+            with pyarrow.memory_map(str(piece)) as file:
+                table = pyarrow.ipc.open_file(file).read_all()
+                writer.write_table(pyarrow.table([_as(table, field) for field in schema], schema=schema))
+
+
+def _as(table: pyarrow.Table, field: pyarrow.Field) -> pyarrow.ChunkedArray:
+    """A column as that of all rows, which may have other fields of objects in it."""
+    if field.name not in table.column_names:
+        return pyarrow.chunked_array([pyarrow.nulls(len(table), field.type)])
+    own = table[field.name]
+    try:
+        return own.cast(field.type)
+    except pyarrow.ArrowException:
+        return pyarrow.chunked_array([pyarrow.array(own.to_pylist(), field.type)])
+
+
+def _of_another_type(path: Path, row: int, name: str, value: Any, error: Exception) -> ValueError:
+    return ValueError(
+        f"{path}, row {row}, column {name!r}: {shown(value)} cannot be written to Parquet, where a "
+        f"column has one type ({str(error).splitlines()[0]}); take a .jsonl file, or leave it out"
+    )
 
 
 class Writable:
@@ -173,13 +229,11 @@ class Writable:
             _stored(_column(values, rows, name, self.path), name, self.path)
 
 
-def _table(rows: list[Row], path: Path) -> pyarrow.Table:
-    """Of the columns of all rows, in the order in which they first come."""
+def _table(rows: list[Row], first: int, path: Path) -> pyarrow.Table:
+    """Of the columns of these rows, in the order in which they first come."""
     names = dict.fromkeys(name for row in rows for name in row)
-    numbers = range(1, len(rows) + 1)
+    numbers = range(first, first + len(rows))
     columns = {name: _column([row.get(name) for row in rows], numbers, name, path) for name in names}
-    for name, column in columns.items():
-        _stored(column[:1], name, path)
     return pyarrow.table(columns)
 
 
@@ -197,10 +251,7 @@ def _column(values: Sequence[Any], rows: Sequence[int], name: str, path: Path) -
         return pyarrow.array(values)
     except (pyarrow.ArrowException, OverflowError, ValueError, TypeError) as error:
         at = bisect_left(range(1, len(values) + 1), True, key=fails)
-        raise ValueError(
-            f"{path}, row {rows[at]}, column {name!r}: {shown(values[at])} cannot be written to Parquet, where a "
-            f"column has one type ({str(error).splitlines()[0]}); take a .jsonl file, or leave it out"
-        ) from None
+        raise _of_another_type(path, rows[at], name, values[at], error) from None
 
 
 def _stored(column: pyarrow.Array, name: str, path: Path) -> None:

@@ -96,13 +96,22 @@ def turns_of(*dialogues: str) -> list[Turns]:
     return [[] if before.strip() else list(zip(rest[::2], rest[1::2], strict=True)) for before, *rest in parts]
 
 
+def _names_a_speaker(text: str) -> bool:
+    """Whether there can be a turn at all, which is told much sooner than where."""
+    return "Human:" in text or "Assistant:" in text
+
+
 def is_dialogue(text: str) -> bool:
     """Whether a turn begins inside a text, after a blank line."""
+    if not _names_a_speaker(text):
+        return False
     return any(match.start() > 0 and text[: match.start()].strip() for match in _TURN.finditer(text))
 
 
 def are_dialogues(chosen: str, rejected: str) -> bool:
     """Whether two texts are dialogues, or one is and the other should be."""
+    if not (_names_a_speaker(chosen) or _names_a_speaker(rejected)):
+        return False
     return is_dialogue(chosen) or is_dialogue(rejected) or all(turns_of(chosen, rejected))
 
 

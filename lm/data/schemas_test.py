@@ -814,8 +814,9 @@ def test_sets_stay_on_disk(tmp_path: Path, tokenizer: PreTrainedTokenizerBase) -
     config = DataConfig(kind="hh", path=many(tmp_path / "hh.jsonl"), valid_fraction=0.2, test_fraction=0.2, limit=150)
     loaded = load(config, 0, tmp_path)
     dataset, _ = tokenise(loaded.preferences, tokenizer, config, tmp_path / "ids.arrow")
-    for mapped in (loaded.preferences, loaded.references, dataset):
+    for mapped in (loaded.preferences, loaded.references):
         assert [Path(file["filename"]).parent for file in mapped.cache_files] == [tmp_path]
+    assert [Path(file["filename"]).parent for file in dataset.cache_files] == [tmp_path / "ids.arrow"]
     assert Dataset.from_list([{"a": 1}]).cache_files == [], "what is in memory has no file"
 
 

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import json
+import re
 from collections import Counter
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from lm.config import DataConfig, WorldConfig
 from lm.data.rows import Row, write_rows
 from lm.data.schemas import Message
-from lm.data.splits import named, opening, own_split, split_of, why_empty
+from lm.data.splits import letters, named, opening, own_split, split_of, why_empty
 from lm.data.tokens import Loaded, load, standing_twice
 from lm.data.world import generate
 
@@ -250,6 +253,12 @@ def test_near_duplicates_across_splits_are_counted(tmp_path: Path) -> None:
         "valid": {"prompts": 3, "in_training": 1, "nearly": 1},
         "test": {"prompts": 3, "in_training": 0, "nearly": 3},
     }
+
+
+@given(st.text(st.characters(max_codepoint=127)))
+def test_letters_of_plain_text_are_those_of_any(text: str) -> None:
+    assert letters(text) == (re.sub(r"[\W\d_]+", "", text) or text)
+    assert letters(f"{text}\u00e9") == re.sub(r"[\W\d_]+", "", f"{text}\u00e9"), "the other way"
 
 
 def test_drawn_splits_share_no_prompt(tmp_path: Path) -> None:

@@ -18,24 +18,30 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from datasets import Dataset, Features, List, Value
+import numpy.typing as npt
+import pyarrow  # type: ignore[import-untyped]
+from datasets import Dataset, Features, List, Value, concatenate_datasets
 from datasets.arrow_writer import ArrowWriter
 from transformers import PreTrainedTokenizerBase
 
 from lm.base import progress
 from lm.config import DataConfig
 from lm.data import messages, rewards, scored, splits, votes
-from lm.data.control_tokens import TEXTS, Names, token_ids, unmarked
+from lm.data.columns import Ints, Rows, column, counted, places_of, rows_where, sizes, tables, written
+from lm.data.control_tokens import COMPLETIONS, MARK, TEXTS, Names, token_ids, unmarked
 from lm.data.rows import BATCH, Row, Tally, read_rows
 from lm.data.schemas import Drop, hh_pair, preference_pair, preference_reference, tldr_pair, tldr_reference
 from lm.data.sets import Survey, comparisons, survey
 from lm.data.splits import split_of
 from lm.data.templates import Renderer, plain_chat
+from theory.records import replacing
 
 FORM = 2
 """Raised where the same rows become other ids, texts or splits, so that older ones are made again."""
 PLACE = "place"
 """Where a row stands in its set, between reading and tokenising."""
+PART = 65_536
+"""Rows of a file of tokenised ones."""
 KEYS = ("group", "letters")
 """Digests of what `lm.data.splits` goes by, likewise, and up to where what is kept is known."""
 
@@ -272,11 +278,14 @@ def mapped(rows: Iterable[Row], features: Mapping[str, Any], path: Path) -> Data
 def standing_twice(preferences: Dataset, references: Dataset) -> dict[str, dict[str, int]]:
     """Prompts that the preferences hold out and that stand in training too, as of `lm.data.splits.crossing`."""
 
-    def keys(rows: Dataset) -> Iterator[tuple[str, str, str]]:
-        return zip(*(rows[name][:] for name in ("split", *KEYS)), strict=True)
+    def keys(rows: Dataset, split: str) -> list[npt.NDArray[np.bytes_]]:
+        of_split = rows.select(rows_where(rows, "split", [split]))
+        return [np.array(column(of_split, name).to_numpy(), dtype="S16") for name in KEYS]
 
-    training = ((group, spelt) for rows in (preferences, references) for s, group, spelt in keys(rows) if s == "train")
-    return splits.crossing(training, (row for row in keys(preferences) if row[0] != "train"))
+    training = [
+        np.concatenate(both) for both in zip(*(keys(r, "train") for r in (preferences, references)), strict=True)
+    ]
+    return splits.crossing(training, {split: keys(preferences, split) for split in splits.HELD_OUT})
 
 
 def twice_in_words(crossing: Mapping[str, Mapping[str, int]]) -> list[str]:
@@ -328,12 +337,13 @@ EARLY = "end-of-text inside a completion"
 def _placed(
     ids: Callable[[PreTrainedTokenizerBase, list[str]], list[list[int]]],
     tokenizer: PreTrainedTokenizerBase,
+    different: list[str],
     texts: list[str],
     places: list[str],
 ) -> list[list[int]]:
-    """Ids of texts; a ValueError says where the text stands."""
+    """Ids of the different texts among these; a ValueError says where the text stands."""
     try:
-        return ids(tokenizer, texts)
+        return ids(tokenizer, different)
     except ValueError:
         for text, place in zip(texts, places, strict=True):
             try:
@@ -343,12 +353,12 @@ def _placed(
         raise
 
 
-def too_long(prompt: int, completions: Iterable[int], config: DataConfig) -> str | None:
-    """Why a row is left out whose prompt and completions have so many tokens; None where it is not."""
+def too_long(prompt: int, completion: int, config: DataConfig) -> str | None:
+    """Why a row is left out whose prompt and longer completion have so many tokens; None where it is not."""
     longest_prompt, longest_completion = config.limits
     if prompt > longest_prompt:
         return f"prompt longer than {longest_prompt} tokens"
-    if max(completions) > longest_completion:
+    if completion > longest_completion:
         return f"completion longer than {longest_completion} tokens"
     return None
 
@@ -356,40 +366,103 @@ def too_long(prompt: int, completions: Iterable[int], config: DataConfig) -> str
 def tokenise(
     rows: Dataset, tokenizer: PreTrainedTokenizerBase, config: DataConfig, path: Path, dropped: Tally | None = None
 ) -> tuple[Dataset, dict[str, int]]:
-    """Adds `<column>_ids` for the prompt and each completion, and drops rows that are over-long or would end early.
+    """`with_ids`, and of these the rows that are `within` the limits; with the counts of dropped rows by reason."""
+    dropped = Tally() if dropped is None else dropped
+    return within(with_ids(rows, tokenizer, path), tokenizer, config, dropped), dict(dropped)
 
-    Returns the dataset, kept in the file `path`, and the counts of dropped rows by reason, which are in `dropped` too,
-    with where they stand. Nothing is cut. Raises ValueError where no row of some split is left.
+
+def with_ids(rows: Dataset, tokenizer: PreTrainedTokenizerBase, folder: Path, what: str = "tokenising") -> Dataset:
+    """Adds `<column>_ids` for the prompt and each completion. Nothing is cut.
+
+    The rows are kept in files of PART rows in this folder. Each is whole or absent, and is found again by what it was
+    made of: a run that broke goes on where it was.
     """
-    columns = [name for name in ("completion", "chosen", "rejected") if name in rows.column_names]
-    dropped, before, present = Tally() if dropped is None else dropped, Counter[str](), Counter[str]()
+    if not len(rows):
+        return rows
+    columns = [name for name in TEXTS if name in rows.column_names]
+    features = Features({**rows.features, **{f"{name}_ids": List(Value("int32")) for name in columns}})
+    folder.mkdir(parents=True, exist_ok=True)
+    own = f"{tokenizer.backend_tokenizer.to_str()}{FORM}" if tokenizer.is_fast else None
+    parts = []
+    with progress.bar(what, total=len(rows)) as bar:
+        for number, start in enumerate(range(0, len(rows), PART)):
+            part = rows.select(range(start, min(start + PART, len(rows))))
+            made_of = hashlib.sha256("\0".join([str(own), *part["id"][:]]).encode()).hexdigest()
+            path = folder / f"{number:05}-{made_of[:12]}.arrow"
+            if own is None or not path.exists():
+                with replacing(path) as temporary:
+                    written(_tokenised(part, tokenizer, columns, bar), features, temporary)
+            else:
+                bar.update(len(part))
+            parts.append(Dataset.from_file(str(path)))
+    return concatenate_datasets(parts)
 
-    def kept() -> Iterator[Row]:
-        for start in progress.bar("tokenising", range(0, len(rows), BATCH), unit="batch"):
-            batch = rows[start : start + BATCH]
-            places = batch.pop(PLACE, batch["id"])
-            ids = {"prompt_ids": _placed(prompt_ids, tokenizer, batch["prompt"], places)}
-            ids |= {f"{name}_ids": _placed(completion_ids, tokenizer, batch[name], places) for name in columns}
-            table = {**batch, **ids}
-            for place, *values in zip(places, *table.values(), strict=True):
-                row = dict(zip(table, values, strict=True))
-                before[row["split"]] += 1
-                row |= {name: unmarked(row[name]) for name in ("prompt", *columns)}
-                lengths = (len(row[f"{name}_ids"]) for name in columns)
-                if any(ends_early(row[f"{name}_ids"], tokenizer) for name in columns):
-                    dropped.add(EARLY, place)
-                elif (reason := too_long(len(row["prompt_ids"]), lengths, config)) is not None:
-                    dropped.add(reason, place)
-                else:
-                    present[row["split"]] += 1
-                    yield row | {name: unmarked(row[name]) for name in ("prompt", *columns)}
 
-    ids = {f"{name}_ids": List(Value("int64")) for name in ("prompt", *columns)}
-    features = {name: kind for name, kind in rows.features.items() if name != PLACE}
-    dataset = mapped(kept(), {**features, **ids}, path)
-    what = "preference pairs" if "chosen" in columns else "reference completions"
-    for split in ("train", "valid", "test") if "chosen" in columns else ("train",):
+def _tokenised(
+    rows: Dataset, tokenizer: PreTrainedTokenizerBase, columns: Sequence[str], bar: Any
+) -> Iterator[pyarrow.Table]:
+    for table in tables(rows, rows=BATCH):
+        places = table[PLACE if PLACE in table.column_names else "id"].to_pylist()
+        for name in columns:
+            texts = table[name].to_pylist()
+            different = list(dict.fromkeys(texts))  # a prompt often stands in several rows, one after the other
+            how = prompt_ids if name == "prompt" else completion_ids
+            found = dict(zip(different, _placed(how, tokenizer, different, texts, places), strict=True))
+            ids = Rows.from_lists([found[text] for text in texts]).arrow()
+            if any(MARK in text for text in different):
+                plain = pyarrow.array(map(unmarked, texts), pyarrow.string())
+                table = table.set_column(table.column_names.index(name), name, plain)
+            table = table.append_column(f"{name}_ids", ids)
+        bar.update(len(table))
+        yield table
+
+
+def ids_of_chosen(references: Dataset, pairs: Dataset) -> Dataset:
+    """Reference completions that are the chosen sides of pairs, with the ids which these have from `with_ids`."""
+    rows = pairs.select(places_of(column(references, "id"), column(pairs, "id")))
+    names = {"chosen": "completion", "chosen_ids": "completion_ids"}
+    kept = [*(name for name in references.column_names if name not in names.values()), "prompt_ids", *names]
+    return rows.select_columns(kept).rename_columns(names)
+
+
+def within(rows: Dataset, tokenizer: PreTrainedTokenizerBase, config: DataConfig, dropped: Tally) -> Dataset:
+    """The rows of `with_ids` that are not over-long and do not end early; the others are counted in `dropped`, by
+    reason, with where they stand. Raises ValueError where no row of some split is left."""
+    sides = [name for name in COMPLETIONS if name in rows.column_names]
+    early = np.zeros(len(rows), dtype=bool)
+    none = np.zeros(0, dtype=np.int64)
+    prompts, completions = (sizes(rows, "prompt_ids"), longest_completion(rows)) if len(rows) else (none, none)
+    for name in sides if len(rows) else ():
+        early |= _early(rows, f"{name}_ids", tokenizer.eos_token_id)
+    left = early | (prompts > config.limits[0]) | (completions > config.limits[1])
+    for row in np.flatnonzero(left).tolist():
+        reason = EARLY if early[row] else too_long(int(prompts[row]), int(completions[row]), config)
+        assert reason is not None
+        dropped.add(reason, rows[row][PLACE if PLACE in rows.column_names else "id"])
+    kept = rows.select(np.flatnonzero(~left)) if left.any() else rows
+    before, present = (counted(each, "split") for each in (rows, kept))
+    what = "preference pairs" if "chosen" in sides else "reference completions"
+    for split in splits.SPLITS if "chosen" in sides else ("train",):
         if not present[split]:
-            why = splits.why_empty(split, before, dict(dropped))
-            raise ValueError(f"no {what} are left in the {split} split: {why}")
-    return dataset, dict(dropped)
+            raise ValueError(
+                f"no {what} are left in the {split} split: {splits.why_empty(split, before, dict(dropped))}"
+            )
+    return kept.remove_columns([PLACE]) if PLACE in kept.column_names else kept
+
+
+def longest_completion(rows: Dataset) -> Ints:
+    """[N], tokens of the longer completion of each of the rows of `with_ids`."""
+    lengths = [sizes(rows, f"{name}_ids") for name in COMPLETIONS if name in rows.column_names]
+    return np.max(lengths, axis=0) if lengths else np.empty(0, dtype=np.int64)
+
+
+def _early(rows: Dataset, name: str, end: int) -> npt.NDArray[np.bool_]:
+    """[N], whether end-of-text stands in a completion before its end."""
+    found = [np.empty(0, dtype=bool)]
+    for table in tables(rows, [name]):
+        ids = Rows.of_table(table, name)
+        inside = ids.flat == end
+        inside[ids.ends[1:] - 1] = False  # no completion is empty
+        before = np.concatenate([[0], np.cumsum(inside)])
+        found.append(before[ids.ends[1:]] > before[ids.ends[:-1]])
+    return np.concatenate(found)

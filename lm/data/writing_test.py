@@ -130,6 +130,32 @@ def test_a_column_of_empty_objects_is_told_of(write: Callable[..., None], tmp_pa
     write(tmp_path / "more.parquet", [{"x": {}}, {"x": {"a": 1}}])
 
 
+def test_pieces_of_a_parquet_file_are_one_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("lm.data.rows.PIECE", 2)
+    rows: list[Row] = [
+        {"x": 1, "said": [{"role": "user"}]},
+        {"x": None},
+        {"x": 2.5, "late": "a", "said": [{"role": "user", "name": "b"}]},
+        {"x": 4, "said": []},
+        {"said": None},
+    ]
+    path = tmp_path / "rows.parquet"
+    write_rows(path, iter(rows))
+    in_pieces = pyarrow.parquet.read_table(path)
+    monkeypatch.setattr("lm.data.rows.PIECE", 8)
+    write_rows(path, rows)
+    assert in_pieces.equals(pyarrow.parquet.read_table(path))
+    assert list(tmp_path.iterdir()) == [path], "the pieces are gone"
+
+
+@pytest.mark.parametrize("last", ["three", {"a": 1}, [1], True])
+def test_a_later_piece_of_another_type_is_named(last: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("lm.data.rows.PIECE", 2)
+    with pytest.raises(ValueError, match=r"rows.parquet, row 4, column 'x': .* a column has one type"):
+        write_rows(tmp_path / "rows.parquet", [{"x": 1}, {"x": 2}, {"x": None}, {"x": last}])
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_no_rows_are_a_file_without_columns(tmp_path: Path) -> None:
     write_rows(tmp_path / "none.parquet", [])
     assert pyarrow.parquet.read_table(tmp_path / "none.parquet").num_rows == 0

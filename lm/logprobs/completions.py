@@ -17,6 +17,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 from torch.utils._pytree import register_dataclass
@@ -37,7 +39,7 @@ from lm.logprobs.kernels import (
 from lm.logprobs.packing import PACKED, LastLayer, Layout
 from lm.logprobs.trial import Trial
 
-Ids = Sequence[int]
+Ids = Sequence[int] | npt.NDArray[np.int32]
 Lengths = Sequence[Sequence[int]]
 Route = Literal["packed", "padded"]
 log = logging.getLogger(__name__)
@@ -69,12 +71,12 @@ def collate(prompts: Sequence[Ids], completions: Sequence[Sequence[Ids]]) -> dic
         input_ids [T] int64, and lengths: for each example the tokens of its prompt and of each completion.
     """
     for row, (prompt, own) in enumerate(zip(prompts, completions, strict=True)):
-        if not prompt or not own or not all(own):
-            side = "completion" if prompt else "prompt"
+        if not len(prompt) or not len(own) or not all(map(len, own)):
+            side = "completion" if len(prompt) else "prompt"
             raise ValueError(f"row {row} has an empty {side}; prompt and completion need at least one token each")
     parts = [part for prompt, own in zip(prompts, completions, strict=True) for part in (prompt, *own)]
     return {
-        "input_ids": torch.tensor([token for part in parts for token in part], dtype=torch.long),
+        "input_ids": torch.from_numpy(np.concatenate([np.empty(0, dtype=np.int64), *parts])),
         "lengths": [[len(prompt), *map(len, own)] for prompt, own in zip(prompts, completions, strict=True)],
     }
 

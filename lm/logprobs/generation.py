@@ -11,11 +11,12 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 from transformers import GenerationConfig, PretrainedConfig
 
-from lm.logprobs.completions import CompletionModel
+from lm.logprobs.completions import CompletionModel, Ids
 from lm.logprobs.copies import Unbuildable, precise
 from lm.logprobs.definition import described, examples_of, of_the_model, trying, vocabulary_of
 from lm.logprobs.kernels import at_least_float32, free_memory
@@ -151,13 +152,14 @@ def _off(got: Tensor, right: Tensor) -> float:
     return float(((got - right).abs() / (1 + right.abs())).nan_to_num(float("inf")).max())
 
 
-def left_padded(prompts: Sequence[Sequence[int]], device: torch.device) -> tuple[Tensor, Tensor]:
+def left_padded(prompts: Sequence[Ids], device: torch.device) -> tuple[Tensor, Tensor]:
     """Token ids and mask of prompts that end together, [R, P]."""
     longest = max(map(len, prompts))
-    pads = [longest - len(prompt) for prompt in prompts]
-    ids = [[PAD] * pad + list(prompt) for pad, prompt in zip(pads, prompts, strict=True)]
-    mask = [[0] * pad + [1] * (longest - pad) for pad in pads]
-    return torch.tensor(ids, device=device), torch.tensor(mask, device=device)
+    ids, mask = np.full((len(prompts), longest), PAD), np.zeros((len(prompts), longest), dtype=np.int64)
+    for row, prompt in enumerate(prompts):
+        ids[row, longest - len(prompt) :] = prompt
+        mask[row, longest - len(prompt) :] = 1
+    return torch.from_numpy(ids).to(device), torch.from_numpy(mask).to(device)
 
 
 # ---------------------------------------------------------------- memory and draws

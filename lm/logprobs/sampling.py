@@ -141,7 +141,7 @@ def _sample_by_vllm(
                 trust_remote_code=config.trust_remote_code,
             )
             outputs = engine.generate(
-                [TokensPrompt(prompt_token_ids=list(prompt)) for prompt in prompts],
+                [TokensPrompt(prompt_token_ids=[int(token) for token in prompt]) for prompt in prompts],
                 # A seed for each prompt: with one for all, every prompt would see the same noise.
                 [
                     SamplingParams(

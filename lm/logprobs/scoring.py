@@ -2,17 +2,26 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from datasets import Dataset
 from torch import Tensor
 
 from lm.base import progress, ranks
+from lm.data.columns import Rows
 from lm.logprobs.completions import CompletionModel, CompletionOutput, collate
+from theory.records import replacing
 
-Ids = Sequence[int]
+Ids = Sequence[int] | npt.NDArray[np.int32]
+PAIRS = 65_536
+"""Pairs at a time: of these, batches are of similar length, and their scores are kept."""
 
 
 class ScoreError(FloatingPointError):
@@ -121,9 +130,9 @@ def over_ranks(
 def _by_prompt(prompts: Sequence[Ids], completions: Sequence[Ids], most: int) -> list[list[int]]:
     """Rows with the same prompt together, in groups of at most `most` tokens (a single row may be longer)."""
     groups: list[list[int]] = []
-    open_group: dict[tuple[int, ...], tuple[list[int], int]] = {}
+    open_group: dict[bytes, tuple[list[int], int]] = {}
     for row, (prompt, completion) in enumerate(zip(prompts, completions, strict=True)):
-        key = tuple(prompt)
+        key = hashlib.blake2b(np.asarray(prompt, dtype=np.int64).tobytes(), digest_size=16).digest()
         group, size = open_group.get(key, ([], most))
         if size + len(completion) > most:
             group, size = [], len(prompt)
@@ -147,26 +156,59 @@ def batches(examples: list[list[int]], tokens: Sequence[int], most: int) -> list
 
 
 def score_pairs(
-    model: CompletionModel, pairs: Dataset, what: str, *, rewards: bool | None = None
+    model: CompletionModel, pairs: Dataset, what: str, *, rewards: bool | None = None, kept: Path | None = None
 ) -> tuple[Tensor, Tensor]:
-    """Scores of the chosen and of the rejected completions, [N] each, float64; see `score_rows`."""
-    # Columns as a whole: iterating decodes them row by row, which takes longer than a small model's forward pass.
-    prompts, completions = pairs["prompt_ids"][:], [*pairs["chosen_ids"][:], *pairs["rejected_ids"][:]]
+    """Scores of the chosen and of the rejected completions, [N] each, float64; see `score_rows`.
+
+    Args:
+        model: what scores.
+        pairs: rows with id, prompt_ids, chosen_ids and rejected_ids.
+        what: is scored, for the progress bar and errors.
+        rewards: as of `score_rows`.
+        kept: a folder for the scores of every PAIRS pairs, from which a run that broke goes on; the caller's alone, for
+            this model and these pairs.
+    """
+    found = [torch.zeros(2, 0, dtype=torch.float64)]
+    for start in range(0, len(pairs), PAIRS):
+        part = pairs.select(range(start, min(start + PAIRS, len(pairs)))) if len(pairs) > PAIRS else pairs
+        path = None if kept is None else kept / f"{what.replace(' ', '-')}-{start:09}.npy"
+        scores = ranks.from_first(partial(_known, path, len(part)))
+        if scores is None:
+            named = what if len(pairs) <= PAIRS else f"{what}, pairs from {start:,} of {len(pairs):,}"
+            scores = _both_sides(model, part, named, rewards).reshape(2, -1)
+            if path is not None and ranks.is_first():
+                with replacing(path) as temporary, temporary.open("wb") as file:
+                    np.save(file, scores.numpy())
+        found.append(scores)
+    chosen, rejected = torch.cat(found, dim=1)
+    return chosen, rejected
+
+
+def _known(path: Path | None, count: int) -> Tensor | None:
+    """Scores that were kept of so many pairs, [2, N]."""
+    if path is None or not path.exists():
+        return None
+    scores = torch.from_numpy(np.load(path))
+    return scores if scores.shape == (2, count) else None
+
+
+def _both_sides(model: CompletionModel, pairs: Dataset, what: str, rewards: bool | None) -> Tensor:
+    """[2N]."""
+    prompts, completions = Rows.of(pairs, "prompt_ids"), Rows.of(pairs, "chosen_ids", "rejected_ids")
     try:
-        both = score_rows(model, [*prompts, *prompts], completions, what, rewards=rewards)
+        return score_rows(model, [*prompts, *prompts], completions, what, rewards=rewards)
     except ScoreError as error:
         side, row = ("chosen", "rejected")[error.row // len(pairs)], error.row % len(pairs)
         raise FloatingPointError(
             f"{what}: the score of the {side} completion of pair {pairs['id'][row]} is {error.value}; every score must "
             "be finite"
         ) from None
-    return both[: len(pairs)], both[len(pairs) :]
 
 
 def score_states(model: CompletionModel, pairs: Dataset, what: str) -> tuple[Tensor, Tensor]:
     """The states of `row_states` of the chosen and of the rejected completions, [N, H] each; rows as of
     `score_pairs`."""
-    prompts, completions = pairs["prompt_ids"][:], [*pairs["chosen_ids"][:], *pairs["rejected_ids"][:]]
+    prompts, completions = Rows.of(pairs, "prompt_ids"), Rows.of(pairs, "chosen_ids", "rejected_ids")
     both = row_states(model, [*prompts, *prompts], completions, what)
     return both[: len(pairs)], both[len(pairs) :]
 

@@ -12,13 +12,17 @@ from typing import Any
 
 import pytest
 import torch
+from datasets import Dataset
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
 from lm.config import Config, DataConfig, LogprobsConfig, SamplingConfig
+from lm.logprobs import scoring
 from lm.logprobs.completions import CompletionModel, collate
 from lm.logprobs.sampling import sample_completions
-from lm.logprobs.scoring import over_ranks, score_rows
+from lm.logprobs.scoring import over_ranks, score_pairs, score_rows
 from tests.tiny import END, VOCABULARY, causal_lm, close, completion, reward_model, training
+
+SIDES = ("prompt", "chosen", "rejected")
 
 
 class Ends(PreTrainedTokenizerFast):  # type: ignore[misc]
@@ -52,6 +56,29 @@ def draw(model: CompletionModel, prompts: list[list[int]], options: Config, seed
 def prompts_of(count: int) -> list[list[int]]:
     rng = random.Random(0)
     return [completion(rng, 2, 9)[:-1] for _ in range(count)]
+
+
+def test_scores_that_were_kept_are_not_computed_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    rng = random.Random(2)
+    ids = [{"id": str(i), **{f"{what}_ids": completion(rng) for what in SIDES}} for i in range(7)]
+    pairs, model = Dataset.from_list(ids), CompletionModel(causal_lm())
+    expected = torch.stack(score_pairs(model, pairs, "log-probs"))
+    asked: list[str] = []
+
+    def scored(*given: Any, **options: Any) -> torch.Tensor:
+        asked.append(given[3])
+        if len(asked) > 2:
+            raise MemoryError
+        return score_rows(*given, **options)
+
+    monkeypatch.setattr(scoring, "PAIRS", 3)
+    monkeypatch.setattr(scoring, "score_rows", scored)
+    with pytest.raises(MemoryError):
+        score_pairs(model, pairs, "log-probs", kept=tmp_path)
+    asked[:] = [""]
+    close(torch.stack(score_pairs(model, pairs, "log-probs", kept=tmp_path)), expected)
+    assert asked[1:] == ["log-probs, pairs from 6 of 7"]
+    assert len(list(tmp_path.iterdir())) == 3
 
 
 @pytest.mark.parametrize("reward", [False, True])

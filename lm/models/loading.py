@@ -163,7 +163,7 @@ def load_tokenizer(
     It has an end-of-text token, without which it is refused unless it `needs_end` not.
     """
     if spec in SCRATCH:
-        return _train_bpe(texts, SCRATCH[spec]["vocab_size"])
+        return train_bpe(texts, SCRATCH[spec]["vocab_size"])
     folder = as_folder(spec)
     if why := missing(folder):
         raise ValueError(f"model {spec!r}: its tokenizer cannot be loaded ({why})")
@@ -178,7 +178,8 @@ def load_tokenizer(
     return tokenizer
 
 
-def _train_bpe(texts: Iterable[str], vocab_size: int) -> PreTrainedTokenizerBase:
+def train_bpe(texts: Iterable[str], vocab_size: int) -> PreTrainedTokenizerBase:
+    """A byte-level BPE of at most so many tokens, trained on the texts."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()

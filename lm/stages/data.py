@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +17,12 @@ from lm.base import progress
 from lm.base.store import Artifact
 from lm.config import Config
 from lm.data import places, rewards, world
-from lm.data.control_tokens import Names, unmarked
+from lm.data.columns import column, counted, rows_where, tables
+from lm.data.control_tokens import TEXTS, Names, unmarked
 from lm.data.limits import SHARE, with_limits
-from lm.data.rows import Tally, left_out
+from lm.data.rows import BATCH, Tally, left_out
 from lm.data.templates import chat_renderer
-from lm.data.tokens import FORM, KEYS, load, standing_twice, tokenise, twice_in_words
+from lm.data.tokens import FORM, KEYS, ids_of_chosen, load, standing_twice, twice_in_words, with_ids, within
 from lm.models import checks
 from lm.models.loading import END, PAD, SCRATCH, check_contexts, load_tokenizer, same_tokenizer
 from lm.models.weights import rows_by_config
@@ -76,43 +77,39 @@ def data(run: Run) -> Artifact:
             return Names((END, PAD), how, end=END) if own is None else Names.by(own, how)
 
         loaded = load(config, run.config.seed, scratch, world=source, render=render, control=control)
-        if 0 < (prompts := len(loaded.preferences.unique("prompt"))) < len(SPLITS):
+        if 0 < (prompts := _different(loaded.preferences, "group", len(SPLITS))) < len(SPLITS):
             raise ValueError(
                 f"{config.path}: all {len(loaded.preferences):,} pairs are of {prompts} "
                 f"prompt{'s' * (prompts > 1)}, and a prompt is in one split: for {', '.join(SPLITS)} there must be "
                 f"{len(SPLITS)} or more"
             )
-        trained = loaded.preferences["split"][:].count("train")
-        if trained and config.sft_path is None and "train" not in loaded.references["split"][:]:
+        trained = counted(loaded.preferences, "split")["train"]
+        if trained and config.sft_path is None and not counted(loaded.references, "split")["train"]:
             raise ValueError(
                 f"{config.path}: all {trained:,} pairs of the train split are ties, of which no side is preferred, and "
                 "pi_ref learns from the preferred ones: give reference completions by data.sft_path"
             )
-        texts = (
-            unmarked(row[column])
-            for rows in (loaded.references, loaded.preferences)
-            for row in rows
-            if row["split"] == "train"
-            for column in ("prompt", "completion", "chosen", "rejected")
-            if column in row
-        )
+        texts = _training_texts(loaded.references, loaded.preferences)
         made = load_tokenizer(run.config.model, texts, run.config.trust_remote_code) if own is None else own
         made.save_pretrained(folder / "tokenizer")
-        limited = with_limits(config, (loaded.preferences, loaded.references), made)
+        ids = {"preferences": with_ids(loaded.preferences, made, scratch / "preferences-ids")}
+        ids["references"] = (
+            ids_of_chosen(loaded.references, ids["preferences"])
+            if config.sft_path is None and config.kind != "world"
+            else with_ids(loaded.references, made, scratch / "references-ids", "tokenising references")
+        )
+        limited = with_limits(config, list(ids.values()))
         limits = {name: getattr(limited, name) for name in LIMITS}
         report: dict[str, Any] = {"limits": limits} if limited is not config else {}
         over = {name: Tally() for name in SETS}
-        sets = {
-            name: tokenise(rows, made, limited, scratch / f"{name}-ids.arrow", over[name])[0]
-            for name, rows in (("preferences", loaded.preferences), ("references", loaded.references))
-        }
+        sets = {name: within(rows, made, limited, over[name]) for name, rows in ids.items()}
         twice = standing_twice(sets["preferences"], sets["references"])
         for name, dataset in sets.items():
             if own is not None:
                 _check_ids(run, own, name, dataset)
             save(dataset.remove_columns(list(KEYS)), folder / name)
             report[name] = {
-                "kept": dict(Counter(dataset["split"])),
+                "kept": dict(counted(dataset, "split")),
                 "dropped": {**loaded.dropped[name], **over[name]},
                 "first": {**loaded.first[name], **over[name].first},
                 "notes": [*loaded.notes[name], *(twice_in_words(twice) if name == "preferences" else [])],
@@ -122,7 +119,7 @@ def data(run: Run) -> Artifact:
             for line in lines(report[name]):
                 progress.say(f"{name}: {line}")
             if "confidence" in dataset.column_names:
-                report[name]["without_confidence"] = dataset["confidence"][:].count(None)
+                report[name]["without_confidence"] = column(dataset, "confidence").null_count
             if config.rewards == "given" and name == "preferences":
                 report["members"] = len(dataset[0][rewards.MEMBERS[0]])
         report["crossing"] = twice
@@ -150,6 +147,26 @@ def data(run: Run) -> Artifact:
             "completion, so leave these methods out"
         )
     return artifact
+
+
+def _different(rows: Dataset, name: str, most: int) -> int:
+    """How many different values a column has, counted up to so many."""
+    seen = set[str]()
+    for table in tables(rows, [name]):
+        seen.update(islice(dict.fromkeys(table[name].to_pylist()), most))
+        if len(seen) >= most:
+            break
+    return min(len(seen), most)
+
+
+def _training_texts(*sets: Dataset) -> Iterator[str]:
+    """The texts of the training split."""
+    for rows in sets:
+        trained = rows.select(rows_where(rows, "split", ["train"]))
+        names = [name for name in TEXTS if name in rows.column_names]
+        for table in tables(trained, names, BATCH):
+            for texts in zip(*(table[name].to_pylist() for name in names), strict=True):
+                yield from map(unmarked, texts)
 
 
 def _say(report: dict[str, Any]) -> None:
@@ -181,10 +198,10 @@ def _check_ids(run: Run, own: PreTrainedTokenizerBase, name: str, dataset: Datas
     rows = rows_by_config("model", run.config.model, run.config.trust_remote_code)
     if max(own.get_vocab().values()) < rows:
         return
-    columns = [column for column in dataset.column_names if column.endswith("_ids")]
+    columns = [each for each in dataset.column_names if each.endswith("_ids")]
     for row in dataset:
-        for column in columns:
-            checks.ids_fit(f"{name}, row {row['id']}, {column.removesuffix('_ids')}", own, rows, row[column])
+        for each in columns:
+            checks.ids_fit(f"{name}, row {row['id']}, {each.removesuffix('_ids')}", own, rows, row[each])
 
 
 def lines(report: Mapping[str, Any]) -> list[str]:
@@ -246,10 +263,10 @@ def opened(folder: Path) -> Dataset:
 
 def of_split(folder: Path, split: str) -> Dataset:
     """The rows of a split."""
-    return where(opened(folder), "split", lambda name: name == split)
+    return where(opened(folder), "split", [split])
 
 
-def where(dataset: Dataset, column: str, holds: Callable[[Any], bool]) -> Dataset:
-    """The rows of which it holds. Their numbers stay in memory: a file of them in the artifact's folder, as `datasets`
-    would leave, has no checksum there, and would be believed."""
-    return dataset.filter(holds, input_columns=column, keep_in_memory=True)
+def where(dataset: Dataset, name: str, values: Sequence[str]) -> Dataset:
+    """The rows whose value of a column is one of these. Their numbers stay in memory: a file of them in the artifact's
+    folder, as `datasets` would leave, has no checksum there, and would be believed."""
+    return dataset.select(rows_where(dataset, name, values), keep_in_memory=True)

@@ -83,8 +83,9 @@ def labels(run: Run) -> Artifact:
         if name == "oracle":
             pairs, metrics = _relabelled(run, pairs, scratch / f"relabelled-{ranks.index()}.arrow")
         save(pairs, folder / "preferences")
-        classes = Counter(length_classes(run, pairs))
-        return {**metrics, "longer_preferred": classes["longer"] / max(classes["longer"] + classes["shorter"], 1)}
+        classes = length_classes(run, pairs)
+        longer, shorter = (int((classes == side).sum()) for side in ("longer", "shorter"))
+        return {**metrics, "longer_preferred": longer / max(longer + shorter, 1)}
 
     inputs = {"data": data(run), "length_ratio": run.config.bias.length_ratio}
     if name == "oracle":

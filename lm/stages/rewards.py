@@ -99,7 +99,7 @@ def stored_rewards(run: Run, pairs: Any, name: str) -> tuple[columns.Floats, col
     """Rewards of the chosen and of the rejected completions, [N] each, that stand in the place of a reward model's: the
     set's own, or the oracle's."""
     if run.config.data.rewards == "oracle":
-        one, other = (columns.checked(pairs[name][:], name, pairs["id"][:]) for name in columns.ORACLE)
+        one, other = (columns.checked_column(pairs, name) for name in columns.ORACLE)
         return one, other
     found = columns.stored(pairs)
     assert found is not None, "rows of given rewards were checked when they were read"

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import datasets
 import numpy as np
+import pyarrow as pa  # type: ignore[import-untyped]
 import torch
-from datasets import Dataset
+from datasets import Dataset, List, Value
 
+from lm.base import ranks
 from lm.base.store import Artifact
 from lm.data import rewards, votes
+from lm.data.columns import Rows, column, digests, listed, numbered, places_of, tables, texts, written
 from lm.data.messages import restored
 from lm.data.scored import REF_PAIR, REF_SAMPLES, SAMPLE_IDS, SAMPLED, TOKENS
 from lm.logprobs.sampling import sample_completions
@@ -41,15 +44,16 @@ def scores(run: Run) -> Artifact:
     that time are read as they are.
     """
 
-    def make(folder: Path, _: Path) -> dict[str, Any]:
+    def make(folder: Path, scratch: Path) -> dict[str, Any]:
         probe = drawn(labelled_pairs(run, "valid"), run.config.probe.pairs, run.seed("probe"))
         of_training = subset(run, MAIN)
         pairs = datasets.concatenate_datasets([of_training, probe])
         policy = open_policy(sft(run).path, tokenizer(run), sized(run))
-        ref_chosen, ref_rejected = score_pairs(policy, pairs, "reference log-probs")
-        prompts = dict(zip(pairs["prompt"][:], pairs["prompt_ids"][:], strict=True))
+        reference = score_pairs(policy, pairs, "reference log-probs", kept=scratch)
+        of_prompt, first = numbered(digests(texts(pairs, "prompt")))
+        prompts = Rows.of(pairs.select(first), "prompt_ids")
         each = run.config.sampling.reference_samples
-        repeated = [ids for ids in prompts.values() for _ in range(each)]
+        repeated = [ids for ids in prompts for _ in range(each)]
         samples = sample_completions(
             policy,
             repeated,
@@ -58,22 +62,36 @@ def scores(run: Run) -> Artifact:
             seed=run.seed("score"),
             what="reference samples",
         )
-        ref_samples = score_rows(policy, repeated, samples, "samples' log-probs").tolist()
-        of_prompt = {prompt: slice(i * each, (i + 1) * each) for i, prompt in enumerate(prompts)}
-        rows = [of_prompt[prompt] for prompt in pairs["prompt"][:]]
+        ref_samples = score_rows(policy, repeated, samples, "samples' log-probs").numpy().reshape(len(prompts), each)
+        drawn_of = pa.ListArray.from_arrays(
+            pa.array(np.arange(0, len(samples) + 1, each), pa.int32()), Rows.from_lists(samples).arrow()
+        )
         labels = [name for name in votes.COLUMNS if name in pairs.column_names]
-        scored = pairs.select_columns(["id", *TOKENS, *labels])
-        scored = scored.flatten_indices(keep_in_memory=True)  # as add_column would, into a file, see stages.data.where
-        for column, values in {
-            REF_PAIR[0]: ref_chosen.tolist(),
-            REF_PAIR[1]: ref_rejected.tolist(),
-            SAMPLE_IDS: [samples[i] for i in rows],
-            REF_SAMPLES: [ref_samples[i] for i in rows],
-        }.items():
-            scored = scored.add_column(column, values)
-        save(scored.select(range(len(of_training))), folder / PAIRS)
-        if len(probe):
-            save(scored.select(range(len(of_training), len(scored))), folder / PROBE)
+        names = ["id", *TOKENS, *labels]
+
+        def scored(rows: range) -> Iterator[pa.Table]:
+            """With what was found of these pairs."""
+            at = rows.start
+            for table in tables(pairs.select(rows), names):
+                here = slice(at, at + len(table))
+                at += len(table)
+                found: dict[str, Any] = {
+                    **{name: pa.array(side[here].numpy()) for name, side in zip(REF_PAIR, reference, strict=True)},
+                    SAMPLE_IDS: drawn_of.take(pa.array(of_prompt[here])),
+                    REF_SAMPLES: listed(ref_samples[of_prompt[here]]),
+                }
+                for name, values in found.items():
+                    table = table.append_column(name, values)
+                yield table
+
+        more = {**dict.fromkeys(REF_PAIR, Value("float64")), SAMPLE_IDS: List(List(Value("int32")))}
+        features = {**{name: pairs.features[name] for name in names}, **more, REF_SAMPLES: List(Value("float64"))}
+        for part, rows in (
+            (PAIRS, range(len(of_training))),
+            (PROBE, range(len(of_training), len(pairs))),
+        ):
+            if rows or part == PAIRS:
+                save(written(scored(rows), features, scratch / f"{part}-{ranks.index()}.arrow"), folder / part)
         names = [MAIN, *members(run)]
         return {"reward_models": names, "pairs": len(of_training), "probe": len(probe), "prompts": len(prompts)}
 
@@ -128,8 +146,7 @@ def own_scores(run: Run, name: str, method: Method) -> Artifact:
         words, limits = tokenizer_of(run, "reward"), sized_for(run, "reward")
         model = open_policy(own_oracle(run, name, method).path, words, limits, reward_head=True)
         *both, told = pair_rewards(run, "reward", model, pairs, f"rewards of {name}'s oracle", rewards=True)
-        sides = dict(zip(rewards.ONE, (side.tolist() for side in both), strict=True))
-        save(Dataset.from_dict({"id": pairs["id"][:], **sides}), folder / PAIRS)
+        save(_rewarded(pairs, both), folder / PAIRS)
         return {"pairs": len(pairs), **told}
 
     return run.store.get("score", name, {"oracle": own_oracle(run, name, method), "bias": bias(run)}, make)
@@ -153,10 +170,15 @@ def _scored(run: Run, folder: Path, score: Any) -> dict[str, Any]:
     for part in _parts(run):
         pairs = opened(scores(run).path / part)
         *both, told = score(_with_texts(run, pairs, part))
-        sides = dict(zip(rewards.ONE, (side.tolist() for side in both), strict=True))
-        save(Dataset.from_dict({"id": pairs["id"][:], **sides}), folder / part)
+        save(_rewarded(pairs, both), folder / part)
         counts |= {part: len(pairs), **{f"{part}_{name}": value for name, value in told.items()}}
     return counts
+
+
+def _rewarded(pairs: Dataset, both: Sequence[torch.Tensor]) -> Dataset:
+    """The ids of pairs with the rewards of both sides."""
+    sides = {name: pa.array(side.numpy()) for name, side in zip(rewards.ONE, both, strict=True)}
+    return Dataset(pa.table({"id": column(pairs, "id"), **sides}))
 
 
 def _with_texts(run: Run, pairs: Dataset, part: str) -> Dataset:
@@ -164,8 +186,7 @@ def _with_texts(run: Run, pairs: Dataset, part: str) -> Dataset:
     if reader(run, "reward") is None:
         return pairs
     texts = subset(run, MAIN) if part == PAIRS else labelled_pairs(run, "valid")
-    place = {row: i for i, row in enumerate(texts["id"][:])}
-    return texts.select([place[row] for row in pairs["id"][:]])
+    return texts.select(places_of(column(pairs, "id"), column(texts, "id")))
 
 
 def _parts(run: Run) -> list[str]:
@@ -188,19 +209,19 @@ def scored_pairs(run: Run, method: Method, name: str, part: str = PAIRS) -> Data
         ValueError: a score is missing, or not finite; it names the row.
     """
     pairs = opened(scores(run).path / part)
-    ids = pairs["id"][:]
-    for column in (*REF_PAIR, REF_SAMPLES):
-        if column not in pairs.column_names:
-            raise ValueError(f"scored pairs lack {column}; there are {', '.join(pairs.column_names)}")
-        rewards.checked(pairs[column][:], column, ids)
+    ids = column(pairs, "id")
+    for needed in (*REF_PAIR, REF_SAMPLES):
+        if needed not in pairs.column_names:
+            raise ValueError(f"scored pairs lack {needed}; there are {', '.join(pairs.column_names)}")
+        rewards.checked_column(pairs, needed)
     margins = {teacher: margin(run, teacher, part) for teacher in teachers(run, method)}
     if method.own_oracle is not None and part == PAIRS:
         margins[MAIN] = _margin(_sides(opened(own_scores(run, name, method).path / PAIRS), ids), ids)
-    pairs = pairs.remove_columns([column for column in pairs.column_names if column in rewards.EVERY])
+    pairs = pairs.remove_columns([name for name in pairs.column_names if name in rewards.EVERY])
     if MAIN in margins:
-        pairs = pairs.add_column(rewards.MARGIN, margins.pop(MAIN).tolist())
+        pairs = pairs.add_column(rewards.MARGIN, pa.array(margins.pop(MAIN)))
     if margins:
-        pairs = pairs.add_column(rewards.MEMBER_MARGINS, np.stack(list(margins.values()), axis=1).tolist())
+        pairs = pairs.add_column(rewards.MEMBER_MARGINS, listed(np.stack(list(margins.values()), axis=1)))
     return pairs
 
 
@@ -209,7 +230,7 @@ def margin(run: Run, name: str, part: str = PAIRS) -> rewards.Floats:
 
     ValueError, with the row, where one is missing or not finite.
     """
-    return _margin(both_sides(run, name, part), opened(scores(run).path / part)["id"][:])
+    return _margin(both_sides(run, name, part), column(opened(scores(run).path / part), "id"))
 
 
 def both_sides(run: Run, name: str, part: str = PAIRS) -> Sides:
@@ -220,32 +241,31 @@ def both_sides(run: Run, name: str, part: str = PAIRS) -> Sides:
         chosen, rejected = (one if k == 0 else listed[:, k - 1] for one, listed in zip(*older, strict=True))
         return chosen, rejected
     if run.config.data.rewards == "models":
-        return _sides(opened(model_scores(run, name).path / part), pairs["id"][:])
+        return _sides(opened(model_scores(run, name).path / part), column(pairs, "id"))
     rows = subset(run, MAIN) if part == PAIRS else labelled_pairs(run, "valid")
-    return _in_order(rows["id"][:], stored_rewards(run, rows, name), pairs["id"][:])
+    return _in_order(column(rows, "id"), stored_rewards(run, rows, name), column(pairs, "id"))
 
 
-def _sides(scored: Dataset, ids: list[str]) -> Sides:
+def _sides(scored: Dataset, ids: pa.ChunkedArray) -> Sides:
     """The one reward of each side of these rows, from an artifact that has it."""
     found = rewards.stored(scored)
     assert found is not None, f"no rewards among {scored.column_names}"
-    return _in_order(scored["id"][:], (found[0][0], found[0][1]), ids)
+    return _in_order(column(scored, "id"), (found[0][0], found[0][1]), ids)
 
 
-def _in_order(have: list[str], sides: Sides, ids: list[str]) -> Sides:
+def _in_order(have: pa.ChunkedArray, sides: Sides, ids: pa.ChunkedArray) -> Sides:
     """ValueError where a row has no reward."""
-    place = {row: i for i, row in enumerate(have)}
-    if lacking := [row for row in ids if row not in place]:
-        raise ValueError(f"row {lacking[0]} has no reward; every pair must have been scored")
-    at = [place[row] for row in ids]
+    at = places_of(ids, have)
+    if len(lacking := np.flatnonzero(at < 0)):
+        raise ValueError(f"row {ids[int(lacking[0])].as_py()} has no reward; every pair must have been scored")
     return sides[0][at], sides[1][at]
 
 
-def _margin(sides: Sides, ids: list[str]) -> rewards.Floats:
-    chosen, rejected = (
-        rewards.checked(side.tolist(), name, ids) for side, name in zip(sides, rewards.ONE, strict=True)
-    )
-    return chosen - rejected
+def _margin(sides: Sides, ids: pa.ChunkedArray) -> rewards.Floats:
+    for side, name in zip(sides, rewards.ONE, strict=True):
+        if not np.isfinite(side).all():
+            rewards.checked(side.tolist(), name, ids.to_pylist())
+    return sides[0] - sides[1]
 
 
 def export_rows(run: Run, *, ids: bool = False, samples: bool = False) -> Iterator[dict[str, Any]]:
@@ -259,7 +279,7 @@ def export_rows(run: Run, *, ids: bool = False, samples: bool = False) -> Iterat
         samples: token ids, and pi_ref's samples with their log-probs.
     """
     scored, texts = opened(scores(run).path / PAIRS), subset(run, MAIN)
-    if texts["id"][:] != scored["id"][:]:
+    if not column(texts, "id").equals(column(scored, "id")):
         raise RuntimeError("the scores are of other rows than D_rho has")
     needed = {teacher for name in run.config.methods for teacher in teachers(run, run.config.method(name))}
     one = both_sides(run, MAIN) if MAIN in needed else None

@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from datasets import Dataset
 
 from lm.base import progress, ranks
 from lm.base.store import Artifact
 from lm.data import confidence, votes
+from lm.data.columns import column, numbers, sizes, tables
 from lm.data.lengths import biased_subset, largest_feasible, length_report
+from lm.data.rows import BATCH
+from lm.data.votes import SIDES
 from lm.objectives import MAIN
 from lm.stages.data import data, opened, where
 from lm.stages.labels import labelled_pairs, labels
@@ -30,22 +35,17 @@ def bias(run: Run) -> Artifact:
 
     def make(folder: Path, _: Path) -> dict[str, Any]:
         pairs = labelled_pairs(run, "train")
-        ids, classes = pairs["id"][:], length_classes(run, pairs)
+        ids, classes = column(pairs, "id").combine_chunks(), length_classes(run, pairs)
         seed = run.seed("bias")
-        rows, selection = confidence.subset(
-            config.pairs,
-            pairs["confidence"][:] if "confidence" in pairs.column_names else [None] * len(ids),
-            pairs["chosen_ids"][:],
-            pairs["rejected_ids"][:],
-        )
-        ties = pairs[votes.PROBABILITY][:].count(0.5) if votes.PROBABILITY in pairs.column_names else 0
+        known = numbers(pairs, "confidence") if "confidence" in pairs.column_names else np.full(len(pairs), np.nan)
+        rows, selection = confidence.subset(config.pairs, known, *(_each(pairs, f"{side}_ids") for side in SIDES))
+        soft = votes.PROBABILITY in pairs.column_names
+        ties = int((numbers(pairs, votes.PROBABILITY) == 0.5).sum()) if soft else 0
         if ties and ranks.is_first() and (config.rho is not None or rewards == "models"):
             progress.say(f"  {ties:,} ties are in no subset that is drawn for a share which prefers the longer")
         if config.rho is not None:
-            candidates = [classes[i] for i in rows]
-            drawn = biased_subset(candidates, config.rho, config.size, seed=seed, what="bias.size")
-            rows = [rows[i] for i in drawn]
-        inside = [classes[i] for i in rows]
+            rows = rows[biased_subset(classes[rows], config.rho, config.size, seed=seed, what="bias.size")]
+        inside = classes[rows]
         fractions = config.member_fractions if rewards == "models" else []
         size = config.member_size or min((largest_feasible(inside, share) for share in fractions), default=0)
         of_members = {
@@ -54,9 +54,9 @@ def bias(run: Run) -> Artifact:
             )
             for share in fractions
         }
-        subsets = {MAIN: rows, **{name: [rows[i] for i in member] for name, member in of_members.items()}}
-        write_json(folder / "rows.json", {name: [ids[i] for i in subset] for name, subset in subsets.items()})
-        chosen, rejected = ([len(row) for row in pairs[f"{side}_ids"][:]] for side in ("chosen", "rejected"))
+        subsets = {MAIN: rows, **{name: rows[member] for name, member in of_members.items()}}
+        write_json(folder / "rows.json", {name: ids.take(subset).to_pylist() for name, subset in subsets.items()})
+        chosen, rejected = (sizes(pairs, f"{side}_ids") for side in SIDES)
         report = {name: length_report(classes, chosen, rejected, subset) for name, subset in subsets.items()}
         return {**report, **({"selection": selection} if selection else {})}
 
@@ -64,10 +64,16 @@ def bias(run: Run) -> Artifact:
     return run.store.get("bias", "rows", inputs | ({} if rewards == "models" else {"rewards": rewards}), make)
 
 
+def _each(pairs: Dataset, name: str) -> Iterator[list[int]]:
+    """Its token ids, row by row."""
+    for table in progress.bar(f"reading {name}", tables(pairs, [name], BATCH), total=-(-len(pairs) // BATCH)):
+        yield from table[name].to_pylist()
+
+
 def subset(run: Run, name: str) -> Dataset:
     """The pairs of D_rho ("rho") or of a member's subset ("b0.2", ...), in the order of the labels."""
-    ids = set(json.loads((bias(run).path / "rows.json").read_text())[name])
-    rows = where(opened(labels(run).path / "preferences"), "id", lambda row: row in ids)
+    ids = json.loads((bias(run).path / "rows.json").read_text())[name]
+    rows = where(opened(labels(run).path / "preferences"), "id", ids)
     if len(rows) != len(ids):
         raise RuntimeError(f"subset {name}: {len(ids)} row ids, but {len(rows)} rows were found")
     return rows

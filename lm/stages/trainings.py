@@ -19,8 +19,9 @@ from lm.base.documents import flat
 from lm.base.files import link_or_copy
 from lm.base.store import Artifact, keyed, provenance
 from lm.config import TrainingConfig
-from lm.data import votes
-from lm.data.lengths import LengthClass, length_class
+from lm.data import columns, votes
+from lm.data.lengths import Classes
+from lm.data.lengths import length_classes as of_lengths
 from lm.logprobs.completions import CompletionModel
 from lm.models.loading import (
     check_reward_base,
@@ -356,16 +357,16 @@ def accuracy(run: Run, pairs: Dataset, chosen: torch.Tensor, rejected: torch.Ten
     right = agreement(chosen, rejected, labels)
     result: dict[str, Any] = {}
     for name in ("all", "longer", "shorter", "neither"):
-        rows = [name in ("all", c) for c in classes]
-        count = sum(rows)
-        share = float(right[torch.tensor(rows)].float().mean()) if count else None
+        rows = torch.from_numpy((classes == name) | (name == "all"))
+        count = int(rows.sum())
+        share = float(right[rows].float().mean()) if count else None
         result[name] = {"accuracy": share, "pairs": count}
     return result
 
 
-def length_classes(run: Run, pairs: Dataset) -> list[LengthClass]:
-    """Which completion of each pair is the longer; of a tie neither is preferred."""
-    ratio, both = run.config.bias.length_ratio, (pairs["chosen_ids"][:], pairs["rejected_ids"][:])
+def length_classes(run: Run, pairs: Dataset) -> Classes:
+    """Which completion of each pair is the longer, [N]; of a tie neither is preferred."""
     soft = votes.PROBABILITY in pairs.column_names
-    labels = pairs[votes.PROBABILITY][:] if soft else [1.0] * len(pairs)
-    return [length_class(len(c), len(r), ratio, p) for c, r, p in zip(*both, labels, strict=True)]
+    labels = columns.numbers(pairs, votes.PROBABILITY) if soft else np.ones(len(pairs))
+    chosen, rejected = (columns.sizes(pairs, name) for name in ("chosen_ids", "rejected_ids"))
+    return of_lengths(chosen, rejected, run.config.bias.length_ratio, labels)

@@ -15,7 +15,7 @@ import os
 import platform
 import statistics
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from importlib.metadata import version
@@ -26,6 +26,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lm.base import progress
 from lm.logprobs.kernels import onednn_available, onednn_gains
 from lm.studies.bench_plan import (
     CURVES,
@@ -126,15 +127,38 @@ class Worker:
         self.took.append(answer)
 
 
-def run_rounds(jobs: dict[str, Job], peaks: dict[str, float]) -> dict[str, list[Turn]]:
-    """Variant -> its turns, without the first, in which everything warms up."""
+def run_rounds(jobs: dict[str, Job], peaks: dict[str, float], what: str = "rounds") -> dict[str, list[Turn]]:
+    """Variant -> its turns, without the first, in which everything warms up. Says each round's ratios as they come."""
+    rounds = max((job.turns for job in jobs.values()), default=0)
     with contextlib.ExitStack() as stack:
         workers = [stack.enter_context(Worker(name, job)) for name, job in jobs.items()]
-        for _ in range(max((job.turns for job in jobs.values()), default=0)):
+        bar = stack.enter_context(progress.bar(what, total=rounds * len(workers), unit="turn"))
+        for number in range(rounds):
             gemm_peak(peaks)
             for worker in workers:
                 worker.turn()
+                bar.update()
+            if number:
+                seconds = {worker.name: worker.took[-1].seconds for worker in workers}
+                progress.say(f"{what}, round {number} of {rounds - 1}: {_ratios_in_words(seconds)}")
     return {worker.name: worker.took[1:] for worker in workers}
+
+
+def _ratios_in_words(seconds: dict[str, float]) -> str:
+    """Of one round: how many times as fast each of ours is as its peers, or what each took where there are none."""
+    told = [
+        f"{name} {seconds[peer] / own:.2f} x {peer}"
+        for name, own in seconds.items()
+        for peer in _peers(name).values()
+        if peer in seconds and peer != name and not is_trl(name)
+    ]
+    return ", ".join(told or [f"{name} {own:.2f} s" for name, own in seconds.items()])
+
+
+def _peers(name: str) -> dict[str, str]:
+    """Ratio -> the variant that it is to."""
+    stage = VARIANTS[name].stage
+    return {key: peer if stage == "policy" else f"{stage}-{peer}" for key, peer in PEERS.items()}
 
 
 def summarise(
@@ -154,17 +178,31 @@ def summarise(
             rows.append(row | {"note": notes[name]})
             continue
         turns = took[name]
+        over: dict[str, list[float]] = {}
         for key, what, unit in (("pairs_per_s", 0, 1), ("tokens_per_s", 1, 1), ("gflop_per_s", 2, 1e9)):
-            rates = [todo[what] / turn.seconds / unit for todo, turn in zip(works[name], turns, strict=True)]
-            row[key] = statistics.median(rates)
+            over[key] = [todo[what] / turn.seconds / unit for todo, turn in zip(works[name], turns, strict=True)]
         memory = [turn.peak_mb for turn in turns if turn.peak_mb is not None]
         row["peak_mb"] = max(memory) if memory else None
-        prefix = "" if variant.stage == "policy" else f"{variant.stage}-"
-        for key, peer in PEERS.items():
-            if (other := took.get(prefix + peer)) is not None:
-                row[key] = statistics.median(o.seconds / t.seconds for o, t in zip(other, turns, strict=True))
-        rows.append(row)
+        for key, peer in _peers(name).items():
+            if (other := took.get(peer)) is not None:
+                over[key] = [o.seconds / t.seconds for o, t in zip(other, turns, strict=True)]
+        row |= {key: statistics.median(values) for key, values in over.items()}
+        rows.append(row | {"spread": {key: [min(values), max(values)] for key, values in over.items()}})
     return rows
+
+
+APART = 1.5
+"""How many times the smallest of its rounds a ratio's largest may be."""
+
+
+def disagreements(rows: Iterable[dict[str, Any]]) -> list[str]:
+    """Ratios of which two rounds disagree by more than half, in words: these medians say nothing."""
+    return [
+        f"{row['config']}, {row['variant']} x {_peers(row['variant'])[key]}: from {low:.2f} to {high:.2f}"
+        for row in rows
+        for key, (low, high) in row.get("spread", {}).items()
+        if key in PEERS and high > APART * low
+    ]
 
 
 # ---------------------------------------------------------------- the command
@@ -212,7 +250,7 @@ class Plan:
             for name, variant in variants.items()
             if name not in notes
         }
-        took = run_rounds(jobs, peaks)
+        took = run_rounds(jobs, peaks, f"{config}, {', '.join(dict.fromkeys(v.stage for v in variants.values()))}")
         return summarise(config, variants, took, {name: work_of(job) for name, job in jobs.items()}, notes)
 
     def curves(self, config: str, shape: Shape, peaks: dict[str, float]) -> list[dict[str, Any]]:
@@ -258,8 +296,10 @@ def machine(threads: int, peaks: dict[str, float]) -> dict[str, Any]:
     }
 
 
-def _cell(value: object, digits: str) -> str:
-    return "-" if value is None else format(value, digits)
+def _cell(value: object, digits: str, spread: Sequence[float] | None = None) -> str:
+    """A median, and in brackets what it is the median of."""
+    shown = "-" if value is None else format(value, digits)
+    return shown if spread is None else f"{shown} [{', '.join(format(end, digits) for end in spread)}]"
 
 
 def render(document: dict[str, Any]) -> str:
@@ -279,10 +319,10 @@ def render(document: dict[str, Any]) -> str:
         for row in (row for row in document["rows"] if row["config"] == config):
             share = None if row["gflop_per_s"] is None else row["gflop_per_s"] / peaks[row["dtype"]]
             measured = [
-                _cell(row["pairs_per_s"], ".2f"),
+                _cell(row["pairs_per_s"], ".2f", row.get("spread", {}).get("pairs_per_s")),
                 _cell(row["tokens_per_s"], ",.0f"),
                 _cell(row["peak_mb"], ",.0f"),
-                *(_cell(row[key], ".2f") for key in PEERS),
+                *(_cell(row[key], ".2f", row.get("spread", {}).get(key)) for key in PEERS),
                 _cell(share, ".0%"),
             ]
             cells.append([row["variant"], *(measured if "note" not in row else [row["note"], *["-"] * 6])])

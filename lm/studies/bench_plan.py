@@ -14,6 +14,8 @@ if TYPE_CHECKING:
 
 from lm.config import LogprobsConfig
 
+SIZES = (10_000, 100_000)
+"""Pairs of the made sets of `lm.studies.scale`, where nothing is said."""
 BATCH = 8
 """Pairs an optimiser step."""
 PAD, END = 0, 1
@@ -236,7 +238,8 @@ VARIANTS = {
 }
 """Stages: training a policy by DPO, the same by p-DPO with a sample for the KL term, training a reward model, scoring
 (reference log-probs or rewards)."""
-QUICK = ("trl", "trl-tuned", "ours", "score-trl", "score-ours")
+QUICK = ("trl-tuned", "ours", "score-trl-tuned", "score-ours")
+"""TRL as it is installed takes as long as all the others together."""
 CURVES = ("trl-tuned", "ours", "ours-unshared", "ours-padded")
 PEERS = {"ratio_trl": "trl", "ratio_trl_tuned": "trl-tuned", "ratio_unshared": "ours-unshared"}
 """Ratio -> the variant it is to, less the stage's prefix."""

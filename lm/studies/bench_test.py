@@ -4,20 +4,22 @@ from __future__ import annotations
 
 import json
 import multiprocessing
+import os
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from lm import bench as door
+from lm.base import progress
 from lm.config import LogprobsConfig
 from lm.logprobs.completions import CompletionModel, collate
 from lm.logprobs.packing import Layout
-from lm.studies import bench, bench_plan, bench_workers
+from lm.studies import bench, bench_plan, bench_workers, loaded
 from lm.studies.bench import Worker
 from lm.studies.bench_plan import TLDR, VARIANTS, Job, Shape, Turn, Work, Workload, useful_flops
 from lm.training.batches import pair_collator
@@ -177,6 +179,9 @@ def test_ratios_are_of_the_same_round_and_rates_are_medians() -> None:
     assert rows["trl"]["ratio_trl_tuned"] == 0.25
     assert rows["trl-tuned"]["peak_mb"] is None
     assert ours["ratio_unshared"] is None
+    assert ours["spread"]["ratio_trl"] == [2.0, 8.0]
+    assert ours["spread"]["pairs_per_s"] == [1.0, 4.0]
+    assert bench._cell(ours["pairs_per_s"], ".2f", ours["spread"]["pairs_per_s"]) == "1.60 [1.00, 4.00]"
     # Control: the ratio of the medians is another number.
     assert ours["pairs_per_s"] / rows["trl"]["pairs_per_s"] == pytest.approx(3.2)
 
@@ -195,6 +200,93 @@ def test_every_variant_has_the_peers_that_it_is_compared_with() -> None:
         if variant.stage != "kl":
             assert ("trl" if variant.stage == "policy" else f"{variant.stage}-trl") in VARIANTS
     assert set(bench_plan.QUICK) | set(bench_plan.CURVES) <= set(VARIANTS)
+
+
+# ---------------------------------------------------------------- rounds as they come
+
+
+class Clocked:
+    """A `Worker` without a process, whose clock says what a test has it say."""
+
+    SECONDS: ClassVar[dict[str, list[float]]] = {}
+
+    def __init__(self, name: str, job: Job) -> None:
+        self.name, self.took = name, list[Turn]()
+
+    def __enter__(self) -> Clocked:
+        return self
+
+    def __exit__(self, *_: object) -> None: ...
+
+    def turn(self) -> None:
+        self.took.append(Turn(self.SECONDS[self.name][len(self.took)], None))
+
+
+@pytest.fixture
+def clocks(monkeypatch: pytest.MonkeyPatch) -> dict[str, list[float]]:
+    """Variant -> seconds of each turn, to be filled in."""
+    Clocked.SECONDS = {}
+    monkeypatch.setattr(bench, "Worker", Clocked)
+    monkeypatch.setattr(bench, "gemm_peak", lambda peaks: peaks.update(dict.fromkeys(peaks, 1.0)))
+    monkeypatch.setattr(bench, "trl_installed", lambda: True)
+    return Clocked.SECONDS
+
+
+def test_each_round_is_said_when_it_is_over(
+    clocks: dict[str, list[float]], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(progress, "_quiet", False)
+    clocks |= {"trl-tuned": [9.0, 4.0, 6.0], "ours": [9.0, 2.0, 2.0]}
+    bench.run_rounds({name: job(name) for name in clocks}, {"float32": 1.0}, "S8, policy")
+    lines = capsys.readouterr().err.splitlines()
+    assert [line for line in lines if "round" in line] == [
+        "S8, policy, round 1 of 2: ours 2.00 x trl-tuned",
+        "S8, policy, round 2 of 2: ours 3.00 x trl-tuned",
+    ], "the first, in which everything warms up, is not counted"
+    clocks |= {"ours": [1.0, 1.5, 2.0]}
+    bench.run_rounds({"ours": job()}, {"float32": 1.0}, "alone")
+    assert "alone, round 1 of 2: ours 1.50 s" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("last", "status"), [(3.9, 0), (6.1, 1)])
+def test_rounds_that_disagree_by_more_than_half_are_an_error(
+    last: float, status: int, clocks: dict[str, list[float]], capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    clocks |= {"trl-tuned": [9.0, 4.0, 4.0, last], "ours": [9.0, 1.0, 1.0, 1.0]}
+    results = tmp_path / "results.json"
+    options = ["--quick", "--variants", *clocks, "--threads", "1", "--json", str(results)]
+    assert door.main(options, configs={"S8": MICRO}) == status
+    told = capsys.readouterr().err
+    rows = {row["variant"]: row for row in json.loads(results.read_text())["rows"]}
+    assert rows["ours"]["spread"]["ratio_trl_tuned"] == [min(4.0, last), max(4.0, last)], (
+        "they are written all the same"
+    )
+    assert ("two rounds disagree by more than half: S8, ours x trl-tuned: from 4.00 to 6.10" in told) == bool(status)
+
+
+def test_a_loaded_machine_is_told_of(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(progress, "_quiet", False)
+    monkeypatch.setattr(os, "cpu_count", lambda: 4)
+    monkeypatch.setattr(loaded, "STAT", tmp_path / "stat")
+
+    def looked(user: int, steal: int) -> loaded.Ticks | None:
+        (tmp_path / "stat").write_text(f"cpu  {user} 0 10 100 5 0 5 {steal} 7 0\ncpu0 1 1 1 1 1 1 1 1 1 1\n")
+        return loaded.ticks()
+
+    before, after = looked(80, 0), looked(120, 60)
+    assert (before, after) == ((200, 0), (300, 60)), "a guest's time is in user's already"
+    assert loaded.stolen(before, after) == 0.6
+    assert loaded.stolen(None, after) is None
+    (tmp_path / "stat").unlink()
+    assert loaded.ticks() is None
+    for load, share, told in ((0.9, 0.04, 0), (1.0, None, 1), (8.0, 0.6, 2)):
+        monkeypatch.setattr(os, "getloadavg", lambda load=load: (load, 0.0, 0.0))
+        loaded.warn_of_queue()
+        loaded.warn_of_steal(share)
+        assert capsys.readouterr().err.count("warning") == told
+    assert loaded.queue() == 2.0
 
 
 # ---------------------------------------------------------------- processes
@@ -258,7 +350,7 @@ def test_bfloat16_is_left_out_where_it_is_slower_unless_it_is_asked_for(
 ) -> None:
     asked: list[str] = []
 
-    def rounds(jobs: dict[str, Job], peaks: dict[str, float]) -> dict[str, list[Turn]]:
+    def rounds(jobs: dict[str, Job], *_: Any) -> dict[str, list[Turn]]:
         asked.extend(jobs)
         return {name: [Turn(1.0, None)] * 5 for name in jobs}
 
@@ -278,7 +370,7 @@ def test_bfloat16_is_left_out_where_it_is_slower_unless_it_is_asked_for(
 def test_curves_run_along_one_length_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[tuple[Workload, tuple[str, ...]]] = []
 
-    def rounds(jobs: dict[str, Job], peaks: dict[str, float]) -> dict[str, list[Turn]]:
+    def rounds(jobs: dict[str, Job], *_: Any) -> dict[str, list[Turn]]:
         seen.append((next(iter(jobs.values())).workload, tuple(jobs)))
         return {name: [Turn(2.0 if "un" in name else 1.0, None)] for name in jobs}
 
@@ -307,6 +399,9 @@ def test_curves_run_along_one_length_at_a_time(monkeypatch: pytest.MonkeyPatch) 
         (["--steps", "2.5"], "--steps: must be a whole number >= 1, got '2.5'"),
         (["--configs", "XL"], "--configs: invalid choice: 'XL'"),
         (["--variants", "their"], "--variants: invalid choice: 'their'"),
+        (["--scale", "0"], "--scale: must be a whole number >= 1, got '0'"),
+        (["--scale", "--quick"], "--quick has no effect with --scale"),
+        (["--startup", "--scale", "10"], "--scale has no effect with --startup"),
         (["--markdown", "no/such.md"], "--markdown no/such.md: the file must have a line '<!-- lm.bench: begin -->'"),
     ],
 )

@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
-from itertools import compress
+from itertools import chain, compress
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -18,6 +18,7 @@ from scipy.stats import binomtest
 
 from lm.config import ControlTokens, DataConfig
 from lm.data import rewards, votes
+from lm.data.columns import digests, numbered
 from lm.data.control_tokens import Names, unmarked
 from lm.data.prompts import AUTO, Layout
 from lm.data.rewards import Source
@@ -496,10 +497,11 @@ def measure(
         model_pairs: on how many pairs at most it is measured.
     """
     tokenizer = tokenizer or model
-    prompt, prompts = number(data.prompts)
-    both = np.concatenate([prompt, prompt]).tolist()
-    response, responses = number(zip(both, [*data.chosen, *data.rejected], strict=True))
-    chosen, rejected = response.reshape(2, -1)
+    prompt, first = numbered(digests(data.prompts))
+    prompts, both = len(first), np.concatenate([prompt, prompt])
+    texts = chain(data.chosen, data.rejected)
+    response, first = numbered(digests(f"{of}\0{text}" for of, text in zip(both.tolist(), texts, strict=True)))
+    responses, (chosen, rejected) = len(first), response.reshape(2, -1)
     # One graph for all prompts: a completion belongs to one, so no path leads from prompt to prompt.
     one_sided, count = data.probabilities == 1, len(chosen)
     edges = np.stack([chosen, rejected], axis=1)
@@ -520,7 +522,7 @@ def measure(
 
     if tokenizer is None:
         lengths, tokens, unit = (
-            [np.array([*map(len, side)]) for side in (data.chosen, data.rejected)],
+            [np.fromiter(map(len, side), dtype=np.intp, count=count) for side in (data.chosen, data.rejected)],
             None,
             "characters",
         )
@@ -684,8 +686,8 @@ def _tokens(
 
     prompts, _ = measured(data.prompts, prompt_ids)
     sides, early = zip(*(measured(side, completion_ids) for side in (data.chosen, data.rejected)), strict=True)
-    max_prompt = max_prompt or least(prompts.tolist())
-    max_completion = max_completion or least(np.maximum(*sides).tolist())
+    max_prompt = max_prompt or least(prompts)
+    max_completion = max_completion or least(np.maximum(*sides))
     over = [np.maximum(prompts - max_prompt, 0), *(np.maximum(side - max_completion, 0) for side in sides)]
     limits = DataConfig(max_prompt_length=max_prompt, max_completion_length=max_completion)
     left_out = Tally()
@@ -693,7 +695,7 @@ def _tokens(
     for where, ended, prompt, *both in zip(
         data.places, ends, prompts.tolist(), *(side.tolist() for side in sides), strict=True
     ):
-        if (reason := EARLY if ended else too_long(prompt, both, limits)) is not None:
+        if (reason := EARLY if ended else too_long(prompt, max(both), limits)) is not None:
             left_out.add(reason, where)
     return list(sides), Tokens(
         tokenizer=name,

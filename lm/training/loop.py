@@ -9,11 +9,11 @@ import sys
 import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import closing
-from itertools import chain
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+import numpy as np
 import torch
 from datasets import Dataset
 from tqdm import tqdm
@@ -22,6 +22,7 @@ from transformers import PrinterCallback, TrainerCallback, TrainerControl, Train
 from lm.base import progress, ranks
 from lm.base.store import last_checkpoint
 from lm.config import TrainingConfig
+from lm.data.columns import longest_inside, sizes, sizes_inside
 from lm.logprobs.completions import CompletionModel, longest_row
 from lm.models import checks
 from lm.models.noise import turn_off_dropout
@@ -204,8 +205,7 @@ def fit(
     assert arguments.output_dir is not None
     if on := turn_off_dropout(model):  # of a model that `load_policy` has not opened
         log.warning("the dropout of %d layers is turned off: losses compare passes of models", on)
-    longest = _longest(chain(dataset, extra.get("eval_dataset") or ()), collator)
-    shortest = collator([min(dataset, key=_tokens)])
+    longest, shortest = extremes([rows for rows in (dataset, extra.get("eval_dataset")) if rows], dataset, collator)
     model.settle(longest["input_ids"], longest["lengths"], arguments.device)
     reporting = trackers.callbacks(
         arguments.trackers, Path(arguments.logs or arguments.output_dir), arguments.described
@@ -238,19 +238,31 @@ def fit(
         trainer.release()
 
 
-def _longest(rows: Iterable[dict[str, Any]], collator: Callable[[list[dict[str, Any]]], Batch]) -> Batch:
+COMPLETIONS = ("completion_ids", "chosen_ids", "rejected_ids")
+
+
+def extremes(
+    sets: Iterable[Dataset], dataset: Dataset, collator: Callable[[list[dict[str, Any]]], Batch]
+) -> tuple[Batch, Batch]:
+    """The batch of the longest row of all sets, and of the shortest of one: what a training tries before its steps."""
+    return _longest(sets, collator), collator([_shortest(dataset)])
+
+
+def _longest(sets: Iterable[Dataset], collator: Callable[[list[dict[str, Any]]], Batch]) -> Batch:
     """The batch of the row with the longest prompt and completion; samples count if the collator reads them."""
-    best: dict[bool, tuple[int, dict[str, Any]]] = {}
-    for row in rows:
-        given = [len(row[name]) for name in ("completion_ids", "chosen_ids", "rejected_ids") if name in row]
-        for sampled, own in ((False, given), (True, [*given, *map(len, row.get("sample_ids") or ())])):
-            tokens = len(row["prompt_ids"]) + max(own)
-            if sampled not in best or tokens > best[sampled][0]:
-                best[sampled] = (tokens, row)
-    return max((collator([row]) for _, row in best.values()), key=lambda batch: longest_row(batch["lengths"]))
+    found = []
+    for rows in sets:
+        prompts = sizes(rows, "prompt_ids")
+        given = np.max([sizes(rows, name) for name in COMPLETIONS if name in rows.column_names], axis=0)
+        sampled = longest_inside(rows, "sample_ids") if "sample_ids" in rows.column_names else given
+        found += [collator([rows[int((prompts + own).argmax())]]) for own in (given, np.maximum(given, sampled))]
+    return max(found, key=lambda batch: longest_row(batch["lengths"]))
 
 
-def _tokens(row: dict[str, Any]) -> int:
-    """Prompt and all completions of a dataset row: what the collator makes of it is at most that long."""
-    own = sum(len(row[name]) for name in ("prompt_ids", "completion_ids", "chosen_ids", "rejected_ids") if name in row)
-    return own + sum(map(len, row.get("sample_ids") or ()))
+def _shortest(rows: Dataset) -> dict[str, Any]:
+    """The row with the fewest tokens of prompt and completions: what a collator makes of it is at most that long."""
+    tokens = sum(sizes(rows, name) for name in ("prompt_ids", *COMPLETIONS) if name in rows.column_names)
+    if "sample_ids" in rows.column_names:
+        tokens = tokens + sizes_inside(rows, "sample_ids")
+    shortest: dict[str, Any] = rows[int(np.argmin(tokens))]
+    return shortest
