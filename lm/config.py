@@ -206,6 +206,38 @@ class DataConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class JudgeConfig:
+    """Who judges the policies, and labels the pairs where `data.labels` is "oracle".
+
+    Args:
+        kind: "model" is a reward model, `oracle_model` or one that is trained; "exact" is the taste of the embedded
+            world's annotators itself, without their noise: utility * (true utility) + length_preference * words. Other
+            sets have no judge that is known exactly.
+        utility: what a unit of true utility is worth to the exact judge, > 0.
+        length_preference: what one more word is worth to it; null for what it is worth to the annotators,
+            `data.world.length_preference`.
+        sharpness: the judge's labels are drawn: of two completions the first is preferred with probability
+            sigmoid(sharpness * (difference of their rewards)), [F] eq 2, > 0. So in the training and the validation
+            split; test pairs have the judge's own preference, so that accuracies there are not of the noise. null: all
+            pairs have it, and ties are left out.
+        unfinished: the reward of a policy's sample that reached data.max_completion_length before end-of-text, on the
+            judge's scale. null: the judge reads it as though it had ended there.
+    """
+
+    kind: Literal["model", "exact"] = "model"
+    utility: float = 1.0
+    length_preference: float | None = None
+    sharpness: float | None = None
+    unfinished: float | None = None
+
+    def __post_init__(self) -> None:
+        _positive(self, "utility", *(["sharpness"] if self.sharpness is not None else []))
+        for name in ("length_preference", "unfinished"):
+            value = getattr(self, name)
+            _check(self, "a finite number or null", **{name: (value, value is None or abs(value) < inf)})
+
+
+@dataclass(frozen=True, kw_only=True)
 class TrainingConfig:
     """One training run.
 
@@ -583,6 +615,7 @@ class Config:
         report_to: trackers that every training reports to as well, by transformers' own support: tensorboard, wandb,
             trackio, mlflow and others (see `lm.training.trackers`).
         data: preferences and reference completions.
+        judge: who judges and labels, and how noisily.
         sft: training of pi_ref on the reference completions; null where the model is pi_ref as it is.
         reward_base: what reward models start from, likewise, and the oracle where `oracle_base` is null; null for
             pi_ref.
@@ -618,6 +651,7 @@ class Config:
     trust_remote_code: bool = False
     report_to: list[str] = field(default_factory=list)
     data: DataConfig = field(default_factory=DataConfig)
+    judge: JudgeConfig = field(default_factory=JudgeConfig)
     bias: BiasConfig = field(default_factory=BiasConfig)
     lora: LoraConfig = field(default_factory=LoraConfig)
     snapshots: int = 1
@@ -641,6 +675,7 @@ class Config:
         check_seed(self.seed, "Config.seed")
         if not self.output_dir or not self.model:
             raise ValueError("Config.output_dir and Config.model must not be empty")
+        self._check_judge()
         self._check_trainings()
         if self.sampling.engine == "vllm" and self.dtype == "float64":
             raise ValueError(
@@ -660,6 +695,23 @@ class Config:
             if any(one in tried[:i] for i, one in enumerate(tried)):
                 raise ValueError(f"Config.sweep names a setting of {name} twice: {settings}")
 
+    def _check_judge(self) -> None:
+        """ValueError for an exact judge where none is known."""
+        if self.judge.kind == "exact" and self.data.kind != "world":
+            raise ValueError(
+                'Config.judge.kind "exact" goes with data.kind "world", of which the annotators\' taste is known; got '
+                f'data.kind "{self.data.kind}": give oracle_model, or leave judge.kind out to train an oracle'
+            )
+        if self.judge.kind == "exact" and self.oracle_model is not None:
+            raise ValueError(
+                f'Config.judge.kind "exact" and oracle_model {self.oracle_model!r} are two judges: leave one out'
+            )
+
+    @property
+    def trains_oracle(self) -> bool:
+        """Whether the judge is a reward model of the run's own, where anything asks for a judge."""
+        return self.judge.kind == "model" and self.oracle_model is None
+
     def _check_trainings(self) -> None:
         """ValueError for a training without a length that something asks for."""
         needed = {"policy": "policies are trained"}
@@ -674,7 +726,7 @@ class Config:
             raise ValueError(f"Config.sft must say how pi_ref is trained, as {self.model} is random; got null")
         elif self.lora.rank is not None and "sft" in self.lora.stages:
             raise ValueError("Config.lora.stages has sft, and sft is null: nothing is trained there; leave it out")
-        if self.oracle_model is None and self.data.labels == "oracle":
+        if self.trains_oracle and self.data.labels == "oracle":
             needed["oracle"] = 'with data.labels "oracle" and no oracle_model the oracle is trained'
         distilling = [name for name in self.methods if self.method(name).needs]
         if self.data.rewards == "models" and distilling:

@@ -41,6 +41,12 @@ def idle(config: Config, command: str) -> Iterator[tuple[str, str]]:
             yield "reward", f"methods are {methods}, which distil no rewards"
     if config.oracle_model is not None:
         yield from ((name, "oracle_model is given: none is trained") for name in ("oracle", "oracle_base"))
+    if config.judge.kind == "exact":
+        yield from ((name, "judge.kind is exact: no oracle is trained") for name in ("oracle", "oracle_base"))
+    else:
+        yield from ((f"judge.{name}", "judge.kind is model") for name in ("utility", "length_preference"))
+    if data.labels == "given":
+        yield "judge.sharpness", "data.labels is given: the judge labels no pairs"
     for stage in ("oracle", "reward"):
         training = getattr(config, stage)
         why = f"{stage}.evaluations is 0: the last step is kept" if training.evaluations == 0 else ""

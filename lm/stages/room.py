@@ -101,7 +101,7 @@ def _each(run: Run) -> Iterator[Piece]:
     probed = min(config.probe.pairs, kept["valid"])
     every = [(name, method) for name in config.methods for method in config.settings(name)]
     own = {(name, method.own_oracle): (name, method) for name, method in every if method.own_oracle is not None}
-    trains_oracle = config.oracle_model is None  # which judges, whoever labels
+    trains_oracle = config.trains_oracle  # which judges, whoever labels
     shared = [name for name in asked(run) if name not in config.methods] if config.data.rewards == "models" else []
 
     yield Piece(Need("sft", body.weights + beside, _checkpoints(config.sft, body, config.adapts("sft"))), sft)

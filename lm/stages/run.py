@@ -185,7 +185,7 @@ def base_of(config: Config, stage: str) -> tuple[str, str]:
 def reward_bases(config: Config) -> dict[str, str]:
     """Of all that the options ask for: option -> what a reward model starts from."""
     distilled = config.data.rewards == "models" and any(config.method(name).needs for name in config.methods)
-    trained = {"oracle": config.oracle_model is None and config.oracle.is_given, "reward": distilled}
+    trained = {"oracle": config.trains_oracle and config.oracle.is_given, "reward": distilled}
     return dict(base_of(config, stage) for stage, asked in trained.items() if asked)
 
 

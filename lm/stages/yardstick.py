@@ -13,8 +13,7 @@ from lm.base.store import Artifact
 from lm.judging.statistics import best_of, bootstrap_interval
 from lm.stages.data import opened
 from lm.stages.evaluations import asked_of, prompts_of
-from lm.stages.labels import labelled_pairs, labels, open_oracle, oracle_input
-from lm.stages.readings import sample_rewards
+from lm.stages.labels import judge_input, judge_samples, labelled_pairs, labels
 from lm.stages.run import Run, once
 from lm.stages.scores import PROBE, scores
 
@@ -49,13 +48,13 @@ def _rewards(run: Run) -> Artifact:
     """By the oracle, of the samples of pi_ref on each prompt of the probe, [prompts, samples]."""
 
     def make(folder: Path, scratch: Path) -> dict[str, Any]:
-        probe, held_out, oracle = opened(scores(run).path / PROBE), labelled_pairs(run, "valid"), open_oracle(run)
+        probe, held_out = opened(scores(run).path / PROBE), labelled_pairs(run, "valid")
         samples_of = {tuple(row["prompt_ids"]): row["sample_ids"] for row in probe}
         every = prompts_of(held_out, None, 0, "valid")
         prompts = {text: ids for text, ids in every.items() if tuple(ids) in samples_of}
         kth, asked = zip(*(samples_of[tuple(ids)] for ids in prompts.values()), strict=True), asked_of(held_out)
-        rewards = [sample_rewards(run, oracle, prompts, samples, asked)[0] for samples in kth]
+        rewards = [judge_samples(run, prompts, samples, asked)[0] for samples in kth]
         return {"rewards": torch.stack(rewards, dim=1).tolist()}
 
-    inputs = {"scores": scores(run), "labels": labels(run), "oracle": oracle_input(run)}
+    inputs = {"scores": scores(run), "labels": labels(run), **judge_input(run)}
     return run.store.get("yardstick", "best-of-n", inputs, make)

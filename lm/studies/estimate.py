@@ -128,10 +128,10 @@ def stages(config: Config) -> Iterator[Work]:
         yield Work("sft", False, passed, kept=1, adapters=config.adapts("sft"))
     for _ in {base_of(config, stage) for stage in ("oracle", "reward") if getattr(config, stage).train == "head"}:
         yield Work("features", False, pairs * data.row(2))
-    if config.oracle_model is None:
+    if config.trains_oracle:
         oracle = training("oracle", pairs - valid - test, 2) + looks("oracle") + valid * data.row(2)
         yield Work("oracle", False, oracle, kept=1, adapters=config.adapts("oracle"))
-    if config.data.labels == "oracle":
+    if config.data.labels == "oracle" and config.judge.kind == "model":
         yield Work("labels", False, pairs * data.row(2))
     every = [(name, method) for name in config.methods for method in config.settings(name)]
     models: list[float] = [biased] * any("rewards" in method.needs and not method.own_oracle for _, method in every)
@@ -220,7 +220,7 @@ class Cost:
     def state_bytes(self) -> float:
         """Of the largest training, whatever the mini-batch: parameters, and autocast's copies; gradients and AdamW's
         two moments, of the adapters alone where a training has them."""
-        trained = {"sft", "reward", "policy"} | ({"oracle"} if self.config.oracle_model is None else set())
+        trained = {"sft", "reward", "policy"} | ({"oracle"} if self.config.trains_oracle else set())
         copies = self.model_bytes + 2 * self.parameters * self.config.logprobs.autocast
         return copies + max(
             4 * self.adapter_bytes if self.config.adapts(stage) else 3 * self.model_bytes for stage in trained
