@@ -31,6 +31,10 @@ def idle(config: Config, command: str) -> Iterator[tuple[str, str]]:
         yield "data.world", f"data.kind is {data.kind}"
         if data.kind != "tldr":
             yield "data.prompt_template", f"data.kind is {data.kind}"
+    if data.on_policy.pairs is None:
+        yield "data.on_policy.completions", "data.on_policy.pairs is null"
+    if not any(method.needs and not method.reads_labels and method.own_oracle is None for method in settings):
+        yield "data.unlabelled", f"methods are {methods}, which learn from labels"
     if data.rewards != "models":
         why = f"data.rewards is {data.rewards}: no ensemble is trained"
         yield from ((f"bias.{name}", why) for name in ("member_fractions", "member_size"))

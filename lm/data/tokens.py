@@ -354,12 +354,18 @@ def too_long(prompt: int, completions: Iterable[int], config: DataConfig) -> str
 
 
 def tokenise(
-    rows: Dataset, tokenizer: PreTrainedTokenizerBase, config: DataConfig, path: Path, dropped: Tally | None = None
+    rows: Dataset,
+    tokenizer: PreTrainedTokenizerBase,
+    config: DataConfig,
+    path: Path,
+    dropped: Tally | None = None,
+    splits_needed: Sequence[str] | None = None,
 ) -> tuple[Dataset, dict[str, int]]:
     """Adds `<column>_ids` for the prompt and each completion, and drops rows that are over-long or would end early.
 
     Returns the dataset, kept in the file `path`, and the counts of dropped rows by reason, which are in `dropped` too,
-    with where they stand. Nothing is cut. Raises ValueError where no row of some split is left.
+    with where they stand. Nothing is cut. Raises ValueError where no row is left of a split that is needed: of train,
+    valid and test for pairs, of train for references, or of `splits_needed`.
     """
     columns = [name for name in ("completion", "chosen", "rejected") if name in rows.column_names]
     dropped, before, present = Tally() if dropped is None else dropped, Counter[str](), Counter[str]()
@@ -388,7 +394,8 @@ def tokenise(
     features = {name: kind for name, kind in rows.features.items() if name != PLACE}
     dataset = mapped(kept(), {**features, **ids}, path)
     what = "preference pairs" if "chosen" in columns else "reference completions"
-    for split in ("train", "valid", "test") if "chosen" in columns else ("train",):
+    known = ("train", "valid", "test") if "chosen" in columns else ("train",)
+    for split in known if splits_needed is None else splits_needed:
         if not present[split]:
             why = splits.why_empty(split, before, dict(dropped))
             raise ValueError(f"no {what} are left in the {split} split: {why}")

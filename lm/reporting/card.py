@@ -132,11 +132,11 @@ def trace(run: Path, policy: Record, method: Method) -> Made:
     bias = of(scores, "bias")
     labels = of(bias, "labels")
     names, keys = scores["metrics"]["reward_models"], [model["artifact"] for model in scores["inputs"]["rewards"]]
-    distils = {True: "rewards" in method.needs and method.own_oracle is None, False: "members" in method.needs}
+    one, ensemble = method.teacher, "members" in method.needs
     teachers = [
         Teacher(name, name, _record(run, key, f"reward model {name}"))
         for name, key in zip(names, keys, strict=False)  # no keys where none is trained
-        if distils[name == MAIN]
+        if name == one or (ensemble and name != MAIN)
     ]
     if method.own_oracle is not None:
         teachers.append(Teacher("its own oracle", MAIN, of(of(policy, "oracle"), "oracle")))

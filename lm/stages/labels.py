@@ -25,7 +25,8 @@ from lm.stages.data import data, given_pairs, of_split, opened, save, tokenizer
 from lm.stages.heads import bradley_terry_model, head_rewards
 from lm.stages.readings import Asked, check_fits, input_of, pair_rewards, sample_rewards, sized_for
 from lm.stages.run import Run, once
-from lm.stages.trainings import inputs_of, length_classes, precision, start_input
+from lm.stages.sampled import prompts_in, sampled_pairs, together
+from lm.stages.trainings import inputs_of, length_classes, precision, sft, start_input
 
 
 def check_judge(run: Run) -> None:
@@ -157,13 +158,16 @@ def labels(run: Run) -> Artifact:
 
     The set's own may be soft. The oracle learns from these; it gives none itself, but a pair keeps its weight.
     """
-    name = run.config.data.labels
+    name, sampled = run.config.data.labels, run.config.data.on_policy
 
     def make(folder: Path, scratch: Path) -> dict[str, Any]:
         pairs = opened(data(run).path / "preferences")
         metrics: dict[str, Any] = {}
+        if sampled.pairs is not None:
+            pairs, metrics["on_policy"] = _with_sampled(run, pairs, scratch / f"sampled-{ranks.index()}.arrow")
         if name == "oracle":
-            pairs, metrics = _relabelled(run, pairs, scratch / f"relabelled-{ranks.index()}.arrow")
+            pairs, of_labels = _relabelled(run, pairs, scratch / f"relabelled-{ranks.index()}.arrow")
+            metrics |= of_labels
         save(pairs, folder / "preferences")
         classes = Counter(length_classes(run, pairs))
         return {**metrics, "longer_preferred": classes["longer"] / max(classes["longer"] + classes["shorter"], 1)}
@@ -173,12 +177,28 @@ def labels(run: Run) -> Artifact:
         inputs |= {"oracle": oracle_input(run), "precision": precision(run)}
         if (sharpness := run.config.judge.sharpness) is not None:
             inputs["noise"] = [sharpness, run.seed("labels")]
+        if sampled.pairs is not None:
+            weight = run.config.data.group_weight
+            inputs |= {"on_policy": sampled, "policy": sft(run), "sampling": run.config.sampling, "weight": weight}
     return run.store.get("labels", name, inputs, make)
 
 
 def labelled_pairs(run: Run, split: str) -> Dataset:
     """Preferences of a split as they are learnt from, and judged."""
     return of_split(labels(run).path / "preferences", split)
+
+
+def _with_sampled(run: Run, pairs: Dataset, path: Path) -> tuple[Dataset, dict[str, int]]:
+    """The pairs with those that pi_ref samples, beside the given ones of the training split or instead of them."""
+    options = run.config.data.on_policy
+    train = pairs.filter(lambda split: split == "train", input_columns="split", keep_in_memory=True)
+    made, report = sampled_pairs(run, prompts_in(train), options.completions, "on-policy", path)
+    if votes.WEIGHT not in pairs.column_names and set(made[votes.WEIGHT][:]) == {1.0}:
+        made = made.remove_columns(votes.WEIGHT)
+    given = pairs
+    if options.pairs == "instead":
+        given = pairs.filter(lambda split: split != "train", input_columns="split", keep_in_memory=True)
+    return together(given, made), report
 
 
 def _relabelled(run: Run, pairs: Dataset, path: Path) -> tuple[Dataset, dict[str, Any]]:

@@ -99,6 +99,7 @@ class Run:
         models = ("model", "oracle_base", "reward_base", "oracle_model")
         places: list[tuple[str, str | None, hub.Kind]] = [(name, getattr(config, name), "model") for name in models]
         places += [("data path", path, "dataset") for path in (config.data.path, config.data.sft_path)]
+        places.append(("data.unlabelled.path", config.data.unlabelled.path, "dataset"))
         if self.command == STUDY:
             places.append(("evaluation.out_of_domain.path", config.evaluation.out_of_domain.path, "dataset"))
         for option, path, kind in places:
