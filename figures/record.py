@@ -71,6 +71,8 @@ class Tried:
     ci: tuple[float, float]
     kl: float | None = None
     """KL(pi || pi_ref) by the same samples, nats; None in records of versions that did not measure it."""
+    finished: float | None = None
+    """Share of the samples that reached end-of-text, likewise."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -555,6 +555,9 @@ class EvaluationConfig:
     Args:
         prompts: test prompts; null for all.
         valid_prompts: validation prompts, read where settings or steps are chosen; null for all.
+        best_of: samples of pi_ref on each validation prompt, 2 or more, whose best of n by the judge, n = 1, 2, 4, ...
+            to all, are a yardstick for policies; null: it is made of the samples that the KL term has on the probe's
+            prompts, where there are 2 or more.
         confidence: level of the bootstrap interval.
         resamples: bootstrap resamples over prompts.
         temperatures: sampling temperatures, one or more; `lm.nondeterministic` only.
@@ -563,12 +566,14 @@ class EvaluationConfig:
 
     prompts: int | None = None
     valid_prompts: int | None = None
+    best_of: int | None = None
     confidence: float = 0.95
     resamples: int = 10_000
     temperatures: list[float] = field(default_factory=lambda: [0.25, 0.5, 0.75, 1.0])
     out_of_domain: OutOfDomainConfig = field(default_factory=OutOfDomainConfig)
 
     def __post_init__(self) -> None:
+        _check(self, "at least 2, or null", best_of=(self.best_of, self.best_of is None or self.best_of >= 2))
         good = 0 < len(set(self.temperatures)) == len(self.temperatures) and all(t > 0 for t in self.temperatures)
         _check(self, "one or more, each > 0, none twice", temperatures=(self.temperatures, good))
         given = [name for name in ("prompts", "valid_prompts") if getattr(self, name) is not None]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import numpy as np
 import pytest
 from scipy.special import expit
 
+import lm
 from figures.record import Results
 from lm.config import (
     BiasConfig,
@@ -29,10 +31,11 @@ from lm.models.loading import SCRATCH
 from lm.reporting.cautions import cautions
 from lm.reporting.results import results
 from lm.stages.data import opened, tokenizer
-from lm.stages.evaluations import evaluation
-from lm.stages.labels import judge_samples, labels, open_oracle
+from lm.stages.evaluations import evaluation, prompts_of
+from lm.stages.labels import judge_samples, labelled_pairs, labels, open_oracle
 from lm.stages.run import Run
 from lm.stages.scores import margin, scores
+from lm.stages.yardstick import best_of_n
 
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning")
 TEMPLATE = "{post}\n\nTL;DR:"
@@ -169,6 +172,20 @@ def test_a_run_says_who_judged_and_how_many_samples_ended(folder: Path, capsys: 
     assert not [one for one in cautions(found) if one.kind == "oracle"], "it is known, whatever the noise"
 
 
+def test_the_best_of_n_is_of_samples_of_its_own_where_it_is_asked_for(folder: Path) -> None:
+    plain = small(folder, JudgeConfig(kind="exact"), methods=["dpo"], sampling=SamplingConfig())
+    assert best_of_n(Run(plain)) is None, "one sample a prompt for the KL term"
+    found = best_of_n(Run(replace(plain, evaluation=EvaluationConfig(resamples=100, best_of=6))))
+    assert found is not None
+    assert [one["n"] for one in found] == [1, 2, 4, 6]
+    assert found[0]["advantage"] == pytest.approx(0, abs=1e-9)
+    assert all(one["advantage"] < other["advantage"] for one, other in pairwise(found))
+    prompts = len(prompts_of(labelled_pairs(Run(plain), "valid"), None, 0, "valid"))
+    assert {one["prompts"] for one in found} == {prompts}, "all of validation"
+    with pytest.raises(ValueError, match=r"EvaluationConfig.best_of must be at least 2, or null, got 1"):
+        EvaluationConfig(best_of=1)
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -202,3 +219,8 @@ def test_a_judge_that_cannot_be_is_refused(options: dict[str, float], message: s
 def test_the_judge_needs_no_oracle_training_to_be_said(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="got None and None for oracle"):
         replace(small(tmp_path, JudgeConfig(kind="exact")), judge=JudgeConfig())
+
+
+def test_python_asks_the_exact_judge(tmp_path: Path) -> None:
+    run = lm.load("demo", output_dir=str(tmp_path), data={"world": {"posts": 60}}, judge={"kind": "exact"})
+    assert run.rewards([" fire picnic\n\nTL;DR:"] * 2, [" fire", " vote"]).tolist() == pytest.approx([1.05, -0.95])

@@ -62,7 +62,11 @@ def idle(config: Config, command: str) -> Iterator[tuple[str, str]]:
         yield from ((f"lora.{name}", "lora.rank is null") for name in ("alpha", "target_modules", "stages"))
     if config.probe.pairs == 0:
         yield "probe.times", "probe.pairs is 0"
-    if config.snapshots == 1 and all(len(config.settings(name)) == 1 for name in config.methods):
+    if (
+        config.evaluation.best_of is None
+        and config.snapshots == 1
+        and all(len(config.settings(name)) == 1 for name in config.methods)
+    ):
         yield "evaluation.valid_prompts", "there is one setting and one snapshot a method, and nothing to choose from"
     if config.sampling.engine == "vllm":
         yield "sampling.batch_size", "sampling.engine is vllm, which schedules by itself"
@@ -94,7 +98,9 @@ def in_force(config: Config) -> str:
                 f"{what} of {'a length that 99% of the rows have' if most is None else f'at most {most:,} tokens'}"
                 for what, most in limits.items()
             ),
+            *([f"pairs of pi_ref {data.on_policy.pairs} those of the training split"] if data.on_policy.pairs else []),
             rewards[data.rewards],
+            *(["unlabelled pairs for methods that distil"] if data.unlabelled.is_asked else []),
             f"methods {', '.join(config.methods)}",
             f"model {config.model}",
         )

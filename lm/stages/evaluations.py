@@ -161,8 +161,8 @@ class Chosen:
     model: Path
     """Folder of the model."""
     tried: list[dict[str, Any]]
-    """setting, step, advantage over pi_ref on validation prompts with its interval, KL from it; empty where there was
-    no choice."""
+    """setting, step, advantage over pi_ref on validation prompts with its interval, KL from it, share of finished
+    samples; empty where there was no choice."""
 
 
 @once
@@ -195,7 +195,8 @@ def _snapshots(policy: Artifact) -> dict[int, Path]:
 
 def validation(run: Run, name: str, trained: Artifact) -> Artifact:
     """Oracle advantage over pi_ref of a policy's snapshots on validation prompts, and their KL from it, by step; for
-    "sft", its rewards. The KL is not in artifacts of earlier versions, whose keys are the same."""
+    "sft", its rewards. The KL, and the share of finished samples, are not in artifacts of earlier versions, whose keys
+    are the same."""
     config = run.config.evaluation
     base = None if name == SFT else validation(run, SFT, sft(run))
 
@@ -217,7 +218,9 @@ def validation(run: Run, name: str, trained: Artifact) -> Artifact:
             )
             difference = np.array(rewards) - np.array(base.metrics["rewards"])
             interval = bootstrap_interval(difference, config.confidence, config.resamples, run.seed("bootstrap"))
-            metrics[str(step)] = {"advantage": float(difference.mean()), "ci": interval, "kl": float(ratios.mean())}
+            ended = np.mean([sample[-1] == tokenizer(run).eos_token_id for sample in samples])
+            means = {"kl": float(ratios.mean()), "finished": float(ended)}
+            metrics[str(step)] = {"advantage": float(difference.mean()), "ci": interval, **means}
         return metrics
 
     inputs = {

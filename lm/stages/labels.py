@@ -51,8 +51,9 @@ def exact_judge(run: Run) -> Callable[[str, str], float] | None:
 
 @once
 def oracle(run: Run) -> Artifact:
-    """The oracle reward model, trained on the training split's own labels."""
+    """The oracle reward model, trained on the training split's own labels. ValueError where the judge is exact."""
     check_judge(run)
+    _check_is_model(run)
     return bradley_terry_model(
         run,
         "oracle",
@@ -64,10 +65,14 @@ def oracle(run: Run) -> Artifact:
     )
 
 
-def open_oracle(run: Run) -> CompletionModel:
-    """The given oracle, or the trained one, ready to score. ValueError where the judge is no model."""
+def _check_is_model(run: Run) -> None:
     if is_exact(run):
-        raise ValueError("judge.kind is exact: there is no oracle model to score by; leave judge.kind out to train one")
+        raise ValueError("judge.kind is exact: there is no oracle model; leave judge.kind out to train one")
+
+
+def open_oracle(run: Run) -> CompletionModel:
+    """The given oracle, or the trained one, ready to score. ValueError where the judge is exact."""
+    _check_is_model(run)
     model = open_reward_model(run.config.oracle_model or oracle(run).path, sized_for(run, "oracle"))
     check_fits(run, "oracle", model)
     return model

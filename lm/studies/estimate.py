@@ -162,7 +162,9 @@ def stages(config: Config) -> Iterator[Work]:
         )
     evaluate = evaluated * (test_prompts * 4 * data.row(1) + 2 * test * data.row(2))
     yield Work("evaluate", True, evaluate, batches=evaluated * calls(test_prompts))
-    if samples >= 2 and config.probe.pairs:  # best of n of pi_ref, of samples that are there
+    if (drawn := config.evaluation.best_of) is not None:
+        yield Work("yardstick", True, valid_prompts * drawn * 2 * data.row(1), batches=calls(valid_prompts * drawn))
+    elif samples >= 2 and config.probe.pairs:  # best of n of pi_ref, of samples that are there
         yield Work("yardstick", True, min(config.probe.pairs, valid) * samples * data.row(1))
 
 
