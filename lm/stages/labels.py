@@ -141,9 +141,11 @@ def judge_samples(
     return rewards, told
 
 
-def judge_pairs(run: Run, pairs: Dataset) -> tuple[torch.Tensor, torch.Tensor, dict[str, Any]]:
+def judge_pairs(
+    run: Run, pairs: Dataset, *, are_the_sets: bool = True
+) -> tuple[torch.Tensor, torch.Tensor, dict[str, Any]]:
     """The judge's rewards of the chosen and of the rejected completions, [N] each, float64, and what the reading adds
-    to metrics."""
+    to metrics. Of pairs that are not the set's own, a head on a frozen body has no states yet: the model reads them."""
     if (exact := exact_judge(run)) is not None:
         sides = (
             [exact(prompt, text) for prompt, text in zip(pairs["prompt"][:], pairs[side][:], strict=True)]
@@ -151,7 +153,7 @@ def judge_pairs(run: Run, pairs: Dataset) -> tuple[torch.Tensor, torch.Tensor, d
         )
         first, second = (torch.tensor(side, dtype=torch.float64) for side in sides)
         return first, second, {}
-    if run.config.oracle_model is None and run.config.oracle.train == "head":
+    if run.config.oracle_model is None and run.config.oracle.train == "head" and are_the_sets:
         first, second = head_rewards(run, oracle(run), pairs, "oracle")
         return first, second, {name: value for name, value in oracle(run).metrics.items() if name == "reading"}
     return pair_rewards(run, "oracle", open_oracle(run), pairs, "oracle rewards")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -60,7 +61,7 @@ def unlabelled(run: Run) -> Artifact:
             progress.say(f"  unlabelled: {report['held_out']:,} {what} are left out, of prompts that are held out")
         pairs = pairs.flatten_indices(keep_in_memory=True)
         if run.config.data.rewards == "oracle":
-            first, second, told = judge_pairs(run, pairs)
+            first, second, told = judge_pairs(run, pairs, are_the_sets=False)
             for name, side in zip(ORACLE, (first, second), strict=True):
                 pairs = pairs.add_column(name, side.tolist())
             report |= told
@@ -95,28 +96,32 @@ def _prompts(run: Run, path: str) -> Prompts:
     words, limit = tokenizer(run), sized(run).data.limits[0]
     names, render = Names.by(words, run.config.data.control_tokens), chat_renderer(words, run.config.model)
 
-    def texts() -> Iterator[str]:
+    def written() -> Iterator[tuple[str, dict[str, str]]]:
         for where, row in read_rows(path):
             prompt = row.get("prompt")
             if is_messages(prompt):
-                yield render(names.mark_all(list(prompt or ()), where), {"role": "assistant", "content": "."}, where)[0]
+                messages = list(prompt or ())
+                text = render(names.mark_all(messages, where), {"role": "assistant", "content": "."}, where)[0]
+                yield text, {STORED[0]: json.dumps(messages, ensure_ascii=False)}
             elif isinstance(prompt, str) and prompt.strip():
-                yield prompt
+                yield prompt, {}
             else:
                 raise ValueError(
                     f"{where}: data.unlabelled.path needs a prompt, text or messages, in each row; got {shown(prompt)} "
                     f"among the columns {shown(sorted(row))}"
                 )
 
-    every = list(dict.fromkeys(texts()))
-    found = zip(every, prompt_ids(words, every), strict=True)
-    return {unmarked(text): (ids, {}) for text, ids in found if 0 < len(ids) <= limit}
+    every = dict(written())
+    found = zip(every.items(), prompt_ids(words, list(every)), strict=True)
+    return {unmarked(text): (ids, asked) for (text, asked), ids in found if 0 < len(ids) <= limit}
 
 
 def _pairs(run: Run, scratch: Path) -> tuple[Dataset, dict[str, Any]]:
     """Of the file of pairs, whose labels are not kept, and how many there are, and are held out. ValueError where none
     is left."""
     options, config, words = run.config.data.unlabelled, sized(run).data, tokenizer(run)
+    scratch = scratch / f"rank-{ranks.index()}"  # all of them read the file
+    scratch.mkdir(exist_ok=True)
     assert options.path is not None, "the options were checked"
     places.check(options.path, option="data.unlabelled.path")
     kind: Kind = "hh" if config.kind == "hh" else "preferences"
@@ -137,7 +142,7 @@ def _pairs(run: Run, scratch: Path) -> tuple[Dataset, dict[str, Any]]:
         control=lambda: Names.by(words, config.control_tokens),
     )
     read = loaded.preferences.remove_columns(["split", *KEYS]).add_column("split", ["train"] * len(loaded.preferences))
-    rows, _ = tokenise(read, words, own, scratch / f"pairs-{ranks.index()}.arrow", splits_needed=("train",))
+    rows, _ = tokenise(read, words, own, scratch / "pairs.arrow", splits_needed=("train",))
     kept_out, texts = _held_out(run), rows["prompt"][:]
     kept = [i for i, text in enumerate(texts) if _spelt(text) not in kept_out]
     if not kept:

@@ -33,7 +33,7 @@ def study(advantage: Advantage, noise: float = 0.01) -> dict[str, Any]:
             for rho in rhos:
                 for method in methods:
                     value = advantage(corner, method, rho) + noise * rng.standard_normal()
-                    setting = {verdicts.METHODS[method].scale_option if method != "drdo" else "alpha": 0.3}
+                    setting = {METHODS[method].scale_option if method != "drdo" else "alpha": 0.3}
                     tried = [{next(iter(setting)): scale} for scale in (0.1, 0.3, 1.0)]
                     shares = [0.2, 0.2, 0.2, 0.2, 0.2] if method == "e-dpo" else None
                     accuracy = {"all": {"accuracy": 0.7 + noise * rng.standard_normal(), "pairs": 100}}
