@@ -321,6 +321,7 @@ RUN_BY = {
     "lm.report": "lm/reporting/page_test.py",
     "lm.workflow.job": "lm/workflow/workflow_test.py",
     "lm.workflow.tables": "lm/workflow/tables_test.py",
+    "lm.workflow.verdicts": "lm/workflow/verdicts_test.py",
     "theory": "theory/ledger_test.py",
     "theory.mutation": "theory/mutation_test.py",
 }
