@@ -253,9 +253,11 @@ def test_the_balanced_members_policy_learns_from_that_member_alone(folder: Path)
     ],
 )
 def test_what_cannot_be_is_refused(data: Any, options: Any, message: str, tmp_path: Path) -> None:
-    kinds: dict[str, Any] = {"unlabelled": UnlabelledConfig, "on_policy": OnPolicyConfig}
+    groups: dict[str, Any] = {"unlabelled": UnlabelledConfig, "on_policy": OnPolicyConfig}
+    methods, others = options.get("methods", ["dpo"]), {k: v for k, v in options.items() if k != "methods"}
     with pytest.raises(ValueError, match=message):
-        small(tmp_path, ["dpo"], {name: kinds.get(name, lambda **v: v)(**of) if name in kinds else of for name, of in data.items()}, **options)  # fmt: skip  # noqa: E501
+        made = {name: groups[name](**of) if name in groups else of for name, of in data.items()}
+        small(tmp_path, methods, made, **others)
 
 
 def test_sets_own_rewards_cannot_score_what_pi_ref_samples() -> None:
