@@ -222,6 +222,12 @@ def test_the_balanced_members_policy_learns_from_that_member_alone(folder: Path)
 # ---------------------------------------------------------------- what is refused
 
 
+def grouped(data: dict[str, Any]) -> dict[str, Any]:
+    """With mappings as the groups of options that they stand for."""
+    groups: dict[str, Any] = {"unlabelled": UnlabelledConfig, "on_policy": OnPolicyConfig}
+    return {name: groups[name](**of) if name in groups else of for name, of in data.items()}
+
+
 @pytest.mark.parametrize(
     ("data", "options", "message"),
     [
@@ -253,11 +259,9 @@ def test_the_balanced_members_policy_learns_from_that_member_alone(folder: Path)
     ],
 )
 def test_what_cannot_be_is_refused(data: Any, options: Any, message: str, tmp_path: Path) -> None:
-    groups: dict[str, Any] = {"unlabelled": UnlabelledConfig, "on_policy": OnPolicyConfig}
     methods, others = options.get("methods", ["dpo"]), {k: v for k, v in options.items() if k != "methods"}
     with pytest.raises(ValueError, match=message):
-        made = {name: groups[name](**of) if name in groups else of for name, of in data.items()}
-        small(tmp_path, methods, made, **others)
+        small(tmp_path, methods, grouped(data), **others)
 
 
 def test_sets_own_rewards_cannot_score_what_pi_ref_samples() -> None:
