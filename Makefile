@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt
 TESTS := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --dist loadfile --no-loadscope-reorder
 
-.PHONY: help demo grid real check docs quick test thorough figures clean
+.PHONY: help demo grid study real check docs quick test thorough figures clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /\1\t/' | expand -t 12
@@ -28,6 +28,9 @@ grid: $(VENV)/dev  ## the study on the embedded world, hours; stop and repeat at
 	$(BIN)/snakemake -s lm/workflow/Snakefile --directory runs/grid --cores $(CORES) \
 		$(if $(SEEDS)$(RHOS),--config $(if $(SEEDS),'seeds=$(SEEDS)') $(if $(RHOS),'rhos=$(RHOS)'))
 	@echo "summary: runs/grid/grid.json; figures are drawn from figures/results/grid.json"
+
+study: $(VENV)/dev  ## the study of docs/study.md, a day or two: stop and repeat at will. STUDY=n3000-s1/grid.json for a corner
+	$(BIN)/snakemake -s lm/workflow/Snakefile --directory runs/study --configfile lm/workflow/study.yaml --cores $(CORES) $(STUDY)
 
 REAL_HOURS ?= 48
 real: $(VENV)/dev  ## the study on real text, days: stop and repeat at will; REAL_HOURS=2 stops by itself. Needs what docs/own-data.md installs

@@ -71,6 +71,8 @@ class Tried:
     ci: tuple[float, float]
     kl: float | None = None
     """KL(pi || pi_ref) by the same samples, nats; None in records of versions that did not measure it."""
+    finished: float | None = None
+    """Share of the samples that reached end-of-text, likewise."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -180,6 +182,32 @@ class Accuracies:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Judge:
+    """Who judges and labels, see `lm.config.JudgeConfig`."""
+
+    kind: str
+    """"model", a reward model, or "exact", the known taste of the embedded world's annotators."""
+    utility: float | None = None
+    """What a unit of true utility is worth to the exact one."""
+    length_preference: float | None = None
+    """What one more word is worth to it."""
+    sharpness: float | None = None
+    """Of its noisy labels; None where they have no noise, or it gives none."""
+    unfinished: float | None = None
+    """Reward of an unfinished sample; None where it is judged as though it had ended there."""
+
+    @property
+    def says(self) -> str:
+        """In a sentence."""
+        who = "a reward model"
+        if self.kind == "exact":
+            who = f"exact: {self.utility:g} a unit of true utility, {self.length_preference:g} a word"
+        noise = "" if self.sharpness is None else f"; its labels are drawn with sharpness {self.sharpness:g}"
+        unfinished = "as though it had ended there" if self.unfinished is None else f"with {self.unfinished:g}"
+        return f"The judge is {who}{noise}; an unfinished sample is judged {unfinished}."
+
+
+@dataclass(frozen=True, kw_only=True)
 class Labels:
     """Of all pairs."""
 
@@ -188,6 +216,8 @@ class Labels:
     agreement: float | None = None
     """Share of the given labels that the oracle agrees with; None where the given ones were kept."""
     ties_dropped: int | None = None
+    against_judge: float | None = None
+    """Of labels drawn by the oracle's rewards: the share that prefers the completion of less reward."""
     reading: dict[str, int] | None = None
     """Likewise of the pairs' texts."""
 
@@ -295,7 +325,9 @@ class Results:
     """By the names of the rewards that some method distils: "rho" of all training pairs, the ensemble's members, and a
     method's for an oracle of its own."""
     oracle: Accuracies | None
-    """None of a given one."""
+    """None of a given one, and of an exact one."""
+    judge: Judge | None = None
+    """None in earlier records."""
     labels: Labels
     bias: dict[str, LengthBias]
     """By set: "rho", all training pairs, and each member's subset of them."""

@@ -86,6 +86,57 @@ class WorldConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class UnlabelledConfig:
+    """Pairs without labels, which reward models score and only methods learn from that distil rewards and read no
+    labels ([F] 5.1); the others see D_rho alone. Prompts of the validation and test splits are left out.
+
+    Args:
+        completions: of pi_ref for each prompt, 2 or more, of which all pairs are taken, see `group_weight`; null for
+            the pairs of `path`.
+        path: hub name, local file or folder, as of `data`: of rows with `prompt`, text or messages, where completions
+            are sampled, else of pairs (HH dialogues where `data` is "hh"; else prompt, chosen and rejected), whose
+            labels are not read. null: the prompts of the training split.
+        prompts: how many of the prompts, drawn by the seed; null for all.
+    """
+
+    completions: int | None = None
+    path: str | None = None
+    prompts: int | None = None
+
+    @property
+    def is_asked(self) -> bool:
+        """Whether there are such pairs."""
+        return self.completions is not None or self.path is not None
+
+    def __post_init__(self) -> None:
+        good = self.completions is None or self.completions >= 2
+        _check(self, "at least 2, or null for the pairs of path", completions=(self.completions, good))
+        if self.prompts is not None:
+            _positive(self, "prompts")
+            if not self.is_asked:
+                raise ValueError(
+                    f"UnlabelledConfig.prompts {self.prompts} go with completions or a path; both are null"
+                )
+
+
+@dataclass(frozen=True, kw_only=True)
+class OnPolicyConfig:
+    """Pairs of the training split that pi_ref samples and the judge labels.
+
+    Args:
+        pairs: "beside" the given pairs of the training split, or "instead" of them; null for none.
+        completions: of pi_ref for each prompt of the training split, 2 or more, of which all pairs are taken, see
+            `group_weight`.
+    """
+
+    pairs: Literal["beside", "instead"] | None = None
+    completions: int = 2
+
+    def __post_init__(self) -> None:
+        _check(self, "at least 2", completions=(self.completions, self.completions >= 2))
+
+
+@dataclass(frozen=True, kw_only=True)
 class DataConfig:
     """Preferences and reference completions.
 
@@ -112,6 +163,8 @@ class DataConfig:
             chosen_member_rewards and rejected_member_rewards.
             "oracle" distils the judge's own rewards, as a control: what is left to gain by better reward models. No
             ensemble, and labels must be "oracle".
+        reward_noise: standard deviation of normal noise that is added to the judge's rewards where `rewards` is
+            "oracle", once a completion: a reward model that is as good as one likes.
         prompt_template: how a "tldr" or "world" prompt is written, with {subreddit}, {title} and {post}.
         max_prompt_length: longest prompt, tokens; longer rows are dropped and counted. Null takes it from the data: the
             least that 99% of the rows keep to, see `lm.data.limits`.
@@ -129,7 +182,9 @@ class DataConfig:
             "auto" is "text", but refused where most prompts are text that begins with a control token, as chat
             templates write it. A prompt may begin with beginning-of-text and a completion end with end-of-text.
         group_weight: what the pairs of one row with more than two completions weigh: "prompt", together as much as one
-            pair, 1 / (number of pairs) each; or "pair", 1 each.
+            pair, 1 / (number of pairs) each; or "pair", 1 each. So are those of completions that pi_ref samples.
+        unlabelled: pairs that only reward models score.
+        on_policy: pairs that pi_ref samples and the judge labels.
         world: the embedded world; "world" only.
     """
 
@@ -148,10 +203,23 @@ class DataConfig:
     split: Literal["drawn", "own"] = "drawn"
     control_tokens: ControlTokens = "auto"
     group_weight: GroupWeight = field(default="prompt", metadata={"keyed": "unless default"})
+    unlabelled: UnlabelledConfig = field(default_factory=UnlabelledConfig, metadata={"keyed": False})
+    on_policy: OnPolicyConfig = field(default_factory=OnPolicyConfig, metadata={"keyed": False})
+    reward_noise: float = field(default=0.0, metadata={"keyed": False})
     world: WorldConfig = field(default_factory=WorldConfig)
 
     RETIRED: ClassVar[Mapping[str, Any]] = {"subset": None}
     """Options that are no more, with the one value that the keys of artifacts still have of them."""
+
+    def sampled(self, prompts: int) -> tuple[int, int]:
+        """(on-policy, unlabelled) pairs at most that pi_ref samples, of so many training prompts. Those of a file are
+        not known before it is read, and are counted as if it had as many."""
+
+        def most(completions: int | None, of: int) -> int:
+            return 0 if completions is None else of * completions * (completions - 1) // 2
+
+        on_policy = self.on_policy.completions if self.on_policy.pairs is not None else None
+        return most(on_policy, prompts), most(self.unlabelled.completions, self.unlabelled.prompts or prompts)
 
     @property
     def limits(self) -> tuple[int, int]:
@@ -193,6 +261,21 @@ class DataConfig:
             raise ValueError(f'DataConfig.rewards "given" goes with kind "preferences" only, got kind "{self.kind}"')
         if self.rewards == "oracle" and self.labels != "oracle":
             raise ValueError(f'DataConfig.rewards "oracle" goes with labels "oracle", got labels "{self.labels}"')
+        _check(self, ">= 0 and finite", reward_noise=(self.reward_noise, 0 <= self.reward_noise < inf))
+        if self.reward_noise and self.rewards != "oracle":
+            raise ValueError(
+                f'DataConfig.reward_noise goes with rewards "oracle", got {self.reward_noise:g} with "{self.rewards}"'
+            )
+        if self.unlabelled.is_asked and self.rewards == "given":
+            raise ValueError(
+                'DataConfig.unlabelled needs rewards "models" or "oracle", which score what no set has scored; got '
+                '"given"'
+            )
+        if self.on_policy.pairs is not None and (self.labels, self.rewards == "given") != ("oracle", False):
+            raise ValueError(
+                'DataConfig.on_policy needs labels "oracle" and rewards "models" or "oracle": nobody has labelled or '
+                f'scored what pi_ref samples; got labels "{self.labels}" and rewards "{self.rewards}"'
+            )
         if self.limit is not None:
             _positive(self, "limit")
         if self.split == "own" and self.kind == "world":
@@ -203,6 +286,38 @@ class DataConfig:
                 "DataConfig.prompt_template must have {post} once, and beside it only {subreddit} and {title} in "
                 f"braces, got {self.prompt_template!r}"
             )
+
+
+@dataclass(frozen=True, kw_only=True)
+class JudgeConfig:
+    """Who judges the policies, and labels the pairs where `data.labels` is "oracle".
+
+    Args:
+        kind: "model" is a reward model, `oracle_model` or one that is trained; "exact" is the taste of the embedded
+            world's annotators itself, without their noise: utility * (true utility) + length_preference * words. Other
+            sets have no judge that is known exactly.
+        utility: what a unit of true utility is worth to the exact judge, > 0.
+        length_preference: what one more word is worth to it; null for what it is worth to the annotators,
+            `data.world.length_preference`.
+        sharpness: the judge's labels are drawn: of two completions the first is preferred with probability
+            sigmoid(sharpness * (difference of their rewards)), [F] eq 2, > 0. So in the training and the validation
+            split; test pairs have the judge's own preference, so that accuracies there are not of the noise. null: all
+            pairs have it, and ties are left out.
+        unfinished: the reward of a policy's sample that reached data.max_completion_length before end-of-text, on the
+            judge's scale. null: the judge reads it as though it had ended there.
+    """
+
+    kind: Literal["model", "exact"] = "model"
+    utility: float = 1.0
+    length_preference: float | None = None
+    sharpness: float | None = None
+    unfinished: float | None = None
+
+    def __post_init__(self) -> None:
+        _positive(self, "utility", *(["sharpness"] if self.sharpness is not None else []))
+        for name in ("length_preference", "unfinished"):
+            value = getattr(self, name)
+            _check(self, "a finite number or null", **{name: (value, value is None or abs(value) < inf)})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -440,6 +555,9 @@ class EvaluationConfig:
     Args:
         prompts: test prompts; null for all.
         valid_prompts: validation prompts, read where settings or steps are chosen; null for all.
+        best_of: samples of pi_ref on each validation prompt, 2 or more, whose best of n by the judge, n = 1, 2, 4, ...
+            to all, are a yardstick for policies; null: it is made of the samples that the KL term has on the probe's
+            prompts, where there are 2 or more.
         confidence: level of the bootstrap interval.
         resamples: bootstrap resamples over prompts.
         temperatures: sampling temperatures, one or more; `lm.nondeterministic` only.
@@ -448,12 +566,14 @@ class EvaluationConfig:
 
     prompts: int | None = None
     valid_prompts: int | None = None
+    best_of: int | None = None
     confidence: float = 0.95
     resamples: int = 10_000
     temperatures: list[float] = field(default_factory=lambda: [0.25, 0.5, 0.75, 1.0])
     out_of_domain: OutOfDomainConfig = field(default_factory=OutOfDomainConfig)
 
     def __post_init__(self) -> None:
+        _check(self, "at least 2, or null", best_of=(self.best_of, self.best_of is None or self.best_of >= 2))
         good = 0 < len(set(self.temperatures)) == len(self.temperatures) and all(t > 0 for t in self.temperatures)
         _check(self, "one or more, each > 0, none twice", temperatures=(self.temperatures, good))
         given = [name for name in ("prompts", "valid_prompts") if getattr(self, name) is not None]
@@ -568,8 +688,9 @@ class Config:
     Args:
         output_dir: where everything goes. Finished stages found there are reused.
         model: base model: a hub name, a local folder, a .gguf file, "real:smollm2" or "real:gemma3" (files that
-            packages of the index have, see docs/own-data.md), or "scratch:tiny" (a small Llama-type model from
-            random weights with a BPE tokenizer trained on the data).
+            packages of the index have, see docs/own-data.md), or "scratch:tiny" or "scratch:small" (Llama-type models
+            of 2 layers of width 64, and of 4 of width 128, from random weights with a BPE tokenizer trained on the
+            data).
         methods: which methods to train and compare; by default those of both papers, and hull-DPO.
         oracle_model: a reward model to judge by (hub name or local folder, one label); null to train the oracle on the
             full training split. With another tokenizer than that of `model` it reads the texts, see
@@ -585,6 +706,7 @@ class Config:
         report_to: trackers that every training reports to as well, by transformers' own support: tensorboard, wandb,
             trackio, mlflow and others (see `lm.training.trackers`).
         data: preferences and reference completions.
+        judge: who judges and labels, and how noisily.
         sft: training of pi_ref on the reference completions; null where the model is pi_ref as it is.
         reward_base: what reward models start from, likewise, and the oracle where `oracle_base` is null; null for
             pi_ref.
@@ -621,6 +743,7 @@ class Config:
     trust_remote_code: bool = False
     report_to: list[str] = field(default_factory=list)
     data: DataConfig = field(default_factory=DataConfig)
+    judge: JudgeConfig = field(default_factory=JudgeConfig)
     bias: BiasConfig = field(default_factory=BiasConfig)
     lora: LoraConfig = field(default_factory=LoraConfig)
     snapshots: int = 1
@@ -645,6 +768,9 @@ class Config:
         if not self.output_dir or not self.model:
             raise ValueError("Config.output_dir and Config.model must not be empty")
         _check(self, "at least 5, and finite", host_timeout=(self.host_timeout, 5 <= self.host_timeout < inf))
+        self._check_judge()
+        self._check_on_policy()
+        self._check_member()
         self._check_trainings()
         if self.sampling.engine == "vllm" and self.dtype == "float64":
             raise ValueError(
@@ -664,6 +790,51 @@ class Config:
             if any(one in tried[:i] for i, one in enumerate(tried)):
                 raise ValueError(f"Config.sweep names a setting of {name} twice: {settings}")
 
+    def _check_judge(self) -> None:
+        """ValueError for an exact judge where none is known."""
+        if self.judge.kind == "exact" and self.data.kind != "world":
+            raise ValueError(
+                'Config.judge.kind "exact" goes with data.kind "world", of which the annotators\' taste is known; got '
+                f'data.kind "{self.data.kind}": give oracle_model, or leave judge.kind out to train an oracle'
+            )
+        if self.judge.kind == "exact" and self.oracle_model is not None:
+            raise ValueError(
+                f'Config.judge.kind "exact" and oracle_model {self.oracle_model!r} are two judges: leave one out'
+            )
+
+    def _check_member(self) -> None:
+        """ValueError for a method that distils one member of an ensemble which is not trained, or does not have it."""
+        for name in self.methods:
+            for method in self.settings(name):
+                share = method.distilled_member
+                if share is None:
+                    continue
+                if self.data.rewards != "models":
+                    raise ValueError(
+                        f'Config.methods: {name} distils a member of the ensemble, which data.rewards "models" trains; '
+                        f'got "{self.data.rewards}": leave the method out'
+                    )
+                if f"{share:g}" not in (known := [f"{b:g}" for b in self.bias.member_fractions]):
+                    raise ValueError(
+                        f"Config.{option_of(name)}.member must be one of bias.member_fractions ({', '.join(known)}), "
+                        f"got {share:g}"
+                    )
+
+    def _check_on_policy(self) -> None:
+        """ValueError for heads on states that are computed of the set's own pairs alone."""
+        heads = [stage for stage in ("oracle", "reward") if getattr(self, stage).train == "head"]
+        asked = {"oracle": self.trains_oracle, "reward": self.data.rewards == "models"}
+        if self.data.on_policy.pairs is not None and (wrong := [stage for stage in heads if asked[stage]]):
+            raise ValueError(
+                f'Config.data.on_policy.pairs "{self.data.on_policy.pairs}" and {wrong[0]}.train "head" do not go '
+                'together: hidden states are those of the set\'s own pairs; train "all" or "lora"'
+            )
+
+    @property
+    def trains_oracle(self) -> bool:
+        """Whether the judge is a reward model of the run's own, where anything asks for a judge."""
+        return self.judge.kind == "model" and self.oracle_model is None
+
     def _check_trainings(self) -> None:
         """ValueError for a training without a length that something asks for."""
         needed = {"policy": "policies are trained"}
@@ -678,7 +849,7 @@ class Config:
             raise ValueError(f"Config.sft must say how pi_ref is trained, as {self.model} is random; got null")
         elif self.lora.rank is not None and "sft" in self.lora.stages:
             raise ValueError("Config.lora.stages has sft, and sft is null: nothing is trained there; leave it out")
-        if self.oracle_model is None and self.data.labels == "oracle":
+        if self.trains_oracle and self.data.labels == "oracle":
             needed["oracle"] = 'with data.labels "oracle" and no oracle_model the oracle is trained'
         distilling = [name for name in self.methods if self.method(name).needs]
         if self.data.rewards == "models" and distilling:

@@ -22,6 +22,11 @@ MAIN = "rho"
 """Name of the reward model of all of D_rho."""
 
 
+def member_name(share: float) -> str:
+    """Name of the ensemble's member whose subset prefers the longer completion in this share of its pairs."""
+    return f"b{share:g}"
+
+
 @dataclass(frozen=True, kw_only=True)
 class PairBatch:
     """What a method may look at, N pairs; log-probs are summed over tokens, in nats, end-of-text included."""
@@ -298,6 +303,20 @@ class Method:
         return None
 
     @property
+    def distilled_member(self) -> float | None:
+        """The share b of the ensemble's member whose reward is the one that it distils (`bias.member_fractions`); None
+        for the reward model of all training pairs."""
+        return None
+
+    @property
+    def teacher(self) -> str | None:
+        """The name of the one reward model that it distils, beside an ensemble; None where there is none, or it is one
+        of its own."""
+        if "rewards" not in self.needs or self.own_oracle is not None:
+            return None
+        return MAIN if self.distilled_member is None else member_name(self.distilled_member)
+
+    @property
     def needs_samples(self) -> bool:
         """Whether completions sampled from pi_ref enter the loss."""
         return self.pessimism is not None and self.pessimism.samples == "reference"
@@ -369,6 +388,8 @@ class Method:
         yield "w: the preferred completion; l: the other."
         if "rewards" in self.needs:
             whose = "the reward model of the training pairs" if self.own_oracle is None else "an oracle of its own"
+            if self.distilled_member is not None:
+                whose = f"the ensemble's member {self.teacher}"
             yield f"δ: difference of the rewards of w and l by {whose}."
         if self.pessimism is not None:
             yield from self.pessimism.legend()
@@ -468,6 +489,31 @@ class DistilledDPO(_Implicit):
     def __call__(self, pairs: PairBatch) -> Tensor:
         loss: Tensor = losses.distillation(pairs.logratio_margin, pairs.known("reward_margin"), beta=self.beta)
         return loss
+
+
+@dataclass(frozen=True, kw_only=True)
+class MemberDPO(DistilledDPO):
+    """d-DPO of one member of e-DPO's ensemble, by default the balanced one: what e-DPO brings beyond it; ours.
+
+    Args:
+        beta: implicit-reward scale, > 0. [set]
+        member: b of the member, one of bias.member_fractions: the share of its pairs in which the longer is preferred.
+    """
+
+    title: ClassVar[str] = "d-DPO of one member"
+    look: ClassVar[Look] = Look("blue", (7, 2), "P")
+    compared_with: ClassVar[str | None] = "d-dpo"
+    member: float = 0.5
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 0 <= self.member <= 1:
+            raise ValueError(f"MemberDPO.member must be between 0 and 1, got {self.member}")
+
+    @property
+    def distilled_member(self) -> float:
+        """As `Method.distilled_member`."""
+        return self.member
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -933,6 +979,7 @@ METHODS: dict[str, type[Method]] = {
     "e-dpo": EnsembleDPO,
     "hull-dpo": HullDPO,
     "drdo": DRDO,
+    "member-dpo": MemberDPO,
     "cdpo": CDPO,
     "robust-dpo": RobustDPO,
     "soft-label": SoftLabelDPO,

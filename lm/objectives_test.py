@@ -55,6 +55,7 @@ EXPECTED: dict[str, Callable[[PairBatch], Any]] = {
         alpha=0.1,
         gamma=2,
     ),
+    "member-dpo": lambda p: losses.distillation(p.logratio_margin, p.reward_margin, beta=1.0),
     "cdpo": lambda p: losses.cdpo(p.logratio_margin, beta=0.1, label_smoothing=0.1),
     "robust-dpo": lambda p: losses.robust_dpo(p.logratio_margin, beta=0.1, label_smoothing=0.1),
     "soft-label": lambda p: losses.soft_label(p.logratio_margin, p.reward_margin, beta=1.0),

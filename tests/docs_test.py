@@ -323,6 +323,7 @@ RUN_BY = {
     "lm.workflow.tables": "lm/workflow/tables_test.py",
     "tests.slurm": "tests/beyond_one_machine_test.py",
     "tests.two_hosts": "tests/beyond_one_machine_test.py",
+    "lm.workflow.verdicts": "lm/workflow/verdicts_test.py",
     "theory": "theory/ledger_test.py",
     "theory.mutation": "theory/mutation_test.py",
 }

@@ -15,7 +15,16 @@ ROOT = Path(__file__).parents[1]
 HEAVY = ("torch", "transformers", "datasets", "trl", "peft", "accelerate")
 LIGHT = ("numpy", "scipy", "matplotlib", "sympy", "rich", "jsonargparse", "pandas")
 """What `lm.report --help` does without besides."""
-EVERY = [*commands(), "lm", "lm.workflow.job", "lm.workflow.summary", "lm.workflow.tables", "theory", "figures"]
+EVERY = [
+    *commands(),
+    "lm",
+    "lm.workflow.job",
+    "lm.workflow.summary",
+    "lm.workflow.tables",
+    "lm.workflow.verdicts",
+    "theory",
+    "figures",
+]
 HELPED = [*EVERY, "bandits.transitive", "bandits.bench"]
 
 RUN = """

@@ -31,6 +31,10 @@ def idle(config: Config, command: str) -> Iterator[tuple[str, str]]:
         yield "data.world", f"data.kind is {data.kind}"
         if data.kind != "tldr":
             yield "data.prompt_template", f"data.kind is {data.kind}"
+    if data.on_policy.pairs is None:
+        yield "data.on_policy.completions", "data.on_policy.pairs is null"
+    if not any(method.needs and not method.reads_labels and method.own_oracle is None for method in settings):
+        yield "data.unlabelled", f"methods are {methods}, which learn from labels"
     if data.rewards != "models":
         why = f"data.rewards is {data.rewards}: no ensemble is trained"
         yield from ((f"bias.{name}", why) for name in ("member_fractions", "member_size"))
@@ -41,6 +45,12 @@ def idle(config: Config, command: str) -> Iterator[tuple[str, str]]:
             yield "reward", f"methods are {methods}, which distil no rewards"
     if config.oracle_model is not None:
         yield from ((name, "oracle_model is given: none is trained") for name in ("oracle", "oracle_base"))
+    if config.judge.kind == "exact":
+        yield from ((name, "judge.kind is exact: no oracle is trained") for name in ("oracle", "oracle_base"))
+    else:
+        yield from ((f"judge.{name}", "judge.kind is model") for name in ("utility", "length_preference"))
+    if data.labels == "given":
+        yield "judge.sharpness", "data.labels is given: the judge labels no pairs"
     for stage in ("oracle", "reward"):
         training = getattr(config, stage)
         why = f"{stage}.evaluations is 0: the last step is kept" if training.evaluations == 0 else ""
@@ -52,7 +62,8 @@ def idle(config: Config, command: str) -> Iterator[tuple[str, str]]:
         yield from ((f"lora.{name}", "lora.rank is null") for name in ("alpha", "target_modules", "stages"))
     if config.probe.pairs == 0:
         yield "probe.times", "probe.pairs is 0"
-    if config.snapshots == 1 and all(len(config.settings(name)) == 1 for name in config.methods):
+    alone = config.snapshots == 1 and all(len(config.settings(name)) == 1 for name in config.methods)
+    if alone and config.evaluation.best_of is None:
         yield "evaluation.valid_prompts", "there is one setting and one snapshot a method, and nothing to choose from"
     if config.sampling.engine == "vllm":
         yield "sampling.batch_size", "sampling.engine is vllm, which schedules by itself"
@@ -86,7 +97,9 @@ def in_force(config: Config) -> str:
                 f"{what} of {'a length that 99% of the rows have' if most is None else f'at most {most:,} tokens'}"
                 for what, most in limits.items()
             ),
+            *([f"pairs of pi_ref {data.on_policy.pairs} those of the training split"] if data.on_policy.pairs else []),
             rewards[data.rewards],
+            *(["unlabelled pairs for methods that distil"] if data.unlabelled.is_asked else []),
             f"methods {', '.join(config.methods)}",
             f"model {config.model}",
         )

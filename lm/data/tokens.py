@@ -364,11 +364,16 @@ def too_long(prompt: int, completion: int, config: DataConfig) -> str | None:
 
 
 def tokenise(
-    rows: Dataset, tokenizer: PreTrainedTokenizerBase, config: DataConfig, path: Path, dropped: Tally | None = None
+    rows: Dataset,
+    tokenizer: PreTrainedTokenizerBase,
+    config: DataConfig,
+    path: Path,
+    dropped: Tally | None = None,
+    splits_needed: Sequence[str] | None = None,
 ) -> tuple[Dataset, dict[str, int]]:
     """`with_ids`, and of these the rows that are `within` the limits; with the counts of dropped rows by reason."""
     dropped = Tally() if dropped is None else dropped
-    return within(with_ids(rows, tokenizer, path), tokenizer, config, dropped), dict(dropped)
+    return within(with_ids(rows, tokenizer, path), tokenizer, config, dropped, splits_needed), dict(dropped)
 
 
 def with_ids(rows: Dataset, tokenizer: PreTrainedTokenizerBase, folder: Path, what: str = "tokenising") -> Dataset:
@@ -425,9 +430,16 @@ def ids_of_chosen(references: Dataset, pairs: Dataset) -> Dataset:
     return rows.select_columns(kept).rename_columns(names)
 
 
-def within(rows: Dataset, tokenizer: PreTrainedTokenizerBase, config: DataConfig, dropped: Tally) -> Dataset:
+def within(
+    rows: Dataset,
+    tokenizer: PreTrainedTokenizerBase,
+    config: DataConfig,
+    dropped: Tally,
+    splits_needed: Sequence[str] | None = None,
+) -> Dataset:
     """The rows of `with_ids` that are not over-long and do not end early; the others are counted in `dropped`, by
-    reason, with where they stand. Raises ValueError where no row of some split is left."""
+    reason, with where they stand. Raises ValueError where no row is left of a split that is needed: of train, valid and
+    test for pairs, of train for references, or of `splits_needed`."""
     sides = [name for name in COMPLETIONS if name in rows.column_names]
     early = np.zeros(len(rows), dtype=bool)
     none = np.zeros(0, dtype=np.int64)
@@ -442,7 +454,8 @@ def within(rows: Dataset, tokenizer: PreTrainedTokenizerBase, config: DataConfig
     kept = rows.select(np.flatnonzero(~left)) if left.any() else rows
     before, present = (counted(each, "split") for each in (rows, kept))
     what = "preference pairs" if "chosen" in sides else "reference completions"
-    for split in splits.SPLITS if "chosen" in sides else ("train",):
+    known = splits.SPLITS if "chosen" in sides else ("train",)
+    for split in known if splits_needed is None else splits_needed:
         if not present[split]:
             raise ValueError(
                 f"no {what} are left in the {split} split: {splits.why_empty(split, before, dict(dropped))}"

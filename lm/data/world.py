@@ -10,13 +10,13 @@ Everything is drawn from one seed with a private generator, so the same config g
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from scipy.special import expit
 
 from lm.base.files import write_jsonl
 from lm.config import WorldConfig
@@ -70,6 +70,25 @@ def utility(post: str, summary: str) -> float:
     return sum(WORTH[word] if word in events else INVENTED for word in named) + REPEATED * (len(words) - len(named))
 
 
+@dataclass(frozen=True)
+class Taste:
+    """What a judge of this world finds a summary worth."""
+
+    utility: float
+    """Of a unit of true utility."""
+    length_preference: float
+    """Of one more word."""
+
+    def __call__(self, post: str, summary: str) -> float:
+        return self.utility * utility(post, summary) + self.length_preference * len(summary.split())
+
+
+def post_of(prompt: str, template: str) -> str:
+    """The post in a prompt that was written by the template (`lm.config.DataConfig.prompt_template`)."""
+    before, after = template.split("{post}")
+    return prompt.removeprefix(before.format(subreddit="town", title="news")).removesuffix(after)
+
+
 def generate(config: WorldConfig, seed: int, folder: Path) -> None:
     """Writes `comparisons.jsonl` and `sft.jsonl`, in the schemas of openai/summarize_from_feedback (comparisons) and of
     the filtered TL;DR set, into the folder."""
@@ -114,11 +133,9 @@ def _judge(
     rng: np.random.Generator, config: WorldConfig, info: dict[str, str], pair: Sequence[tuple[Writer, str]]
 ) -> dict[str, Any]:
     """One annotator's comparison, in the hub's schema."""
-    taste = [
-        config.annotator_sharpness * (utility(info["post"], text) + config.length_preference * len(text.split()))
-        for _, text in pair
-    ]
-    first_preferred = 1 / (1 + math.exp(taste[1] - taste[0]))
+    taste = Taste(1.0, config.length_preference)
+    first, second = (config.annotator_sharpness * taste(info["post"], text) for _, text in pair)
+    first_preferred = float(expit(first - second))  # which no sharpness overflows
     choice = int(rng.random() >= first_preferred)
     # As released: 1 (surely) to 4 go with the first as the better one, 6 to 9 (surely) with the second, 5 never occurs.
     sure = max(1, round(abs(8 * first_preferred - 4)))

@@ -16,7 +16,7 @@ import pytest
 from lm.base.files import read_jsonl
 from lm.config import WorldConfig
 from lm.data.confidence import certainty
-from lm.data.world import generate, utility
+from lm.data.world import Taste, generate, post_of, utility
 
 REAL = Path(__file__).parents[3] / "shared/data/tldr/batch13.json.gz"
 WORLD = WorldConfig(posts=300)
@@ -78,3 +78,22 @@ def test_no_number_depends_on_the_order_of_sets(tmp_path: Path) -> None:
         )
         said.append(made.stdout)
     assert said[0] == said[1] == said[2]
+
+
+def test_no_sharpness_of_the_annotators_overflows(tmp_path: Path) -> None:
+    sure = WorldConfig(posts=60, annotator_sharpness=1e6)
+    generate(sure, 0, tmp_path)
+    taste = Taste(1.0, sure.length_preference)
+    for _, row in read_jsonl(tmp_path / "comparisons.jsonl"):
+        first, second = (taste(row["info"]["post"], each["text"]) for each in row["summaries"])
+        assert first == second or row["choice"] == (second > first)
+
+
+def test_a_taste_is_utility_and_length_as_they_are_weighed() -> None:
+    assert Taste(2.0, 0.5)("fire picnic vote", " fire vote") == pytest.approx(2 * 1.3 + 2 * 0.5)
+    assert Taste(1.0, 0.0)("fire picnic vote", " fire") == utility("fire picnic vote", " fire")
+
+
+def test_a_post_is_found_in_its_prompt() -> None:
+    template = "r/{subreddit} {title}:{post}\n\nTL;DR:"
+    assert post_of("r/town news: fire picnic\n\nTL;DR:", template) == " fire picnic"

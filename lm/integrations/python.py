@@ -44,7 +44,7 @@ from lm.reporting.curves import svg
 from lm.reporting.results import comparisons, results, table, write
 from lm.stages.data import SETS, SPLITS, data, given_pairs, lines, opened, sized, tokenizer
 from lm.stages.evaluations import asked_of, trained_policy
-from lm.stages.labels import open_oracle
+from lm.stages.labels import exact_judge, open_oracle
 from lm.stages.readings import reader, sized_for, text_rewards
 from lm.stages.rewards import reward
 from lm.stages.run import Run
@@ -162,6 +162,9 @@ class Loaded:
         if model not in (known := [ORACLE, *distilled]):
             raise ValueError(f"model must be one of {', '.join(known)}, got {model!r}")
         ids = self._ids(prompts, completions)
+        if model == ORACLE and (exact := exact_judge(self.run)) is not None:
+            texts = (str(prompt) for prompt in prompts)  # the embedded world's: no messages
+            return np.array([exact(*both) for both in zip(texts, completions, strict=True)])
         with self._at_work():
             trained, what = None if model == ORACLE else reward(self.run, model).path, f"rewards of {model}"
             stage = "oracle" if trained is None else "reward"

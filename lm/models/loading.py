@@ -37,7 +37,10 @@ from lm.models.heads import without_weights
 from lm.models.lora import add_adapter
 from lm.models.weights import config_of, missing, open_weights, opened_without_weights
 
-SCRATCH = {"scratch:tiny": {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2, "vocab_size": 4096}}
+SCRATCH = {
+    "scratch:tiny": {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2, "vocab_size": 4096},
+    "scratch:small": {"hidden_size": 128, "num_hidden_layers": 4, "num_attention_heads": 4, "vocab_size": 4096},
+}
 """Models from random weights, by name."""
 END, PAD = "<|endoftext|>", "<|padding|>"
 log = logging.getLogger(__name__)

@@ -132,11 +132,11 @@ def trace(run: Path, policy: Record, method: Method) -> Made:
     bias = of(scores, "bias")
     labels = of(bias, "labels")
     names, keys = scores["metrics"]["reward_models"], [model["artifact"] for model in scores["inputs"]["rewards"]]
-    distils = {True: "rewards" in method.needs and method.own_oracle is None, False: "members" in method.needs}
+    one, ensemble = method.teacher, "members" in method.needs
     teachers = [
         Teacher(name, name, _record(run, key, f"reward model {name}"))
         for name, key in zip(names, keys, strict=False)  # no keys where none is trained
-        if distils[name == MAIN]
+        if name == one or (ensemble and name != MAIN)
     ]
     if method.own_oracle is not None:
         teachers.append(Teacher("its own oracle", MAIN, of(of(policy, "oracle"), "oracle")))
@@ -190,7 +190,7 @@ def _data(made: Made, data: Record, local: Mapping[str, str]) -> Iterable[str]:
     labels = (
         "They have the labels that they came with."
         if agreement is None
-        else f"The oracle reward model relabelled every pair, agreeing with {agreement:.1%} of the labels given."
+        else f"The judge relabelled every pair, agreeing with {agreement:.1%} of the labels given."
     )
     yield "## Data"
     yield (
@@ -211,7 +211,7 @@ def _reward_models(method: Method, made: Made) -> Iterable[str]:
         return
     if not made.teachers:
         oracles = made.bias["inputs"].get("rewards") == "oracle"
-        yield f"The rewards are those that the {'oracle reward model gives' if oracles else 'data came with'}."
+        yield f"The rewards are those that the {'oracle gives' if oracles else 'data came with'}."
         return
     rows = []
     for name, trained_on, record in made.teachers:
@@ -228,16 +228,19 @@ def _quantised(policy: Path) -> Iterable[tuple[str, str]]:
 
 def _results(method: str, results: Results) -> Iterable[str]:
     row, sft = results.methods[method], results.sft
+    judge = "" if results.judge is None else f" {results.judge.says}"
     yield (
-        f"## Results\n\nOn {sft.n} held-out prompts, one sample each, judged by the oracle reward model. The "
-        f"advantage is the mean oracle reward over that of pi_ref, with a {results.confidence:.0%} bootstrap "
-        "interval over prompts; log-ratios are of the test pairs' completions, in nats."
+        f"## Results\n\nOn {sft.n} held-out prompts, one sample each, judged by the oracle.{judge} The advantage is "
+        f"the mean oracle reward over that of pi_ref, with a {results.confidence:.0%} bootstrap interval over prompts; "
+        "log-ratios are of the test pairs' completions, in nats."
     )
 
     def means(of: PolicyResult) -> tuple[str, ...]:
-        return f"{of.length:.1f}", f"{of.kl:.2f}", f"{of.chosen_logratio:.2f}", f"{of.rejected_logratio:.2f}"
+        ratios = f"{of.chosen_logratio:.2f}", f"{of.rejected_logratio:.2f}"
+        return f"{of.length:.1f}", f"{of.finished:.1%}", f"{of.kl:.2f}", *ratios
 
-    headings = ("policy", "advantage", "interval", "length", "KL to pi_ref", "log-ratio winners", "log-ratio losers")
+    before = ("policy", "advantage", "interval", "length", "finished")
+    headings = (*before, "KL to pi_ref", "log-ratio winners", "log-ratio losers")
     gain = f"{row.advantage:+.3f}", "{:+.3f} to {:+.3f}".format(*row.ci)
     yield table(headings, [(method, *gain, *means(row)), ("pi_ref", "", "", *means(sft))])
 

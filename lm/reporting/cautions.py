@@ -86,6 +86,8 @@ def weak_oracle(results: Results) -> Found:
                 f"orders {found:.0%} of {of} as labelled, and a coin half of them; all advantages are by it: give it "
                 "more pairs or another body (oracle_base), or give oracle_model",
             )
+    elif results.judge is not None and (results.judge.kind == "exact" or results.judge.sharpness is not None):
+        return  # it is known, or the labels have noise of their own
     elif results.labels.agreement is not None and results.labels.agreement < BARELY:
         yield (
             "oracle",
@@ -143,11 +145,13 @@ def worse(results: Results) -> Found:
 
 def unfinished(results: Results) -> Found:
     """Samples that reached the limit before end-of-text."""
+    fixed = None if results.judge is None else results.judge.unfinished
+    judged = "judged so" if fixed is None else f"each of these is given {fixed:g}"
     for name, row in {SFT: results.sft, **results.methods}.items():
         if row.finished < 1 - UNFINISHED:
             yield (
                 name,
-                f"{1 - row.finished:.0%} of the samples are cut off, and judged so; raise data.max_completion_length, "
+                f"{1 - row.finished:.0%} of the samples are cut off, and {judged}; raise data.max_completion_length, "
                 "or train pi_ref until it ends",
             )
 

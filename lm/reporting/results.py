@@ -22,7 +22,7 @@ from lm.objectives import looks
 from lm.reporting.cautions import cautions
 from lm.stages.data import data
 from lm.stages.evaluations import choose, evaluation, probe_history
-from lm.stages.labels import check_judge, labels, oracle_accuracy
+from lm.stages.labels import check_judge, judge_described, labels, oracle_accuracy
 from lm.stages.rewards import asked, reward_accuracy
 from lm.stages.room import check_room
 from lm.stages.run import Run
@@ -69,6 +69,7 @@ def results(run: Run) -> Results:
             "best_of_n": best_of_n(run),
             "reward_models": {name: reward_accuracy(run, name) for name in asked(run)},
             "oracle": oracle_accuracy(run),
+            "judge": judge_described(run),
             "labels": labels(run).metrics,
             "selection": sets.pop("selection", None),
             "bias": sets,
@@ -136,6 +137,7 @@ def table(found: Results) -> Table:
         "advantage",
         f"{percent}\ninterval",
         "length",
+        "ended",
         "KL\nto ref",
         "Δlogp\nwinners",
         "Δlogp\nlosers",
@@ -147,7 +149,8 @@ def table(found: Results) -> Table:
         cells = ["", ""]
         if isinstance(row, MethodResult):
             cells = [f"{row.advantage:+.3f}", "[{:+.3f}, {:+.3f}]".format(*row.ci)]
-        cells += [f"{row.length:.2f}", f"{row.kl:.2f}", f"{row.chosen_logratio:+.2f}", f"{row.rejected_logratio:+.2f}"]
+        cells += [f"{row.length:.2f}", f"{row.finished:.1%}", f"{row.kl:.2f}"]
+        cells += [f"{row.chosen_logratio:+.2f}", f"{row.rejected_logratio:+.2f}"]
         view.add_row(name, *cells, *([f"{row.utility:.3f}"] if truth else []))
     return view
 
@@ -175,6 +178,8 @@ def report(run: Run) -> None:
         return
     folder = write(run, found)
     Console().print(table(found), comparisons(found))
+    if found.judge is not None:
+        print(found.judge.says)
     for caution in cautions(found):
         print(f"warning: {caution.line}")
     progress.say(f"written: {', '.join(str(folder / name) for name in OUTPUTS)}")

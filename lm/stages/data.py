@@ -48,7 +48,7 @@ def data(run: Run) -> Artifact:
     run.check_places()
     config = run.config.data
     paths = (config.path, config.sft_path)
-    alike = replace(config, rewards="models") if config.rewards == "oracle" else config  # until then
+    alike = replace(config, rewards="models", reward_noise=0.0) if config.rewards == "oracle" else config  # until then
     inputs = {
         "data": replace(alike, path=places.placeless(config.path), sft_path=places.placeless(config.sft_path)),
         "content": [run.content(path, "dataset") for path in paths],

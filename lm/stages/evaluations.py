@@ -24,9 +24,9 @@ from lm.logprobs.scoring import score_pairs, score_rows
 from lm.models.opening import open_policy
 from lm.objectives import Method
 from lm.stages.data import sized, tokenizer
-from lm.stages.labels import labelled_pairs, labels, open_oracle, oracle_input
+from lm.stages.labels import judge_input, judge_samples, labelled_pairs, labels
 from lm.stages.policies import policies
-from lm.stages.readings import Asked, sample_rewards
+from lm.stages.readings import Asked
 from lm.stages.run import Run, once
 from lm.stages.subsets import members
 from lm.stages.trainings import accuracy, sft
@@ -91,17 +91,12 @@ def evaluation(run: Run, name: str) -> Artifact:
         "step": model.name if model != trained.path else None,
         "reference": sft(run),
         "labels": labels(run),
-        **_judge(run),
+        **judge_input(run, labels_count=True),
         "sampling": config.sampling,
         "prompts": config.evaluation.prompts,
         "seed": run.seed("evaluate"),
     }
     return run.store.get("evaluate", name, inputs, make)
-
-
-def _judge(run: Run) -> dict[str, Any]:
-    """What the oracle adds to an evaluation's key: nothing where the labels are its own, as they are in it."""
-    return {} if run.config.data.labels == "oracle" else {"oracle": oracle_input(run)}
 
 
 def trained_policy(run: Run, name: str) -> tuple[Artifact, Path]:
@@ -142,7 +137,7 @@ def judged_samples(
         seed=run.seed("evaluate"),  # one for all policies: where two agree, they draw the same
         what=f"{name} samples",
     )
-    rewards, told = sample_rewards(run, open_oracle(run), prompts, samples, asked)
+    rewards, told = judge_samples(run, prompts, samples, asked)
     return samples, rewards.tolist(), told
 
 
@@ -159,8 +154,8 @@ class Chosen:
     model: Path
     """Folder of the model."""
     tried: list[dict[str, Any]]
-    """setting, step, advantage over pi_ref on validation prompts with its interval, KL from it; empty where there was
-    no choice."""
+    """setting, step, advantage over pi_ref on validation prompts with its interval, KL from it, share of finished
+    samples; empty where there was no choice."""
 
 
 @once
@@ -198,7 +193,8 @@ def _snapshots(policy: Artifact) -> dict[int, Path]:
 
 def validation(run: Run, name: str, trained: Artifact) -> Artifact:
     """Oracle advantage over pi_ref of a policy's snapshots on validation prompts, and their KL from it, by step; for
-    "sft", its rewards. The KL is not in artifacts of earlier versions, whose keys are the same."""
+    "sft", its rewards. The KL, and the share of finished samples, are not in artifacts of earlier versions, whose keys
+    are the same."""
     config = run.config.evaluation
     base = None if name == SFT else validation(run, SFT, sft(run))
 
@@ -220,13 +216,15 @@ def validation(run: Run, name: str, trained: Artifact) -> Artifact:
             )
             difference = np.array(rewards) - np.array(base.metrics["rewards"])
             interval = bootstrap_interval(difference, config.confidence, config.resamples, run.seed("bootstrap"))
-            metrics[str(step)] = {"advantage": float(difference.mean()), "ci": interval, "kl": float(ratios.mean())}
+            ended = np.mean([sample[-1] == tokenizer(run).eos_token_id for sample in samples])
+            means = {"kl": float(ratios.mean()), "finished": float(ended)}
+            metrics[str(step)] = {"advantage": float(difference.mean()), "ci": interval, **means}
         return metrics
 
     inputs = {
         "policy": trained,
         "labels": labels(run),
-        **_judge(run),
+        **judge_input(run, labels_count=True),
         "sampling": run.config.sampling,
         "prompts": config.valid_prompts,
         "interval": [config.confidence, config.resamples],
@@ -264,8 +262,7 @@ def truth(run: Run, prompt: str, sample: list[int]) -> dict[str, float]:
     """The embedded world's utility of a sample; nothing for other data, where the truth is not known."""
     if run.config.data.kind != "world":
         return {}
-    before, after = run.config.data.prompt_template.split("{post}")
-    post = prompt.removeprefix(before.format(subreddit="town", title="news")).removesuffix(after)
+    post = world.post_of(prompt, run.config.data.prompt_template)
     return {"utility": world.utility(post, tokenizer(run).decode(sample, skip_special_tokens=True))}
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from lm.base import ranks
+from lm.base import progress, ranks
 from lm.base.files import link_or_copy
 from lm.base.store import Artifact
 from lm.logprobs.completions import CompletionModel
@@ -16,8 +16,9 @@ from lm.models.loading import load_policy
 from lm.objectives import Method
 from lm.stages.data import sized, tokenizer
 from lm.stages.run import Run, once
-from lm.stages.scores import PROBE, drawn, own_scores, scored_pairs, scores
+from lm.stages.scores import PROBE, drawn, learnt_pairs, own_scores, scored_pairs, scores, unlabelled_scores
 from lm.stages.trainings import adapted, arguments_of, inputs_of, method_described, save_model, sft
+from lm.stages.unlabelled import distils_unlabelled
 from lm.training.batches import pair_collator
 from lm.training.loop import Snapshots, fit
 from lm.training.policy import PolicyTrainer
@@ -42,7 +43,11 @@ def policy(run: Run, name: str, method: Method | None = None) -> Artifact:
         model = adapted(run, "policy", load_policy(sft(run).path, tokenizer(run), sized(run)))
         wrapped = CompletionModel(model, reward_head=method.needs_reward_head, options=run.config.logprobs)
         probe = scored_pairs(run, method, name, PROBE) if run.config.probe.pairs else None
-        learnt = scored_pairs(run, method, name)
+        learnt = learnt_pairs(run, method, name)
+        if run.config.data.unlabelled.is_asked and ranks.is_first():
+            labelled = scores(run).metrics["pairs"]
+            more = f"and {len(learnt) - labelled:,} unlabelled" if len(learnt) > labelled else "and none without"
+            progress.say(f"  {name} learns from {labelled:,} pairs with labels {more}")
         few = run.config.probe.train_pairs
         probes = run.config.probe.times if probe is not None else 0
         about = {"stage": "policy", **method_described(name, method)}
@@ -66,7 +71,7 @@ def policy(run: Run, name: str, method: Method | None = None) -> Artifact:
             arguments,
             method=method,
             eval_dataset=probe,
-            train_probe=drawn(learnt, few, run.seed("probe")) if few else None,
+            train_probe=drawn(scored_pairs(run, method, name), few, run.seed("probe")) if few else None,
             callbacks=[Snapshots(run.config.snapshots, save)],
         )
         save_model(run, wrapped, folder)
@@ -87,6 +92,8 @@ def policy(run: Run, name: str, method: Method | None = None) -> Artifact:
     )
     if run.config.probe.train_pairs:
         inputs["train_probe"] = run.config.probe.train_pairs
+    if distils_unlabelled(run, method):
+        inputs["unlabelled"] = unlabelled_scores(run)
     if method.own_oracle is not None:
         inputs["oracle"] = own_scores(run, name, method)
     return run.store.get("policy", name, inputs, make)

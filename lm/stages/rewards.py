@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import asdict
 from typing import Any
 
+import numpy as np
 import torch
+from scipy.special import ndtri
 
 from lm.base.store import Artifact, Planned, key_of
 from lm.data import rewards as columns
@@ -19,10 +22,9 @@ from lm.stages.trainings import accuracy, inputs_of, joint_oracle, start_input
 
 def teachers(run: Run, method: Method) -> list[str]:
     """Names of the reward models whose rewards a method distils; of one of its own, none."""
-    return [
-        *([MAIN] if "rewards" in method.needs and method.own_oracle is None else []),
-        *(members(run) if "members" in method.needs else []),
-    ]
+    one = method.teacher
+    ensemble = members(run) if "members" in method.needs else []
+    return [*([one] if one is not None and one not in ensemble else []), *ensemble]
 
 
 def asked(run: Run) -> list[str]:
@@ -95,12 +97,25 @@ def reward_accuracy(run: Run, name: str) -> dict[str, Any]:
     return accuracy(run, pairs, chosen, rejected)
 
 
+def _noise(run: Run, pairs: Any, side: str) -> columns.Floats:
+    """[N], standard normal: a function of the seed, the prompt and the completion, wherever these stand."""
+    seed = str(run.seed("reward-noise"))
+    digests = [
+        hashlib.sha256("\0".join((seed, *both)).encode()).digest()[:8]
+        for both in zip(pairs["prompt"][:], pairs[side][:], strict=True)
+    ]
+    drawn: columns.Floats = ndtri((np.frombuffer(b"".join(digests), dtype=">u8").astype(np.float64) + 0.5) / 2**64)
+    return drawn
+
+
 def stored_rewards(run: Run, pairs: Any, name: str) -> tuple[columns.Floats, columns.Floats]:
     """Rewards of the chosen and of the rejected completions, [N] each, that stand in the place of a reward model's: the
     set's own, or the oracle's."""
     if run.config.data.rewards == "oracle":
         one, other = (columns.checked_column(pairs, name) for name in columns.ORACLE)
-        return one, other
+        if (scale := run.config.data.reward_noise) == 0:
+            return one, other
+        return one + scale * _noise(run, pairs, "chosen"), other + scale * _noise(run, pairs, "rejected")
     found = columns.stored(pairs)
     assert found is not None, "rows of given rewards were checked when they were read"
     (chosen, rejected), (of_chosen, of_rejected) = found

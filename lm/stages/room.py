@@ -23,9 +23,18 @@ from lm.stages.labels import labels, oracle
 from lm.stages.policies import policy
 from lm.stages.rewards import asked, own_oracle, reward
 from lm.stages.run import Run, base_of, once
-from lm.stages.scores import model_scores, own_scores, scores
+from lm.stages.sampled import IDS, TEXTS
+from lm.stages.scores import (
+    model_scores,
+    own_scores,
+    scores,
+    unlabelled_rewards,
+    unlabelled_scores,
+)
 from lm.stages.subsets import bias
 from lm.stages.trainings import sft
+from lm.stages.unlabelled import PAIRS as UNLABELLED
+from lm.stages.unlabelled import distils_unlabelled, unlabelled
 
 BESIDE = 10_000
 """Bytes of an artifact's record, log and config. [set]"""
@@ -101,7 +110,7 @@ def _each(run: Run) -> Iterator[Piece]:
     probed = min(config.probe.pairs, kept["valid"])
     every = [(name, method) for name in config.methods for method in config.settings(name)]
     own = {(name, method.own_oracle): (name, method) for name, method in every if method.own_oracle is not None}
-    trains_oracle = config.oracle_model is None  # which judges, whoever labels
+    trains_oracle = config.trains_oracle  # which judges, whoever labels
     shared = [name for name in asked(run) if name not in config.methods] if config.data.rewards == "models" else []
 
     yield Piece(Need("sft", body.weights + beside, _checkpoints(config.sft, body, config.adapts("sft"))), sft)
@@ -128,7 +137,10 @@ def _each(run: Run) -> Iterator[Piece]:
     if trains_oracle:
         yield Piece(model("oracle"), oracle)
     by_oracle = config.data.labels == "oracle"
-    yield Piece(Need("labels", whole + (16 * count if by_oracle else 0), whole if by_oracle else 0), labels)
+    on_policy, unlabelled_pairs = config.data.sampled(kept["train"])  # no more prompts than pairs
+    of_pair = sum(columns[name] for name in (*TEXTS, *IDS)) + NUMBER
+    labelled = whole + int(on_policy * of_pair)
+    yield Piece(Need("labels", labelled + (16 * count if by_oracle else 0), labelled if by_oracle else 0), labels)
     yield Piece(Need("bias", int(biased * (1 + len(shared)) * (columns["id"] + 8)) + BESIDE), bias)
     for name in shared:
         yield Piece(model("reward"), partial(reward, name=name))
@@ -140,6 +152,14 @@ def _each(run: Run) -> Iterator[Piece]:
     by_model = Need("score", int((biased + probed) * (columns["id"] + 16)) + BESIDE)
     for name in shared:
         yield Piece(by_model, partial(model_scores, name=name))
+    if unlabelled_pairs and any(distils_unlabelled(run, method) for _, method in every):
+        yield Piece(
+            Need(UNLABELLED, int(unlabelled_pairs * of_pair) + BESIDE, int(unlabelled_pairs * of_pair)), unlabelled
+        )
+        yield Piece(Need("score", int(unlabelled_pairs * (ids + samples + 16)) + BESIDE), unlabelled_scores)
+        for name in shared:
+            scored = Need("score", int(unlabelled_pairs * (columns["id"] + 16)) + BESIDE)
+            yield Piece(scored, partial(unlabelled_rewards, name=name))
     for name, method in own.values():
         yield Piece(by_model, partial(own_scores, name=name, method=method))
     adapted = config.adapts("policy")

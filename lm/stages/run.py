@@ -99,6 +99,7 @@ class Run:
         models = ("model", "oracle_base", "reward_base", "oracle_model")
         places: list[tuple[str, str | None, hub.Kind]] = [(name, getattr(config, name), "model") for name in models]
         places += [("data path", path, "dataset") for path in (config.data.path, config.data.sft_path)]
+        places.append(("data.unlabelled.path", config.data.unlabelled.path, "dataset"))
         if self.command == STUDY:
             places.append(("evaluation.out_of_domain.path", config.evaluation.out_of_domain.path, "dataset"))
         for option, path, kind in places:
@@ -185,7 +186,7 @@ def base_of(config: Config, stage: str) -> tuple[str, str]:
 def reward_bases(config: Config) -> dict[str, str]:
     """Of all that the options ask for: option -> what a reward model starts from."""
     distilled = config.data.rewards == "models" and any(config.method(name).needs for name in config.methods)
-    trained = {"oracle": config.oracle_model is None and config.oracle.is_given, "reward": distilled}
+    trained = {"oracle": config.trains_oracle and config.oracle.is_given, "reward": distilled}
     return dict(base_of(config, stage) for stage, asked in trained.items() if asked)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,12 +28,15 @@ from lm.stages.labels import labelled_pairs
 from lm.stages.readings import pair_rewards, reader, sized_for, tokenizer_of
 from lm.stages.rewards import own_oracle, planned, reward, reward_artifact, stored_rewards, teachers
 from lm.stages.run import Run, once
+from lm.stages.sampled import together
 from lm.stages.subsets import bias, members, subset
 from lm.stages.trainings import accuracy, sft
+from lm.stages.unlabelled import PAIRS as UNLABELLED
+from lm.stages.unlabelled import distils_unlabelled, rows_of, unlabelled
 
 Sides = tuple[rewards.Floats, rewards.Floats]
 PAIRS, PROBE = "pairs", "probe"
-"""The training pairs, and the validation pairs that a policy is probed on."""
+"""The training pairs, and the validation pairs that a policy is probed on. Beside them there may be UNLABELLED ones."""
 
 
 @once
@@ -48,52 +51,10 @@ def scores(run: Run) -> Artifact:
         probe = drawn(labelled_pairs(run, "valid"), run.config.probe.pairs, run.seed("probe"))
         of_training = subset(run, MAIN)
         pairs = datasets.concatenate_datasets([of_training, probe])
-        policy = open_policy(sft(run).path, tokenizer(run), sized(run))
-        reference = score_pairs(policy, pairs, "reference log-probs", kept=scratch)
-        of_prompt, first = numbered(digests(texts(pairs, "prompt")))
-        prompts = Rows.of(pairs.select(first), "prompt_ids")
-        each = run.config.sampling.reference_samples
-        repeated = [ids for ids in prompts for _ in range(each)]
-        samples = sample_completions(
-            policy,
-            repeated,
-            tokenizer(run),
-            sized(run),
-            seed=run.seed("score"),
-            what="reference samples",
-        )
-        ref_samples = score_rows(policy, repeated, samples, "samples' log-probs").numpy().reshape(len(prompts), each)
-        drawn_of = pa.ListArray.from_arrays(
-            pa.array(np.arange(0, len(samples) + 1, each), pa.int32()), Rows.from_lists(samples).arrow()
-        )
-        labels = [name for name in votes.COLUMNS if name in pairs.column_names]
-        names = ["id", *TOKENS, *labels]
-
-        def scored(rows: range) -> Iterator[pa.Table]:
-            """With what was found of these pairs."""
-            at = rows.start
-            for table in tables(pairs.select(rows), names):
-                here = slice(at, at + len(table))
-                at += len(table)
-                found: dict[str, Any] = {
-                    **{name: pa.array(side[here].numpy()) for name, side in zip(REF_PAIR, reference, strict=True)},
-                    SAMPLE_IDS: drawn_of.take(pa.array(of_prompt[here])),
-                    REF_SAMPLES: listed(ref_samples[of_prompt[here]]),
-                }
-                for name, values in found.items():
-                    table = table.append_column(name, values)
-                yield table
-
-        more = {**dict.fromkeys(REF_PAIR, Value("float64")), SAMPLE_IDS: List(List(Value("int32")))}
-        features = {**{name: pairs.features[name] for name in names}, **more, REF_SAMPLES: List(Value("float64"))}
-        for part, rows in (
-            (PAIRS, range(len(of_training))),
-            (PROBE, range(len(of_training), len(pairs))),
-        ):
-            if rows or part == PAIRS:
-                save(written(scored(rows), features, scratch / f"{part}-{ranks.index()}.arrow"), folder / part)
+        parts = {PAIRS: range(len(of_training)), PROBE: range(len(of_training), len(pairs))}
+        prompts = _by_reference(run, pairs, run.seed("score"), parts, folder, scratch)
         names = [MAIN, *members(run)]
-        return {"reward_models": names, "pairs": len(of_training), "probe": len(probe), "prompts": len(prompts)}
+        return {"reward_models": names, "pairs": len(of_training), "probe": len(probe), "prompts": prompts}
 
     inputs = {
         "bias": bias(run),
@@ -104,6 +65,83 @@ def scores(run: Run) -> Artifact:
         "seed": run.seed("score"),
     }
     return run.store.get("score", PAIRS, inputs, make)
+
+
+def _by_reference(run: Run, pairs: Dataset, seed: int, parts: Mapping[str, range], folder: Path, scratch: Path) -> int:
+    """Writes the pairs' tokens and labels with log-probs of pi_ref, and its samples of each prompt; how many prompts.
+
+    Args:
+        run: the run.
+        pairs: N.
+        seed: of the samples.
+        parts: which of the pairs go where, below the folder; of none, only PAIRS.
+        folder: of the artifact.
+        scratch: what is finished is kept there until all is.
+    """
+    policy = open_policy(sft(run).path, tokenizer(run), sized(run))
+    reference = score_pairs(policy, pairs, "reference log-probs", kept=scratch)
+    of_prompt, first = numbered(digests(texts(pairs, "prompt")))
+    prompts = Rows.of(pairs.select(first), "prompt_ids")
+    each = run.config.sampling.reference_samples
+    repeated = [ids for ids in prompts for _ in range(each)]
+    samples = sample_completions(policy, repeated, tokenizer(run), sized(run), seed=seed, what="reference samples")
+    ref_samples = score_rows(policy, repeated, samples, "samples' log-probs").numpy().reshape(len(prompts), each)
+    drawn_of = pa.ListArray.from_arrays(
+        pa.array(np.arange(0, len(samples) + 1, each), pa.int32()), Rows.from_lists(samples).arrow()
+    )
+    labels = [name for name in votes.COLUMNS if name in pairs.column_names]
+    names = ["id", *TOKENS, *labels]
+
+    def scored(rows: range) -> Iterator[pa.Table]:
+        """With what was found of these pairs."""
+        at = rows.start
+        for table in tables(pairs.select(rows), names):
+            here = slice(at, at + len(table))
+            at += len(table)
+            found: dict[str, Any] = {
+                **{name: pa.array(side[here].numpy()) for name, side in zip(REF_PAIR, reference, strict=True)},
+                SAMPLE_IDS: drawn_of.take(pa.array(of_prompt[here])),
+                REF_SAMPLES: listed(ref_samples[of_prompt[here]]),
+            }
+            for name, values in found.items():
+                table = table.append_column(name, values)
+            yield table
+
+    more = {**dict.fromkeys(REF_PAIR, Value("float64")), SAMPLE_IDS: List(List(Value("int32")))}
+    features = {**{name: pairs.features[name] for name in names}, **more, REF_SAMPLES: List(Value("float64"))}
+    for part, rows in parts.items():
+        if rows or part == PAIRS:
+            save(written(scored(rows), features, scratch / f"{part}-{ranks.index()}.arrow"), folder / part)
+    return len(prompts)
+
+
+@once
+def unlabelled_scores(run: Run) -> Artifact:
+    """The unlabelled pairs with reference log-probs and samples of pi_ref, as `scores` has those of D_rho."""
+
+    def make(folder: Path, scratch: Path) -> dict[str, Any]:
+        pairs = rows_of(run)
+        parts = {UNLABELLED: range(len(pairs))}
+        prompts = _by_reference(run, pairs, run.seed("score", UNLABELLED), parts, folder, scratch)
+        return {"pairs": len(pairs), "prompts": prompts}
+
+    inputs = {"pairs": unlabelled(run), "policy": sft(run), "sampling": run.config.sampling}
+    return run.store.get("score", UNLABELLED, inputs | {"seed": run.seed("score", UNLABELLED)}, make)
+
+
+@once
+def unlabelled_rewards(run: Run, name: str) -> Artifact:
+    """The rewards of the unlabelled pairs by one reward model."""
+
+    def make(folder: Path, _: Path) -> dict[str, Any]:
+        model, pairs = open_reward_model(reward(run, name).path, sized_for(run, "reward")), rows_of(run)
+        *both, told = pair_rewards(run, "reward", model, pairs, f"rewards of {name}, unlabelled")
+        sides = dict(zip(rewards.ONE, (side.tolist() for side in both), strict=True))
+        save(Dataset.from_dict({"id": pairs["id"][:], **sides}), folder / UNLABELLED)
+        return {"pairs": len(pairs), **told}
+
+    inputs = {"model": reward(run, name), "pairs": unlabelled(run)}
+    return run.store.get("score", f"{name}-{UNLABELLED}", inputs, make)
 
 
 @once
@@ -160,6 +198,8 @@ def everything(run: Run) -> None:
             if run.config.data.rewards == "models":
                 for teacher in teachers(run, method):
                     margin(run, teacher)
+                    if distils_unlabelled(run, method):
+                        margin(run, teacher, UNLABELLED)
             if method.own_oracle is not None:
                 own_scores(run, name, method)
 
@@ -203,25 +243,26 @@ def scored_pairs(run: Run, method: Method, name: str, part: str = PAIRS) -> Data
         run: the run.
         method: in one of its settings.
         name: the method's.
-        part: PAIRS, or PROBE.
+        part: PAIRS, PROBE, or UNLABELLED.
 
     Raises:
         ValueError: a score is missing, or not finite; it names the row.
     """
-    pairs = opened(scores(run).path / part)
+    pairs = opened(_folder(run, part))
     ids = column(pairs, "id")
     for needed in (*REF_PAIR, REF_SAMPLES):
         if needed not in pairs.column_names:
             raise ValueError(f"scored pairs lack {needed}; there are {', '.join(pairs.column_names)}")
         rewards.checked_column(pairs, needed)
-    margins = {teacher: margin(run, teacher, part) for teacher in teachers(run, method)}
+    one = None if (teacher := method.teacher) is None else margin(run, teacher, part)
     if method.own_oracle is not None and part == PAIRS:
-        margins[MAIN] = _margin(_sides(opened(own_scores(run, name, method).path / PAIRS), ids), ids)
+        one = _margin(_sides(opened(own_scores(run, name, method).path / PAIRS), ids), ids)
+    ensemble = [margin(run, each, part) for each in members(run)] if "members" in method.needs else []
     pairs = pairs.remove_columns([name for name in pairs.column_names if name in rewards.EVERY])
-    if MAIN in margins:
-        pairs = pairs.add_column(rewards.MARGIN, pa.array(margins.pop(MAIN)))
-    if margins:
-        pairs = pairs.add_column(rewards.MEMBER_MARGINS, listed(np.stack(list(margins.values()), axis=1)))
+    if one is not None:
+        pairs = pairs.add_column(rewards.MARGIN, pa.array(one))
+    if ensemble:
+        pairs = pairs.add_column(rewards.MEMBER_MARGINS, listed(np.stack(ensemble, axis=1)))
     return pairs
 
 
@@ -230,11 +271,30 @@ def margin(run: Run, name: str, part: str = PAIRS) -> rewards.Floats:
 
     ValueError, with the row, where one is missing or not finite.
     """
-    return _margin(both_sides(run, name, part), column(opened(scores(run).path / part), "id"))
+    return _margin(both_sides(run, name, part), column(opened(_folder(run, part)), "id"))
+
+
+def _folder(run: Run, part: str) -> Path:
+    return (unlabelled_scores(run) if part == UNLABELLED else scores(run)).path / part
+
+
+def learnt_pairs(run: Run, method: Method, name: str) -> Dataset:
+    """What a policy is trained on: `scored_pairs` of D_rho and, for a method that learns from them, the unlabelled."""
+    labelled = scored_pairs(run, method, name)
+    if not distils_unlabelled(run, method):
+        return labelled
+    both = labelled, scored_pairs(run, method, name, UNLABELLED)
+    return together(*(rows.remove_columns([c for c in rows.column_names if c == votes.PROBABILITY]) for rows in both))
 
 
 def both_sides(run: Run, name: str, part: str = PAIRS) -> Sides:
     """Rewards of the chosen and of the rejected completions of the scored pairs, likewise, [N] each."""
+    if part == UNLABELLED:
+        ids = column(opened(_folder(run, part)), "id")
+        if run.config.data.rewards == "models":
+            return _sides(opened(unlabelled_rewards(run, name).path / part), ids)
+        rows = rows_of(run)
+        return _in_order(column(rows, "id"), stored_rewards(run, rows, name), ids)
     pairs = opened(scores(run).path / part)
     if (older := rewards.stored(pairs)) is not None:
         k = scores(run).metrics["reward_models"].index(name)
@@ -281,9 +341,13 @@ def export_rows(run: Run, *, ids: bool = False, samples: bool = False) -> Iterat
     scored, texts = opened(scores(run).path / PAIRS), subset(run, MAIN)
     if not column(texts, "id").equals(column(scored, "id")):
         raise RuntimeError("the scores are of other rows than D_rho has")
-    needed = {teacher for name in run.config.methods for teacher in teachers(run, run.config.method(name))}
-    one = both_sides(run, MAIN) if MAIN in needed else None
-    listed = [both_sides(run, name) for name in members(run) if name in needed]
+    methods = [run.config.method(name) for name in run.config.methods]
+    ones = sorted({teacher for method in methods if (teacher := method.teacher) is not None})
+    if len(ones) > 1:
+        raise ValueError(f"methods distil the rewards of {' and '.join(ones)}, and a file has one: name fewer methods")
+    one = both_sides(run, ones[0]) if ones else None
+    ensemble = any("members" in method.needs for method in methods)
+    listed = [both_sides(run, name) for name in members(run)] if ensemble else []
 
     def row_of(i: int, text: dict[str, Any], score: dict[str, Any]) -> dict[str, Any]:
         row = {"id": text["id"], **restored(text), "split": text["split"]}

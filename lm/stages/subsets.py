@@ -17,7 +17,7 @@ from lm.data.columns import column, numbers, sizes, tables
 from lm.data.lengths import biased_subset, largest_feasible, length_report
 from lm.data.rows import BATCH
 from lm.data.votes import SIDES
-from lm.objectives import MAIN
+from lm.objectives import MAIN, member_name
 from lm.stages.data import data, opened, where
 from lm.stages.labels import labelled_pairs, labels
 from lm.stages.run import Run, once
@@ -49,7 +49,7 @@ def bias(run: Run) -> Artifact:
         fractions = config.member_fractions if rewards == "models" else []
         size = config.member_size or min((largest_feasible(inside, share) for share in fractions), default=0)
         of_members = {
-            f"b{share:g}": biased_subset(
+            member_name(share): biased_subset(
                 inside, share, size, seed=run.seed("bias", f"{share:g}"), what="bias.member_size"
             )
             for share in fractions
@@ -61,7 +61,11 @@ def bias(run: Run) -> Artifact:
         return {**report, **({"selection": selection} if selection else {})}
 
     inputs = {"labels": labels(run), "bias": config, "seed": run.seed("bias")}
-    return run.store.get("bias", "rows", inputs | ({} if rewards == "models" else {"rewards": rewards}), make)
+    if rewards != "models":
+        inputs["rewards"] = rewards
+    if noise := run.config.data.reward_noise:
+        inputs["reward_noise"] = noise
+    return run.store.get("bias", "rows", inputs, make)
 
 
 def _each(pairs: Dataset, name: str) -> Iterator[list[int]]:
@@ -85,4 +89,4 @@ def members(run: Run) -> list[str]:
         return [f"given{k}" for k in range(data(run).metrics["members"])]
     if run.config.data.rewards == "oracle":
         return []
-    return [f"b{share:g}" for share in run.config.bias.member_fractions]
+    return [member_name(share) for share in run.config.bias.member_fractions]

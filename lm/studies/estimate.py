@@ -100,7 +100,9 @@ def stages(config: Config) -> Iterator[Work]:
     pairs = min(data.pairs, config.data.limit or data.pairs)
     valid, test = round(pairs * config.data.valid_fraction), round(pairs * config.data.test_fraction)
     kept_out = config.data.valid_fraction + config.data.test_fraction
-    biased = config.bias.size or pairs - valid - test
+    on_policy, unlabelled = config.data.sampled(pairs - valid - test)
+    given = 0 if config.data.on_policy.pairs == "instead" else pairs - valid - test
+    biased = config.bias.size or given + on_policy
     samples = config.sampling.reference_samples
     test_prompts, valid_prompts = config.evaluation.prompts or test, config.evaluation.valid_prompts or valid
 
@@ -128,11 +130,11 @@ def stages(config: Config) -> Iterator[Work]:
         yield Work("sft", False, passed, kept=1, adapters=config.adapts("sft"))
     for _ in {base_of(config, stage) for stage in ("oracle", "reward") if getattr(config, stage).train == "head"}:
         yield Work("features", False, pairs * data.row(2))
-    if config.oracle_model is None:
+    if config.trains_oracle:
         oracle = training("oracle", pairs - valid - test, 2) + looks("oracle") + valid * data.row(2)
         yield Work("oracle", False, oracle, kept=1, adapters=config.adapts("oracle"))
-    if config.data.labels == "oracle":
-        yield Work("labels", False, pairs * data.row(2))
+    if config.data.labels == "oracle" and config.judge.kind == "model":
+        yield Work("labels", False, (pairs + 2 * on_policy) * data.row(2), batches=calls(2 * on_policy))
     every = [(name, method) for name in config.methods for method in config.settings(name)]
     models: list[float] = [biased] * any("rewards" in method.needs and not method.own_oracle for _, method in every)
     ensemble = any("members" in method.needs for _, method in every)
@@ -140,8 +142,12 @@ def stages(config: Config) -> Iterator[Work]:
     models += [biased] * len({(name, method.own_oracle) for name, method in every if method.own_oracle})
     reward = sum(training("reward", size, 2) + looks("reward") + valid * data.row(2) for size in models)
     yield Work("reward", True, reward, kept=len(models), adapters=config.adapts("reward"))
-    score = biased * (data.row(2) * (1 + len(models)) + samples * 2 * data.row(1))
-    yield Work("score", True, score, batches=calls(biased * samples))
+    distilling = any(method.needs and not method.reads_labels for _, method in every)
+    scored = biased + unlabelled * distilling
+    score = scored * (data.row(2) * (1 + len(models)) + samples * 2 * data.row(1)) + unlabelled * distilling * data.row(
+        2
+    )
+    yield Work("score", True, score, batches=calls(scored * samples + 2 * unlabelled * distilling))
     policy, evaluated = 0.0, len(config.methods)
     for _, method in every:
         completions = 2 + samples * method.needs_samples
@@ -156,7 +162,9 @@ def stages(config: Config) -> Iterator[Work]:
         )
     evaluate = evaluated * (test_prompts * 4 * data.row(1) + 2 * test * data.row(2))
     yield Work("evaluate", True, evaluate, batches=evaluated * calls(test_prompts))
-    if samples >= 2 and config.probe.pairs:  # best of n of pi_ref, of samples that are there
+    if (drawn := config.evaluation.best_of) is not None:
+        yield Work("yardstick", True, valid_prompts * drawn * 2 * data.row(1), batches=calls(valid_prompts * drawn))
+    elif samples >= 2 and config.probe.pairs:  # best of n of pi_ref, of samples that are there
         yield Work("yardstick", True, min(config.probe.pairs, valid) * samples * data.row(1))
 
 
@@ -220,7 +228,7 @@ class Cost:
     def state_bytes(self) -> float:
         """Of the largest training, whatever the mini-batch: parameters, and autocast's copies; gradients and AdamW's
         two moments, of the adapters alone where a training has them."""
-        trained = {"sft", "reward", "policy"} | ({"oracle"} if self.config.oracle_model is None else set())
+        trained = {"sft", "reward", "policy"} | ({"oracle"} if self.config.trains_oracle else set())
         copies = self.model_bytes + 2 * self.parameters * self.config.logprobs.autocast
         return copies + max(
             4 * self.adapter_bytes if self.config.adapts(stage) else 3 * self.model_bytes for stage in trained

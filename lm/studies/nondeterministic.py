@@ -47,7 +47,7 @@ from lm.stages.evaluations import (
     trained_policy,
     truth,
 )
-from lm.stages.labels import labelled_pairs, labels, oracle_accuracy, oracle_input
+from lm.stages.labels import judge_input, labelled_pairs, labels, oracle_accuracy
 from lm.stages.readings import Asked
 from lm.stages.rewards import asked, reward_accuracy
 from lm.stages.run import Run
@@ -186,7 +186,7 @@ def judged(run: Run, name: str, domain: str, temperature: float) -> Artifact:
     inputs = {
         "policy": trained,
         "step": model.name if model != trained.path else None,
-        "oracle": oracle_input(run),
+        **judge_input(run),
         "prompts": other if other is not None else [labels(run), config.evaluation.prompts],
         "sampling": replace(config.sampling, temperature=temperature),
         "seed": run.seed("evaluate"),

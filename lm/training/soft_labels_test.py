@@ -44,7 +44,7 @@ def other_way_round(pairs: PairBatch) -> PairBatch:
 
 # ---------------------------------------------------------------- every loss
 
-NO_LABELS = {"d-dpo", "dp-dpo", "e-dpo", "hull-dpo", "soft-label"}
+NO_LABELS = {"d-dpo", "dp-dpo", "e-dpo", "hull-dpo", "soft-label", "member-dpo"}
 """They distil rewards, whatever the labels are."""
 
 

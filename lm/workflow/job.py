@@ -25,15 +25,18 @@ def base(run: Run) -> Record:
     from lm.stages.evaluations import evaluation, has_choice, validation
     from lm.stages.labels import labels, oracle_accuracy
     from lm.stages.trainings import sft
+    from lm.stages.yardstick import best_of_n
 
     if any(has_choice(run.config, name) for name in run.config.methods):
         validation(run, SFT, sft(run))  # here, as no two jobs may make one artifact
+    drawn = run.config.evaluation.best_of is not None
     return {
         "seed": run.config.seed,
         "sft": evaluation(run, SFT).metrics,
         "oracle": oracle_accuracy(run),
         "labels": labels(run).metrics,
         "data": data(run).metrics,
+        **({"best_of_n": best_of_n(run)} if drawn else {}),
     }
 
 

@@ -74,6 +74,8 @@ class Base(Job):
     oracle: Accuracies | None
     labels: Labels
     data: Data
+    best_of_n: list[record.BestOf] | None = None
+    """Of pi_ref; None where `evaluation.best_of` asked for none, and in earlier records."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -72,7 +72,7 @@ def summary(records: Sequence[Record]) -> dict[str, Any]:
         "members": [name for name in scores[seeds[0], rhos[0]]["reward_models"] if name != MAIN],
         "confidence": config["confidence"],
         "sft": {str(seed): bases[seed,]["sft"] for seed in seeds},
-        "base": {str(seed): {key: bases[seed,][key] for key in ("oracle", "labels", "data")} for seed in seeds},
+        "base": {str(seed): _base(bases[seed,]) for seed in seeds},
         "advantages": {
             rho_name(rho): {name: _advantage(values, config) for name, values in differences[rho].items()}
             for rho in rhos
@@ -92,6 +92,11 @@ def summary(records: Sequence[Record]) -> dict[str, Any]:
     }
     rounded: dict[str, Any] = _rounded(document)
     return rounded
+
+
+def _base(record: Record) -> dict[str, Any]:
+    """What is kept of a seed's base."""
+    return {key: record[key] for key in ("oracle", "labels", "data", "best_of_n") if key in record}
 
 
 def _last_if_none(rho: float | None) -> tuple[bool, float]:

@@ -186,10 +186,11 @@ def diagnostics(grid: Grid) -> str:
             mean(name, lambda c: c["test"]["kl"]),
             mean(name, lambda c: c["test"]["length"] - grid["sft"][str(c["seed"])]["length"]),
             mean(name, lambda c: c["test"]["utility"] - grid["sft"][str(c["seed"])]["utility"]),
+            f"{np.mean([c['test']['finished'] for c in grid['cells'] if c['method'] == name]):.1%}",
         ]
         for name in grid["methods"]
     ]
-    headings = ["winners, nats", "losers, nats", "KL(ref, pi)", "KL(pi, ref)", "length", "true utility"]
+    headings = ["winners, nats", "losers, nats", "KL(ref, pi)", "KL(pi, ref)", "length", "true utility", "finished"]
     return table(["method", *headings], rows)
 
 
