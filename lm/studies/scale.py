@@ -23,6 +23,7 @@ from typing import Any
 import numpy as np
 
 from lm.base import progress
+from lm.data import rewards as rewards_of
 from lm.studies.bench_plan import TLDR, trl_installed
 from lm.studies.scale_plan import STAGES, Job, Measured
 from theory.records import replacing, table
@@ -54,10 +55,8 @@ def make_text(path: Path, pairs: int, seed: int = 0) -> None:
                     "chosen": f" {' '.join(chosen)}.",
                     "rejected": f" {' '.join(rejected)}.",
                     "confidence": int(rng.integers(1, 10)),
-                    "chosen_reward": rewards[0][0],
-                    "rejected_reward": rewards[1][0],
-                    "chosen_member_rewards": rewards[0],
-                    "rejected_member_rewards": rewards[1],
+                    **dict(zip(rewards_of.ONE, (side[0] for side in rewards), strict=True)),
+                    **dict(zip(rewards_of.MEMBERS, rewards, strict=True)),
                 }
 
     with replacing(path) as temporary, temporary.open("w", encoding="utf-8") as file:
