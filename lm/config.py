@@ -495,7 +495,8 @@ class LogprobsConfig:
     Args:
         route: "packed" computes a prompt once for all its completions, without padding; "padded" is the plain forward;
             "auto" takes packed where a trial with rows as long shows the plain forward's numbers, and says where not.
-        onednn: float32 matrix products through oneDNN on the CPU; "auto" where that gains (AMD with AVX-512).
+        onednn: float32 matrix products through oneDNN on the CPU; "auto" where that gains (AMD with AVX-512, models
+            whose hidden states are 512 wide or more).
         compile: torch.compile each layer but the last; pays off on long runs.
         autocast: bfloat16 activations and products over float32 parameters; log-probs are summed in float32.
         allocator: let the C library keep freed memory on the CPU, which saves page faults every step.
@@ -579,6 +580,9 @@ class Config:
         seed: seed of everything that is drawn.
         dtype: parameter dtype of training and scoring.
         device: "auto" (accelerator if there is one), or "cpu".
+        threads: of the CPU, that torch computes with; null: one where all models of the run are so small that several
+            wait for each other longer than they compute (files of 4 MiB in all, or from scratch), else torch's own
+            number, of OMP_NUM_THREADS or the cores. Results change by rounding.
         trust_remote_code: let a hub model run its own code. Off: such a model is refused.
         report_to: trackers that every training reports to as well, by transformers' own support: tensorboard, wandb,
             trackio, mlflow and others (see `lm.training.trackers`).
@@ -615,6 +619,7 @@ class Config:
     seed: int = 0
     dtype: Literal["float32", "bfloat16", "float64"] = "float32"
     device: Literal["auto", "cpu"] = "auto"
+    threads: int | None = None
     trust_remote_code: bool = False
     report_to: list[str] = field(default_factory=list)
     data: DataConfig = field(default_factory=DataConfig)
@@ -639,6 +644,8 @@ class Config:
         if len(set(self.methods)) < len(self.methods):
             raise ValueError(f"Config.methods names a method twice: {self.methods}")
         check_seed(self.seed, "Config.seed")
+        if self.threads is not None:
+            _positive(self, "threads")
         if not self.output_dir or not self.model:
             raise ValueError("Config.output_dir and Config.model must not be empty")
         self._check_trainings()

@@ -25,6 +25,7 @@ from transformers import PretrainedConfig, PreTrainedModel
 from lm.config import LogprobsConfig
 from lm.logprobs.definition import check_positions
 from lm.logprobs.kernels import (
+    ONEDNN_WIDTH,
     allow_recompiling,
     at_least_float32,
     keep_freed_memory,
@@ -133,7 +134,8 @@ class CompletionModel(nn.Module):
             raise ValueError(
                 'logprobs.onednn "on": this build of torch has no oneDNN linear operator; use "auto" or "off"'
             )
-        self._onednn = self.options.onednn == "on" or (self.options.onednn == "auto" and onednn_gains())
+        width = getattr(self.model.config.get_text_config(), "hidden_size", ONEDNN_WIDTH)
+        self._onednn = self.options.onednn == "on" or (self.options.onednn == "auto" and onednn_gains(width))
         use_onednn(self.model, self._onednn)
         if self.options.compile:
             layers = next(m for m in self.model.base_model.modules() if isinstance(m, nn.ModuleList))
