@@ -598,6 +598,9 @@ class Config:
         snapshots: evenly spaced steps, the last among them, whose policies validation chooses from.
         sweep: for a method, settings that validation chooses from, each a mapping of options that replace the method's
             own, such as {d-dpo: [{beta: 0.3}, {beta: 1.0}]}. A method that is not named has its own options only.
+        train_together: "auto" trains the settings of a method's sweep as one model with several copies of each layer,
+            where the model is small (up to a million parameters) and a trial shows that copies are what models alone
+            are, and says where it is not so; "off" trains one after the other. Policies differ by rounding.
         probe: what is logged while a policy trains.
         logprobs: how log-probs and rewards are computed, in training and scoring alike.
         sampling: sampling from pi_ref (for the KL term) and from the policies (for evaluation).
@@ -627,6 +630,7 @@ class Config:
     lora: LoraConfig = field(default_factory=LoraConfig)
     snapshots: int = 1
     sweep: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
+    train_together: Literal["auto", "off"] = "auto"
     probe: ProbeConfig = field(default_factory=ProbeConfig)
     logprobs: LogprobsConfig = field(default_factory=LogprobsConfig)
     sampling: SamplingConfig = field(default_factory=SamplingConfig)

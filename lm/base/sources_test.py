@@ -168,7 +168,9 @@ def test_a_set_that_is_read_keeps_its_labels_and_pairs(kind: str) -> None:
         assert (config.data.labels, config.bias.rho, config.data.rewards) == ("given", None, "models")
         assert (config.data.max_prompt_length, config.data.max_completion_length) == (None, None)
         assert config.policy.learning_rate == (1e-6 if "me/base" in more else 3e-4), "a pretrained model's"
-    assert in_force(config_of(*own)).startswith("mine.jsonl: the set's own labels; no bias is drawn; prompts of a length that 99%")
+    assert in_force(config_of(*own)).startswith(
+        "mine.jsonl: the set's own labels; no bias is drawn; prompts of a length that 99%"
+    )
 
 
 def test_a_file_or_option_says_otherwise(mine: Any) -> None:

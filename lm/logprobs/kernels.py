@@ -9,7 +9,7 @@ import ctypes
 import platform
 import sys
 import weakref
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -103,7 +103,16 @@ def _softmax(
     return picked - sums.log(), exponentials, sums
 
 
-def linear_logps(hidden_CH: Tensor, head: nn.Linear, targets_C: Tensor, *, onednn: bool = False) -> Tensor:
+class Head(Protocol):
+    """A language-model head: logits are weight times a state, plus bias."""
+
+    weight: Any
+    """[V, H]."""
+    bias: Any
+    """[V]; None for none."""
+
+
+def linear_logps(hidden_CH: Tensor, head: Head, targets_C: Tensor, *, onednn: bool = False) -> Tensor:
     """Log-prob of each target under the head's softmax, nats, [C], float32 or float64.
 
     Args:
