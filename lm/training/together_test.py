@@ -1,4 +1,4 @@
-"""Settings that are trained together are what each is alone; so are their logs, snapshots and probes, resumed or not."""
+"""Settings that are trained together are what each is alone, as are logs, snapshots and probes, resumed or not."""
 
 from __future__ import annotations
 

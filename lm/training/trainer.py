@@ -140,7 +140,8 @@ class CompletionTrainer(Trainer):  # type: ignore[misc]
         Raises:
             FloatingPointError: a loss is not finite; it names the step and the rows.
         """
-        model.train()
+        if not model.training:  # a walk through all modules
+            model.train()
         batch = self._prepare_inputs(inputs)
         units, self._rows = self.units(batch), batch["ids"]
         if not self._tokens_seen:
