@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from lm.logprobs.completions import CompletionModel, CompletionOutput, Lengths
+from lm.logprobs.completions import CompletionModel, CompletionOutput, Lengths, longest_row
 from lm.logprobs.kernels import linear_logps
 
 AGREEMENT = {torch.float64: 1e-9, torch.float32: 1e-4}
@@ -100,7 +100,10 @@ class Stack(CompletionModel):
                 setattr(self.get_submodule(above), last, stacked.train(layer.training))
 
     def forward(self, input_ids: Tensor, lengths: Lengths) -> list[CompletionOutput]:  # type: ignore[override]
-        """What each member says of the same examples, as a `CompletionModel` is asked."""
+        """What each member says of the same examples, as a `CompletionModel` is asked; ValueError for rows longer than
+        those that the model was settled for."""
+        if self.tried and longest_row(lengths) > self.tried:
+            raise ValueError(f"a row has {longest_row(lengths)} tokens, and the stack was settled for {self.tried}")
         whole = super().forward(input_ids.repeat(self.count), [*lengths] * self.count)
         each = zip(*(_shares(part, self.count) for part in (whole.logps, whole.lengths, whole.rewards)), strict=True)
         return [CompletionOutput(*parts) for parts in each]

@@ -23,7 +23,7 @@ from transformers import TrainerCallback
 from lm.logprobs.completions import CompletionModel
 from lm.models.lora import is_adapted
 from lm.objectives import Method
-from lm.training.batches import Batch, CompletionArguments
+from lm.training.batches import Batch, CompletionArguments, pair_collator
 from lm.training.dual_ascent import ascent_of
 from lm.training.loop import looked_through, run_through, settled
 from lm.training.policy import PolicyTrainer
@@ -201,7 +201,9 @@ def fit_together(
         train_probe: training pairs of the probe.
     """
     model.to(arguments.device)
-    shortest = settled(model, dataset, collator, arguments, eval_dataset)
+    # The probe reads samples, which may be the longest rows, and a stack cannot be settled again.
+    probed = collator if eval_dataset is None else pair_collator(sample=True)
+    shortest = settled(model, dataset, probed, arguments, eval_dataset)
     looked_through(model, shortest)
     few = collator([dataset[i] for i in range(min(2, len(dataset)))])
     reason = misfit(model.train(), few["input_ids"].to(arguments.device), few["lengths"])

@@ -216,6 +216,14 @@ def test_a_model_that_cannot_be_stacked_is_told_apart_or_right(architecture: str
             torch.testing.assert_close(mine.logps, one(**EXAMPLES).logps, rtol=1e-10, atol=1e-10)
 
 
+def test_a_row_beyond_those_that_were_tried_is_refused() -> None:
+    model = wrap(causal_lm())
+    model.settle(**EXAMPLES)
+    whole = Stack(model, 2)
+    with pytest.raises(ValueError, match="a row has 8 tokens, and the stack was settled for 7"):
+        whole(**collate([[5, 6, 7, 8]], [[[3, 4, 6, 1]]]))
+
+
 def test_a_layer_that_mixes_members_up_is_a_misfit(monkeypatch: pytest.MonkeyPatch) -> None:
     """Control: every member's tokens by the first member's weights."""
     model = wrap(causal_lm())
