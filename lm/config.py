@@ -615,7 +615,8 @@ class LogprobsConfig:
     Args:
         route: "packed" computes a prompt once for all its completions, without padding; "padded" is the plain forward;
             "auto" takes packed where a trial with rows as long shows the plain forward's numbers, and says where not.
-        onednn: float32 matrix products through oneDNN on the CPU; "auto" where that gains (AMD with AVX-512).
+        onednn: float32 matrix products through oneDNN on the CPU; "auto" where that gains (AMD with AVX-512, models
+            whose hidden states are 512 wide or more).
         compile: torch.compile each layer but the last; pays off on long runs.
         autocast: bfloat16 activations and products over float32 parameters; log-probs are summed in float32.
         allocator: let the C library keep freed memory on the CPU, which saves page faults every step.
@@ -702,6 +703,9 @@ class Config:
         device: "auto" (accelerator if there is one), or "cpu".
         host_timeout: of a run on several machines: seconds for which one may be silent before the others end, 5 or
             more (docs/many-gpus.md).
+        threads: of the CPU, that torch computes with; null: one where all models of the run are so small that several
+            wait for each other longer than they compute (files of 4 MiB in all, or from scratch), else torch's own
+            number, of OMP_NUM_THREADS or the cores. Results change by rounding.
         trust_remote_code: let a hub model run its own code. Off: such a model is refused.
         report_to: trackers that every training reports to as well, by transformers' own support: tensorboard, wandb,
             trackio, mlflow and others (see `lm.training.trackers`).
@@ -718,6 +722,9 @@ class Config:
         snapshots: evenly spaced steps, the last among them, whose policies validation chooses from.
         sweep: for a method, settings that validation chooses from, each a mapping of options that replace the method's
             own, such as {d-dpo: [{beta: 0.3}, {beta: 1.0}]}. A method that is not named has its own options only.
+        train_together: "auto" trains the settings of a method's sweep as one model with several copies of each layer,
+            where the model is small (up to a million parameters) and a trial shows that copies are what models alone
+            are, and says where it is not so; "off" trains one after the other. Policies differ by rounding.
         probe: what is logged while a policy trains.
         logprobs: how log-probs and rewards are computed, in training and scoring alike.
         sampling: sampling from pi_ref (for the KL term) and from the policies (for evaluation).
@@ -740,6 +747,7 @@ class Config:
     dtype: Literal["float32", "bfloat16", "float64"] = "float32"
     device: Literal["auto", "cpu"] = "auto"
     host_timeout: float = 300.0
+    threads: int | None = None
     trust_remote_code: bool = False
     report_to: list[str] = field(default_factory=list)
     data: DataConfig = field(default_factory=DataConfig)
@@ -748,6 +756,7 @@ class Config:
     lora: LoraConfig = field(default_factory=LoraConfig)
     snapshots: int = 1
     sweep: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
+    train_together: Literal["auto", "off"] = "auto"
     probe: ProbeConfig = field(default_factory=ProbeConfig)
     logprobs: LogprobsConfig = field(default_factory=LogprobsConfig)
     sampling: SamplingConfig = field(default_factory=SamplingConfig)
@@ -765,6 +774,8 @@ class Config:
         if len(set(self.methods)) < len(self.methods):
             raise ValueError(f"Config.methods names a method twice: {self.methods}")
         check_seed(self.seed, "Config.seed")
+        if self.threads is not None:
+            _positive(self, "threads")
         if not self.output_dir or not self.model:
             raise ValueError("Config.output_dir and Config.model must not be empty")
         _check(self, "at least 5, and finite", host_timeout=(self.host_timeout, 5 <= self.host_timeout < inf))

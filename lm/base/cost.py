@@ -68,6 +68,21 @@ def together(found: Sequence[dict[str, Any]]) -> dict[str, Any]:
     return whole
 
 
+def share(found: dict[str, Any], count: int) -> dict[str, Any]:
+    """Of one of so many artifacts that were made at once: an equal part of the seconds, and the whole memory."""
+    return {name: value / count if name.endswith("_seconds") else value for name, value in found.items()}
+
+
+def added(found: dict[str, Any], more: dict[str, Any] | None) -> dict[str, Any]:
+    """What two pieces of work took, one after the other."""
+    whole = dict(found)
+    for name, value in (more or {}).items():
+        if value is not None:
+            mine = found.get(name) or 0
+            whole[name] = mine + value if name.endswith("_seconds") else max(mine, value)
+    return whole
+
+
 def _cpu_seconds() -> float:
     times = os.times()
     return time.process_time() + times.children_user + times.children_system

@@ -96,6 +96,16 @@ def test_ranks_together_take_the_sum_of_cpu_and_the_most_memory_of_one() -> None
     }
 
 
+def test_what_was_made_with_others_is_an_equal_part_of_the_seconds_and_all_of_the_memory() -> None:
+    found = {"wall_seconds": 6.0, "cpu_seconds": 9.0, "peak_bytes": 5}
+    part = cost.share(found, 3)
+    assert part == {"wall_seconds": 2.0, "cpu_seconds": 3.0, "peak_bytes": 5}
+    own = {"wall_seconds": 1.0, "cpu_seconds": 0.5, "peak_bytes": 7, "resumed": False}
+    assert cost.added(own, part) == {"wall_seconds": 3.0, "cpu_seconds": 3.5, "peak_bytes": 7, "resumed": False}
+    assert cost.added({**own, "peak_bytes": None}, part)["peak_bytes"] == 5
+    assert cost.added(own, None) == own
+
+
 def test_an_artifact_says_what_it_took_and_a_store_of_all_that_were_asked_for(clock: Clock, tmp_path: Path) -> None:
     def lower(store: Store) -> Any:
         def make(folder: Path, scratch: Path) -> dict[str, Any]:

@@ -36,6 +36,10 @@ SEAL = "checksums.json"
 """Of a sealed folder: the digest of each of its files, by name."""
 
 
+SHARE = "share.json"
+"""In a scratch folder: what making several artifacts at once took, this one's part of it."""
+
+
 class CorruptArtifact(RuntimeError):
     """A file of a finished artifact is missing or has changed."""
 
@@ -128,7 +132,8 @@ class Store:
         shutil.rmtree(result, ignore_errors=True)
         result.mkdir(parents=True)
         scratch.mkdir(exist_ok=True)
-        resumed = ranks.from_first(lambda: any(scratch.iterdir()))
+        before = ranks.from_first(lambda: _share(scratch))
+        resumed = before is None and ranks.from_first(lambda: any(scratch.iterdir()))
         progress.say(f"[{stage}] {name}")
         try:
             with cost.Meter() as meter:
@@ -138,6 +143,7 @@ class Store:
                 raise
             raise Refused(f"[{stage}] {name} in {self.root}: {reason}") from error
         took = {**cost.together(ranks.from_all(meter.found())), "resumed": resumed}
+        took = cost.added(took, ranks.from_first(lambda: _share(scratch)))
         whole = {**described, "metrics": made, "cost": took, "provenance": provenance(self.seed)}
 
         def finish() -> dict[str, Any]:
@@ -150,6 +156,16 @@ class Store:
         ranks.wait()  # until none works in that folder any more
         self._records[key] = whole
         return Artifact(final, key, ranks.from_first(finish))
+
+    def holds(self, stage: str, name: str, inputs: Mapping[str, Any]) -> bool:
+        """Whether the artifact of these inputs is finished. It may be damaged, which `get` says."""
+        return ranks.from_first((self.root / stage / f"{name}-{key_of(stage, name, inputs)}").exists)
+
+    def scratch(self, stage: str, name: str, inputs: Mapping[str, Any]) -> Path:
+        """The scratch folder that the `make` of these inputs will be called with; for what is made of several artifacts
+        at once, before one of them is asked for. There may be none yet. In SHARE of it `lm.base.cost.Meter.found` has
+        what of that is this artifact's."""
+        return self.root / WORK / f"{stage}-{name}-{key_of(stage, name, inputs)}" / "scratch"
 
     def costs(self) -> list[dict[str, Any]]:
         """What making each artifact took that was asked for here, in the order in which they were finished: `stage`,
@@ -164,6 +180,11 @@ class Store:
             {"stage": stage, "name": name, "finished": date, **record.get("cost", {})}
             for (date, stage, name, _), record in sorted(told.items(), key=lambda item: item[0])
         ]
+
+
+def _share(scratch: Path) -> dict[str, Any] | None:
+    file = scratch / SHARE
+    return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else None
 
 
 def key_of(stage: str, name: str, inputs: Mapping[str, Any]) -> str:

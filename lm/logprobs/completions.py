@@ -27,6 +27,7 @@ from transformers import PretrainedConfig, PreTrainedModel
 from lm.config import LogprobsConfig
 from lm.logprobs.definition import check_positions
 from lm.logprobs.kernels import (
+    ONEDNN_WIDTH,
     allow_recompiling,
     at_least_float32,
     keep_freed_memory,
@@ -135,7 +136,8 @@ class CompletionModel(nn.Module):
             raise ValueError(
                 'logprobs.onednn "on": this build of torch has no oneDNN linear operator; use "auto" or "off"'
             )
-        self._onednn = self.options.onednn == "on" or (self.options.onednn == "auto" and onednn_gains())
+        width = getattr(self.model.config.get_text_config(), "hidden_size", ONEDNN_WIDTH)
+        self._onednn = self.options.onednn == "on" or (self.options.onednn == "auto" and onednn_gains(width))
         use_onednn(self.model, self._onednn)
         if self.options.compile:
             layers = next(m for m in self.model.base_model.modules() if isinstance(m, nn.ModuleList))
@@ -237,12 +239,15 @@ class CompletionModel(nn.Module):
         targets_C = input_ids[layout.targets_C]
         if logits_CV is None:
             assert states_TH is not None
-            head = self.model.get_output_embeddings()
-            logps_C = linear_logps(states_TH[layout.states_C], head, targets_C, onednn=self._onednn)
+            logps_C = self._head_logps(states_TH[layout.states_C], targets_C)
         else:
             logps_C = _log_softmax(logits_CV, targets_C)
         rewards = self._rewards(ends_RH if self.reward_head is not None else None)
         return CompletionOutput(_sum_rows(logps_C, layout), layout.counts_R, rewards)
+
+    def _head_logps(self, states_CH: Tensor, targets_C: Tensor) -> Tensor:
+        head = self.model.get_output_embeddings()
+        return linear_logps(states_CH, head, targets_C, onednn=self._onednn)
 
     def _rewards(self, states_RH: Tensor | None) -> Tensor | None:
         if states_RH is None:

@@ -9,7 +9,7 @@ import ctypes
 import platform
 import sys
 import weakref
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -103,7 +103,16 @@ def _softmax(
     return picked - sums.log(), exponentials, sums
 
 
-def linear_logps(hidden_CH: Tensor, head: nn.Linear, targets_C: Tensor, *, onednn: bool = False) -> Tensor:
+class Head(Protocol):
+    """A language-model head: logits are weight times a state, plus bias."""
+
+    weight: Any
+    """[V, H]."""
+    bias: Any
+    """[V]; None for none."""
+
+
+def linear_logps(hidden_CH: Tensor, head: Head, targets_C: Tensor, *, onednn: bool = False) -> Tensor:
     """Log-prob of each target under the head's softmax, nats, [C], float32 or float64.
 
     Args:
@@ -129,9 +138,16 @@ FLOAT32 = torch.float32
 """The type that oneDNN multiplies here, by a name that is nobody else's: tests have torch compute in float64."""
 
 
-def onednn_gains() -> bool:
-    """Whether oneDNN multiplies float32 matrices faster than torch's default here: on AMD with AVX-512, where MKL
-    stays on AVX2. Decided from what the machine is, not from a timing, so that reruns take the same path."""
+ONEDNN_WIDTH = 512
+"""Least width of a model whose products gain by oneDNN: in narrower ones the way there takes longer than it saves."""
+
+
+def onednn_gains(width: int = ONEDNN_WIDTH) -> bool:
+    """Whether oneDNN multiplies float32 matrices of a model of this width faster than torch's default here: of one that
+    is not narrow, on AMD with AVX-512, where MKL stays on AVX2. Decided from what they are, not from a timing, so that
+    reruns take the same path."""
+    if width < ONEDNN_WIDTH:
+        return False
     if torch.backends.cpu.get_cpu_capability() != "AVX512" or not onednn_available():
         return False
     try:

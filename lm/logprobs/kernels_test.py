@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import gc
+import io
 import platform
 import sys
 import weakref
@@ -167,3 +168,14 @@ def test_the_allocator_setting_is_taken_by_glibc_and_left_alone_elsewhere(monkey
         assert keep_freed_memory()
     monkeypatch.setattr(platform, "libc_ver", lambda: ("musl", "1.2"))
     assert not keep_freed_memory()
+
+
+def test_onednn_is_for_models_that_are_not_narrow(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where the machine gains by it at all. Control: one that does not."""
+    monkeypatch.setattr(kernels, "onednn_available", lambda: True)
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "AVX512")
+    monkeypatch.setattr("builtins.open", lambda *_: io.StringIO("AuthenticAMD"))
+    assert kernels.onednn_gains(kernels.ONEDNN_WIDTH)
+    assert not kernels.onednn_gains(kernels.ONEDNN_WIDTH - 1)
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "AVX2")
+    assert not kernels.onednn_gains(kernels.ONEDNN_WIDTH)

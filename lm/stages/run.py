@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import functools
 import json
+import os
 import sys
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -55,6 +56,7 @@ class Run:
         }
         config = replace(config, **folders)
         self.config, self.command = config, command
+        take_threads(config, specs.values())
         self.kept: dict[Any, Any] = {}
         """What `once` has seen."""
         self.commits: dict[str, str | None] = {}
@@ -169,6 +171,40 @@ class Run:
     def like(self, config: Config) -> Run:
         """A run of other options that makes no more than this one."""
         return Run(config, read_only=self.store.read_only, command=self.command)
+
+
+SMALL = 2**22
+"""Bytes of weights of a model in which several threads wait for each other longer than they compute."""
+
+
+@functools.cache
+def _usual_threads() -> int:
+    """Torch's own number, as long as nobody has set another."""
+    import torch
+
+    return torch.get_num_threads()
+
+
+def take_threads(config: Config, models: Iterable[str]) -> int:
+    """Has torch compute with as many threads as `lm.config.Config.threads` says; returns how many.
+
+    Args:
+        config: the options.
+        models: all that the run names.
+    """
+    import torch
+
+    usual = _usual_threads()
+    small = "OMP_NUM_THREADS" not in os.environ and all(map(_is_small, models))
+    torch.set_num_threads(config.threads or (1 if small else usual))
+    return torch.get_num_threads()
+
+
+def _is_small(model: str) -> bool:
+    from lm.models.loading import SCRATCH
+
+    files = [file.stat().st_size for file in Path(model).glob("*.safetensors")]
+    return model in SCRATCH or (bool(files) and sum(files) <= SMALL)
 
 
 BASES = {"oracle_base": "reward_base, and else pi_ref", "reward_base": "pi_ref"}

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 
 from lm.base import hub
 from lm.base.options import parse
+from lm.stages import run
 from lm.stages.data import data
 from lm.stages.run import Run
 
@@ -73,3 +76,44 @@ def test_prompts_from_another_set_are_looked_for_where_they_are_read(path: str, 
     assert message.count(path) == 1
     assert path not in told(tmp_path / "run", *config, "--model", "typo"), "no other command reads it"
     Run(parse("lm.train", "", [*config, "--output_dir", str(tmp_path / "run")])[0], command="lm.train").check_places()
+
+
+@pytest.mark.parametrize(
+    ("size", "threads", "environment", "expected"),
+    [
+        (2**20, None, False, 1),
+        (2**23, None, False, 3),
+        (None, None, False, 1),  # from scratch
+        (2**20, 2, False, 2),
+        (2**20, None, True, 3),
+    ],
+)
+def test_small_models_compute_with_one_thread(
+    size: int | None,
+    threads: int | None,
+    environment: bool,
+    expected: int,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Unless the options, or the environment, name a number. Control: a larger model has torch's own, here 3."""
+    model = "scratch:tiny"
+    if size is not None:
+        model = str(tmp_path)
+        (tmp_path / "model.safetensors").write_bytes(bytes(size))
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    if environment:
+        monkeypatch.setenv("OMP_NUM_THREADS", "3")
+    monkeypatch.setattr(run, "_usual_threads", lambda: 3)
+    config, _ = parse("lm.test", "", ["--output_dir", str(tmp_path / "run")])
+    before = torch.get_num_threads()
+    try:
+        assert run.take_threads(replace(config, threads=threads), [model]) == expected
+        assert torch.get_num_threads() == expected
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_a_number_of_threads_is_above_0() -> None:
+    with pytest.raises(ValueError, match=r"Config.threads must be > 0, got 0"):
+        replace(parse("lm.test", "", [])[0], threads=0)

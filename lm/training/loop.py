@@ -202,13 +202,9 @@ def fit(
     Raises ValueError where the model is another one in training than in evaluation; freezes what gets no gradient.
     SIGTERM ends it after a checkpoint of the step under way, also where no others are kept.
     """
-    assert arguments.output_dir is not None
-    if on := turn_off_dropout(model):  # of a model that `load_policy` has not opened
-        log.warning("the dropout of %d layers is turned off: losses compare passes of models", on)
-    longest, shortest = extremes([rows for rows in (dataset, extra.get("eval_dataset")) if rows], dataset, collator)
-    model.settle(longest["input_ids"], longest["lengths"], arguments.device)
+    shortest = settled(model, dataset, collator, arguments, extra.get("eval_dataset"))
     reporting = trackers.callbacks(
-        arguments.trackers, Path(arguments.logs or arguments.output_dir), arguments.described
+        arguments.trackers, Path(arguments.logs or str(arguments.output_dir)), arguments.described
     )
     trainer = trainer_class(
         model=model,
@@ -218,15 +214,40 @@ def fit(
         callbacks=[*callbacks, *reporting],
         **extra,
     )
-    # After the Trainer has put the model where it trains, and before there is an optimiser.
+    looked_through(model, shortest)  # after the Trainer has put it where it trains, and before there is an optimiser
+    return run_through(trainer)
+
+
+def settled(
+    model: CompletionModel,
+    dataset: Dataset,
+    collator: Callable[[list[dict[str, Any]]], Batch],
+    arguments: CompletionArguments,
+    held_out: Dataset | None,
+) -> Batch:
+    """Settles the model for the rows that it will be trained on; returns the batch of the shortest."""
+    if on := turn_off_dropout(model):  # of a model that `load_policy` has not opened
+        log.warning("the dropout of %d layers is turned off: losses compare passes of models", on)
+    sets = [rows for rows in (dataset, held_out) if rows]
+    longest, shortest = extremes(sets, dataset, collator)
+    model.settle(longest["input_ids"], longest["lengths"], arguments.device)
+    return shortest
+
+
+def looked_through(model: CompletionModel, shortest: Batch) -> None:
+    """ValueError where the model is another one in training than in evaluation; freezes what gets no gradient."""
     example = shortest["input_ids"], shortest["lengths"]
     name = model.model.config.name_or_path
     checks.require(f"model {name!r}" if name else "the model", checks.train_equals_eval(model, *example))
     freeze_unreached(model, *example)
-    folder = Path(arguments.output_dir)
+
+
+def run_through(trainer: CompletionTrainer) -> list[dict[str, float]]:
+    """Trains, from the last whole checkpoint where there is one, as `fit` says."""
+    folder = Path(str(trainer.args.output_dir))
     checkpoint = ranks.from_first(lambda: last_checkpoint(folder))
     if checkpoint is not None:
-        arguments.eval_on_start = False  # the probe before the first step is in its log
+        trainer.args.eval_on_start = False  # the probe before the first step is in its log
     trainer.remove_callback(PrinterCallback)
     try:
         with closing(Bar()) as bar, StopBetweenSteps() as stop:

@@ -12,6 +12,7 @@ from datasets import Dataset
 from torch import Tensor
 
 from lm.data.scored import MARGIN, MEMBER_MARGINS, PROBABILITY, REF_PAIR, REF_SAMPLES, SAMPLE_WEIGHTS
+from lm.logprobs.completions import CompletionOutput
 from lm.logprobs.kernels import widest
 from lm.objectives import Method, PairBatch, forward_kl_of_pairs
 from lm.training import metrics
@@ -31,7 +32,6 @@ class PolicyTrainer(CompletionTrainer):
         self.train_probe = train_probe
         """Training pairs that `evaluate` tells of, too."""
         self._ascent = ascent_of(method, self.train_dataset)
-        self._held = "forward_kl" if method.needs_samples else "forward_kl_preferences"
 
     def held_out_sets(self) -> dict[str, Dataset]:
         """Also the training pairs of `train_probe`, of which names begin with eval_train_."""
@@ -47,7 +47,11 @@ class PolicyTrainer(CompletionTrainer):
         return len(batch["ids"])
 
     def held_out(self, batch: Batch) -> dict[str, Tensor]:
-        """What the probe tells of each held-out pair, [N], nats.
+        """`probed` of the model that is trained."""
+        return self.probed(batch, self.model(batch["input_ids"], batch["lengths"]))
+
+    def probed(self, batch: Batch, output: CompletionOutput) -> dict[str, Tensor]:
+        """What the probe tells of each held-out pair, [N], nats, by what the policy says of them.
 
         chosen_logps and rejected_logps: log pi of winners and losers; chosen_logratio, rejected_logratio: less
         log pi_ref; accuracy: whether the winner has the greater log-ratio, by soft labels as of
@@ -57,8 +61,8 @@ class PolicyTrainer(CompletionTrainer):
         and, by TRL's names, logps/* and rewards/* (`lm.training.metrics.as_trl`).
         """
         scores = batch["scores"]
-        logps = self.model(batch["input_ids"], batch["lengths"]).logps
-        logps = logps.to(widest(logps.device)).view(len(batch["ids"]), -1)
+        assert output.logps is not None
+        logps = output.logps.to(widest(output.logps.device)).view(len(batch["ids"]), -1)
         chosen, rejected = (logps[:, i] - scores[name] for i, name in enumerate(REF_PAIR))
         result = {
             "chosen_logps": logps[:, 0],
@@ -131,15 +135,20 @@ class PolicyTrainer(CompletionTrainer):
         return self.method.expected(pairs), metrics.of_pairs(self.method, pairs)
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Adds alpha, the weight of the forward KL at the last step, to the log lines of methods that have it, and
-        kl_target where a target decides it."""
-        kl = self.method.pessimism
-        if kl is not None and "loss" in logs:
-            if self._ascent is None:
-                logs["alpha"] = kl.alpha(self._progress(self.state.global_step - 1))
-            else:
-                logs |= {"alpha": self._ascent.last, "kl_target": self._ascent.target}
+        """Adds `weights_told` to the lines of training steps."""
+        if "loss" in logs:
+            logs |= self.weights_told()
         super().log(logs, start_time)
+
+    def weights_told(self) -> dict[str, float]:
+        """alpha, the weight of the forward KL at the last step, of methods that have it, and kl_target where a target
+        decides it."""
+        kl = self.method.pessimism
+        if kl is None:
+            return {}
+        if self._ascent is None:
+            return {"alpha": kl.alpha(self._progress(self.state.global_step - 1))}
+        return {"alpha": self._ascent.last, "kl_target": self._ascent.target}
 
     # ------------------------------------------------------------ a target of the forward KL
 
@@ -147,7 +156,8 @@ class PolicyTrainer(CompletionTrainer):
         """With a target, the next step's alpha, by the mini-batch's mean KL: the same on all ranks."""
         if self._ascent is None:
             return
-        sums = [weight * logged[self._held].double().sum() for logged, weight in told]
+        held = "forward_kl" if self.method.needs_samples else "forward_kl_preferences"
+        sums = [weight * logged[held].double().sum() for logged, weight in told]
         total = self.accelerator.reduce(torch.stack(sums).sum(), "sum")
         self._ascent.step(float(total) / units)
 

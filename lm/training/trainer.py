@@ -80,7 +80,10 @@ class CompletionTrainer(Trainer):  # type: ignore[misc]
             self.is_fsdp_enabled = True
 
     def _prepare_input(self, data: Any) -> Any:
-        """On the device; scores, float64, as wide as it has them."""
+        """On the device; scores, float64, as wide as it has them. Lists, of ids and lengths, are not looked through for
+        tensors."""
+        if isinstance(data, list):
+            return data
         if isinstance(data, Tensor) and data.dtype == torch.float64:
             data = data.to(widest(self.args.device))
         return super()._prepare_input(data)
@@ -137,7 +140,8 @@ class CompletionTrainer(Trainer):  # type: ignore[misc]
         Raises:
             FloatingPointError: a loss is not finite; it names the step and the rows.
         """
-        model.train()
+        if not model.training:  # a walk through all modules
+            model.train()
         batch = self._prepare_inputs(inputs)
         units, self._rows = self.units(batch), batch["ids"]
         if not self._tokens_seen:
