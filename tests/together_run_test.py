@@ -20,6 +20,7 @@ from lm.models.loading import SCRATCH
 from lm.stages import policies
 from lm.stages.run import Run
 from lm.stages.scores import scores
+from lm.training import together
 
 SETTINGS: list[dict[str, Any]] = [{"beta": 0.1}, {"beta": 1.0}, {"beta": 10.0}]
 
@@ -159,3 +160,15 @@ def test_settings_that_read_other_things_are_trained_apart(
     config = another(swept, tmp_path / "run", methods=["p-dpo"], sweep={"p-dpo": kinds})
     assert len(policies.policies(Run(config), "p-dpo")) == 3
     assert "[policy] p-dpo: 2 settings together" in capsys.readouterr().err
+
+
+def test_it_is_said_why_settings_are_trained_one_by_one(
+    swept: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = Run(another(swept, tmp_path))
+    monkeypatch.setattr(together, "MOST_PARAMETERS", 10)
+    monkeypatch.delattr(policies, "fit_together")
+    policies._train_together(run, "dpo", run.config.settings("dpo"))
+    assert "[policy] dpo: 3 settings one by one: a model of " in capsys.readouterr().err
+    policies._train_together(run, "dpo", run.config.settings("dpo")[:1])
+    assert "[policy]" not in capsys.readouterr().err, "there is nothing to say of one"
