@@ -4,7 +4,7 @@ import sys
 
 from lm.stages.run import Run, command
 
-UPSTREAM = frozenset({"data", "sft", "oracle", "labels", "bias", "reward", "score", "policy"})
+UPSTREAM = frozenset({"data", "sft", "oracle", "labels", "bias", "reward", "score", "unlabelled", "policy"})
 
 
 def work(run: Run) -> None:

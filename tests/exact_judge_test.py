@@ -139,7 +139,7 @@ def test_drawn_labels_have_the_noise_that_bradley_terry_gives_them_but_for_test_
 
 
 def test_no_sharpness_overflows_and_a_great_one_leaves_no_noise(folder: Path) -> None:
-    run = Run(small(folder, JudgeConfig(kind="exact", sharpness=1e9)))
+    run = Run(small(folder, JudgeConfig(kind="exact", sharpness=1e300)))
     with np.errstate(over="raise"):
         assert labels(run).metrics["against_judge"] == 0
     assert all(row[ORACLE[0]] >= row[ORACLE[1]] for row in labelled(run))

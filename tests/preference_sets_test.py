@@ -477,7 +477,7 @@ def test_every_command_reads_names_of_control_tokens_alike(form: str, tmp_path: 
     found = diagnosis.measure(compared, "", tokenizer=policy, **limits).tokens  # type: ignore[arg-type]
     assert found is not None
     for side, counted in (("chosen", lengths.chosen), ("rejected", lengths.rejected)):
-        assert counted == [len(row[f"{side}_ids"]) for row in in_order]
+        assert list(counted) == [len(row[f"{side}_ids"]) for row in in_order]
     assert found.longest_completion == max(map(max, (lengths.chosen, lengths.rejected)))
     assert found.longest_prompt == max(len(row["prompt_ids"]) for row in in_order)
     for notes in (lengths.notes, compared.notes):

@@ -26,17 +26,18 @@ from lm.config import (
     WorldConfig,
 )
 from lm.data.rewards import MARGIN, MEMBER_MARGINS, ORACLE
+from lm.data.rows import Tally
 from lm.data.scored import WEIGHT
 from lm.data.world import Taste
 from lm.models.loading import SCRATCH
 from lm.objectives import MemberDPO
-from lm.stages.data import given_pairs
+from lm.stages.data import given_pairs, tokenizer
 from lm.stages.labels import labelled_pairs, labels
 from lm.stages.policies import policy
 from lm.stages.rewards import asked, stored_rewards
 from lm.stages.run import Run
 from lm.stages.scores import learnt_pairs, margin, scored_pairs
-from lm.stages.unlabelled import rows_of, unlabelled
+from lm.stages.unlabelled import _prompts, rows_of, unlabelled
 
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning")
 TASTE = Taste(1.0, 0.05)
@@ -140,31 +141,67 @@ def test_reward_models_score_them_each_member_too(folder: Path) -> None:
     np.testing.assert_array_equal(np.array(own[MARGIN][:])[-count:], margins[:, 1])
 
 
-def test_a_file_of_prompts_is_sampled_and_held_out_prompts_are_left_out(folder: Path, tmp_path: Path) -> None:
+def test_a_file_of_prompts_is_sampled_and_what_is_left_out_is_said(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     plain = Run(small(folder, ["d-dpo"], {}))
     held_out = labelled_pairs(plain, "test")["prompt"][0]
     file = tmp_path / "prompts.jsonl"
     new = [" fire vote picnic\n\nTL;DR:", " flood wedding fair\n\nTL;DR:"]
-    file.write_text("".join(json.dumps({"prompt": text}) + "\n" for text in (*new, new[0], f"{held_out} !")))
+    texts = (*new, new[0], f"{held_out} !", " fire" * 200)
+    file.write_text("".join(json.dumps({"prompt": text}) + "\n" for text in texts))
     run = Run(small(folder, ["d-dpo"], {"unlabelled": UnlabelledConfig(completions=6, path=str(file))}))
     assert set(rows_of(run)["prompt"]) <= set(new)
-    assert (unlabelled(run).metrics["prompts"], unlabelled(run).metrics["held_out"]) == (2, 1)
+    found = unlabelled(run).metrics
+    long = "prompt longer than 120 tokens"
+    assert (found["prompts"], found["held_out"], found["dropped"]) == (2, 1, {long: 1})
+    said = capsys.readouterr().err
+    assert f"unlabelled: left out: 1 rows, {long}" in said
+    assert "prompts.jsonl, line 5" in said
+    file.write_text(json.dumps({"prompt": " fire" * 200}) + "\n")
+    run = Run(small(folder, ["d-dpo"], {"unlabelled": UnlabelledConfig(completions=6, path=str(file))}))
+    with pytest.raises(ValueError, match=r"no prompt of .* is left: 1 are left out, and 0 stand in the validation"):
+        unlabelled(run)
 
 
-def test_a_file_of_pairs_is_scored_and_its_labels_are_not_read(folder: Path, tmp_path: Path) -> None:
+def test_control_tokens_in_a_file_of_prompts_are_read_as_the_sets_own(folder: Path, tmp_path: Path) -> None:
+    file, left = tmp_path / "prompts.jsonl", Tally()
+    words = tokenizer(Run(small(folder, ["d-dpo"], {})))
+    text = f" fire {words.eos_token} vote"
+    file.write_text("".join(json.dumps({"prompt": one}) + "\n" for one in (text, " fire vote")))
+
+    def read(how: Any) -> Any:
+        few = UnlabelledConfig(completions=2, path=str(file))
+        return _prompts(Run(small(folder, ["d-dpo"], {"unlabelled": few, "control_tokens": how})), left)
+
+    found = read("text")
+    assert list(found) == [text, " fire vote"]
+    assert not any(words.eos_token_id in ids for ids, _ in found.values()), "its name is characters"
+    assert list(read("drop")) == [" fire vote"]
+    assert left == {"control tokens in a text": 1}
+    with pytest.raises(ValueError, match="in a text, which the tokenizer reads as control tokens"):
+        read("refuse")
+
+
+def test_a_file_of_pairs_is_scored_and_its_labels_are_not_read(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     plain = Run(small(folder, ["d-dpo"], {}))
     held_out = labelled_pairs(plain, "valid")["prompt"][0]
     rows = [
         {"prompt": " fire vote picnic\n\nTL;DR:", "chosen": " picnic", "rejected": " fire vote"},
         {"prompt": " fire vote sale\n\nTL;DR:", "chosen": " fire", "rejected": " sale"},
         {"prompt": held_out, "chosen": " fire", "rejected": " sale"},
+        {"prompt": " fire vote", "chosen": " fire" * 50, "rejected": " sale"},
     ]
     file = tmp_path / "pairs.jsonl"
     file.write_text("".join(json.dumps(row) + "\n" for row in rows))
     run = Run(small(folder, ["d-dpo"], {"unlabelled": UnlabelledConfig(path=str(file))}))
     assert rows_of(run)["prompt"][:] == [row["prompt"] for row in rows[:2]]
     np.testing.assert_allclose(margin(run, "rho", "unlabelled"), [-0.1 - 1.3 - 0.05, 1.0 - 0.3])
-    assert unlabelled(run).metrics == {"held_out": 1, "prompts": 2, "pairs": 2}
+    left = {"completion longer than 40 tokens": 1}
+    assert unlabelled(run).metrics == {"held_out": 1, "prompts": 2, "pairs": 2, "dropped": left}
+    assert "unlabelled: left out: 1 rows, completion longer than 40 tokens" in capsys.readouterr().err
 
 
 # ---------------------------------------------------------------- on-policy pairs
@@ -189,6 +226,22 @@ def test_on_policy_pairs_are_labelled_by_the_judge_in_the_training_split_alone(h
     assert labels(run).metrics["on_policy"]["pairs"] >= len(own), "ties were left out"
     assert {row[WEIGHT] for row in rows if row not in own} <= {1.0}
     assert policy(run, "dpo").metrics["steps"] == 2
+
+
+def test_what_pi_ref_samples_changes_no_given_label_and_is_in_no_agreement(folder: Path) -> None:
+    noisy = {"judge": JudgeConfig(kind="exact", sharpness=1.0)}
+    found = {}
+    for how in (None, "beside", "instead"):
+        on_policy: Any = OnPolicyConfig(pairs=how, completions=3)
+        run = Run(small(folder, ["dpo"], {"on_policy": on_policy}, **noisy))
+        rows = [*labelled_pairs(run, "train"), *labelled_pairs(run, "valid")]
+        given = {row["id"]: row["chosen"] for row in rows if not row["id"].startswith("on-policy-")}
+        found[how] = given, labels(run).metrics["agreement"]
+    every, agreement = found[None]
+    assert found["beside"] == (every, agreement)
+    held_out, of_fewer = found["instead"]
+    assert held_out.items() < every.items()
+    assert of_fewer is not None
 
 
 # ---------------------------------------------------------------- teachers

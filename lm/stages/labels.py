@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import datasets
-import numpy as np
 import torch
 from datasets import Dataset
 from scipy.special import expit
@@ -184,7 +184,7 @@ def labels(run: Run) -> Artifact:
     if name == "oracle":
         inputs |= {"oracle": oracle_input(run), "precision": precision(run)}
         if (sharpness := run.config.judge.sharpness) is not None:
-            inputs["noise"] = [sharpness, run.seed("labels")]
+            inputs["noise"] = [sharpness, run.seed("labels"), "by row"]
         if sampled.pairs is not None:
             weight = run.config.data.group_weight
             inputs |= {"on_policy": sampled, "policy": sft(run), "sampling": run.config.sampling, "weight": weight}
@@ -200,13 +200,23 @@ def _with_sampled(run: Run, pairs: Dataset, path: Path) -> tuple[Dataset, dict[s
     """The pairs with those that pi_ref samples, beside the given ones of the training split or instead of them."""
     options = run.config.data.on_policy
     train = pairs.filter(lambda split: split == "train", input_columns="split", keep_in_memory=True)
-    made, report = sampled_pairs(run, prompts_in(train), options.completions, "on-policy", path)
+    made, report = sampled_pairs(run, prompts_in(train), options.completions, ON_POLICY, path)
     if votes.WEIGHT not in pairs.column_names and set(made[votes.WEIGHT][:]) == {1.0}:
         made = made.remove_columns(votes.WEIGHT)
     given = pairs
     if options.pairs == "instead":
         given = pairs.filter(lambda split: split != "train", input_columns="split", keep_in_memory=True)
     return together(given, made), report
+
+
+ON_POLICY = "on-policy"
+"""Of the ids of pairs that pi_ref sampled."""
+
+
+def uniform(seed: int, row: str) -> float:
+    """A draw from [0, 1) that is a function of the seed and the row's id, whatever other rows there are."""
+    digest = hashlib.sha256(f"{seed}\0{row}".encode()).digest()
+    return int.from_bytes(digest[:7], "big") / 2**56
 
 
 def _relabelled(run: Run, pairs: Dataset, path: Path) -> tuple[Dataset, dict[str, Any]]:
@@ -218,21 +228,23 @@ def _relabelled(run: Run, pairs: Dataset, path: Path) -> tuple[Dataset, dict[str
     pairs = pairs.remove_columns([name for name in pairs.column_names if name == votes.PROBABILITY])
     first, second, told = judge_pairs(run, pairs)
     sharpness, count = run.config.judge.sharpness, Counter[str]()
-    noise = np.random.default_rng(run.seed("labels"))
+    seed = run.seed("labels")
     preferred = None if sharpness is None else expit(sharpness * (first - second).numpy())
 
     def rows() -> Iterator[dict[str, Any]]:
         for i, (row, a, b) in enumerate(zip(pairs, first.tolist(), second.tolist(), strict=True)):
-            turned, draw = b > a, noise.random()
+            turned, given = b > a, not row["id"].startswith(ON_POLICY)
             if preferred is not None and row["split"] != "test":
-                turned = bool(draw >= preferred[i])
+                turned = bool(uniform(seed, row["id"]) >= preferred[i])
                 count["drawn"] += 1
                 count["against"] += turned != (b > a) and a != b
             elif a == b:
                 count["ties"] += 1
+                count["given ties"] += given
                 continue
+            count["given"] += given
             if turned:
-                count["flipped"] += 1
+                count["flipped"] += given
                 a, b = b, a
                 for one in [name for name in row if name.startswith("chosen")]:
                     other = one.replace("chosen", "rejected")
@@ -250,4 +262,5 @@ def _relabelled(run: Run, pairs: Dataset, path: Path) -> tuple[Dataset, dict[str
             )
     if preferred is not None:
         told = {**told, "against_judge": count["against"] / count["drawn"]}
-    return relabelled, {"agreement": 1 - count["flipped"] / len(relabelled), "ties_dropped": count["ties"], **told}
+    agreement = 1 - count["flipped"] / count["given"] if count["given"] else None  # what pi_ref sampled had no label
+    return relabelled, {"agreement": agreement, "ties_dropped": count["given ties"], **told}

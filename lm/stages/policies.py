@@ -176,11 +176,11 @@ def _train_together(run: Run, name: str, methods: Sequence[Method]) -> None:
     """
     spots = {method: run.store.scratch("policy", name, _inputs(run, name, method)) for method in methods}
     spots = {method: spot for method, spot in spots.items() if not (spot / TRAINED).is_dir()}
+    if len(spots) < 2:
+        return
     keys = " ".join(key_of("policy", name, _inputs(run, name, method)) for method in spots)
     work = run.store.root / WORK / f"policy-{name}-together-{hashlib.sha256(keys.encode()).hexdigest()[:12]}"
     start = _start(run, name, methods[0], work / "scratch")
-    if len(spots) < 2:
-        return
     if (why := why_alone(start.model, start.arguments)) is not None:
         progress.say(f"[policy] {name}: {len(spots)} settings one by one: {why}")
         return

@@ -17,7 +17,8 @@ from lm.data import places, splits, votes
 from lm.data.control_tokens import Names, unmarked
 from lm.data.messages import STORED, is_messages
 from lm.data.rewards import ORACLE
-from lm.data.rows import read_rows, shown
+from lm.data.rows import Tally, left_out, read_rows, shown
+from lm.data.schemas import Drop
 from lm.data.templates import chat_renderer
 from lm.data.tokens import KEYS, load, prompt_ids, tokenise
 from lm.objectives import Method
@@ -50,12 +51,19 @@ def unlabelled(run: Run) -> Artifact:
         if options.completions is None:
             pairs, report = _pairs(run, scratch)
         else:
-            every = prompts_in(labelled_pairs(run, "train")) if options.path is None else _prompts(run, options.path)
+            left = Tally()
+            every = prompts_in(labelled_pairs(run, "train")) if options.path is None else _prompts(run, left)
+            _say_left_out(left)
             prompts = {text: of for text, of in every.items() if _spelt(text) not in kept_out}
+            if not prompts:
+                raise ValueError(
+                    f"data.unlabelled.path: no prompt of {options.path} is left: {sum(left.values()):,} are left out, "
+                    f"and {len(every):,} stand in the validation or the test split"
+                )
             few = some(prompts, options.prompts, run.seed(PAIRS, "prompts"), "data.unlabelled.prompts")
             file = scratch / f"sampled-{ranks.index()}.arrow"
             pairs, found = sampled_pairs(run, few, options.completions, PAIRS, file)
-            report = {"held_out": len(every) - len(prompts), "prompts": len(few), **found}
+            report = {"held_out": len(every) - len(prompts), "prompts": len(few), "dropped": dict(left), **found}
         if report["held_out"] and ranks.is_first():
             what = "pairs" if options.completions is None else "prompts"
             progress.say(f"  unlabelled: {report['held_out']:,} {what} are left out, of prompts that are held out")
@@ -90,30 +98,48 @@ def _held_out(run: Run) -> set[str]:
     return {_spelt(text) for split in ("valid", "test") for text in set(labelled_pairs(run, split)["prompt"][:])}
 
 
-def _prompts(run: Run, path: str) -> Prompts:
-    """Of a file of rows with `prompt`, text or messages; longer ones than data.max_prompt_length are left out."""
+def _say_left_out(left: Tally) -> None:
+    if ranks.is_first():
+        for line in left_out(left, left.first):
+            progress.say(f"  unlabelled: {line}")
+
+
+def _prompts(run: Run, left: Tally) -> Prompts:
+    """Of a file of rows with `prompt`, text or messages, read as the set's own (`data.control_tokens`); those that are
+    left out, as longer than data.max_prompt_length, are counted."""
+    path = run.config.data.unlabelled.path
+    assert path is not None, "asked for where it is given"
     places.check(path, option="data.unlabelled.path")
     words, limit = tokenizer(run), sized(run).data.limits[0]
     names, render = Names.by(words, run.config.data.control_tokens), chat_renderer(words, run.config.model)
 
-    def written() -> Iterator[tuple[str, dict[str, str]]]:
+    def written() -> Iterator[tuple[str, tuple[str, dict[str, str]]]]:
         for where, row in read_rows(path):
-            prompt = row.get("prompt")
+            prompt, asked = row.get("prompt"), dict[str, str]()
             if is_messages(prompt):
                 messages = list(prompt or ())
-                text = render(names.mark_all(messages, where), {"role": "assistant", "content": "."}, where)[0]
-                yield text, {STORED[0]: json.dumps(messages, ensure_ascii=False)}
-            elif isinstance(prompt, str) and prompt.strip():
-                yield prompt, {}
-            else:
+                asked = {STORED[0]: json.dumps(messages, ensure_ascii=False)}
+                prompt = render(names.mark_all(messages, where), {"role": "assistant", "content": "."}, where)[0]
+            elif not isinstance(prompt, str) or not prompt.strip():
                 raise ValueError(
                     f"{where}: data.unlabelled.path needs a prompt, text or messages, in each row; got {shown(prompt)} "
                     f"among the columns {shown(sorted(row))}"
                 )
+            read = names.row({"prompt": prompt}, where, rendered=bool(asked))
+            if isinstance(read, Drop):
+                left.add(read.reason, where)
+            else:
+                yield read["prompt"], (where, asked)
 
     every = dict(written())
-    found = zip(every.items(), prompt_ids(words, list(every)), strict=True)
-    return {unmarked(text): (ids, asked) for (text, asked), ids in found if 0 < len(ids) <= limit}
+    names.settle(path)
+    found: dict[str, tuple[list[int], dict[str, str]]] = {}
+    for (text, (where, asked)), ids in zip(every.items(), prompt_ids(words, list(every)), strict=True):
+        if 0 < len(ids) <= limit:
+            found[unmarked(text)] = ids, asked
+        else:
+            left.add(f"prompt longer than {limit} tokens" if ids else "empty prompt", where)
+    return found
 
 
 def _pairs(run: Run, scratch: Path) -> tuple[Dataset, dict[str, Any]]:
@@ -142,7 +168,15 @@ def _pairs(run: Run, scratch: Path) -> tuple[Dataset, dict[str, Any]]:
         control=lambda: Names.by(words, config.control_tokens),
     )
     read = loaded.preferences.remove_columns(["split", *KEYS]).add_column("split", ["train"] * len(loaded.preferences))
-    rows, _ = tokenise(read, words, own, scratch / "pairs.arrow", splits_needed=("train",))
+    left = Tally()
+    rows, _ = tokenise(read, words, own, scratch / "pairs", left, splits_needed=("train",))
+    for reason, count in loaded.dropped["preferences"].items():
+        left[reason] += count
+    left.first |= loaded.first["preferences"]
+    _say_left_out(left)
+    if ranks.is_first():
+        for line in loaded.notes["preferences"]:
+            progress.say(f"  unlabelled: {line}")
     kept_out, texts = _held_out(run), rows["prompt"][:]
     kept = [i for i, text in enumerate(texts) if _spelt(text) not in kept_out]
     if not kept:
@@ -152,7 +186,8 @@ def _pairs(run: Run, scratch: Path) -> tuple[Dataset, dict[str, Any]]:
     columns = [name for name in (*TEXTS, *IDS, votes.WEIGHT, *STORED) if name in pairs.column_names]
     ids = [f"{PAIRS}-{row}" for row in pairs["id"][:]]
     named = pairs.select_columns(columns).flatten_indices(keep_in_memory=True).add_column("id", ids)
-    return named, {"held_out": len(rows) - len(kept), "prompts": len(few), "pairs": len(pairs)}
+    report = {"held_out": len(rows) - len(kept), "prompts": len(few), "pairs": len(pairs)}
+    return named, {**report, "dropped": dict(left)}
 
 
 def rows_of(run: Run) -> Dataset:

@@ -85,6 +85,12 @@ class TogetherTrainer(PolicyTrainer):
         for member, output in enumerate(model(batch["input_ids"], batch["lengths"])):
             with self._member(member):
                 loss, logged = super().losses(lambda *_, said=output: said, batch)  # type: ignore[arg-type]
+            if not torch.isfinite(loss).all():
+                raise FloatingPointError(
+                    f"loss of {self._members[member][0]} is not finite at step {self.state.global_step}, rows "
+                    f"{', '.join(batch['ids'])}; leave this setting out, or set train_together to off, which finishes "
+                    "those before it"
+                )
             each.append(loss)
             told |= {f"{member}/{name}": values for name, values in {**logged, "loss": loss}.items()}
         return torch.stack(each).sum(0), told

@@ -24,11 +24,15 @@ def base(run: Run) -> Record:
     from lm.stages.data import data
     from lm.stages.evaluations import evaluation, has_choice, validation
     from lm.stages.labels import labels, oracle_accuracy
+    from lm.stages.scores import unlabelled_scores
     from lm.stages.trainings import sft
+    from lm.stages.unlabelled import distils_unlabelled
     from lm.stages.yardstick import best_of_n
 
     if any(has_choice(run.config, name) for name in run.config.methods):
         validation(run, SFT, sft(run))  # here, as no two jobs may make one artifact
+    if any(distils_unlabelled(run, method) for name in run.config.methods for method in run.config.settings(name)):
+        unlabelled_scores(run)  # likewise: they are of no rho
     drawn = run.config.evaluation.best_of is not None
     return {
         "seed": run.config.seed,
