@@ -9,9 +9,13 @@ from pathlib import Path
 import pytest
 
 from lm.objectives import METHODS, DistilledDPO
+from lm.workflow.real_tables import _over
 from lm.workflow.tables import BLOCK, GRID, TABLES, Grid, differences, fill, main
 
-PAGES = [Path(__file__).parents[2] / "docs" / name for name in ("results.md", "choosing.md")]
+DOCS = Path(__file__).parents[2] / "docs"
+PAGES = [DOCS / name for name in ("results.md", "choosing.md")]
+REAL = GRID.with_name("real_text.json")
+REAL_PAGE = DOCS / "real-text.md"
 
 
 @pytest.fixture(scope="module")
@@ -22,7 +26,8 @@ def grid() -> Grid:
 
 def test_the_pages_tables_are_those_of_the_committed_grid(grid: Grid) -> None:
     pages = [page.read_text(encoding="utf-8") for page in PAGES]
-    assert sorted(name for page in pages for _, name, _ in BLOCK.findall(page)) == sorted(TABLES), "each table once"
+    every = [*pages, REAL_PAGE.read_text(encoding="utf-8")]
+    assert sorted(name for page in every for _, name, _ in BLOCK.findall(page)) == sorted(TABLES), "each table once"
     for path, page in zip(PAGES, pages, strict=True):
         assert fill(page, grid) == page, f"run `python -m lm.workflow.tables {path}`"
     changed = copy.deepcopy(grid)
@@ -30,6 +35,29 @@ def test_the_pages_tables_are_those_of_the_committed_grid(grid: Grid) -> None:
     changed["cells"][0]["validation"][-1]["advantage"] += 0.5
     for page in pages:
         assert fill(page, changed) != page, "control: a number that changes is noticed"
+
+
+def test_the_tables_of_real_text_are_those_of_the_committed_studies() -> None:
+    real, page = json.loads(REAL.read_text(encoding="utf-8")), REAL_PAGE.read_text(encoding="utf-8")
+    assert fill(page, real) == page, f"run `python -m lm.workflow.tables {REAL_PAGE} --grid {REAL}`"
+    for study in real["studies"].values():
+        study["cells"][0]["test"]["kl"] += 100.0
+        study["cells"][0]["test"]["accuracies"]["longer"]["accuracy"] = 0.123
+    changed = fill(page, real)
+    assert {
+        name for (_, name, _), block in zip(BLOCK.findall(page), _tables(page), strict=True) if block not in changed
+    } == {
+        "real-evaluations",
+        "real-accuracy",
+    }, "control: a number that changes is noticed, where it stands"
+
+
+def _tables(page: str) -> list[str]:
+    return [found.group(0) for found in BLOCK.finditer(page)]
+
+
+def test_several_seeds_are_a_mean_and_its_ends() -> None:
+    assert (_over([0.5]), _over([0.5, 0.7, None]), _over([None])) == ("0.50", "0.60 (0.50 to 0.70)", "-")
 
 
 def test_prose_is_left_alone_and_an_unknown_table_is_named(grid: Grid) -> None:
