@@ -62,8 +62,10 @@ def idle(config: Config, command: str) -> Iterator[tuple[str, str]]:
         yield from ((f"lora.{name}", "lora.rank is null") for name in ("alpha", "target_modules", "stages"))
     if config.probe.pairs == 0:
         yield "probe.times", "probe.pairs is 0"
-    alone = config.snapshots == 1 and all(len(config.settings(name)) == 1 for name in config.methods)
-    if alone and config.evaluation.best_of is None:
+    one_each = all(len(config.settings(name)) == 1 for name in config.methods)
+    if one_each:
+        yield "train_together", "there is one setting a method, and nothing to train beside it"
+    if one_each and config.snapshots == 1 and config.evaluation.best_of is None:
         yield "evaluation.valid_prompts", "there is one setting and one snapshot a method, and nothing to choose from"
     if config.sampling.engine == "vllm":
         yield "sampling.batch_size", "sampling.engine is vllm, which schedules by itself"

@@ -205,6 +205,7 @@ def test_a_file_or_option_says_otherwise(mine: Any) -> None:
         ([*SET, "--data.world.posts", "2"], "data.world.posts", "data.kind is preferences"),
         ([*SET, "--data.prompt_template", "{post}"], "data.prompt_template", "data.kind is preferences"),
         (["--lora.alpha", "2"], "lora.alpha", "lora.rank is null"),
+        (["--train_together", "off"], "train_together", "there is one setting a method"),
         (["--probe.pairs", "0", "--probe.times", "3"], "probe.times", "probe.pairs is 0"),
         (["--evaluation.valid_prompts", "3"], "evaluation.valid_prompts", "nothing to choose from"),
         (["--evaluation.temperatures", "[1]"], "evaluation.temperatures", "only lm.nondeterministic reads it"),
