@@ -29,7 +29,7 @@ def _over(values: Iterable[float | None], form: str = ".2f") -> str:
 def _accuracies(found: Iterable[dict[str, Any]]) -> list[str]:
     """By length class, a column each."""
     seeds = list(found)
-    return [_over(one[of]["accuracy"] for one in seeds) for of in CLASSES]
+    return [_over((one[of]["accuracy"] for one in seeds), ".3f") for of in CLASSES]
 
 
 def _cells(study: dict[str, Any]) -> Iterator[tuple[str, str, list[dict[str, Any]]]]:
