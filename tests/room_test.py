@@ -69,7 +69,9 @@ CASES: dict[str, dict[str, Any]] = {
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize(
+    "case", [pytest.param(case, marks=[] if case == "heads" else pytest.mark.thorough) for case in CASES]
+)
 def test_the_estimate_is_within_a_factor_of_what_a_run_took(case: str, tmp_path: Path) -> None:
     run = Run(small(tmp_path, **CASES[case]))
     before = {need.stage: need for need in needs(run)}
