@@ -58,8 +58,6 @@ def draw(results: RealText) -> Figure:
             axis.set_title(title)
             if axis is not block[0, 0]:
                 axis.sharex(block[0, 0])
-        for other, one in ((1, 0), (3, 2)):
-            block[0, other].sharey(block[0, one])
         for axis in block[0]:
             axis.tick_params(labelbottom=False)
         if count > 1:

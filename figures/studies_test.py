@@ -77,7 +77,7 @@ def real_text_values(
                 "rejected_logratio": -2 * fall,
                 "accuracy": 0.5 + 0.2 * math.tanh(fall / 20) + 0.02 * rng.random(),
             }
-            learnt = {f"train_{name}": value for name, value in at(step, 1).items() if name != "step"}
+            learnt = {f"train_{name}": value + 300 for name, value in at(step, 1).items() if name != "step"}
             kl = {"forward_kl_reference": 0.5 * fall, "forward_kl_preferences": 1.5 * fall}
             return {**line, **more, **kl, **learnt}
 
@@ -196,6 +196,8 @@ def test_real_text_draws_each_quantity_of_each_method(tmp_path: Path) -> None:
         skipped = 1 if name == "accuracy" else 0  # at step 0 the policy is pi_ref
         assert np.isnan(shown[:skipped]).all()
         np.testing.assert_allclose(shown[skipped:], mean[skipped:])
+        low, high = panels[title].get_ylim()
+        assert low < np.nanmin(shown) <= np.nanmax(shown) < high, "held-out pairs may be longer than those of training"
         told_apart(list(panels[title].lines))
         assert len(panels[title].lines) == len(panels[title].collections) == len(METHODS)
 
