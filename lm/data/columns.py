@@ -6,6 +6,7 @@ from __future__ import annotations
 import hashlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, overload
 
@@ -85,24 +86,19 @@ def sizes(dataset: Dataset, name: str) -> Ints:
 
 def longest_inside(dataset: Dataset, name: str) -> Ints:
     """[N], of lists of lists the length of each row's longest; 0 where there is none."""
-
-    def of(array: pa.Array) -> Ints:
-        found = np.zeros(len(array), dtype=np.int64)
-        np.maximum.at(found, np.repeat(np.arange(len(array)), _sizes(array)), _sizes(pc.list_flatten(array)))
-        return found
-
-    return _by_row(dataset, name, of)
+    return _by_row(dataset, name, partial(_inside, np.maximum))
 
 
 def sizes_inside(dataset: Dataset, name: str) -> Ints:
     """[N], likewise, the lengths of all together."""
+    return _by_row(dataset, name, partial(_inside, np.add))
 
-    def of(array: pa.Array) -> Ints:
-        found = np.zeros(len(array), dtype=np.int64)
-        np.add.at(found, np.repeat(np.arange(len(array)), _sizes(array)), _sizes(pc.list_flatten(array)))
-        return found
 
-    return _by_row(dataset, name, of)
+def _inside(gather: np.ufunc, array: pa.Array) -> Ints:
+    """[N], of lists of lists: the lengths of each row's lists, gathered."""
+    found = np.zeros(len(array), dtype=np.int64)
+    gather.at(found, np.repeat(np.arange(len(array)), _sizes(array)), _sizes(pc.list_flatten(array)))
+    return found
 
 
 def _sizes(array: pa.Array) -> Ints:

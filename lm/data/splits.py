@@ -73,9 +73,14 @@ def digest(text: str) -> str:
 # ---------------------------------------------------------------- splits drawn
 
 
+def draw_of(seed: int, *texts: str) -> float:
+    """A draw from [0, 1] that is a function of the seed and of these texts, whatever else there is."""
+    return int.from_bytes(hashlib.sha256("\0".join((str(seed), *texts)).encode()).digest()[:8], "big") / 2**64
+
+
 def split_of(group: str, config: DataConfig, seed: int) -> str:
     """train, valid or test: a function of the group and the seed, so a group is in one split of every set."""
-    draw = int.from_bytes(hashlib.sha256(f"{seed}\0{group}".encode()).digest()[:8], "big") / 2**64
+    draw = draw_of(seed, group)
     if draw < config.test_fraction:
         return "test"
     return "valid" if draw < config.test_fraction + config.valid_fraction else "train"

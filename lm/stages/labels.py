@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -18,6 +17,7 @@ from lm.base.store import Artifact
 from lm.config import TrainingConfig
 from lm.data import votes, world
 from lm.data.rewards import ORACLE
+from lm.data.splits import draw_of
 from lm.data.tokens import mapped
 from lm.logprobs.completions import CompletionModel
 from lm.models.opening import open_reward_model
@@ -41,12 +41,17 @@ def check_judge(run: Run) -> None:
 def exact_judge(run: Run) -> Callable[[str, str], float] | None:
     """The reward of a completion by its prompt, as text, where the judge is exact (`lm.config.JudgeConfig`); None where
     it is a reward model."""
-    judge, data_config = run.config.judge, run.config.data
-    if judge.kind != "exact":
+    if not is_exact(run):
         return None
+    taste, template = _taste(run), run.config.data.prompt_template
+    return lambda prompt, completion: taste(world.post_of(prompt, template), completion)
+
+
+def _taste(run: Run) -> world.Taste:
+    """Of the exact judge."""
+    judge, annotators = run.config.judge, run.config.data.world
     own = judge.length_preference
-    taste = world.Taste(judge.utility, data_config.world.length_preference if own is None else own)
-    return lambda prompt, completion: taste(world.post_of(prompt, data_config.prompt_template), completion)
+    return world.Taste(judge.utility, annotators.length_preference if own is None else own)
 
 
 @once
@@ -81,9 +86,8 @@ def open_oracle(run: Run) -> CompletionModel:
 def oracle_input(run: Run) -> Any:
     """What the oracle counts as in an artifact's key."""
     if is_exact(run):
-        judge, annotators = run.config.judge, run.config.data.world
-        own = judge.length_preference
-        return {"exact": [judge.utility, annotators.length_preference if own is None else own]}
+        taste = _taste(run)
+        return {"exact": [taste.utility, taste.length_preference]}
     if run.config.oracle_model is None:
         return oracle(run)
     content, read = run.content(run.config.oracle_model), input_of(run, "oracle")
@@ -213,12 +217,6 @@ ON_POLICY = "on-policy"
 """Of the ids of pairs that pi_ref sampled."""
 
 
-def uniform(seed: int, row: str) -> float:
-    """A draw from [0, 1) that is a function of the seed and the row's id, whatever other rows there are."""
-    digest = hashlib.sha256(f"{seed}\0{row}".encode()).digest()
-    return int.from_bytes(digest[:7], "big") / 2**56
-
-
 def _relabelled(run: Run, pairs: Dataset, path: Path) -> tuple[Dataset, dict[str, Any]]:
     """The pairs with the one that the oracle prefers as chosen, kept in the file `path`; ties are dropped and counted,
     but where labels are drawn (`lm.config.JudgeConfig.sharpness`) a coin decides them.
@@ -235,7 +233,7 @@ def _relabelled(run: Run, pairs: Dataset, path: Path) -> tuple[Dataset, dict[str
         for i, (row, a, b) in enumerate(zip(pairs, first.tolist(), second.tolist(), strict=True)):
             turned, given = b > a, not row["id"].startswith(ON_POLICY)
             if preferred is not None and row["split"] != "test":
-                turned = bool(uniform(seed, row["id"]) >= preferred[i])
+                turned = bool(draw_of(seed, row["id"]) >= preferred[i])
                 count["drawn"] += 1
                 count["against"] += turned != (b > a) and a != b
             elif a == b:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from dataclasses import asdict
 from typing import Any
 
@@ -12,6 +11,7 @@ from scipy.special import ndtri
 
 from lm.base.store import Artifact, Planned, key_of
 from lm.data import rewards as columns
+from lm.data.splits import draw_of
 from lm.objectives import MAIN, JointOracle, Method
 from lm.stages.heads import bradley_terry_model
 from lm.stages.labels import labelled_pairs
@@ -99,12 +99,10 @@ def reward_accuracy(run: Run, name: str) -> dict[str, Any]:
 
 def _noise(run: Run, pairs: Any, side: str) -> columns.Floats:
     """[N], standard normal: a function of the seed, the prompt and the completion, wherever these stand."""
-    seed = str(run.seed("reward-noise"))
-    digests = [
-        hashlib.sha256("\0".join((seed, *both)).encode()).digest()[:8]
-        for both in zip(pairs["prompt"][:], pairs[side][:], strict=True)
-    ]
-    drawn: columns.Floats = ndtri((np.frombuffer(b"".join(digests), dtype=">u8").astype(np.float64) + 0.5) / 2**64)
+    seed = run.seed("reward-noise")
+    draws = [draw_of(seed, *both) for both in zip(pairs["prompt"][:], pairs[side][:], strict=True)]
+    inside = np.clip(draws, 2.0**-65, 1 - 2.0**-53)  # at 0 and at 1 it would be infinite
+    drawn: columns.Floats = ndtri(inside)
     return drawn
 
 
