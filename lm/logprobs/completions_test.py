@@ -213,6 +213,27 @@ def test_every_way_to_attend_gives_the_same_values_and_gradients(
             close(gradient, expected[name], what=f"{how}: {name}")
 
 
+def test_under_autocast_blocks_attend_in_float32(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The fused kernel, which rounds to 16 bits, is what it would be told apart from."""
+    generator = torch.Generator().manual_seed(0)
+    query, key, value = torch.randn(3, 1, 2, 40, 8, generator=generator)
+    layout, module = Layout([[10, 6, 4], [12, 8]], query.device), nn.Module()
+
+    def attended(autocast: bool) -> list[Tensor]:
+        leaves = [states.clone().requires_grad_() for states in (query, key, value)]
+        with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+            out, _ = packed_attention(module, *leaves, None, packed=layout)
+        return [out, *torch.autograd.grad(out.float().square().sum(), leaves)]
+
+    def distance() -> float:
+        return max(float((a - b).abs().max()) for a, b in zip(attended(True), attended(False), strict=True))
+
+    monkeypatch.setattr("lm.logprobs.packing.DENSE_LIMIT", 0)
+    assert distance() == 0
+    monkeypatch.setattr("lm.logprobs.packing.KEPT_SCORES", 0)
+    assert distance() > 1e-3
+
+
 @given(
     st.lists(st.tuples(st.integers(1, 9), st.lists(st.integers(1, 6), min_size=1, max_size=4)), min_size=1, max_size=4),
     st.sampled_from([None, 1, 2, 5]),
