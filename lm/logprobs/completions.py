@@ -13,7 +13,7 @@ from __future__ import annotations
 import inspect
 import logging
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -351,9 +351,15 @@ class CompletionModel(nn.Module):
         before = attentions_of(self.model)
         _set_attentions(self.stock_attentions)
         try:
-            yield self.model
+            with self.uncompiled():
+                yield self.model
         finally:
             _set_attentions(before)
+
+    def uncompiled(self) -> AbstractContextManager[Any]:
+        """For forwards other than of packed rows, which layers are compiled for: with a cache every layer would be
+        compiled anew until torch's limit of versions, and packed rows would then run uncompiled."""
+        return torch.compiler.set_stance("force_eager") if self.options.compile else nullcontext()
 
     # What the Trainer and accelerate ask of a model, passed on.
     @property

@@ -189,6 +189,10 @@ def test_compiled_layers_give_the_same_values_and_gradients() -> None:
     assert torch._dynamo.utils.counters["stats"]["unique_graphs"] > 0  # something was compiled
     for name, gradient in gradients(model, lambda: values_of(compiled, data)).items():
         close(gradient, plain[name], tolerance=1e-9, what=name)
+    before = dict(torch._dynamo.utils.counters["stats"])
+    with compiled.stock() as policy:  # a cache, whose layers would each be compiled
+        policy.generate(torch.tensor([[3, 4, 5]]), max_new_tokens=2, do_sample=False)
+    assert dict(torch._dynamo.utils.counters["stats"]) == before
 
 
 CALLS: dict[str, dict[str, int]] = {

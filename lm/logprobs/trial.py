@@ -14,7 +14,6 @@ Tensor names carry shapes: R completions.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any
@@ -88,7 +87,7 @@ class Trial:
     def _prepared(self, shaken: bool = False) -> str | None:
         """The expected values, by the plain forward; what keeps this subject from showing a leak, None if nothing."""
         self.tolerance = tolerance = ROUNDING_64 if self.subject.model.dtype == torch.float64 else ROUNDING
-        with trying(self.subject), _eager(self.model):
+        with trying(self.subject), self.model.uncompiled():
             try:
                 self.expected = alone(self.subject, rows_of(self.examples))
                 reactions = self._reactions()
@@ -187,7 +186,7 @@ class Trial:
         ends = sorted({max(2, len(row) * part // 8) for part in range(3, 8)})
         begun = [(row[: end // 2], [row[end // 2 : end]]) for end in ends]
         tried = [(prompt, [own]), (long, [one, other]), *begun]
-        with _eager(self.model):
+        with self.model.uncompiled():
             with trying(self.subject):
                 expected = alone(self.subject, rows_of(tried))
             return self._off(lambda: padded(self.subject, tried), expected, ROUNDING)
@@ -229,11 +228,6 @@ def _laid_out(model: CompletionModel, examples: Sequence[Example]) -> tuple[Tens
     ids = [token for prompt, own in examples for part in (prompt, *own) for token in part]
     lengths = [[len(prompt), *map(len, own)] for prompt, own in examples]
     return torch.tensor(ids, device=model.model.device), lengths
-
-
-def _eager(model: CompletionModel) -> Any:
-    """Layers that are compiled for packed rows are not compiled again for the few rows of the definition."""
-    return torch.compiler.set_stance("force_eager") if model.options.compile else nullcontext()
 
 
 # ---------------------------------------------------------------- a report
