@@ -374,9 +374,15 @@ def test_evaluation_does_not_train(tmp_path: Path, capsys: pytest.CaptureFixture
 
 
 def test_more_evaluation_prompts_than_there_are_is_an_error(world_run: tuple[Config, dict[str, Any]]) -> None:
-    greedy = replace(world_run[0], evaluation=EvaluationConfig(prompts=10_000, resamples=100))
-    with pytest.raises(ValueError, match=r"evaluation.prompts is 10000, but the test split has only \d+ prompts"):
-        results(Run(greedy, read_only=UPSTREAM))
+    """It is told before anything is trained for it."""
+    run_config, _ = world_run
+    greedy = replace(run_config, sft=replace(run_config.sft, learning_rate=0.1))
+    folders = set(Path(run_config.output_dir).glob("*/*"))
+    for options, split in (({"prompts": 10_000}, "test"), ({"valid_prompts": 10_000}, "valid")):
+        asked = replace(greedy, snapshots=2, evaluation=EvaluationConfig(resamples=100, **options))
+        with pytest.raises(ValueError, match=rf"prompts is 10000, but the {split} split has only \d+ prompts"):
+            results(Run(asked))
+    assert set(Path(run_config.output_dir).glob("*/*")) == folders
 
 
 def test_an_infeasible_bias_names_the_largest_size(world_run: tuple[Config, dict[str, Any]]) -> None:

@@ -21,7 +21,7 @@ from lm.judging.statistics import SIGNS, bootstrap_interval, wald, win_rates
 from lm.objectives import looks
 from lm.reporting.cautions import cautions
 from lm.stages.data import data
-from lm.stages.evaluations import choose, evaluation, probe_history
+from lm.stages.evaluations import check_prompts, choose, evaluation, probe_history
 from lm.stages.labels import check_judge, judge_described, labels, oracle_accuracy
 from lm.stages.rewards import asked, reward_accuracy
 from lm.stages.room import check_room
@@ -36,11 +36,12 @@ def results(run: Run) -> Results:
     """The record of a run: every configured method against pi_ref. Makes what is missing of the run.
 
     Raises:
-        ValueError: there is nobody to judge.
+        ValueError: there is nobody to judge, or a split has fewer prompts than are to be sampled from.
         Refused: the disk has no room for what is missing.
     """
     check_judge(run)
     check_room(run)
+    check_prompts(run)
     reference, methods, rewards = evaluation(run, SFT), {}, {}
     base = _column(reference, "oracle_reward")
     for name in run.config.methods:

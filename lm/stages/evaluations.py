@@ -23,7 +23,7 @@ from lm.logprobs.sampling import sample_completions
 from lm.logprobs.scoring import score_pairs, score_rows
 from lm.models.opening import open_policy
 from lm.objectives import Method
-from lm.stages.data import sized, tokenizer
+from lm.stages.data import given_pairs, sized, tokenizer
 from lm.stages.labels import judge_input, judge_samples, labelled_pairs, labels
 from lm.stages.policies import policies
 from lm.stages.readings import Asked
@@ -244,6 +244,16 @@ def prompts_of(pairs: Dataset, count: int | None, seed: int, split: str = "test"
     kept = np.random.default_rng(seed).choice(len(prompts), count, replace=False)
     texts = list(prompts)
     return {texts[i]: prompts[texts[i]] for i in sorted(kept)}
+
+
+def check_prompts(run: Run) -> None:
+    """ValueError where more prompts are to be sampled from than a split has: known before anything is trained."""
+    config = run.config
+    chosen = any(has_choice(config, name) for name in config.methods)
+    counts = {"test": config.evaluation.prompts, "valid": config.evaluation.valid_prompts if chosen else None}
+    for split, count in counts.items():
+        if count is not None:
+            prompts_of(given_pairs(run, split), count, run.seed("prompts"), split)
 
 
 def asked_of(pairs: Dataset) -> Asked:

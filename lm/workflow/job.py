@@ -22,13 +22,14 @@ from theory.shell import Parser
 def base(run: Run) -> Record:
     """What all cells of a seed share: data, pi_ref and its evaluations, the oracle, labels."""
     from lm.stages.data import data
-    from lm.stages.evaluations import evaluation, has_choice, validation
+    from lm.stages.evaluations import check_prompts, evaluation, has_choice, validation
     from lm.stages.labels import labels, oracle_accuracy
     from lm.stages.scores import unlabelled_scores
     from lm.stages.trainings import sft
     from lm.stages.unlabelled import distils_unlabelled
     from lm.stages.yardstick import best_of_n
 
+    check_prompts(run)
     if any(has_choice(run.config, name) for name in run.config.methods):
         validation(run, SFT, sft(run))  # here, as no two jobs may make one artifact
     if any(distils_unlabelled(run, method) for name in run.config.methods for method in run.config.settings(name)):
