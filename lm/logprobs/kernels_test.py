@@ -78,8 +78,8 @@ class Live(TorchDispatchMode):
         for tensor in pytree.tree_leaves(outputs):
             if isinstance(tensor, Tensor) and (key := tensor.untyped_storage()._cdata) not in self.known:
                 size = tensor.untyped_storage().nbytes()
-                given = {t.untyped_storage()._cdata for t in pytree.tree_leaves((args, kwargs)) if isinstance(t, Tensor)}
-                if key not in given:
+                given = [leaf for leaf in pytree.tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
+                if key not in {leaf.untyped_storage()._cdata for leaf in given}:
                     self.known.add(key)
                     self.now += size
                     weakref.finalize(tensor.untyped_storage(), self.freed, key, size)
