@@ -401,11 +401,11 @@ def render(document: dict[str, Any]) -> str:
         + ".",
     ]
     for config in dict.fromkeys(row["config"] for row in document["rows"]):
-        here = [row for row in document["rows"] if row["config"] == config]
-        ratios = [key for key in PEERS if any(row[key] is not None for row in here)]
+        of_config = [row for row in document["rows"] if row["config"] == config]
+        ratios = [key for key in PEERS if any(row[key] is not None for row in of_config)]
         header = ("pairs/s", "tokens/s", "peak MB", *(RATIOS[key] for key in ratios), "of GEMM peak", "of sustained")
         cells = []
-        for row in here:
+        for row in of_config:
             share = None if row["gflop_per_s"] is None else row["gflop_per_s"] / peaks[row["dtype"]]
             measured = [
                 _cell(row["pairs_per_s"], ".2f", row.get("spread", {}).get("pairs_per_s")),

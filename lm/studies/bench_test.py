@@ -274,7 +274,9 @@ def test_each_round_is_said_when_it_is_over(
     assert "alone, round 1 of 2: ours 1.50 s" in capsys.readouterr().err
 
 
-def test_pretrained_models_have_a_process_a_turn_and_pairs_of_its_own(clocks: dict[str, list[float]]) -> None:
+def test_pretrained_models_have_a_process_a_turn_and_pairs_of_its_own(
+    clocks: dict[str, list[float]], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """One at a time is in memory, and the first round, which would be to warm up, is left out."""
     clocks |= {"trl-tuned": [4.0], "ours": [2.0]}
     began: list[tuple[str, int, int]] = []
@@ -294,7 +296,7 @@ def test_pretrained_models_have_a_process_a_turn_and_pairs_of_its_own(clocks: di
         def __exit__(self, *_: object) -> None:
             Counted.alive -= 1
 
-    bench.Worker = Counted  # type: ignore[misc]  # which `clocks` puts back
+    monkeypatch.setattr(bench, "Worker", Counted)
     jobs = {name: job(name, shape=replace(MICRO, model="-")) for name in clocks}
     took = bench.run_rounds(jobs, {"float32": 1.0})
     assert began == [("trl-tuned", 1, 1), ("ours", 1, 1), ("trl-tuned", 1, 2), ("ours", 1, 2)]
@@ -518,13 +520,10 @@ def test_rows_by_flash_attention_have_the_same_log_probs(monkeypatch: pytest.Mon
     def reference(q: Any, k: Any, v: Any, ends: Any, of_keys: Any, *_: int, **options: Any) -> Any:
         assert (ends.tolist(), options["window_size"]) == (of_keys.tolist(), (-1, 0))
         sizes = ends.diff().tolist()
-        heads = [t.transpose(0, 1).split(sizes, 1) for t in (q, k, v)]
-        rows = [
-            torch.nn.functional.scaled_dot_product_attention(
-                *row, is_causal=True, scale=options["scale"], enable_gqa=options["enable_gqa"]
-            )
-            for row in zip(*heads, strict=True)
-        ]
+        attend: Any = torch.nn.functional.scaled_dot_product_attention
+        same = {name: options[name] for name in ("scale", "enable_gqa")}
+        heads = [states.transpose(0, 1).split(sizes, 1) for states in (q, k, v)]
+        rows = [attend(*row, is_causal=True, **same) for row in zip(*heads, strict=True)]
         return torch.cat(rows, 1).transpose(0, 1)
 
     monkeypatch.setattr(varlen, "varlen_attn", reference)

@@ -44,10 +44,11 @@ def varlen_attention(
     ends = torch.tensor([0, *itertools.accumulate(sizes)], dtype=torch.int32, device=query.device)
     kind = query.device.type
     dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else query.dtype
-    rows = [states[0].transpose(0, 1).to(dtype).contiguous() for states in (query, key, value)]
-    shared_heads = query.shape[1] != key.shape[1]
-    longest = max(sizes)
-    out = varlen_attn(*rows, ends, ends, longest, longest, scale=scaling, window_size=(-1, 0), enable_gqa=shared_heads)
+    query, key, value = (states[0].transpose(0, 1).to(dtype).contiguous() for states in (query, key, value))
+    longest, grouped = max(sizes), query.shape[1] != key.shape[1]
+    out: Any = varlen_attn(
+        query, key, value, ends, ends, longest, longest, scale=scaling, window_size=(-1, 0), enable_gqa=grouped
+    )
     return out[None], None
 
 
