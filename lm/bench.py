@@ -1,6 +1,7 @@
 """Speed of the trainer next to TRL's: pairs and tokens a second, peak memory, share of the machine's product peak.
 
     python -m lm.bench [--quick] [--curves] [--json FILE] [--markdown FILE]
+    python -m lm.bench --device cuda [--lengths hh] [--pairs 32]
     python -m lm.bench --startup
     python -m lm.bench --scale [PAIRS ...] [--json FILE]
 
@@ -23,7 +24,7 @@ from typing import Any
 from lm.base import progress
 from lm.base.command import add_force, argument_parser, as_command, check_free, path
 from lm.base.store import provenance
-from lm.studies.bench_plan import CONFIGS, QUICK, SIZES, VARIANTS, Shape
+from lm.studies.bench_plan import BATCH, CLOCKS, CONFIGS, GPU, LENGTHS, QUICK, SIZES, VARIANTS, Shape
 from theory.records import write_json
 
 
@@ -45,11 +46,24 @@ def main(arguments: Sequence[str], configs: dict[str, Shape] = CONFIGS) -> int:
         "--scale 10000 100000 --json figures/results/scale.json",
     )
     parser.add_argument("--quick", action="store_true", help=f"S8, {', '.join(QUICK)}; 3 rounds of 2 steps")
-    parser.add_argument("--configs", nargs="+", choices=configs, help="models; all but the pretrained ones")
-    parser.add_argument("--variants", nargs="+", choices=VARIANTS, help="what to measure")
+    parser.add_argument(
+        "--configs", nargs="+", choices=configs, metavar="MODEL", help=f"{', '.join(configs)}; those of random weights"
+    )
+    parser.add_argument(
+        "--variants", nargs="+", choices=VARIANTS, metavar="VARIANT", help=f"what to measure: {', '.join(VARIANTS)}"
+    )
+    parser.add_argument("--lengths", choices=LENGTHS, default="tldr", help="of prompts and completions; %(default)s")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="where; %(default)s")
     parser.add_argument("--rounds", type=_positive, help="turns of each variant; 5")
-    parser.add_argument("--steps", type=_positive, help="timed steps of 8 pairs a turn; 3")
+    parser.add_argument("--steps", type=_positive, help="timed steps a turn; 3")
+    parser.add_argument("--pairs", type=_positive, default=BATCH, help="a step; %(default)s")
     parser.add_argument("--threads", type=_positive, default=os.cpu_count(), help="%(default)s")
+    parser.add_argument(
+        "--clock",
+        choices=CLOCKS,
+        default="wall",
+        help="seconds that pass, or (cpu) that a process had a core, for a machine with other jobs; with --threads 1",
+    )
     parser.add_argument("--curves", action="store_true", help="cost against prompt length, completion length, K too")
     parser.add_argument("--startup", action="store_true", help="only how long commands take to say --help")
     parser.add_argument(
@@ -74,6 +88,10 @@ def main(arguments: Sequence[str], configs: dict[str, Shape] = CONFIGS) -> int:
     if options.scale is not None:
         _scale(parser, options)
         return 0
+    if options.clock == "cpu" and options.threads != 1:
+        parser.error(f"--clock cpu: threads count while they wait for each other; --threads 1, not {options.threads}")
+    if options.device == "cuda":
+        _check_gpu(parser, options)
     from lm.studies import loaded
     from lm.studies.bench import Plan, disagreements, gemm_peak, machine, put_between_marks, render, threads
 
@@ -84,18 +102,23 @@ def main(arguments: Sequence[str], configs: dict[str, Shape] = CONFIGS) -> int:
             put_between_marks(options.markdown, "A run is in progress.")
         except ValueError as error:
             parser.error(str(error))
-    made_up = [name for name, shape in configs.items() if shape.model is None]
+    on_gpu = options.device == "cuda"
+    made_up = [name for name, shape in configs.items() if shape.model is None and shape.for_gpu == on_gpu]
     chosen = options.configs or (["S8"] if options.quick else made_up)
     shapes = {name: _at_hand(configs[name]) for name in chosen}
-    names = options.variants or (QUICK if options.quick else tuple(VARIANTS))
+    names = options.variants or (GPU if on_gpu else QUICK if options.quick else tuple(VARIANTS))
     with threads(options.threads):
         peaks = dict.fromkeys((VARIANTS[name].dtype for name in names), 0.0)
         peaks.setdefault("float32", 0.0)
-        gemm_peak(peaks)
+        gemm_peak(peaks, options.clock, options.device)
         plan = Plan(
             rounds=options.rounds or (3 if options.quick else 5),
             steps=options.steps or (2 if options.quick else 3),
             threads=options.threads,
+            pairs=options.pairs,
+            clock=options.clock,
+            device=options.device,
+            lengths=LENGTHS[options.lengths],
             skip_bf16=options.variants is None and peaks.get("bfloat16", 0.0) < peaks["float32"],
         )
         document: dict[str, Any] = {
@@ -103,7 +126,10 @@ def main(arguments: Sequence[str], configs: dict[str, Shape] = CONFIGS) -> int:
             "curves": [],
             "rounds": plan.rounds,
             "steps": plan.steps,
-            "machine": machine(plan.threads, peaks),
+            "pairs": plan.pairs,
+            "clock": plan.clock,
+            "lengths": options.lengths,
+            "machine": machine(plan.threads, peaks, plan.device),
             "provenance": provenance(seed=0),
         }
         for config in chosen:
@@ -129,6 +155,20 @@ def main(arguments: Sequence[str], configs: dict[str, Shape] = CONFIGS) -> int:
             file=sys.stderr,
         )
     return int(bool(apart))
+
+
+def _check_gpu(parser: argparse.ArgumentParser, options: argparse.Namespace) -> None:
+    """Refuses what no GPU is for, or where there is none."""
+    import torch
+
+    for name in ("quick", "curves"):
+        if getattr(options, name):
+            parser.error(f"--{name} is for the CPU")
+    if options.clock == "cpu":
+        parser.error("--clock cpu: a process does not have a core while the GPU computes; --clock wall")
+    if not torch.cuda.is_available():
+        built = "has no CUDA in it" if torch.version.cuda is None else "sees no GPU here"
+        parser.error(f"--device cuda: torch {torch.__version__} {built}; --device cpu measures the processor")
 
 
 def _alone(parser: argparse.ArgumentParser, options: argparse.Namespace, *kept: str) -> None:

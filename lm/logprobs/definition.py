@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from transformers import PretrainedConfig, PreTrainedModel
 
-from lm.logprobs.kernels import STORED_LOGITS, at_least_float32, rewards_of
+from lm.logprobs.kernels import CHUNK_LOGITS, at_least_float32, rewards_of
 
 if TYPE_CHECKING:
     from lm.logprobs.completions import CompletionModel, CompletionOutput
@@ -174,7 +174,7 @@ def alone(model: CompletionModel, rows: Sequence[tuple[list[int], int]]) -> Valu
                 states = model.call(plain.base_model, **inputs).last_hidden_state
                 rewards.append(rewards_of(plain.score, states[:, -1])[0])
                 continue
-            large = len(ids) * getattr(plain.config.get_text_config(), "vocab_size", 0) > STORED_LOGITS
+            large = len(ids) * getattr(plain.config.get_text_config(), "vocab_size", 0) > CHUNK_LOGITS
             keep = {"logits_to_keep": count + 1} if large else {}
             with model.last_states() as found:
                 output = model.call(plain, **inputs, **keep)

@@ -14,8 +14,11 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-STORED_LOGITS = 2**27
+STORED_LOGITS = 2**28
 """Most entries of a [C, V] buffer kept from forward to backward; above it chunks are computed again in the backward."""
+
+CHUNK_LOGITS = 2**26
+"""Most entries of logits that are computed together: what float32 and low-precision copies of them are made of."""
 
 WITHOUT_FLOAT64 = {"mps"}
 """Accelerators that refuse it, also where a tensor is only moved to them."""
@@ -42,51 +45,65 @@ def rewards_of(head: nn.Module, states_RH: Tensor) -> Tensor:
 
 
 class _LinearLogProbs(torch.autograd.Function):
-    """log softmax(hidden @ weight.T + bias)[targets], in float32 (float64 for float64), with no copy of the logits."""
+    """log softmax(hidden @ weight.T + bias)[targets], in float32 (float64 for float64). There is one [C, V] buffer at
+    most, in the products' type, and copies of a chunk of it."""
 
     @staticmethod
     def forward(
-        ctx: Any, hidden_CH: Tensor, weight_VH: Tensor, bias_V: Tensor | None, targets_C: Tensor, onednn: bool
+        ctx: Any,
+        hidden_CH: Tensor,
+        weight_VH: Tensor,
+        bias_V: Tensor | None,
+        targets_C: Tensor,
+        onednn: bool,
+        gradient: bool,
     ) -> Tensor:
-        chunk = max(1, STORED_LOGITS // weight_VH.shape[0])
-        ctx.chunk, ctx.onednn = chunk, onednn
-        # What the backward needs of one chunk, if there is but one and a backward at all.
-        keep = any(ctx.needs_input_grad) and len(hidden_CH) <= chunk
-        logps, ctx.stored = [], None
-        for hidden, targets in zip(torch.split(hidden_CH, chunk), torch.split(targets_C, chunk), strict=True):
+        ctx.chunk, ctx.onednn = max(1, CHUNK_LOGITS // weight_VH.shape[0]), onednn
+        # What needs a gradient is said to need it under `no_grad` as well.
+        keep = gradient and any(ctx.needs_input_grad) and len(hidden_CH) * weight_VH.shape[0] <= STORED_LOGITS
+        logps, ctx.kept = [], list[tuple[Tensor, Tensor]]()
+        for hidden, targets in zip(torch.split(hidden_CH, ctx.chunk), torch.split(targets_C, ctx.chunk), strict=True):
             logps_c, exponentials, sums = _softmax(hidden, weight_VH, bias_V, targets, onednn)
             logps.append(logps_c)
             if keep:
-                ctx.stored = (exponentials, sums)
+                ctx.kept.append((exponentials.to(weight_VH.dtype), sums))
             del exponentials
         ctx.save_for_backward(hidden_CH, weight_VH, bias_V, targets_C)
         return torch.cat(logps)
 
     @staticmethod
-    def backward(ctx: Any, grad_C: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None, None, None]:
+    def backward(ctx: Any, grad_C: Tensor) -> tuple[Tensor | None, ...]:
         hidden_CH, weight_VH, bias_V, targets_C = ctx.saved_tensors
         wants_hidden, wants_weight, wants_bias, *_ = ctx.needs_input_grad
         grad_hidden, grad_weight, grad_bias = [], None, None
+        kept, ctx.kept = ctx.kept, []
         for hidden, targets, grad in zip(
             *(torch.split(tensor, ctx.chunk) for tensor in (hidden_CH, targets_C, grad_C)), strict=True
         ):
-            if ctx.stored is None:
-                _, exponentials, sums = _softmax(hidden, weight_VH, bias_V, targets, ctx.onednn)
+            if kept:
+                exponentials, sums = kept.pop(0)  # each chunk is free again when it is done
             else:
-                (exponentials, sums), ctx.stored = ctx.stored, None
+                _, exponentials, sums = _softmax(hidden, weight_VH, bias_V, targets, ctx.onednn)
             # d logp / d logits = one-hot - softmax; in place, the buffer is not needed again.
             logits_grad = exponentials.mul_((-grad / sums)[:, None])
-            logits_grad[torch.arange(len(targets), device=targets.device), targets] += grad
+            rows = torch.arange(len(targets), device=targets.device)
+            logits_grad[rows, targets] += grad.to(logits_grad.dtype)
             if wants_bias:
-                total = logits_grad.sum(0).to(weight_VH.dtype)
+                total = at_least_float32(logits_grad).sum(0)
                 grad_bias = total if grad_bias is None else grad_bias + total
             logits_grad = logits_grad.to(weight_VH.dtype)
+            del exponentials
             if wants_hidden:
                 grad_hidden.append(_product(logits_grad, weight_VH.t(), ctx.onednn))
             if wants_weight:
-                part = _weight_gradient(logits_grad, hidden, ctx.onednn)
-                grad_weight = part if grad_weight is None else grad_weight + part
-        return torch.cat(grad_hidden) if wants_hidden else None, grad_weight, grad_bias, None, None
+                grad_weight = _add_weight_gradient(grad_weight, logits_grad, hidden, ctx.onednn)
+            del logits_grad
+        return (
+            torch.cat(grad_hidden) if wants_hidden else None,
+            None if grad_weight is None else grad_weight.to(weight_VH.dtype),
+            None if grad_bias is None else grad_bias.to(weight_VH.dtype),
+            *[None] * 3,
+        )
 
 
 def _softmax(
@@ -127,7 +144,7 @@ def linear_logps(hidden_CH: Tensor, head: Head, targets_C: Tensor, *, onednn: bo
         hidden_CH, weight = hidden_CH.to(dtype), weight.to(dtype)
     with torch.autocast(hidden_CH.device.type, enabled=False):
         logps: Tensor = _LinearLogProbs.apply(  # type: ignore[no-untyped-call]
-            hidden_CH, weight, bias, targets_C, onednn
+            hidden_CH, weight, bias, targets_C, onednn, torch.is_grad_enabled()
         )
         return logps
 
@@ -183,6 +200,15 @@ def _weight_gradient(grad: Tensor, inputs: Tensor, onednn: bool) -> Tensor:
             return _onednn_product(grad.t(), inputs.t())
         return _onednn_product(inputs.t(), grad.t()).t()
     return grad.t() @ inputs
+
+
+def _add_weight_gradient(total: Tensor | None, grad: Tensor, inputs: Tensor, onednn: bool) -> Tensor:
+    """total + grad.T @ inputs, in place where it can be: a [V, H] buffer is as large as the head."""
+    if total is None:
+        return _weight_gradient(grad, inputs, onednn)
+    if total.dtype == inputs.dtype == FLOAT32 and not onednn:
+        return total.addmm_(grad.t(), inputs)
+    return at_least_float32(total).add_(_weight_gradient(grad, inputs, onednn))
 
 
 class _OneDNNLinear(torch.autograd.Function):

@@ -8,11 +8,14 @@ import io
 import platform
 import sys
 import weakref
+from collections.abc import Callable
 from typing import Any, Literal
 
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import PreTrainedModel
 
 from lm.config import LogprobsConfig
@@ -45,8 +48,12 @@ def derivatives(values: Tensor, *of: Tensor) -> tuple[Tensor, ...]:
 
 
 @pytest.mark.parametrize("bias", [True, False])
-@pytest.mark.parametrize("stored", [0, 2 * VOCABULARY, kernels.STORED_LOGITS], ids=["1 a chunk", "2 a chunk", "whole"])
-def test_log_probs_and_gradients_are_the_textbooks(stored: int, bias: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("stored", [0, kernels.STORED_LOGITS], ids=["computed again", "kept"])
+@pytest.mark.parametrize("chunk", [0, 2 * VOCABULARY, kernels.CHUNK_LOGITS], ids=["1 a chunk", "2 a chunk", "whole"])
+def test_log_probs_and_gradients_are_the_textbooks(
+    chunk: int, stored: int, bias: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(kernels, "CHUNK_LOGITS", chunk)
     monkeypatch.setattr(kernels, "STORED_LOGITS", stored)
     hidden, head, targets = problem(bias=bias)
     ours, expected = linear_logps(hidden, head, targets), textbook(hidden, head, targets)
@@ -57,6 +64,53 @@ def test_log_probs_and_gradients_are_the_textbooks(stored: int, bias: bool, monk
         close(one, other)
     wrong = textbook(hidden, head, targets.roll(1))
     assert not torch.isclose(ours, wrong).all()
+
+
+class Live(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Follows the bytes of the storages that are made inside."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.now, self.peak, self.known = 0, 0, set[int]()
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        outputs = function(*args, **(kwargs or {}))
+        for tensor in pytree.tree_leaves(outputs):
+            if isinstance(tensor, Tensor) and (key := tensor.untyped_storage()._cdata) not in self.known:
+                size = tensor.untyped_storage().nbytes()
+                given = [leaf for leaf in pytree.tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
+                if key not in {leaf.untyped_storage()._cdata for leaf in given}:
+                    self.known.add(key)
+                    self.now += size
+                    weakref.finalize(tensor.untyped_storage(), self.freed, key, size)
+                    self.peak = max(self.peak, self.now)
+        return outputs
+
+    def freed(self, key: int, size: int) -> None:
+        """A storage is gone."""
+        self.known.discard(key)
+        self.now -= size
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_logits_are_never_held_twice(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With a large vocabulary [C, V] is what a step's memory is; scoring holds a chunk of it alone."""
+    count, width, vocabulary = 64, 4, 3000
+    monkeypatch.setattr(kernels, "CHUNK_LOGITS", 4 * vocabulary)
+    head = nn.Linear(width, vocabulary, bias=False, dtype=dtype)
+    states, targets = torch.randn(count, width, dtype=dtype, requires_grad=True), torch.arange(count)
+
+    def peak(logps: Callable[..., Tensor], backward: bool) -> float:
+        with Live() as live, torch.set_grad_enabled(backward):
+            total = logps(states, head, targets).sum()
+            if backward:
+                torch.autograd.backward(total)
+        states.grad = head.weight.grad = None
+        return float(live.peak / (count * vocabulary * dtype.itemsize))
+
+    assert 1 < peak(linear_logps, True) < 1.6
+    assert peak(linear_logps, False) < 0.4
+    assert peak(lambda *given: textbook(*given).float(), True) > 2  # control
 
 
 def test_a_frozen_head_or_frozen_states_get_no_gradient_and_cost_the_other_nothing() -> None:

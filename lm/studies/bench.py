@@ -10,11 +10,11 @@ the rounds, so that what else the machine does touches both sides of a ratio. TR
 from __future__ import annotations
 
 import contextlib
+import math
 import multiprocessing
 import os
 import platform
 import statistics
-import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -29,6 +29,7 @@ from torch import Tensor
 from lm.base import progress
 from lm.logprobs.kernels import onednn_available, onednn_gains
 from lm.studies.bench_plan import (
+    BATCH,
     CURVES,
     PEERS,
     TLDR,
@@ -39,6 +40,7 @@ from lm.studies.bench_plan import (
     Variant,
     Work,
     Workload,
+    clock_of,
     is_trl,
     trl_installed,
     useful_flops,
@@ -69,21 +71,69 @@ def threads(count: int) -> Iterator[None]:
 # ---------------------------------------------------------------- the rounds
 
 
-def gemm_peak(peaks: dict[str, float]) -> None:
+Product = Callable[[Tensor, Tensor], object]
+"""[a, k], [b, k] -> [a, b]."""
+
+
+def gemm_peak(peaks: dict[str, float], clock: str = "wall", device: str = "cpu") -> None:
     """Raises each dtype's entry to the fastest matrix product of this moment, GFLOP/s: torch's own, and in float32
     oneDNN's (torch's own in bfloat16, where the processor has it), of the shapes of S, L, and a square."""
+    now = clock_of(clock, device)
+    shapes = [(3456, 256, 688), (3456, 512, 1376), (1024, 1024, 1024)]
+    if device == "cuda":
+        shapes.append((8192, 8192, 8192))
     for name in peaks:
-        products: list[Callable[[Tensor, Tensor], object]] = [lambda left, right: left @ right.t()]
-        if name == "float32" and onednn_available():
-            products.append(lambda left, right: torch.ops.mkldnn._linear_pointwise(left, right, None, "none", [], ""))
-        for rows, inner, columns in ((3456, 256, 688), (3456, 512, 1376), (1024, 1024, 1024)):
-            left, right = (torch.randn(n, inner, dtype=getattr(torch, name)) for n in (rows, columns))
+        products: list[Product] = [lambda left, right: left @ right.t()]
+        if name == "float32" and device == "cpu" and onednn_available():
+            products.append(_onednn)
+        for rows, inner, columns in shapes:
+            left, right, _ = _operands(rows, inner, columns, getattr(torch, name), device)
             for product in products:
                 for _ in range(3):
-                    start = time.perf_counter()
+                    start = now()
                     product(left, right)
-                    rate = 2 * rows * inner * columns / (time.perf_counter() - start) / 1e9
+                    rate = 2 * rows * inner * columns / max(now() - start, 1e-9) / 1e9
                     peaks[name] = max(peaks[name], rate)
+
+
+def _onednn(left: Tensor, right: Tensor) -> object:
+    return torch.ops.mkldnn._linear_pointwise(left, right, None, "none", [], "")
+
+
+def products_of(job: Job) -> list[tuple[int, int, int]]:
+    """[a, k], [b, k] -> [a, b]: a, k and b of each product of a forward over a step's pairs of middling lengths."""
+    shape, work = job.shape, job.workload
+    completions = job.pairs * work.completions * work.completion
+    tokens = job.pairs * work.prompt + completions
+    queries, keys = shape.attention
+    of_layer = [(shape.hidden, queries), (shape.hidden, keys), (shape.hidden, keys), (queries, shape.hidden)]
+    of_layer += [(shape.hidden, shape.intermediate)] * 2 + [(shape.intermediate, shape.hidden)]
+    return [(tokens, *size) for size in of_layer] * shape.layers + [(completions, shape.hidden, shape.vocabulary)]
+
+
+SUSTAINED = 1.0
+"""Seconds of products in a row: a processor that has cooled down does a few of them faster."""
+
+
+def sustained(job: Job, dtype: str) -> float:
+    """GFLOP/s of the products of the model's shapes, one forward after the other for SUSTAINED seconds at least; by
+    torch, or by oneDNN where the core takes it."""
+    sizes, now = products_of(job), clock_of(job.clock, job.device)
+    through = dtype == "float32" and job.device == "cpu" and onednn_gains(job.shape.hidden)
+    made = {size: _operands(*size, getattr(torch, dtype), job.device) for size in dict.fromkeys(sizes)}
+    done, start = 0, now()
+    while (spent := now() - start) < SUSTAINED:
+        for size in sizes:
+            left, right, result = made[size]
+            _onednn(left, right) if through else torch.mm(left, right.t(), out=result)
+            done += 2 * math.prod(size)
+    return done / spent / 1e9
+
+
+def _operands(rows: int, inner: int, columns: int, dtype: torch.dtype, device: str) -> tuple[Tensor, Tensor, Tensor]:
+    """And a result, whose memory is there."""
+    left, right = (torch.randn(n, inner, device=device).to(dtype) for n in (rows, columns))
+    return left, right, torch.mm(left, right.t())
 
 
 def _work(job: Job, connection: Connection) -> None:
@@ -114,8 +164,8 @@ class Worker:
             self.process.terminate()
         self.process.join()
 
-    def turn(self) -> None:
-        """RuntimeError where the process failed."""
+    def turn(self, product: float | None = None) -> None:
+        """RuntimeError where the process failed. `product` as of `Turn`."""
         try:
             self.connection.send(None)
             answer = self.connection.recv()
@@ -124,24 +174,34 @@ class Worker:
             raise RuntimeError(f"{self.name}: its process died, exit status {self.process.exitcode}") from None
         if not isinstance(answer, Turn):
             raise RuntimeError(f"{self.name} failed:\n{answer}")
-        self.took.append(answer)
+        self.took.append(answer._replace(product=product))
 
 
 def run_rounds(jobs: dict[str, Job], peaks: dict[str, float], what: str = "rounds") -> dict[str, list[Turn]]:
-    """Variant -> its turns, without the first, in which everything warms up. Says each round's ratios as they come."""
-    rounds = max((job.turns for job in jobs.values()), default=0)
+    """Variant -> its turns, without the first, in which everything warms up. Says each round's ratios as they come.
+
+    Turns in processes of their own warm up in each: there the first round is not run at all.
+    """
+    if not jobs:
+        return {}
+    some = next(iter(jobs.values()))
+    took: dict[str, list[Turn]] = {name: [] for name in jobs}
     with contextlib.ExitStack() as stack:
-        workers = [stack.enter_context(Worker(name, job)) for name, job in jobs.items()]
-        bar = stack.enter_context(progress.bar(what, total=rounds * len(workers), unit="turn"))
-        for number in range(rounds):
-            gemm_peak(peaks)
-            for worker in workers:
-                worker.turn()
+        workers = {} if some.apart else {name: stack.enter_context(Worker(name, job)) for name, job in jobs.items()}
+        numbers = range(1 if some.apart else 0, some.turns)
+        bar = stack.enter_context(progress.bar(what, total=len(numbers) * len(jobs), unit="turn"))
+        for number in numbers:
+            gemm_peak(peaks, some.clock, some.device)
+            rates = {dtype: sustained(some, dtype) for dtype in {job.variant.dtype for job in jobs.values()}}
+            for name, job in jobs.items():
+                with contextlib.nullcontext(workers[name]) if workers else Worker(name, job.only(number)) as worker:
+                    worker.turn(rates[job.variant.dtype])
+                    took[name].append(worker.took[-1])
                 bar.update()
             if number:
-                seconds = {worker.name: worker.took[-1].seconds for worker in workers}
-                progress.say(f"{what}, round {number} of {rounds - 1}: {_ratios_in_words(seconds)}")
-    return {worker.name: worker.took[1:] for worker in workers}
+                seconds = {name: turns[-1].seconds for name, turns in took.items()}
+                progress.say(f"{what}, round {number} of {some.turns - 1}: {_ratios_in_words(seconds)}")
+    return {name: turns if some.apart else turns[1:] for name, turns in took.items()}
 
 
 def _ratios_in_words(seconds: dict[str, float]) -> str:
@@ -157,8 +217,8 @@ def _ratios_in_words(seconds: dict[str, float]) -> str:
 
 def _peers(name: str) -> dict[str, str]:
     """Ratio -> the variant that it is to."""
-    stage = VARIANTS[name].stage
-    return {key: peer if stage == "policy" else f"{stage}-{peer}" for key, peer in PEERS.items()}
+    stage, end = VARIANTS[name].stage, "-bf16" if VARIANTS[name].dtype == "bfloat16" else ""
+    return {key: (peer if stage == "policy" else f"{stage}-{peer}") + end for key, peer in PEERS.items()}
 
 
 def summarise(
@@ -169,11 +229,11 @@ def summarise(
     notes: dict[str, str],
 ) -> list[dict[str, Any]]:
     """Rows of one stage, medians over rounds; None where there is nothing to say, and `notes` on what was not measured.
-    `gflop_per_s` are useful ones."""
+    `gflop_per_s` are useful ones, `of_sustained` their share of the products' rate in the same round."""
     rows = []
     for name, variant in variants.items():
         row: dict[str, Any] = {"config": config, "stage": variant.stage, "variant": name, "dtype": variant.dtype}
-        row |= dict.fromkeys(("pairs_per_s", "tokens_per_s", "gflop_per_s", "peak_mb", *PEERS))
+        row |= dict.fromkeys(("pairs_per_s", "tokens_per_s", "gflop_per_s", "of_sustained", "peak_mb", *PEERS))
         if name not in took:
             rows.append(row | {"note": notes[name]})
             continue
@@ -181,6 +241,9 @@ def summarise(
         over: dict[str, list[float]] = {}
         for key, what, unit in (("pairs_per_s", 0, 1), ("tokens_per_s", 1, 1), ("gflop_per_s", 2, 1e9)):
             over[key] = [todo[what] / turn.seconds / unit for todo, turn in zip(works[name], turns, strict=True)]
+        if all(turn.product for turn in turns):
+            rates = zip(over["gflop_per_s"], turns, strict=True)
+            over["of_sustained"] = [rate / turn.product for rate, turn in rates if turn.product]
         memory = [turn.peak_mb for turn in turns if turn.peak_mb is not None]
         row["peak_mb"] = max(memory) if memory else None
         for key, peer in _peers(name).items():
@@ -216,12 +279,20 @@ class Plan:
         rounds: timed turns of each variant.
         steps: timed optimiser steps (or batches of scoring) a turn.
         threads: of each process.
+        pairs: a step.
+        clock: of CLOCKS.
+        device: "cpu" or "cuda".
+        lengths: of the pairs, with each variant's K.
         skip_bf16: leave out what computes in bfloat16, as this machine does that more slowly than float32.
     """
 
     rounds: int
     steps: int
     threads: int
+    pairs: int = BATCH
+    clock: str = "wall"
+    device: str = "cpu"
+    lengths: Workload = TLDR
     skip_bf16: bool = False
 
     def why_not(self, name: str) -> str | None:
@@ -230,22 +301,27 @@ class Plan:
             return "trl not installed"
         if self.skip_bf16 and VARIANTS[name].dtype == "bfloat16":
             return "no bfloat16 products in this processor"
+        if VARIANTS[name].varlen and self.device == "cpu":
+            return "FlashAttention is for CUDA"
         return None
 
     def run(
         self, config: str, shape: Shape, names: Iterable[str], peaks: dict[str, float], workload: Workload | None = None
     ) -> list[dict[str, Any]]:
-        """Rows of these variants of one stage, on `workload` or on TL;DR-shaped pairs with each variant's K."""
+        """Rows of these variants of one stage, on `workload` or on pairs of the plan's lengths."""
         variants = {name: VARIANTS[name] for name in names}
         notes = {name: why for name in variants if (why := self.why_not(name)) is not None}
         jobs = {
             name: Job(
                 variant=variant,
                 shape=shape,
-                workload=workload or replace(TLDR, completions=variant.completions),
+                workload=workload or replace(self.lengths, completions=variant.completions),
                 turns=self.rounds + 1,
                 steps=self.steps,
                 threads=self.threads,
+                pairs=self.pairs,
+                clock=self.clock,
+                device=self.device,
             )
             for name, variant in variants.items()
             if name not in notes
@@ -277,7 +353,7 @@ class Plan:
         return rows
 
 
-def machine(threads: int, peaks: dict[str, float]) -> dict[str, Any]:
+def machine(threads: int, peaks: dict[str, float], device: str = "cpu") -> dict[str, Any]:
     """What the numbers are measured on; `peaks` fill up meanwhile, `load` is what ran before."""
     model = platform.processor()
     with contextlib.suppress(OSError):
@@ -285,6 +361,7 @@ def machine(threads: int, peaks: dict[str, float]) -> dict[str, Any]:
         model = next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), model)
     packages = ("torch", "transformers", "trl") if trl_installed() else ("torch", "transformers")
     return {
+        "gpu": torch.cuda.get_device_name() if device == "cuda" else None,
         "cpu": model,
         "capability": torch.backends.cpu.get_cpu_capability(),
         "cores": os.cpu_count(),
@@ -294,6 +371,15 @@ def machine(threads: int, peaks: dict[str, float]) -> dict[str, Any]:
         "versions": {"python": platform.python_version(), **{name: version(name) for name in packages}},
         "load": os.getloadavg()[0],
     }
+
+
+RATIOS = {
+    "ratio_trl": "x TRL",
+    "ratio_trl_tuned": "x TRL tuned",
+    "ratio_unshared": "x unshared",
+    "ratio_varlen": "x varlen",
+}
+"""The headings."""
 
 
 def _cell(value: object, digits: str, spread: Sequence[float] | None = None) -> str:
@@ -307,25 +393,31 @@ def render(document: dict[str, Any]) -> str:
     about = document["machine"]
     peaks = about["gemm_gflop_per_s"]
     parts = [
-        f"{about['cpu']} ({about['capability']}), {about['threads']} threads; "
+        (about["gpu"] or f"{about['cpu']} ({about['capability']}), {about['threads']} threads")
+        + "; "
         + ", ".join(f"{name} {number}" for name, number in about["versions"].items())
         + "; fastest matrix product "
         + ", ".join(f"{rate:.0f} GFLOP/s in {name}" for name, rate in peaks.items())
         + ".",
     ]
-    header = ("pairs/s", "tokens/s", "peak MB", "x TRL", "x TRL tuned", "x unshared", "of GEMM peak")
     for config in dict.fromkeys(row["config"] for row in document["rows"]):
+        of_config = [row for row in document["rows"] if row["config"] == config]
+        ratios = [key for key in PEERS if any(row[key] is not None for row in of_config)]
+        header = ("pairs/s", "tokens/s", "peak MB", *(RATIOS[key] for key in ratios), "of GEMM peak", "of sustained")
         cells = []
-        for row in (row for row in document["rows"] if row["config"] == config):
+        for row in of_config:
             share = None if row["gflop_per_s"] is None else row["gflop_per_s"] / peaks[row["dtype"]]
             measured = [
                 _cell(row["pairs_per_s"], ".2f", row.get("spread", {}).get("pairs_per_s")),
                 _cell(row["tokens_per_s"], ",.0f"),
                 _cell(row["peak_mb"], ",.0f"),
-                *(_cell(row[key], ".2f", row.get("spread", {}).get(key)) for key in PEERS),
+                *(_cell(row[key], ".2f", row.get("spread", {}).get(key)) for key in ratios),
                 _cell(share, ".0%"),
+                _cell(row["of_sustained"], ".0%", row.get("spread", {}).get("of_sustained")),
             ]
-            cells.append([row["variant"], *(measured if "note" not in row else [row["note"], *["-"] * 6])])
+            cells.append(
+                [row["variant"], *(measured if "note" not in row else [row["note"], *["-"] * (4 + len(ratios))])]
+            )
         parts.append(table([config, *header], cells))
     for axis in dict.fromkeys(row["axis"] for row in document["curves"]):
         rows = [row for row in document["curves"] if row["axis"] == axis]

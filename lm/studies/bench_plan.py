@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Iterable
+import time
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -17,7 +18,7 @@ from lm.config import LogprobsConfig
 SIZES = (10_000, 100_000)
 """Pairs of the made sets of `lm.studies.scale`, where nothing is said."""
 BATCH = 8
-"""Pairs an optimiser step."""
+"""Pairs an optimiser step, where nothing is said."""
 PAD, END = 0, 1
 
 # ---------------------------------------------------------------- what is run
@@ -31,6 +32,7 @@ class Shape:
         kv_heads: heads of keys and values; None for as many as of queries.
         head_size: None for hidden / heads.
         model: whose weights are taken, as `lm.train --model` names it; None for a Llama-type model with random ones.
+        for_gpu: measured where nothing is said on a GPU, instead of the others.
     """
 
     hidden: int
@@ -41,6 +43,7 @@ class Shape:
     kv_heads: int | None = None
     head_size: int | None = None
     model: str | None = None
+    for_gpu: bool = False
 
     @property
     def attention(self) -> tuple[int, int]:
@@ -57,6 +60,9 @@ CONFIGS = {
     "smollm2": Shape(
         hidden=576, layers=30, heads=9, kv_heads=3, intermediate=1536, vocabulary=49152, model="real:smollm2"
     ),
+    "llama-0.5b": Shape(
+        hidden=896, layers=24, heads=14, kv_heads=2, intermediate=4864, vocabulary=151936, for_gpu=True
+    ),
     "gemma3": Shape(
         hidden=640,
         layers=18,
@@ -68,8 +74,8 @@ CONFIGS = {
         model="real:gemma3",
     ),
 }
-"""Two sizes (layers of 3M and 25M parameters) with two vocabularies (8k and 32k); and pretrained models of packages,
-which are measured where they are asked for."""
+"""Two sizes (layers of 3M and 25M parameters) with two vocabularies (8k and 32k); pretrained models of packages, which
+are measured where they are asked for; and one of half a billion parameters, which a GPU is measured with."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,24 +86,37 @@ class Workload:
         prompt: median.
         completion: median, end-of-text included.
         completions: K, for each prompt: chosen, rejected, K - 2 samples for the KL term.
-        spread: log-normal around the medians like TL;DR's, or all alike.
+        spread: log-normal around the medians, or all alike.
+        prompts: fewest and most.
+        of_completions: likewise.
+        deviations: of the logarithms of both.
     """
 
     prompt: int = 340
     completion: int = 36
     completions: int = 2
     spread: bool = True
+    prompts: tuple[int, int] = (150, 500)
+    of_completions: tuple[int, int] = (10, 60)
+    deviations: tuple[float, float] = (0.30, 0.35)
 
     def lengths(self, count: int, rng: np.random.Generator) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
         """Of `count` prompts, [N], and their completions, [N, K]."""
         if not self.spread:
             return np.full(count, self.prompt), np.full((count, self.completions), self.completion)
-        prompts = np.clip(self.prompt * rng.lognormal(0, 0.30, count), 150, 500)
-        completions = np.clip(self.completion * rng.lognormal(0, 0.35, (count, self.completions)), 10, 60)
+        of_prompts, of_completions = self.deviations
+        prompts = np.clip(self.prompt * rng.lognormal(0, of_prompts, count), *self.prompts)
+        lengths = self.completion * rng.lognormal(0, of_completions, (count, self.completions))
+        completions = np.clip(lengths, *self.of_completions)
         return prompts.round().astype(int), completions.round().astype(int)
 
 
 TLDR = Workload()
+LENGTHS = {
+    "tldr": TLDR,
+    "hh": Workload(prompt=115, completion=50, prompts=(16, 512), of_completions=(8, 256), deviations=(0.8, 0.8)),
+}
+"""Summaries, which are short after long prompts, and dialogues, which are neither."""
 
 
 def make_pairs(workload: Workload, vocabulary: int, count: int, seed: int = 0) -> Dataset:
@@ -153,6 +172,7 @@ class Variant:
         bf16: autocast, in TRL (ours has it in `options`).
         tuned: TRL with our allocator settings, and with its head on the completions only, as it does on a GPU.
         shared: False: a row for each completion, prompt included, still without padding.
+        varlen: those rows by torch's FlashAttention, which is for CUDA.
         completions: K.
     """
 
@@ -162,6 +182,7 @@ class Variant:
     bf16: bool = False
     tuned: bool = False
     shared: bool = True
+    varlen: bool = False
     completions: int = 2
 
     @property
@@ -170,9 +191,20 @@ class Variant:
         return "bfloat16" if self.bf16 or self.options.autocast else "float32"
 
 
+CLOCKS: dict[str, Callable[[], float]] = {"wall": time.perf_counter, "cpu": time.process_time}
+"""What a turn takes by: seconds that pass, or seconds of this process on a core."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Job:
-    """What one process does: `turns` turns of steps + 1 steps, of which the first is not timed."""
+    """What one process does: `turns` turns of steps + 1 steps, of which the first is not timed.
+
+    Args:
+        pairs: a step.
+        clock: of CLOCKS.
+        device: "cpu" or "cuda".
+        seed: of the pairs.
+    """
 
     variant: Variant
     shape: Shape
@@ -180,6 +212,19 @@ class Job:
     turns: int
     steps: int
     threads: int
+    pairs: int = BATCH
+    clock: str = "wall"
+    device: str = "cpu"
+    seed: int = 0
+
+    @property
+    def apart(self) -> bool:
+        """Whether each turn has a process of its own, as pretrained models are too large to wait in memory."""
+        return self.shape.model is not None
+
+    def only(self, turn: int) -> Job:
+        """A process of this turn alone, which has pairs of its own."""
+        return replace(self, turns=1, seed=turn)
 
     @property
     def longest(self) -> int:
@@ -188,12 +233,26 @@ class Job:
 
     def data(self) -> Dataset:
         """Pairs for all turns."""
-        return make_pairs(self.workload, self.shape.vocabulary, self.turns * (self.steps + 1) * BATCH)
+        count = self.turns * (self.steps + 1) * self.pairs
+        return make_pairs(self.workload, self.shape.vocabulary, count, self.seed)
 
     def timed(self, turn: int) -> range:
         """Rows of the timed part of a turn."""
-        first = (turn * (self.steps + 1) + 1) * BATCH
-        return range(first, first + self.steps * BATCH)
+        first = (turn * (self.steps + 1) + 1) * self.pairs
+        return range(first, first + self.steps * self.pairs)
+
+
+def clock_of(clock: str, device: str) -> Callable[[], float]:
+    """Seconds; on a GPU those at which all that was asked of it is done."""
+    if device == "cpu":
+        return CLOCKS[clock]
+    import torch
+
+    def now() -> float:
+        torch.cuda.synchronize()
+        return time.perf_counter()
+
+    return now
 
 
 # ---------------------------------------------------------------- a worker's turns
@@ -204,6 +263,8 @@ class Turn(NamedTuple):
 
     seconds: float
     peak_mb: float | None
+    product: float | None = None
+    """GFLOP/s of the model's products, for a second on end, in this round."""
 
 
 # ---------------------------------------------------------------- TRL
@@ -220,9 +281,12 @@ VARIANTS = {
     "trl": Variant(stage="policy", run="policy_trl"),
     "trl-tuned": Variant(stage="policy", run="policy_trl", tuned=True),
     "trl-bf16": Variant(stage="policy", run="policy_trl", bf16=True),
+    "trl-tuned-bf16": Variant(stage="policy", run="policy_trl", bf16=True, tuned=True),
     "ours": Variant(stage="policy", run="train_ours"),
     "ours-compile": Variant(stage="policy", run="train_ours", options=_COMPILED),
     "ours-bf16": Variant(stage="policy", run="train_ours", options=_BF16),
+    "ours-unshared-bf16": Variant(stage="policy", run="train_ours", options=_BF16, shared=False),
+    "ours-varlen-bf16": Variant(stage="policy", run="train_ours", options=_BF16, shared=False, varlen=True),
     "ours-bf16-compile": Variant(stage="policy", run="train_ours", options=replace(_BF16, compile=True)),
     "ours-unshared": Variant(stage="policy", run="train_ours", shared=False),
     "ours-padded": Variant(stage="policy", run="train_ours", options=LogprobsConfig(route="padded")),
@@ -233,16 +297,34 @@ VARIANTS = {
     "reward-ours": Variant(stage="reward", run="train_reward"),
     "score-trl": Variant(stage="score", run="score_trl"),
     "score-trl-tuned": Variant(stage="score", run="score_trl", tuned=True),
+    "score-trl-bf16": Variant(stage="score", run="score_trl", bf16=True),
+    "score-trl-tuned-bf16": Variant(stage="score", run="score_trl", bf16=True, tuned=True),
     "score-ours": Variant(stage="score", run="score_ours"),
+    "score-ours-bf16": Variant(stage="score", run="score_ours", options=_BF16),
     "score-ours-reward": Variant(stage="score", run="score_reward"),
 }
 """Stages: training a policy by DPO, the same by p-DPO with a sample for the KL term, training a reward model, scoring
 (reference log-probs or rewards)."""
 QUICK = ("trl-tuned", "ours", "score-trl-tuned", "score-ours")
 """TRL as it is installed takes as long as all the others together."""
+GPU = (
+    "trl-bf16",
+    "ours-bf16",
+    "ours-bf16-compile",
+    "ours-unshared-bf16",
+    "ours-varlen-bf16",
+    "score-trl-bf16",
+    "score-ours-bf16",
+)
+"""On a GPU TRL's head is on the completions by itself, and memory is not the C library's: tuned is as installed."""
 CURVES = ("trl-tuned", "ours", "ours-unshared", "ours-padded")
-PEERS = {"ratio_trl": "trl", "ratio_trl_tuned": "trl-tuned", "ratio_unshared": "ours-unshared"}
-"""Ratio -> the variant it is to, less the stage's prefix."""
+PEERS = {
+    "ratio_trl": "trl",
+    "ratio_trl_tuned": "trl-tuned",
+    "ratio_unshared": "ours-unshared",
+    "ratio_varlen": "ours-varlen",
+}
+"""Ratio -> the variant it is to, less the stage's prefix and -bf16: what is in bfloat16 is held against the like."""
 
 
 def is_trl(name: str) -> bool:
@@ -262,17 +344,21 @@ class Work(NamedTuple):
 
 def work_of(job: Job) -> list[Work]:
     """Of each turn but the first."""
+    turns = range(1, job.turns)
+    if job.apart:
+        return [_work_of(job.only(turn), job.only(turn).data(), 0) for turn in turns]
     data = job.data()
+    return [_work_of(job, data, turn) for turn in turns]
+
+
+def _work_of(job: Job, data: Dataset, turn: int) -> Work:
     columns = ["chosen_ids", "rejected_ids", *(["sample_ids"] if job.workload.completions > 2 else [])]
     backward = job.variant.stage != "score"
     head = job.variant.run not in ("train_reward", "score_reward", "reward_trl")
-    result = []
-    for turn in range(1, job.turns):
-        tokens, flops = 0, 0
-        for row in data.select(job.timed(turn)):
-            pair = [row[name] for name in columns[:2]] + (row["sample_ids"] if len(columns) > 2 else [])
-            counts = [len(completion) for completion in pair]
-            tokens += len(row["prompt_ids"]) + sum(counts)
-            flops += useful_flops(job.shape, len(row["prompt_ids"]), counts, head=head, backward=backward)
-        result.append(Work(len(job.timed(turn)), tokens, flops))
-    return result
+    tokens, flops = 0, 0
+    for row in data.select(job.timed(turn)):
+        pair = [row[name] for name in columns[:2]] + (row["sample_ids"] if len(columns) > 2 else [])
+        counts = [len(completion) for completion in pair]
+        tokens += len(row["prompt_ids"]) + sum(counts)
+        flops += useful_flops(job.shape, len(row["prompt_ids"]), counts, head=head, backward=backward)
+    return Work(len(job.timed(turn)), tokens, flops)

@@ -19,7 +19,7 @@ from lm.base import progress
 from lm.config import LogprobsConfig
 from lm.logprobs.completions import CompletionModel, collate
 from lm.logprobs.packing import Layout
-from lm.studies import bench, bench_plan, bench_workers, loaded
+from lm.studies import bench, bench_plan, bench_workers, loaded, varlen
 from lm.studies.bench import Worker
 from lm.studies.bench_plan import TLDR, VARIANTS, Job, Shape, Turn, Work, Workload, useful_flops
 from lm.training.batches import pair_collator
@@ -175,6 +175,7 @@ def test_ratios_are_of_the_same_round_and_rates_are_medians() -> None:
     assert ours["tokens_per_s"] == 25.0  # of 100, 20, 25
     assert ours["gflop_per_s"] == 0.25
     assert ours["peak_mb"] == 30.0
+    assert ours["of_sustained"] is None
     assert rows["trl"]["ratio_trl"] == 1.0
     assert rows["trl"]["ratio_trl_tuned"] == 0.25
     assert rows["trl-tuned"]["peak_mb"] is None
@@ -191,6 +192,30 @@ def test_stages_are_compared_with_their_own_peers() -> None:
     rows = bench.summarise("S8", {n: VARIANTS[n] for n in took}, took, {n: [Work(1, 1, 1)] for n in took}, {})
     assert [row["ratio_unshared"] for row in rows] == [3.0, 1.0]
     assert [row["ratio_trl"] for row in rows] == [None, None]
+
+
+def test_bfloat16_is_held_against_bfloat16_and_a_rate_against_the_products_of_its_round() -> None:
+    names = ["trl-tuned", "trl-tuned-bf16", "ours-bf16"]
+    took = {name: [Turn(2.0, None, 4.0), Turn(3.0, None, 1.0)] for name in names}
+    took["ours-bf16"] = [Turn(1.0, None, 4.0), Turn(1.0, None, 1.0)]
+    works = {name: [Work(1, 1, 10**9)] * 2 for name in names}
+    *_, ours = bench.summarise("S8", {n: VARIANTS[n] for n in names}, took, works, {})
+    assert ours["spread"]["ratio_trl_tuned"] == [2.0, 3.0]
+    assert ours["spread"]["of_sustained"] == [0.25, 1.0]
+    del took["trl-tuned-bf16"]
+    *_, alone = bench.summarise("S8", {n: VARIANTS[n] for n in took}, took, works, {})
+    assert alone["ratio_trl_tuned"] is None, "float32 is another computation"
+
+
+def test_the_products_of_a_step_are_what_is_counted_without_attention() -> None:
+    middle = replace(TLDR, spread=False)
+    counted = useful_flops(GROUPED, middle.prompt, [middle.completion] * 2, head=True, backward=False)
+    looks = middle.prompt * (middle.prompt + 1) // 2
+    looks += 2 * (middle.completion * middle.prompt + middle.completion * (middle.completion + 1) // 2)
+    attention = GROUPED.layers * 4 * GROUPED.attention[0] * looks
+    done = sum(2 * a * k * b for a, k, b in bench.products_of(job(shape=GROUPED, workload=middle, pairs=3)))
+    assert done == 3 * (counted - attention)
+    assert bench.sustained(job(shape=GROUPED, workload=replace(middle, prompt=2)), "float32") > 0
 
 
 def test_every_variant_has_the_peers_that_it_is_compared_with() -> None:
@@ -218,8 +243,8 @@ class Clocked:
 
     def __exit__(self, *_: object) -> None: ...
 
-    def turn(self) -> None:
-        self.took.append(Turn(self.SECONDS[self.name][len(self.took)], None))
+    def turn(self, product: float | None = None) -> None:
+        self.took.append(Turn(self.SECONDS[self.name][len(self.took)], None, product))
 
 
 @pytest.fixture
@@ -227,7 +252,8 @@ def clocks(monkeypatch: pytest.MonkeyPatch) -> dict[str, list[float]]:
     """Variant -> seconds of each turn, to be filled in."""
     Clocked.SECONDS = {}
     monkeypatch.setattr(bench, "Worker", Clocked)
-    monkeypatch.setattr(bench, "gemm_peak", lambda peaks: peaks.update(dict.fromkeys(peaks, 1.0)))
+    monkeypatch.setattr(bench, "gemm_peak", lambda peaks, *_: peaks.update(dict.fromkeys(peaks, 1.0)))
+    monkeypatch.setattr(bench, "sustained", lambda *_: 1.0)
     monkeypatch.setattr(bench, "trl_installed", lambda: True)
     return Clocked.SECONDS
 
@@ -246,6 +272,41 @@ def test_each_round_is_said_when_it_is_over(
     clocks |= {"ours": [1.0, 1.5, 2.0]}
     bench.run_rounds({"ours": job()}, {"float32": 1.0}, "alone")
     assert "alone, round 1 of 2: ours 1.50 s" in capsys.readouterr().err
+
+
+def test_pretrained_models_have_a_process_a_turn_and_pairs_of_its_own(
+    clocks: dict[str, list[float]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One at a time is in memory, and the first round, which would be to warm up, is left out."""
+    clocks |= {"trl-tuned": [4.0], "ours": [2.0]}
+    began: list[tuple[str, int, int]] = []
+
+    class Counted(Clocked):
+        alive: ClassVar[int] = 0
+
+        def __init__(self, name: str, job: Job) -> None:
+            super().__init__(name, job)
+            began.append((name, job.turns, job.seed))
+
+        def __enter__(self) -> Counted:
+            Counted.alive += 1
+            assert Counted.alive == 1
+            return self
+
+        def __exit__(self, *_: object) -> None:
+            Counted.alive -= 1
+
+    monkeypatch.setattr(bench, "Worker", Counted)
+    jobs = {name: job(name, shape=replace(MICRO, model="-")) for name in clocks}
+    took = bench.run_rounds(jobs, {"float32": 1.0})
+    assert began == [("trl-tuned", 1, 1), ("ours", 1, 1), ("trl-tuned", 1, 2), ("ours", 1, 2)]
+    assert {name: len(turns) for name, turns in took.items()} == {"trl-tuned": 2, "ours": 2}
+    works = bench_plan.work_of(jobs["ours"])
+    rows = [jobs["ours"].only(turn).data().select(range(8, 24)) for turn in (1, 2)]
+    assert [work.tokens for work in works] == [
+        sum(len(r[name]) for r in each for name in ("prompt_ids", "chosen_ids", "rejected_ids")) for each in rows
+    ]
+    assert works[0].tokens != works[1].tokens  # control
 
 
 @pytest.mark.parametrize(("last", "status"), [(3.9, 0), (6.1, 1)])
@@ -354,7 +415,7 @@ def test_bfloat16_is_left_out_where_it_is_slower_unless_it_is_asked_for(
         asked.extend(jobs)
         return {name: [Turn(1.0, None)] * 5 for name in jobs}
 
-    def slow(peaks: dict[str, float]) -> None:
+    def slow(peaks: dict[str, float], *_: str) -> None:
         peaks.update({name: 2.0 if name == "float32" else 1.0 for name in peaks})
 
     monkeypatch.setattr(bench, "run_rounds", rounds)
@@ -362,7 +423,8 @@ def test_bfloat16_is_left_out_where_it_is_slower_unless_it_is_asked_for(
     assert door.main(["--configs", "S8"], configs={"S8": MICRO}) == 0
     assert "ours" in asked
     assert not [name for name in asked if "bf16" in name]
-    assert capsys.readouterr().out.count("no bfloat16 products") == 3
+    in_16_bits = [name for name in VARIANTS if "bf16" in name]
+    assert capsys.readouterr().out.count("no bfloat16 products") == len(in_16_bits) > 5
     assert door.main(["--configs", "S8", "--variants", "ours-bf16"], configs={"S8": MICRO}) == 0
     assert asked[-1] == "ours-bf16"
 
@@ -399,6 +461,12 @@ def test_curves_run_along_one_length_at_a_time(monkeypatch: pytest.MonkeyPatch) 
         (["--steps", "2.5"], "--steps: must be a whole number >= 1, got '2.5'"),
         (["--configs", "XL"], "--configs: invalid choice: 'XL'"),
         (["--variants", "their"], "--variants: invalid choice: 'their'"),
+        (
+            ["--clock", "cpu", "--threads", "2"],
+            "--clock cpu: threads count while they wait for each other; --threads 1",
+        ),
+        (["--device", "cuda", "--quick"], "--quick is for the CPU"),
+        (["--device", "cuda", "--clock", "cpu", "--threads", "1"], "--clock cpu: a process does not have a core while"),
         (["--scale", "0"], "--scale: must be a whole number >= 1, got '0'"),
         (["--scale", "--quick"], "--quick has no effect with --scale"),
         (["--startup", "--scale", "10"], "--scale has no effect with --startup"),
@@ -410,6 +478,65 @@ def test_wrong_options_are_refused(options: list[str], message: str, capsys: pyt
         door.main(options)
     assert left.value.code == 2
     assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("cuda", "message"), [(None, "has no CUDA in it"), ("13.0", "sees no GPU here")])
+def test_without_a_gpu_one_is_not_measured(
+    cuda: str | None, message: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.version, "cuda", cuda)
+    with pytest.raises(SystemExit):
+        door.main(["--device", "cuda"])
+    assert f"--device cuda: torch {torch.__version__} {message}" in capsys.readouterr().err
+
+
+def test_on_a_gpu_half_a_billion_parameters_are_measured_in_bfloat16(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    asked: list[Job] = []
+
+    def rounds(jobs: dict[str, Job], *_: Any) -> dict[str, list[Turn]]:
+        asked.extend(jobs.values())
+        return {name: [Turn(2.0 if "varlen" in name else 1.0, 100.0, 1e3)] * 5 for name in jobs}
+
+    monkeypatch.setattr(bench, "run_rounds", rounds)
+    monkeypatch.setattr(bench, "gemm_peak", lambda peaks, *_: peaks.update(dict.fromkeys(peaks, 1e3)))
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "H100")
+    assert door.main(["--device", "cuda", "--lengths", "hh", "--pairs", "4"]) == 0
+    assert {(job.shape.hidden, job.workload.prompt, job.pairs, job.device) for job in asked} == {(896, 115, 4, "cuda")}
+    text = capsys.readouterr().out
+    assert text.startswith("H100; ")
+    ratios = [line for line in text.splitlines() if line.startswith("| ours-bf16 ") and "2.00 [2.00, 2.00]" in line]
+    assert len(ratios) == 1
+    assert "x varlen" in text
+    assert "x TRL tuned" not in text, "what nothing is held against is left out"
+
+
+def test_rows_by_flash_attention_have_the_same_log_probs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The kernel is for CUDA; the definition of what it computes stands in for it."""
+
+    def reference(q: Any, k: Any, v: Any, ends: Any, of_keys: Any, *_: int, **options: Any) -> Any:
+        assert (ends.tolist(), options["window_size"]) == (of_keys.tolist(), (-1, 0))
+        sizes = ends.diff().tolist()
+        attend: Any = torch.nn.functional.scaled_dot_product_attention
+        same = {name: options[name] for name in ("scale", "enable_gqa")}
+        heads = [states.transpose(0, 1).split(sizes, 1) for states in (q, k, v)]
+        rows = [attend(*row, is_causal=True, **same) for row in zip(*heads, strict=True)]
+        return torch.cat(rows, 1).transpose(0, 1)
+
+    monkeypatch.setattr(varlen, "varlen_attn", reference)
+    rows = bench_plan.make_pairs(Workload(prompt=9, completion=4, completions=3, spread=False), 50, 3)
+    batch = bench_workers._unshared(pair_collator(sample=True))(list(rows))
+    model = bench_workers.make_model(GROUPED, 32).double()
+    options = LogprobsConfig(onednn="off", allocator=False)
+    ours = CompletionModel(model, options=options)(batch["input_ids"], batch["lengths"]).logps
+    theirs = CompletionModel(model, options=options)
+    varlen.use_varlen(theirs, 32)
+    torch.testing.assert_close(theirs(batch["input_ids"], batch["lengths"]).logps, ours, rtol=0, atol=1e-6)
+    with pytest.raises(ValueError, match="one completion each"):
+        theirs(**collate([[2, 3]], [[[4], [5]]]))
 
 
 def test_a_page_with_its_marks_the_wrong_way_round_is_left_alone(tmp_path: Path) -> None:

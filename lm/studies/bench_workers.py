@@ -6,7 +6,6 @@ import contextlib
 import ctypes
 import os
 import tempfile
-import time
 import traceback
 import warnings
 from collections.abc import Callable
@@ -36,7 +35,7 @@ from lm.logprobs.completions import CompletionModel, collate
 from lm.logprobs.kernels import keep_freed_memory
 from lm.logprobs.scoring import score_pairs
 from lm.objectives import DPO, PessimisticDPO
-from lm.studies.bench_plan import BATCH, END, PAD, Job, Shape, Turn
+from lm.studies.bench_plan import END, PAD, Job, Shape, Turn, clock_of
 from lm.training.batches import Batch, pair_collator
 from lm.training.loop import fit, training_arguments
 from lm.training.policy import PolicyTrainer
@@ -84,18 +83,23 @@ def make_model(shape: Shape, longest: int, *, reward: bool = False) -> PreTraine
 class Turns:
     """A worker's side of the rounds: it waits for its turn, and says what it took."""
 
-    def __init__(self, connection: Connection) -> None:
-        self.connection = connection
+    def __init__(self, job: Job, connection: Connection) -> None:
+        self.on_gpu, self.clock, self.connection = job.device == "cuda", clock_of(job.clock, job.device), connection
 
     def begin(self) -> None:
         """Waits."""
         self.connection.recv()
+
+    def start(self) -> None:
+        """What is timed begins: peak memory counts from here, without what starting and trying a route took."""
+        if self.on_gpu:
+            torch.cuda.reset_peak_memory_stats()
         with contextlib.suppress(OSError):
-            Path("/proc/self/clear_refs").write_text("5")  # peak memory counts from here
+            Path("/proc/self/clear_refs").write_text("5")
 
     def end(self, seconds: float) -> None:
         """Reports, and gives free memory back so that the next has it."""
-        self.connection.send(Turn(seconds, peak_mb()))
+        self.connection.send(Turn(seconds, torch.cuda.max_memory_allocated() / 1e6 if self.on_gpu else peak_mb()))
         with contextlib.suppress(OSError, AttributeError):
             ctypes.CDLL("libc.so.6").malloc_trim(0)
 
@@ -122,7 +126,9 @@ class StepTurns(TrainerCallback):  # type: ignore[misc]
 
     def on_step_end(self, _: Any, state: Any, *__: Any, **___: Any) -> None:
         """The clock runs from the end of the turn's first step: log lines and batches are in."""
-        self.stamps.append(time.perf_counter())
+        if not self.stamps:
+            self.turns.start()
+        self.stamps.append(self.turns.clock())
         if len(self.stamps) == self.steps + 1:
             self.turns.end(self.stamps[-1] - self.stamps[0])
             self.stamps.clear()
@@ -135,10 +141,11 @@ def score_in_turns(job: Job, turns: Turns, data: Dataset, score: Callable[[Datas
     for turn in range(job.turns):
         rows = job.timed(turn)
         turns.begin()
-        score(data.select(range(rows.start - BATCH, rows.start)))
-        start = time.perf_counter()
+        score(data.select(range(rows.start - job.pairs, rows.start)))
+        turns.start()
+        start = turns.clock()
         score(data.select(rows))
-        turns.end(time.perf_counter() - start)
+        turns.end(turns.clock() - start)
 
 
 def work(job: Job, connection: Connection) -> None:
@@ -151,7 +158,7 @@ def work(job: Job, connection: Connection) -> None:
     torch.set_num_threads(job.threads)
     with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere):
         try:
-            RUNS[job.variant.run](job, Turns(connection))
+            RUNS[job.variant.run](job, Turns(job, connection))
         except Exception:
             connection.send(traceback.format_exc())
 
@@ -162,7 +169,7 @@ def work(job: Job, connection: Connection) -> None:
 def _training(job: Job) -> TrainingConfig:
     return TrainingConfig(
         max_steps=job.turns * (job.steps + 1),
-        batch_size=BATCH,
+        batch_size=job.pairs,
         learning_rate=1e-5,
         schedule="constant_with_warmup",
         warmup_fraction=0.0,
@@ -174,7 +181,8 @@ class _InOrder(CompletionTrainer):
     """Takes the pairs in the order of the data, as TRL is told to: all variants have the same batches."""
 
     def get_train_dataloader(self) -> DataLoader[Any]:
-        return DataLoader(self.train_dataset, batch_size=BATCH, collate_fn=self.data_collator)
+        size = self.args.per_device_train_batch_size
+        return DataLoader(self.train_dataset, batch_size=size, collate_fn=self.data_collator)
 
 
 class _Policy(_InOrder, PolicyTrainer):
@@ -196,14 +204,29 @@ def _unshared(collator: Callable[[list[dict[str, Any]]], Batch]) -> Callable[[li
     return call
 
 
+def _device(job: Job) -> str:
+    """As `lm.training.loop.training_arguments` has it."""
+    return "cpu" if job.device == "cpu" else "auto"
+
+
+def _wrapped(job: Job, reward: bool) -> CompletionModel:
+    model = make_model(job.shape, job.longest, reward=reward).to(job.device)
+    core = CompletionModel(model, options=job.variant.options)
+    if job.variant.varlen:
+        from lm.studies.varlen import use_varlen
+
+        use_varlen(core, job.longest)
+    return core
+
+
 def train_ours(job: Job, turns: Turns, *, reward: bool = False) -> None:
     """The real trainer, with its log lines and diagnostics."""
     samples = job.workload.completions > 2
-    model = CompletionModel(make_model(job.shape, job.longest, reward=reward), options=job.variant.options)
+    model = _wrapped(job, reward)
     collator = pair_collator(sample=samples)
     method = {} if reward else {"method": PessimisticDPO() if samples else DPO()}
     with tempfile.TemporaryDirectory() as folder:
-        arguments = training_arguments(_training(job), Path(folder), seed=0, device="cpu")
+        arguments = training_arguments(_training(job), Path(folder), seed=0, device=_device(job))
         fit(
             _Reward if reward else _Policy,
             model,
@@ -217,7 +240,7 @@ def train_ours(job: Job, turns: Turns, *, reward: bool = False) -> None:
 
 def score_ours(job: Job, turns: Turns, *, reward: bool = False) -> None:
     """Reference log-probs, or rewards, of both completions."""
-    model = CompletionModel(make_model(job.shape, job.longest, reward=reward), options=job.variant.options)
+    model = _wrapped(job, reward)
     score_in_turns(job, turns, job.data(), partial(score_pairs, model, what="benchmark"))
 
 
@@ -237,16 +260,16 @@ def _tokenizer() -> PreTrainedTokenizerFast:
 
 def _trl_options(job: Job, folder: str) -> dict[str, Any]:
     """Our options in TRL's terms. Its gradient checkpointing, on by default, would only slow it down here."""
-    ours = training_arguments(_training(job), Path(folder), seed=0, device="cpu")
+    ours = training_arguments(_training(job), Path(folder), seed=0, device=_device(job))
     same = ("max_steps", "learning_rate", "lr_scheduler_type", "max_grad_norm", "weight_decay", "optim", "seed")
     return {
         "output_dir": folder,
-        "per_device_train_batch_size": BATCH,
+        "per_device_train_batch_size": job.pairs,
         "train_sampling_strategy": "sequential",
         "gradient_checkpointing": False,
         "bf16": job.variant.bf16,
-        "use_cpu": True,
-        "dataloader_pin_memory": False,
+        "use_cpu": job.device == "cpu",
+        "dataloader_pin_memory": job.device == "cuda",
         "report_to": "none",
         "save_strategy": "no",
         "logging_steps": 1,
@@ -281,7 +304,7 @@ def policy_trl(job: Job, turns: Turns, *, score: bool = False) -> None:
             callbacks=[StepTurns(job, turns)],
         )
         if score:
-            precompute = partial(DPOTrainer._precompute_ref_logps, trainer, name="train", batch_size=BATCH)
+            precompute = partial(DPOTrainer._precompute_ref_logps, trainer, name="train", batch_size=job.pairs)
             score_in_turns(job, turns, data.select_columns(columns), precompute)
         else:
             trainer.train()
