@@ -6,9 +6,11 @@ from typing import Any
 
 import pytest
 import sympy as sp
+from sympy.core.cache import CACHE
 
 from theory import algebra
 from theory.algebra import as_rational, differs, limit, simplify, vanishes
+from theory.testing import SYMPY_CACHE
 
 A, B = sp.symbols("a b", positive=True)
 X, Y = sp.symbols("x y", real=True)
@@ -123,3 +125,8 @@ def test_a_limit_that_is_a_value_needs_no_series(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(sp, "limit", None)
     for expression, variable, point, value in LIMITS[0], LIMITS[2], LIMITS[3]:
         assert limit.__wrapped__(expression, variable, point) == value
+
+
+def test_sympy_keeps_what_the_profile_asks_for() -> None:
+    """It reads the size when it is imported: nothing may import it before the profile is loaded."""
+    assert {function.cache_info().maxsize for function in CACHE} == {int(SYMPY_CACHE)}

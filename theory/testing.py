@@ -6,6 +6,9 @@ checks through `theory.claim.run`.
 
 from __future__ import annotations
 
+import contextlib
+import gc
+import os
 import re
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, cast
@@ -14,12 +17,15 @@ from theory.claim import Claim, complete, expect_rejection, not_run_without_libr
 
 EXAMPLES = {"default": 50, "thorough": 10_000}
 """Hypothesis examples a property, by profile."""
+SYMPY_CACHE = "10000"
+"""Results that SymPy keeps of each of its functions, ten times its default; a bound, since examples have no end."""
 
 
 def load_profile(name: str, *, examples: int | None = None) -> None:
     """Makes a Hypothesis profile current: same examples at every run, no deadline, nothing kept between runs.
 
-    A property takes its settings when its module is imported, so this comes first.
+    A property takes its settings when its module is imported, and SymPy the size of its cache when it is, so this comes
+    first.
 
     Args:
         name: "default" (fast) or "thorough".
@@ -27,6 +33,7 @@ def load_profile(name: str, *, examples: int | None = None) -> None:
     """
     from hypothesis import HealthCheck, settings  # here, so that a command can say what it does without it
 
+    os.environ.setdefault("SYMPY_CACHE_SIZE", SYMPY_CACHE)
     settings.register_profile(
         name,
         max_examples=EXAMPLES[name] if examples is None else examples,
@@ -43,6 +50,19 @@ def is_thorough() -> bool:
     from hypothesis import settings
 
     return settings.get_current_profile_name() == "thorough"
+
+
+@contextlib.contextmanager
+def seldom_collected() -> Iterator[None]:
+    """Inside, garbage is looked for seldom, and never among what was imported before: expressions make little."""
+    before = gc.get_threshold()
+    gc.freeze()
+    gc.set_threshold(100_000, 50, 100)
+    try:
+        yield
+    finally:
+        gc.set_threshold(*before)
+        gc.unfreeze()
 
 
 def claim_tests(claims: Iterable[Claim]) -> dict[str, Callable[[], None]]:
