@@ -54,7 +54,7 @@ def length_classes(chosen: Ints, rejected: Ints, ratio: float, probabilities: Fl
     return np.select([probabilities == 0.5, longer, shorter], ["neither", "longer", "shorter"], "neither")
 
 
-def slope_on_length(margins: Floats, longer: Ints) -> float | None:
+def slope_on_length(margins: npt.NDArray[np.floating[Any]], longer: Ints) -> float | None:
     """Slope of reward margins on differences in length, by least squares through the origin and in units of their root
     mean squares: how far a reward goes with length, from -1 to 1. Which side is called chosen does not matter: it turns
     both.

@@ -16,7 +16,6 @@ from hypothesis import strategies as st
 
 from lm.bias import is_for_any_set, main
 from lm.config import BiasConfig
-from lm.data.columns import Floats
 from lm.data.lengths import (
     LengthClass,
     bias_file,
@@ -304,7 +303,7 @@ def test_a_slope_on_length_does_not_depend_on_which_side_is_called_chosen() -> N
     assert slope_on_length(-7.0 * longer, longer) == pytest.approx(-1)
     noise = rng.standard_normal(4000)
     assert slope_on_length(noise, longer) == pytest.approx(0, abs=0.05)
-    mixed: Floats = noise + 0.2 * longer
+    mixed = noise + 0.2 * longer
     spread = 0.2 * float(np.sqrt(np.mean(longer**2)))
     assert slope_on_length(mixed, longer) == pytest.approx(spread / np.sqrt(1 + spread**2), abs=0.03)
     turned = rng.choice([-1, 1], 4000)

@@ -14,7 +14,6 @@ from datasets import Dataset
 from scipy.special import expit
 
 from lm.config import TrainingConfig
-from lm.data import votes
 from lm.data.columns import digests, numbered, numbers, texts
 from lm.data.rewards import ORACLE
 from lm.logprobs.scoring import score_pairs
@@ -35,7 +34,7 @@ STUDENT = "dpo"
 
 def described(run: Run) -> dict[str, Any]:
     """Of D_rho: `pairs`, `prompts`, `passes` over the pairs by a policy's training, and `disagreement`, the chance that
-    two labels of one pair differ; None where it cannot be known."""
+    two labels of one pair differ; None where the judge gives none."""
     learnt, training = subset(run, MAIN), run.config.policy
     passes = training.epochs or (training.max_steps or 0) * training.batch_size / len(learnt)
     prompts = len(numbered(digests(texts(learnt, "prompt")))[1])
@@ -43,30 +42,13 @@ def described(run: Run) -> dict[str, Any]:
 
 
 def _disagreement(run: Run, pairs: Dataset) -> float | None:
-    """Of the judge's own labels as its noise says, else by pairs that stand in the set more than once."""
+    """Of the judge's own labels, as its noise says."""
     if run.config.data.labels != "oracle":
-        return repeated_disagreement(pairs)
+        return None
     if (sharpness := run.config.judge.sharpness) is None:
         return 0.0
     first = expit(sharpness * np.subtract(*(numbers(pairs, name) for name in ORACLE)))
     return float(np.mean(2 * first * (1 - first)))
-
-
-def repeated_disagreement(pairs: Dataset) -> float | None:
-    """The share of all two rows with the same prompt and the same two completions that prefer different ones; a soft
-    label counts by its probability. None where no pair stands in the set twice."""
-    soft = votes.PROBABILITY in pairs.column_names
-    first = numbers(pairs, votes.PROBABILITY) if soft else np.ones(len(pairs))
-    groups: dict[tuple[str, ...], list[float]] = {}
-    for prompt, *sides, q in zip(*(pairs[name][:] for name in ("prompt", *votes.SIDES)), first.tolist(), strict=True):
-        ordered = sorted(sides)
-        groups.setdefault((prompt, *ordered), []).append(q if sides == ordered else 1 - q)
-    differing, every = 0.0, 0
-    for labels in groups.values():
-        own = np.array(labels)
-        differing += float(own.sum() * (1 - own).sum() - (own * (1 - own)).sum())
-        every += len(own) * (len(own) - 1) // 2
-    return differing / every if every else None
 
 
 @once

@@ -95,8 +95,8 @@ def summary(records: Sequence[Record]) -> dict[str, Any]:
         "config": _shared(records[0]),
         "provenance": _provenance(records, seeds),
     }
-    rounded: dict[str, Any] = _rounded(document)
-    return rounded
+    whole: dict[str, Any] = rounded(document)
+    return whole
 
 
 def _base(record: Record) -> dict[str, Any]:
@@ -320,13 +320,14 @@ def _provenance(records: Sequence[Record], seeds: list[int]) -> dict[str, Any]:
     }
 
 
-def _rounded(value: Any) -> Any:
+def rounded(value: Any) -> Any:
+    """JSON values with floats to six significant digits."""
     if isinstance(value, float):
         return float(f"{value:.6g}")
     if isinstance(value, Mapping):
-        return {key: _rounded(item) for key, item in value.items()}
+        return {key: rounded(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [_rounded(item) for item in value]
+        return [rounded(item) for item in value]
     return value
 
 
