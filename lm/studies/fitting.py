@@ -68,8 +68,8 @@ def advice(run: Run, data: str, study: StudyResults | None, name: str | None) ->
 
 
 def repeated_disagreement(pairs: Dataset) -> float | None:
-    """How likely two labels of one pair differ, as of `lm.studies.agreement.agreement`, by rows with the same prompt and
-    the same two completions; None where no pair stands there twice."""
+    """How likely two labels of one pair differ, as of `lm.studies.agreement.agreement`, by rows with the same
+    prompt and the same two completions; None where no pair stands there twice."""
     keys, first = [], []
     soft = votes.PROBABILITY in pairs.column_names
     chances = numbers(pairs, votes.PROBABILITY) if soft else np.ones(len(pairs))
