@@ -300,7 +300,7 @@ def test_our_own_faults_keep_their_traceback(tmp_path: Path) -> None:
 # ---------------------------------------------------------------- every command, whatever its options
 
 WRONG: dict[str, list[str]] = {
-    "advise": ["{nowhere}", "--output_dir", "{new}"],
+    "advise": ["{nowhere}", "--output_dir", "{new}", "--model", "{nowhere}"],
     "bias": ["{nowhere}", "--rho", "0.2", "--out", "{new}"],
     "card": ["{nowhere}", "dpo"],
     "check": ["{nowhere}"],
