@@ -150,7 +150,7 @@ def test_without_names_what_has_results_is_drawn_and_the_rest_is_named(
     (tmp_path / "figure_b2.json").write_bytes((RESULTS / "figure_b2.json").read_bytes())
     assert main(["--out", str(tmp_path / "out"), "--style", "slides", "--captions", "none"]) == 0
     shown = capsys.readouterr()
-    assert f"frontier is not drawn: there is no {tmp_path / 'frontier.json'} yet" in shown.err.splitlines()
+    assert f"frontier is not drawn: there is no {tmp_path / 'study.json'} yet" in shown.err.splitlines()
     assert len(shown.err.splitlines()) == len(modules()) - 1
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
         f"figure_b2.{s}" for s in ("pdf", "png", "svg")

@@ -12,7 +12,7 @@ from figures.seeds import Floats, curve, interval
 from figures.studies import Frontier, FrontierPreset, Point, kl_of_best_of, read_frontier
 from figures.style import PI_REF, Look, figure, handles_of, layered, legend, points
 
-RESULTS = "frontier.json"
+RESULTS = "study.json"
 READ = read_frontier
 
 _COLUMNS = 3
@@ -81,7 +81,7 @@ def caption(results: Frontier) -> str:
         f"from it; {seeds}, {results.n} prompts each. Faint points: every setting and snapshot of every seed. Lines: "
         f"the best within so much KL, means over seeds{bands}. A method is ahead where its line is above. "
         f"Best of $n$: the best of $n$ samples of {PI_REF} by the judge, at its bound $\\log n-(n-1)/n$. The "
-        f"horizontal axis is a root.{left_out}"
+        f"horizontal axis is a root.{left_out}{' ' * bool(results.note)}{results.note}"
     )
 
 

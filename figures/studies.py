@@ -60,7 +60,7 @@ class Study:
                 raise ValueError(f"lacks looks.{without[0]}")
 
 
-# ---------------------------------------------------------------- frontier.json
+# ---------------------------------------------------------------- the frontier
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,12 +103,14 @@ class FrontierPreset:
 
 @dataclass(frozen=True, kw_only=True)
 class Frontier(Study):
-    """frontier.json."""
+    """The part of study.json that the frontier is drawn of."""
 
     judge: str
     """What scores, in words: "oracle", "exact judge", a model's name."""
     n: int
     """Prompts of each seed."""
+    note: str = ""
+    """A sentence for the caption, with mathematics between dollars."""
     presets: dict[str, FrontierPreset]
 
     def __post_init__(self) -> None:
@@ -177,10 +179,79 @@ class RealText(Study):
 
 
 def read_frontier(path: Path) -> Frontier:
-    """frontier.json; ValueError, which names the file and what is wrong, where it is not as above."""
+    """The frontier of study.json; ValueError, which names the file and what is wrong, where it is not as above."""
     return whole(Frontier, values_of(path, CURE), path, CURE)
 
 
 def read_real_text(path: Path) -> RealText:
     """real_text.json; ValueError, which names the file and what is wrong, where it is not as above."""
     return whole(RealText, values_of(path, CURE), path, CURE)
+
+
+# ---------------------------------------------------------------- study.json
+
+EFFECTS: dict[str, tuple[str, str, str]] = {
+    "distillation": ("d-dpo", "dpo", "d-DPO less DPO"),
+    "pessimism": ("p-dpo", "dpo", "p-DPO less DPO"),
+    "ensemble": ("e-dpo", "member-dpo", "e-DPO less its balanced member"),
+}
+"""What the regime map is of: a method, what it is compared with, both in words."""
+SAYS = ("helps", "nothing", "undecided", "hurts")
+"""What a regime says."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Regime:
+    """An effect in a cell of the map: corner and rho."""
+
+    corner: str
+    rho: float
+    effect: str
+    """Of EFFECTS."""
+    estimate: float
+    """Difference in advantage, a mean over worlds."""
+    low: float | None
+    """Student's interval over worlds; None of one world."""
+    high: float | None
+    worlds: int
+    says: str
+    """Of SAYS."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class StudiedSet:
+    """A world at a corner and rho: what is known of its set without a judge, and what the judge says of the effects."""
+
+    corner: str
+    seed: int
+    """The world: corners that share it have the same posts, pi_ref and labels."""
+    rho: float
+    predictors: dict[str, float]
+    """`lm.studies.advice.predictors`; without those that are not known."""
+    effects: dict[str, float]
+    """Difference in advantage, by EFFECTS; without those of which a method was not run."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class StudyResults(Frontier):
+    """study.json: the frontier, a preset a corner at its least rho, the regime map, and what rules are learnt from."""
+
+    margin: float
+    """The least difference in advantage that matters."""
+    regimes: list[Regime]
+    sets: list[StudiedSet]
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for at, one in enumerate(self.regimes):
+            if one.effect not in EFFECTS or one.says not in SAYS:
+                raise ValueError(
+                    f"has regimes[{at}] {one.effect}: {one.says}, where one of {', '.join(EFFECTS)} and one of "
+                    f"{', '.join(SAYS)} are needed"
+                )
+
+
+def read_study(path: Path) -> StudyResults:
+    """study.json; ValueError, which names the file and what is wrong, where it is not as above."""
+    cure = "write it anew with `python -m lm.workflow.regimes runs/study --out FILE`"
+    return whole(StudyResults, values_of(path, cure), path, cure)

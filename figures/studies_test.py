@@ -35,7 +35,7 @@ def skeleton(presets: dict[str, Any], methods: tuple[str, ...]) -> dict[str, Any
 def frontier_values(
     seeds: int = 3, methods: tuple[str, ...] = METHODS, presets: tuple[str, ...] = ("rho 0.2", "rho 0.8")
 ) -> dict[str, Any]:
-    """Made-up numbers in the shape of frontier.json: a test's, never a result's."""
+    """Made-up numbers in the shape of the frontier of study.json: a test's, never a result's."""
     rng = np.random.default_rng(0)
 
     def points(height: float) -> list[dict[str, Any]]:

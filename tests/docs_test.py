@@ -226,7 +226,7 @@ def help_of(module: str, before: tuple[str, ...] = ()) -> str:
             raise ValueError(f"{module} is no command: {error}") from None
     if status:
         raise ValueError(f"{module} --help: exit status {status}")
-    of_a_run = module in OF_A_RUN or module in ("lm.estimate", "lm.workflow.job")
+    of_a_run = module in OF_A_RUN or module in ("lm.advise", "lm.estimate", "lm.workflow.job")
     return printed.getvalue() + (parser_of("", "").format_help() if of_a_run else "")
 
 
@@ -310,6 +310,7 @@ RUN_BY = {
     "bandits.transitive": "bandits/commands_test.py",
     "figures": "figures/figures_test.py",
     "lm": "lm/base/options_test.py",
+    "lm.advise": "lm/studies/advice_test.py",
     "lm.bench": "lm/studies/bench_test.py",
     "lm.check": "lm/studies/model_check_test.py",
     "lm.diagnose": "lm/studies/diagnosis_test.py",
@@ -320,6 +321,7 @@ RUN_BY = {
     "lm.push": "lm/reporting/card_test.py",
     "lm.report": "lm/reporting/page_test.py",
     "lm.workflow.job": "lm/workflow/workflow_test.py",
+    "lm.workflow.regimes": "lm/workflow/regimes_test.py",
     "lm.workflow.tables": "lm/workflow/tables_test.py",
     "tests.slurm": "tests/beyond_one_machine_test.py",
     "tests.two_hosts": "tests/beyond_one_machine_test.py",

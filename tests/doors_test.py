@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+import lm.advise
 import lm.bias
 import lm.card
 import lm.diagnose
@@ -33,6 +34,7 @@ def pairs(folder: Path, name: str = "pairs.jsonl") -> str:
 
 
 WRITING: dict[str, tuple[Callable[..., int], list[str]]] = {
+    "advise": (lm.advise.main, ["{pairs}", "--json", "{file}", "--output_dir", "{folder}/run", "--model", "/no/where"]),
     "bias": (lm.bias.main, ["{pairs}", "--rho", "0.5", "--out", "{file}"]),
     "diagnose": (lm.diagnose.main, ["{pairs}", "--json", "{file}"]),
     "card": (lm.card.main, ["{folder}/run", "dpo", "--output", "{file}"]),

@@ -19,6 +19,7 @@ EVERY = [
     *commands(),
     "lm",
     "lm.workflow.job",
+    "lm.workflow.regimes",
     "lm.workflow.summary",
     "lm.workflow.tables",
     "lm.workflow.verdicts",

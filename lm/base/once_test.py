@@ -67,6 +67,7 @@ def test_what_may_stand_more_than_once(tmp_path: Path) -> None:
 
 
 COMMANDS = {
+    "lm.advise": ["x.jsonl", "--study", "1", "--study", "2"],
     "lm.bias": ["x.jsonl", "--out", "y.jsonl", "--rho", "0.5", "--seed", "1", "--seed=2"],
     "lm.card": ["run", "dpo", "--output", "1", "--output", "2"],
     "lm.diagnose": ["x.jsonl", "--tokenizer", "1", "--tokenizer", "2"],
@@ -77,6 +78,7 @@ COMMANDS = {
     "lm.push": ["run", "dpo", "--repo-id", "1", "--repo-id", "2"],
     "lm.score": ["--data", "1", "--data", "2", "--out", "x", "--reward-model", "m"],
     "lm.workflow.job": ["base", "--out", "1", "--out", "2"],
+    "lm.workflow.regimes": ["runs", "--out", "1", "--out", "2"],
     "lm.workflow.summary": ["r.json", "--out", "1", "--out", "2"],
     "theory.__main__": ["--examples", "1", "--examples", "2"],
     "bandits.transitive": ["--out", "1", "--out", "2"],

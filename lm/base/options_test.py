@@ -21,7 +21,7 @@ from lm.objectives import DPO, DRDO, PAPERS, EnsembleDPO, Pessimism
 from lm.stages.run import Run, command
 
 ROOT = Path(__file__).parents[2]
-OTHERS = ["workflow.job", "workflow.summary", "workflow.tables"]
+OTHERS = ["workflow.job", "workflow.regimes", "workflow.summary", "workflow.tables"]
 WITH_OPTIONS_OF_THEIR_OWN = [
     "__main__",
     "bench",
@@ -35,7 +35,7 @@ WITH_OPTIONS_OF_THEIR_OWN = [
     "report",
 ]
 COMMANDS = ["prepare", "sft", "oracle", "relabel", "bias", "reward", "score", "policy", "train", "evaluate"]
-COMMANDS += ["export", "nondeterministic"]
+COMMANDS += ["advise", "export", "nondeterministic"]
 
 
 def config_of(*arguments: str) -> Config:
@@ -300,6 +300,7 @@ def test_our_own_faults_keep_their_traceback(tmp_path: Path) -> None:
 # ---------------------------------------------------------------- every command, whatever its options
 
 WRONG: dict[str, list[str]] = {
+    "advise": ["{nowhere}", "--output_dir", "{new}", "--model", "{nowhere}"],
     "bias": ["{nowhere}", "--rho", "0.2", "--out", "{new}"],
     "card": ["{nowhere}", "dpo"],
     "check": ["{nowhere}"],
@@ -311,6 +312,7 @@ WRONG: dict[str, list[str]] = {
     "push": ["{nowhere}", "dpo", "--repo-id", "me/mine"],
     "report": ["{nowhere}"],
     "workflow.job": ["base", "--out", "{new}", "--output_dir", "{new}", "--model", "{nowhere}"],
+    "workflow.regimes": ["{nowhere}", "--out", "{new}"],
     "workflow.summary": ["{nowhere}", "--out", "{new}"],
     "workflow.tables": ["{nowhere}"],
 }

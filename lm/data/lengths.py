@@ -54,6 +54,21 @@ def length_classes(chosen: Ints, rejected: Ints, ratio: float, probabilities: Fl
     return np.select([probabilities == 0.5, longer, shorter], ["neither", "longer", "shorter"], "neither")
 
 
+def slope_on_length(margins: npt.NDArray[np.floating[Any]], longer: Ints) -> float | None:
+    """Slope of reward margins on differences in length, by least squares through the origin and in units of their root
+    mean squares: how far a reward goes with length, from -1 to 1. Which side is called chosen does not matter: it turns
+    both.
+
+    Args:
+        margins: reward of the chosen completion less that of the rejected, [N].
+        longer: tokens of the chosen completion less those of the rejected, [N].
+
+    Returns None where all of either are 0.
+    """
+    scale = float(np.sqrt(np.mean(margins**2) * np.mean(longer.astype(np.float64) ** 2))) if len(margins) else 0.0
+    return float(np.mean(margins * longer)) / scale if scale else None
+
+
 def counts(share: float, size: int) -> tuple[int, int]:
     """(longer preferred, shorter preferred) of a subset of this size: the share to the nearest pair, halves up."""
     longer = math.floor(_decimal(share) * size + Fraction(1, 2))

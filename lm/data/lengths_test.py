@@ -9,6 +9,7 @@ from fractions import Fraction
 from pathlib import Path
 from typing import Any, get_args
 
+import numpy as np
 import pytest
 from hypothesis import assume, example, given
 from hypothesis import strategies as st
@@ -24,6 +25,7 @@ from lm.data.lengths import (
     length_class,
     length_report,
     read_lengths,
+    slope_on_length,
 )
 from lm.data.rows import read_rows, write_rows
 from lm.models.loading import load_tokenizer
@@ -292,3 +294,23 @@ def test_which_of_the_two_commands_it_is() -> None:
     assert not is_for_any_set([])
     assert not is_for_any_set(["--help"])
     assert not is_for_any_set(["--config", "lm/configs/tldr.yaml", "--output_dir", "out", "--bias.rho", "0.2"])
+
+
+def test_a_slope_on_length_does_not_depend_on_which_side_is_called_chosen() -> None:
+    rng = np.random.default_rng(0)
+    longer = rng.integers(-9, 10, 4000)
+    assert slope_on_length(0.3 * longer, longer) == pytest.approx(1)
+    assert slope_on_length(-7.0 * longer, longer) == pytest.approx(-1)
+    noise = rng.standard_normal(4000)
+    assert slope_on_length(noise, longer) == pytest.approx(0, abs=0.05)
+    mixed = noise + 0.2 * longer
+    spread = 0.2 * float(np.sqrt(np.mean(longer**2)))
+    assert slope_on_length(mixed, longer) == pytest.approx(spread / np.sqrt(1 + spread**2), abs=0.03)
+    turned = rng.choice([-1, 1], 4000)
+    assert slope_on_length(turned * mixed, turned * longer) == pytest.approx(slope_on_length(mixed, longer))
+    assert slope_on_length(turned * mixed, longer) == pytest.approx(0, abs=0.05), "of sides that do not go together"
+
+
+def test_without_differences_there_is_no_slope_on_length() -> None:
+    assert slope_on_length(np.ones(3), np.zeros(3, dtype=int)) is None
+    assert slope_on_length(np.array([]), np.array([], dtype=int)) is None

@@ -169,8 +169,12 @@ class Run:
         return commit
 
     def like(self, config: Config) -> Run:
-        """A run of other options that makes no more than this one."""
-        return Run(config, read_only=self.store.read_only, command=self.command)
+        """A run of other options that makes no more than this one; what it makes in the same folder, this one counts
+        among its costs."""
+        other = Run(config, read_only=self.store.read_only, command=self.command)
+        if (other.store.root, other.store.seed) == (self.store.root, self.store.seed):
+            other.store = self.store
+        return other
 
 
 SMALL = 2**22

@@ -20,7 +20,7 @@ from lm.base.files import link_or_copy
 from lm.base.store import Artifact, keyed, provenance
 from lm.config import TrainingConfig
 from lm.data import columns, votes
-from lm.data.lengths import Classes
+from lm.data.lengths import Classes, slope_on_length
 from lm.data.lengths import length_classes as of_lengths
 from lm.logprobs.completions import CompletionModel
 from lm.models.loading import (
@@ -362,6 +362,12 @@ def accuracy(run: Run, pairs: Dataset, chosen: torch.Tensor, rejected: torch.Ten
         share = float(right[rows].float().mean()) if count else None
         result[name] = {"accuracy": share, "pairs": count}
     return result
+
+
+def length_coefficient(pairs: Dataset, chosen: torch.Tensor, rejected: torch.Tensor) -> float | None:
+    """`lm.data.lengths.slope_on_length` of rewards of these pairs, [N] each, and their lengths in tokens."""
+    longer = np.subtract(*(columns.sizes(pairs, f"{side}_ids") for side in votes.SIDES))
+    return slope_on_length((chosen - rejected).double().numpy(), longer)
 
 
 def length_classes(run: Run, pairs: Dataset) -> Classes:

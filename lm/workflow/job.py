@@ -24,6 +24,7 @@ def base(run: Run) -> Record:
     from lm.stages.data import data
     from lm.stages.evaluations import check_prompts, evaluation, has_choice, validation
     from lm.stages.labels import labels, oracle_accuracy
+    from lm.stages.predictors import shared_states
     from lm.stages.scores import unlabelled_scores
     from lm.stages.trainings import sft
     from lm.stages.unlabelled import distils_unlabelled
@@ -34,6 +35,8 @@ def base(run: Run) -> Record:
         validation(run, SFT, sft(run))  # here, as no two jobs may make one artifact
     if any(distils_unlabelled(run, method) for name in run.config.methods for method in run.config.settings(name)):
         unlabelled_scores(run)  # likewise: they are of no rho
+    if _is_studied(run):
+        shared_states(run)  # likewise
     drawn = run.config.evaluation.best_of is not None
     return {
         "seed": run.config.seed,
@@ -46,9 +49,11 @@ def base(run: Run) -> Record:
 
 
 def scores(run: Run) -> Record:
-    """What all cells of a seed and a rho share: D_rho, the reward models, scores."""
+    """What all cells of a seed and a rho share: D_rho, the reward models, scores; and of the predictors what needs no
+    policy."""
+    from lm.stages.predictors import described, teacher
     from lm.stages.rewards import asked, reward_accuracy
-    from lm.stages.scores import everything, test_accuracy
+    from lm.stages.scores import everything, on_test_pairs
     from lm.stages.subsets import bias
 
     everything(run)
@@ -59,20 +64,24 @@ def scores(run: Run) -> Record:
         "reward_models": {
             name: {
                 "accuracy": reward_accuracy(run, name),
-                "test_accuracy": test_accuracy(run, name),
+                **on_test_pairs(run, name),
                 **of_subsets[name],
             }
             for name in asked(run)
             if name in of_subsets
         },
+        **({"set": described(run), "teacher": teacher(run)} if _is_studied(run) else {}),
     }
 
 
 def one_cell(run: Run) -> Record:
     """One method: trained in each of its settings, chosen on validation prompts, evaluated on test prompts."""
     from lm.reporting.results import cell
+    from lm.stages.predictors import STUDENT, students
 
-    return cell(run, _method(run))
+    made = cell(run, _method(run))
+    told = _is_studied(run) and made["method"] == STUDENT
+    return {**made, **({"students": students(run)} if told else {})}
 
 
 def constant_alpha(run: Run, like: Record, alpha: float) -> Record:
@@ -105,6 +114,11 @@ def constant_alpha(run: Run, like: Record, alpha: float) -> Record:
     setting = {**chosen, option: {**chosen[option], **dict.fromkeys(ALPHAS, alpha)}}
     same = run.like(replace(config, sweep={name: [setting]}))
     return {**cell(same, name), "alpha": alpha}
+
+
+def _is_studied(run: Run) -> bool:
+    """Whether predictors are told: of the embedded world alone, where rules are learnt, and on a small model."""
+    return run.config.data.kind == "world"
 
 
 def _method(run: Run) -> str:

@@ -86,6 +86,33 @@ class RewardModel(LengthBias):
     """On validation pairs."""
     test_accuracy: Accuracies | None = None
     """On test pairs; None in records that do not have it."""
+    length_coefficient: float | None = None
+    """Of its rewards of them, see `lm.data.lengths.slope_on_length`; likewise."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Set:
+    """D_rho, as `lm.stages.predictors.described` has it."""
+
+    pairs: int
+    prompts: int
+    passes: float
+    disagreement: float | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rewarded:
+    """Rewards of validation pairs, by a reward model or implicit ones of a policy."""
+
+    accuracy: Accuracies
+    length_coefficient: float | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Student(Rewarded):
+    """Of a policy's implicit rewards after its last step."""
+
+    setting: dict[str, Any]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,6 +122,10 @@ class Scores(Job):
     rho: float | None
     """None where no bias is drawn."""
     reward_models: dict[str, RewardModel]
+    set: Set | None = None
+    """None in earlier records."""
+    teacher: Rewarded | None = None
+    """A frozen reward head, see `lm.stages.predictors.teacher`; likewise, and where there is none."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -125,6 +156,8 @@ class Cell(Job):
     probe: list[record.Probe]
     rewards: dict[str, list[float]]
     """The oracle's of each test prompt, of the method's policy and of pi_ref."""
+    students: list[Student] | None = None
+    """Of a DPO's settings; None of other methods, and in earlier records."""
 
     def __post_init__(self) -> None:
         if self.method not in METHODS:

@@ -84,14 +84,19 @@ def summary(records: Sequence[Record]) -> dict[str, Any]:
             for (seed, rho), record in sorted(scores.items(), key=lambda item: (item[0][0], _last_if_none(item[0][1])))
             for name, model in record["reward_models"].items()
         ],
+        "sets": [
+            {"seed": seed, "rho": rho, **record["set"], "teacher": record["teacher"]}
+            for (seed, rho), record in sorted(scores.items(), key=lambda item: (item[0][0], _last_if_none(item[0][1])))
+            if "set" in record
+        ],
         "alpha": _alphas(_by(records, "alpha", "seed", "rho", "method", "alpha"), cells),
         "cells": [_cell(cells[s, r, m]) for s in seeds for r in rhos for m in methods],
         "stages": _spent(records),
         "config": _shared(records[0]),
         "provenance": _provenance(records, seeds),
     }
-    rounded: dict[str, Any] = _rounded(document)
-    return rounded
+    whole: dict[str, Any] = rounded(document)
+    return whole
 
 
 def _base(record: Record) -> dict[str, Any]:
@@ -208,7 +213,8 @@ def _cell(record: Record) -> Record:
         for row in record["validation"]
     ]
     kept = {key: record[key] for key in ("seed", "rho", "method", "chosen", "test")}
-    return {**kept, "validation": tried, "probe": record["probe"]}
+    students = {"students": record["students"]} if "students" in record else {}
+    return {**kept, "validation": tried, "probe": record["probe"], **students}
 
 
 def _advantage(by_seed: Sequence[np.ndarray], config: Mapping[str, Any]) -> dict[str, Any]:
@@ -314,13 +320,14 @@ def _provenance(records: Sequence[Record], seeds: list[int]) -> dict[str, Any]:
     }
 
 
-def _rounded(value: Any) -> Any:
+def rounded(value: Any) -> Any:
+    """JSON values with floats to six significant digits."""
     if isinstance(value, float):
         return float(f"{value:.6g}")
     if isinstance(value, Mapping):
-        return {key: _rounded(item) for key, item in value.items()}
+        return {key: rounded(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [_rounded(item) for item in value]
+        return [rounded(item) for item in value]
     return value
 
 

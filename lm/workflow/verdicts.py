@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import pairwise
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -566,6 +567,14 @@ def fill(page: str, grids: Grids) -> str:
     return BLOCK.sub(lambda hit: f"{hit[1]}{made[hit[2]](grids)}\n{hit[3]}", page)
 
 
+def grids_of(runs: Path) -> dict[str, Any]:
+    """Of every corner that was run, in this folder of a study. FileNotFoundError where there is none."""
+    files = sorted(runs.glob("*/grid.json"))
+    if not files:
+        raise FileNotFoundError(f"there is no corner's grid.json in {runs}; run `make study`")
+    return {file.parent.name: json.loads(file.read_text(encoding="utf-8")) for file in files}
+
+
 @as_command
 def main(arguments: Sequence[str]) -> None:
     """The command."""
@@ -573,10 +582,7 @@ def main(arguments: Sequence[str]) -> None:
     parser.add_argument("page", type=path, help="Markdown file, rewritten in place: docs/study.md")
     parser.add_argument("--runs", type=path, metavar="FOLDER", help="of the study; without it no verdict is given")
     options = parser.parse_args(arguments)
-    files = sorted(options.runs.glob("*/grid.json")) if options.runs is not None else []
-    if options.runs is not None and not files:
-        raise FileNotFoundError(f"there is no corner's grid.json in {options.runs}; run `make study`")
-    grids = {file.parent.name: json.loads(file.read_text(encoding="utf-8")) for file in files}
+    grids = {} if options.runs is None else grids_of(options.runs)
     write_text(options.page, fill(options.page.read_text(encoding="utf-8"), grids))
 
 

@@ -151,13 +151,18 @@ def test_a_grid_is_summed_up(grid: tuple[Path, dict[str, int]]) -> None:
         assert len(row["validation"]) == (4 if row["method"] == "p-dpo" else 2), "settings times snapshots"
         assert row["probe"][0]["step"] == 0
     assert document["config"]["sweep"] == TINY["sweep"]
+    assert [(one["seed"], one["rho"]) for one in document["sets"]] == [(0, 0.2), (0, 0.8)]
+    assert all(one["teacher"]["accuracy"]["all"]["pairs"] for one in document["sets"])
+    of_students = {row["method"]: row.get("students") for row in document["cells"] if row["rho"] == 0.2}
+    assert [one["setting"]["beta"] for one in of_students["dpo"]] == [0.1]
+    assert of_students["p-dpo"] is None, "a student is a DPO"
     assert "rewards" not in json.dumps(document["cells"])
 
 
 @pytest.mark.thorough
 def test_no_two_jobs_make_one_artifact(grid: tuple[Path, dict[str, int]]) -> None:
     may_make = {
-        "base": {"data", "sft", "oracle", "labels", "evaluate", "validate"},
+        "base": {"data", "sft", "oracle", "labels", "features", "evaluate", "validate"},
         "scores": {"bias", "reward", "score"},
         "cell": {"policy", "evaluate", "validate"},
     }
@@ -408,6 +413,26 @@ def test_advantages_and_tests_pool_the_prompts_of_all_seeds() -> None:
         assert (test["z"], test["p"]) == (pytest.approx(t.statistic, rel=1e-4), pytest.approx(t.pvalue, abs=1e-2))
         assert (test["p"] < 0.01) == (rho < 0.5)
         assert len(document["wald"][f"{rho}"]) == 3
+
+
+def test_predictors_are_summed_up_where_records_have_them() -> None:
+    rows = records(seeds=1)
+    assert summary(rows)["sets"] == []
+    of_set = {"pairs": 4, "prompts": 2, "passes": 1.5, "disagreement": None}
+    told = {"accuracy": ACCURACIES, "length_coefficient": 0.25}
+    for row in rows:
+        if row["job"] == "scores":
+            row |= {"set": of_set, "teacher": told if row["rho"] == 0.2 else None}
+        elif row["job"] == "cell" and row["method"] == "dpo":
+            row["students"] = [{"setting": {"beta": 0.1}, **told}]
+    document = summary(rows)
+    one = {"seed": 0, **of_set}
+    assert document["sets"] == [{**one, "rho": 0.2, "teacher": told}, {**one, "rho": 0.8, "teacher": None}]
+    assert {cell["method"]: "students" in cell for cell in document["cells"]} == {
+        "dpo": True,
+        "ipo": False,
+        "p-dpo": False,
+    }
 
 
 def test_wins_are_against_pi_ref_and_the_chosen_dpo() -> None:
