@@ -133,10 +133,17 @@ def texts(dataset: Dataset, name: str) -> Iterator[str]:
         yield from table[name].to_pylist()
 
 
+DIGEST = np.dtype("S32")
+
+
+def digest(text: str) -> bytes:
+    """DIGEST of a text."""
+    return hashlib.blake2b(text.encode(), digest_size=16).hexdigest().encode()
+
+
 def digests(texts: Iterable[str]) -> npt.NDArray[np.bytes_]:
     """[N], equal where the texts are: a dictionary of the texts themselves would take more memory than they do."""
-    each = (hashlib.blake2b(text.encode(), digest_size=16).hexdigest().encode() for text in texts)
-    return np.fromiter(each, dtype="S32")
+    return np.fromiter(map(digest, texts), dtype=DIGEST)
 
 
 def numbered(digests: npt.NDArray[Any]) -> tuple[Ints, Ints]:
