@@ -8,7 +8,6 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
-from functools import partial
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
@@ -458,8 +457,8 @@ def _reward(value: Any, where: str, name: str, listed: bool) -> Any:
 class _Margins:
     """Those of one source, a row after the other, each as of `_margin`."""
 
-    values: array[float] = field(default_factory=partial(array, "d"))
-    counts: array[int] = field(default_factory=partial(array, "q"))
+    values: array[float] = field(default_factory=lambda: array("d"))
+    counts: array[int] = field(default_factory=lambda: array("q"))
     """How many each row has."""
 
     def add(self, margin: Any) -> None:
@@ -719,7 +718,7 @@ def _tokens(data: Comparisons, name: str, max_prompt: int | None, max_completion
     over = np.maximum(lengths - np.array([[max_prompt], [max_completion], [max_completion]]), 0)
     limits = DataConfig(max_prompt_length=max_prompt, max_completion_length=max_completion)
     reasons: dict[int, str] = {}
-    for row in np.flatnonzero(ended | (over > 0).any(axis=0)).tolist():
+    for row in np.flatnonzero(ended | (over.max(axis=0) > 0)).tolist():
         reason = EARLY if ended[row] else too_long(int(prompts[row]), int(longer[row]), limits)
         assert reason is not None
         reasons[row] = reason

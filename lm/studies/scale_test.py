@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -156,6 +157,17 @@ def test_the_command_writes_what_was_measured(
     assert "| 100 " in capsys.readouterr().out
     assert door.main(["--scale"]) == 0
     assert asked == [[100, 200], [10_000, 100_000]]
+
+
+def test_what_was_measured_before_a_break_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def measure(sizes: list[int]) -> Iterator[dict[str, Any]]:
+        yield row("prepare", sizes[0], 1.0)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(scale, "measure", measure)
+    out = tmp_path / "scale.json"
+    assert door.main(["--scale", "100", "200", "--json", str(out)]) == 130
+    assert [r["pairs"] for r in json.loads(out.read_text())["rows"]] == [100]
 
 
 def test_a_stage_that_fails_is_named_with_its_traceback(tmp_path: Path) -> None:
