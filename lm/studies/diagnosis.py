@@ -712,7 +712,7 @@ def _tokens(data: Comparisons, name: str, max_prompt: int | None, max_completion
                 own[here], ends[here] = measured([pair[column] for pair in batch], how)
             bar.update(len(batch))
     prompts, sides = lengths[0], lengths[1:]
-    longer, ended = sides.max(axis=0), early[1:].any(axis=0)
+    longer, ended = sides.max(axis=0), early[1] | early[2]
     max_prompt = max_prompt or least(prompts)
     max_completion = max_completion or least(longer)
     over = np.maximum(lengths - np.array([[max_prompt], [max_completion], [max_completion]]), 0)
