@@ -180,21 +180,20 @@ def _alone(parser: argparse.ArgumentParser, options: argparse.Namespace, *kept: 
 
 
 def _scale(parser: argparse.ArgumentParser, options: argparse.Namespace) -> None:
-    """Measures, and prints the table."""
+    """Measures, and prints the table. What is measured is written as it comes: large sets take hours."""
     _alone(parser, options, "scale")
     from lm.studies import loaded
     from lm.studies.bench import machine
     from lm.studies.scale import measure, render
 
     loaded.warn_of_queue()
-    document = {
-        "rows": measure(sorted(set(options.scale or SIZES))),
-        "machine": machine(1, {}),
-        "provenance": provenance(seed=0),
-    }
+    rows: list[dict[str, Any]] = []
+    document = {"rows": rows, "machine": machine(1, {}), "provenance": provenance(seed=0)}
+    for row in measure(sorted(set(options.scale or SIZES))):
+        rows.append(row)
+        if options.json:
+            write_json(options.json, document)
     print(render(document))
-    if options.json:
-        write_json(options.json, document)
 
 
 def _at_hand(shape: Shape) -> Shape:

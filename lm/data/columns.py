@@ -133,10 +133,17 @@ def texts(dataset: Dataset, name: str) -> Iterator[str]:
         yield from table[name].to_pylist()
 
 
+DIGEST = np.dtype("S32")
+
+
+def digest(text: str) -> bytes:
+    """DIGEST of a text."""
+    return hashlib.blake2b(text.encode(), digest_size=16).hexdigest().encode()
+
+
 def digests(texts: Iterable[str]) -> npt.NDArray[np.bytes_]:
     """[N], equal where the texts are: a dictionary of the texts themselves would take more memory than they do."""
-    each = (hashlib.blake2b(text.encode(), digest_size=16).hexdigest().encode() for text in texts)
-    return np.fromiter(each, dtype="S32")
+    return np.fromiter(map(digest, texts), dtype=DIGEST)
 
 
 def numbered(digests: npt.NDArray[Any]) -> tuple[Ints, Ints]:
@@ -164,7 +171,11 @@ class Rows(Sequence[npt.NDArray[np.int32]]):
     @classmethod
     def of(cls, dataset: Dataset, *names: str) -> Rows:
         """A column of them, or several, one after the other."""
-        parts = [cls.of_table(table, name) for name in names for table in tables(dataset, [name])]
+        return cls.joined([cls.of_table(table, name) for name in names for table in tables(dataset, [name])])
+
+    @classmethod
+    def joined(cls, parts: Sequence[Rows]) -> Rows:
+        """One after the other."""
         flat = np.concatenate([np.empty(0, dtype=np.int32), *(part.flat for part in parts)])
         return cls(flat, np.concatenate([np.empty(0, dtype=np.int64), *(part.counts for part in parts)]))
 
@@ -176,7 +187,7 @@ class Rows(Sequence[npt.NDArray[np.int32]]):
         return cls(flat.astype(np.int32, copy=False), _sizes(array))
 
     @classmethod
-    def from_lists(cls, lists: Sequence[Sequence[int]]) -> Rows:
+    def from_lists(cls, lists: Sequence[Sequence[int] | npt.NDArray[np.int32]]) -> Rows:
         """Of lists that are there."""
         counts = np.fromiter(map(len, lists), dtype=np.int64, count=len(lists))
         flat = np.empty(int(counts.sum()), dtype=np.int32)
@@ -205,6 +216,10 @@ class Rows(Sequence[npt.NDArray[np.int32]]):
             raise IndexError(f"row {at} of {len(self)}")
         at %= len(self)
         return self.flat[self.ends[at] : self.ends[at + 1]]
+
+    def taken(self, at: Iterable[int]) -> Rows:
+        """These of them, in this order; one may come several times."""
+        return Rows.from_lists([self[i] for i in at])
 
     def arrow(self) -> pa.ListArray:
         """As a column."""

@@ -70,6 +70,8 @@ def test_token_ids_laid_end_to_end(rows: tuple[Dataset, list[dict[str, Any]]]) -
     assert [row.tolist() for row in twice] == [row["ids"] for row in expected] * 2
     assert [row.tolist() for row in twice[1:3]] == [row.tolist() for row in list(twice)[1:3]]
     assert found[-1].tolist() == expected[-1]["ids"]
+    assert [row.tolist() for row in found.taken([2, 0, 2])] == [expected[i]["ids"] for i in (2, 0, 2)]
+    assert Rows.joined([]).arrow().to_pylist() == []
     with pytest.raises(IndexError, match=f"row {len(expected)} of {len(expected)}"):
         found[len(expected)]
 

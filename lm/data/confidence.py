@@ -67,10 +67,10 @@ def subset(
             "has one: a column `confidence` (or `extra.confidence` in the schema of openai/summarize_from_feedback) is "
             'needed; use "all"'
         )
-    sure = np.array([certainty(c) for c in given[known].tolist()])
+    sure = np.fromiter(map(certainty, map(float, given[known])), dtype=np.float64)
     has_one = (~np.isnan(given)).tolist()
     each = zip(chosen_ids, rejected_ids, has_one, strict=True)
-    far = np.array([edit_distance(one, other) for one, other, counts in each if counts])
+    far = np.fromiter((edit_distance(one, other) for one, other, counts in each if counts), dtype=np.int64)
     middle_sure, middle_far = float(np.median(sure)), float(np.median(far))
     inside = (
         (sure > middle_sure) & (far > middle_far) if pairs == "hc_he" else (sure < middle_sure) & (far < middle_far)

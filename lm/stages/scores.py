@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from lm.data import rewards, votes
 from lm.data.columns import Rows, column, digests, listed, numbered, places_of, tables, texts, written
 from lm.data.messages import restored
 from lm.data.scored import REF_PAIR, REF_SAMPLES, SAMPLE_IDS, SAMPLED, TOKENS
+from lm.logprobs.completions import CompletionModel
 from lm.logprobs.sampling import sample_completions
 from lm.logprobs.scoring import score_pairs, score_rows
 from lm.models.opening import open_policy, open_reward_model
@@ -33,8 +35,11 @@ from lm.stages.subsets import bias, members, subset
 from lm.stages.trainings import accuracy, length_coefficient, sft
 from lm.stages.unlabelled import PAIRS as UNLABELLED
 from lm.stages.unlabelled import distils_unlabelled, rows_of, unlabelled
+from theory.records import replacing
 
 Sides = tuple[rewards.Floats, rewards.Floats]
+SAMPLES = 65_536
+"""Of pi_ref, that are drawn between two savings."""
 PAIRS, PROBE = "pairs", "probe"
 """The training pairs, and the validation pairs that a policy is probed on. Beside them there may be UNLABELLED ones."""
 
@@ -81,14 +86,8 @@ def _by_reference(run: Run, pairs: Dataset, seed: int, parts: Mapping[str, range
     policy = open_policy(sft(run).path, tokenizer(run), sized(run))
     reference = score_pairs(policy, pairs, "reference log-probs", kept=scratch)
     of_prompt, first = numbered(digests(texts(pairs, "prompt")))
-    prompts = Rows.of(pairs.select(first), "prompt_ids")
+    samples, ref_samples = _samples(run, policy, pairs.select(first), seed, scratch)
     each = run.config.sampling.reference_samples
-    repeated = [ids for ids in prompts for _ in range(each)]
-    samples = sample_completions(policy, repeated, tokenizer(run), sized(run), seed=seed, what="reference samples")
-    ref_samples = score_rows(policy, repeated, samples, "samples' log-probs").numpy().reshape(len(prompts), each)
-    drawn_of = pa.ListArray.from_arrays(
-        pa.array(np.arange(0, len(samples) + 1, each), pa.int32()), Rows.from_lists(samples).arrow()
-    )
     labels = [name for name in votes.COLUMNS if name in pairs.column_names]
     names = ["id", *TOKENS, *labels]
 
@@ -98,9 +97,11 @@ def _by_reference(run: Run, pairs: Dataset, seed: int, parts: Mapping[str, range
         for table in tables(pairs.select(rows), names):
             here = slice(at, at + len(table))
             at += len(table)
+            own = (of_prompt[here, None] * each + np.arange(each)).reshape(-1)
+            ends = pa.array(np.arange(0, len(own) + 1, each), pa.int32())
             found: dict[str, Any] = {
                 **{name: pa.array(side[here].numpy()) for name, side in zip(REF_PAIR, reference, strict=True)},
-                SAMPLE_IDS: drawn_of.take(pa.array(of_prompt[here])),
+                SAMPLE_IDS: pa.ListArray.from_arrays(ends, samples.taken(own).arrow()),
                 REF_SAMPLES: listed(ref_samples[of_prompt[here]]),
             }
             for name, values in found.items():
@@ -112,7 +113,49 @@ def _by_reference(run: Run, pairs: Dataset, seed: int, parts: Mapping[str, range
     for part, rows in parts.items():
         if rows or part == PAIRS:
             save(written(scored(rows), features, scratch / f"{part}-{ranks.index()}.arrow"), folder / part)
-    return len(prompts)
+    return len(first)
+
+
+def _samples(
+    run: Run, policy: CompletionModel, prompts: Dataset, seed: int, scratch: Path
+) -> tuple[Rows, rewards.Floats]:
+    """What pi_ref draws of each of M prompts, S samples one after the other, and their log-probs, [M, S]. Of SAMPLES at
+    a time, which are kept in the folder `scratch`: a run that broke goes on with the others."""
+    each = run.config.sampling.reference_samples
+    parts, logps = [], [np.empty((0, each))]
+    step = max(1, SAMPLES // each)
+    for start in range(0, len(prompts), step):
+        ids = Rows.of(prompts.select(range(start, min(start + step, len(prompts)))), "prompt_ids")
+        path = scratch / f"samples-{start:09}.npz"
+        found = ranks.from_first(partial(_kept, path, len(ids) * each))
+        if found is None:
+            repeated = [one for one in ids for _ in range(each)]
+            of = "" if len(ids) == len(prompts) else f", prompts from {start:,} of {len(prompts):,}"
+            drawn = sample_completions(
+                policy,
+                repeated,
+                tokenizer(run),
+                sized(run),
+                seed=seed + start * each,  # vLLM takes one for each prompt, counted from here: the same, however cut
+                what=f"reference samples{of}",
+            )
+            scores = score_rows(policy, repeated, drawn, f"samples' log-probs{of}").numpy()
+            found = Rows.from_lists(drawn), scores
+            if ranks.is_first():
+                with replacing(path) as temporary, temporary.open("wb") as file:
+                    np.savez(file, flat=found[0].flat, counts=found[0].counts, logps=scores)
+        parts.append(found[0])
+        logps.append(found[1].reshape(-1, each))
+    return Rows.joined(parts), np.concatenate(logps)
+
+
+def _kept(path: Path, count: int) -> tuple[Rows, rewards.Floats] | None:
+    """So many samples, and their log-probs, from where `_samples` kept them."""
+    if not path.exists():
+        return None
+    with np.load(path) as kept:
+        found = Rows(kept["flat"], kept["counts"]), kept["logps"]
+    return found if len(found[0]) == count else None
 
 
 @once

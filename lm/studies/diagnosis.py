@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from array import array
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from fractions import Fraction
-from itertools import chain, compress
+from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -16,9 +18,10 @@ from rich.table import Table
 from rich.text import Text
 from scipy.stats import binomtest
 
+from lm.base import progress
 from lm.config import ControlTokens, DataConfig
 from lm.data import rewards, votes
-from lm.data.columns import digests, numbered
+from lm.data.columns import DIGEST, digest, numbered
 from lm.data.control_tokens import Names, unmarked
 from lm.data.prompts import AUTO, Layout
 from lm.data.rewards import Source
@@ -36,6 +39,9 @@ if TYPE_CHECKING:
 
 Ints = npt.NDArray[np.intp]
 Floats = npt.NDArray[np.float64]
+Digests = npt.NDArray[np.bytes_]
+
+TEXTS = ("prompt", "chosen", "rejected")
 
 RATIOS = (1.0, 1.1, 1.25, 1.5, 2.0)
 """How many times the other's length makes a completion the longer one; for 1, longer at all."""
@@ -260,18 +266,22 @@ class Report:
 
 @dataclass(frozen=True)
 class Comparisons:
-    """The usable rows of a set, and how many were not."""
+    """The usable rows of a set, N, and how many were not. Texts are not held, they are read again where they are
+    needed: those of a million rows take gigabytes."""
 
     kind: str
     rows: int
-    prompts: list[str]
-    chosen: list[str]
-    rejected: list[str]
+    again: Callable[[], Iterator[tuple[str, Row]]]
+    """Reads the set once more: where each comparison stands, and its prompt, chosen and rejected."""
+    prompts: Digests
+    """[N], as of `lm.data.columns.digest`."""
+    completions: Digests
+    """[2, N], chosen and rejected, equal where the texts and their prompts are."""
+    characters: Ints
+    """[2, N], likewise."""
     margins: dict[Source, Floats]
     """Columns -> margins, [N] of one reward model or [N, K] of an ensemble, K > 1; NaN where there is none."""
     left_out: Tally
-    places: list[str]
-    """Where each stands, [N]."""
     probabilities: Floats
     """[N], that the chosen side is preferred, 1/2 for a tie; see `lm.data.votes`."""
     votes: Floats
@@ -305,42 +315,55 @@ def read(
     """
     of_set = survey(votes.Reader()(read_rows(path, subset)), path, prompt, kind)
     convert = CONVERTERS[kind]
-    values: dict[Source, list[Any]] = {source: [] for source in _reward_sources(of_set)}
-    kept: list[Row] = []
-    stands: list[str] = []
+    values = {source: _Margins() for source in _reward_sources(of_set)}
     left_out, labels = Tally(), votes.Reader()
-    probabilities, weights = [], []
+    digests, lengths = [bytearray() for _ in TEXTS], [array("q") for _ in TEXTS]
+    probabilities, weights = array("d"), array("d")
 
     def as_text(row: Row, where: str, render: Renderer = render) -> Row | Drop:
         return convert(row, where, render, of_set.layout)
 
     reading = as_text if names is None else names.reading(as_text, render)
     for _, where, row, pair in comparisons(labels(read_rows(path, subset)), reading, left_out):
-        kept.append(pair)
-        stands.append(where)
+        prompt_digest = digest(pair["prompt"])
+        for name, own, sizes in zip(TEXTS, digests, lengths, strict=True):
+            own += prompt_digest if name == "prompt" else digest(f"{prompt_digest.decode()}\0{pair[name]}")
+            sizes.append(len(pair[name]))
         label = votes.label_of(row, where)
         probabilities.append(label[votes.PROBABILITY])
         weights.append(label[votes.WEIGHT])
         for source, column in values.items():
-            column.append(_margin(row, source, where))
+            column.add(_margin(row, source, where))
     if names is not None:
         names.settle(path)
     left_out.take(labels.left_out)
-    rows = len(kept) + left_out.total()
-    if not kept:
+    rows = len(probabilities) + left_out.total()
+    if not probabilities:
         raise ValueError(f"{path}: none of {rows} rows is a comparison, left out were {dict(left_out)}")
-    prompts, chosen, rejected = ([pair[name] for pair in kept] for name in ("prompt", "chosen", "rejected"))
-    margins = {source: _stack(column, source, path) for source, column in values.items()}
+
+    def again() -> Iterator[tuple[str, Row]]:
+        count = 0
+        for _, where, _, pair in comparisons(votes.Reader()(read_rows(path, subset)), reading):
+            if (count := count + 1) > len(probabilities):
+                break
+            yield where, pair
+        if count != len(probabilities):
+            raise ValueError(
+                f"{path} changed while it was read: of {len(probabilities):,} comparisons there are {count:,}"
+            )
+
+    prompts, *completions = (np.frombuffer(own, DIGEST) for own in digests)
+    margins = {source: column.stacked(source, path) for source, column in values.items()}
     likely = np.array(probabilities)
     return Comparisons(
         of_set.kind if kind == "auto" else kind,
         rows,
+        again,
         prompts,
-        chosen,
-        rejected,
+        np.stack(completions),
+        np.array(lengths[1:], dtype=np.intp),
         _different(margins),
         left_out,
-        stands,
         likely,
         np.array(weights) if labels.counts["voted"] else (likely == 1).astype(np.float64),
         [*of_set.notes, *labels.says(), *(names.notes() if names is not None else [])],
@@ -430,17 +453,29 @@ def _reward(value: Any, where: str, name: str, listed: bool) -> Any:
     return numbers if listed else numbers[0]
 
 
-def _stack(column: Sequence[Any], source: Source, path: str) -> Floats:
-    missing: Any = float("nan")
-    if source in rewards.OF_MEMBERS:
-        sizes = {len(value) for value in column if value is not None}
+@dataclass
+class _Margins:
+    """Those of one source, a row after the other, each as of `_margin`."""
+
+    values: array[float] = field(default_factory=lambda: array("d"))
+    counts: array[int] = field(default_factory=lambda: array("q"))
+    """How many each row has."""
+
+    def add(self, margin: Any) -> None:
+        """Of the next row."""
+        own = [] if margin is None else margin if isinstance(margin, list) else [margin]
+        self.values.extend(own)
+        self.counts.append(len(own))
+
+    def stacked(self, source: Source, path: str) -> Floats:
+        """As of `Comparisons.margins`."""
+        counts = np.array(self.counts)
+        sizes = np.unique(counts[counts > 0]).tolist()
         if len(sizes) > 1:
-            raise ValueError(
-                f"{path}: {rewards.named(source)} must have as many members in every row, got {sorted(sizes)}"
-            )
-        missing = [missing] * max(sizes, default=1)
-    margins = np.array([missing if value is None else value for value in column], dtype=np.float64)
-    return margins[:, 0] if margins.shape[1:] == (1,) else margins
+            raise ValueError(f"{path}: {rewards.named(source)} must have as many members in every row, got {sizes}")
+        margins = np.full((len(counts), *(sizes or [1])), np.nan)
+        margins[counts > 0] = np.array(self.values).reshape(-1, margins.shape[1])
+        return margins[:, 0] if margins.shape[1] == 1 else margins
 
 
 def _whose(source: Source, margins: Floats) -> str:
@@ -464,13 +499,6 @@ def _different(margins: dict[Source, Floats]) -> dict[Source, Floats]:
 
 
 # ---------------------------------------------------------------- measuring
-
-
-def number(values: Iterable[Any]) -> tuple[Ints, int]:
-    """Integers from 0, equal where the values are, in order of appearance; and how many there are."""
-    seen: dict[Any, int] = {}
-    labels = np.array([seen.setdefault(value, len(seen)) for value in values], dtype=np.intp)
-    return labels, len(seen)
 
 
 def measure(
@@ -497,10 +525,9 @@ def measure(
         model_pairs: on how many pairs at most it is measured.
     """
     tokenizer = tokenizer or model
-    prompt, first = numbered(digests(data.prompts))
+    prompt, first = numbered(data.prompts)
     prompts, both = len(first), np.concatenate([prompt, prompt])
-    texts = chain(data.chosen, data.rejected)
-    response, first = numbered(digests(f"{of}\0{text}" for of, text in zip(both.tolist(), texts, strict=True)))
+    response, first = numbered(data.completions.reshape(-1))
     responses, (chosen, rejected) = len(first), response.reshape(2, -1)
     # One graph for all prompts: a completion belongs to one, so no path leads from prompt to prompt.
     one_sided, count = data.probabilities == 1, len(chosen)
@@ -520,13 +547,8 @@ def measure(
     prompt_of[response] = both
     first_of_group = np.unique(graph.components, return_index=True)[1]
 
-    if tokenizer is None:
-        lengths, tokens, unit = (
-            [np.fromiter(map(len, side), dtype=np.intp, count=count) for side in (data.chosen, data.rejected)],
-            None,
-            "characters",
-        )
-    else:
+    lengths, tokens, unit = data.characters, None, "characters"
+    if tokenizer is not None:
         lengths, tokens = _tokens(data, tokenizer, max_prompt_length, max_completion_length)
         unit = "tokens"
     decided = data.probabilities != 0.5
@@ -610,15 +632,14 @@ def _first_to_fall(data: Comparisons, model: str, tokens: Tokens | None, most: i
     from lm.models.loading import load_tokenizer
     from lm.studies import first_moves
 
-    decided = data.probabilities != 0.5
-    prompts, chosen, rejected = ([*compress(side, decided)] for side in (data.prompts, data.chosen, data.rejected))
+    decided = np.flatnonzero(data.probabilities != 0.5)
+    drawn = set(decided[first_moves.drawn(len(decided), most)].tolist())
     found = first_moves.measure(
         model,
         load_tokenizer(tokens.tokenizer, (), trust_remote_code=False),
-        (prompts, chosen, rejected),
+        [tuple(pair[name] for name in TEXTS) for i, (_, pair) in enumerate(data.again()) if i in drawn],
         max_prompt_length=tokens.max_prompt_length,
         max_completion_length=tokens.max_completion_length,
-        most=most,
     )
     falls = found.moves.winner_falls
     bounds = binomtest(int(falls.sum()), len(falls)).proportion_ci(method="wilson")
@@ -662,52 +683,73 @@ def _length_bias(ratio: float, chosen: Ints, rejected: Ints) -> LengthBias:
     return LengthBias(ratio=ratio, comparisons=total, longer_preferred=share, interval=interval)
 
 
-def _tokens(
-    data: Comparisons, name: str, max_prompt: int | None, max_completion: int | None
-) -> tuple[list[Ints], Tokens]:
-    """Lengths of chosen and rejected as they are tokenised for training, [N] each, and the report."""
+def _tokens(data: Comparisons, name: str, max_prompt: int | None, max_completion: int | None) -> tuple[Ints, Tokens]:
+    """Lengths of chosen and rejected as they are tokenised for training, [2, N], and the report."""
     from lm.data.limits import least
     from lm.data.tokens import EARLY, completion_ids, ends_early, prompt_ids, too_long
     from lm.models.loading import load_tokenizer  # torch comes with it
 
-    texts = map(unmarked, (*data.prompts, *data.chosen, *data.rejected))
+    texts = (unmarked(pair[column]) for column in TEXTS for _, pair in data.again())
     tokenizer = load_tokenizer(name, texts, trust_remote_code=False)
 
-    def measured(
-        texts: list[str], ids: Callable[[PreTrainedTokenizerBase, list[str]], list[list[int]]]
-    ) -> tuple[Ints, Ints]:
-        """Tokens of each, and whether end-of-text is among them before the end."""
-        label, _ = number(texts)
+    def measured(texts: list[str], ids: Callable[[PreTrainedTokenizerBase, list[str]], list[list[int]]]) -> Ints:
+        """Tokens of each, and whether end-of-text is among them before the end, [2, N]."""
         different = list(dict.fromkeys(texts))
-        batches = (different[start : start + BATCH] for start in range(0, len(different), BATCH))
-        found = [(len(each), ends_early(each, tokenizer)) for batch in batches for each in ids(tokenizer, batch)]
-        length, early = np.array(found, dtype=np.intp)[label].T
-        return length, early
+        found = {
+            text: (len(each), ends_early(each, tokenizer))
+            for text, each in zip(different, ids(tokenizer, different), strict=True)
+        }
+        return np.array([found[text] for text in texts], dtype=np.intp).T
 
-    prompts, _ = measured(data.prompts, prompt_ids)
-    sides, early = zip(*(measured(side, completion_ids) for side in (data.chosen, data.rejected)), strict=True)
+    count = len(data.prompts)
+    lengths, early = np.empty((3, count), dtype=np.intp), np.empty((3, count), dtype=bool)
+    rows, at = (pair for _, pair in data.again()), 0
+    with progress.bar("tokenising", total=count) as bar:
+        while batch := list(islice(rows, BATCH)):
+            here = slice(at, at := at + len(batch))
+            for column, own, ends in zip(TEXTS, lengths, early, strict=True):
+                how = prompt_ids if column == "prompt" else completion_ids
+                own[here], ends[here] = measured([pair[column] for pair in batch], how)
+            bar.update(len(batch))
+    prompts, sides = lengths[0], lengths[1:]
+    longer, ended = sides.max(axis=0), early[1] | early[2]
     max_prompt = max_prompt or least(prompts)
-    max_completion = max_completion or least(np.maximum(*sides))
-    over = [np.maximum(prompts - max_prompt, 0), *(np.maximum(side - max_completion, 0) for side in sides)]
+    max_completion = max_completion or least(longer)
+    over = np.maximum(lengths - np.array([[max_prompt], [max_completion], [max_completion]]), 0)
     limits = DataConfig(max_prompt_length=max_prompt, max_completion_length=max_completion)
-    left_out = Tally()
-    ends = (early[0] | early[1]).tolist()
-    for where, ended, prompt, *both in zip(
-        data.places, ends, prompts.tolist(), *(side.tolist() for side in sides), strict=True
-    ):
-        if (reason := EARLY if ended else too_long(prompt, max(both), limits)) is not None:
-            left_out.add(reason, where)
-    return list(sides), Tokens(
+    reasons: dict[int, str] = {}
+    for row in np.flatnonzero(ended | (over.max(axis=0) > 0)).tolist():
+        reason = EARLY if ended[row] else too_long(int(prompts[row]), int(longer[row]), limits)
+        assert reason is not None
+        reasons[row] = reason
+    left_out = _placed(data, reasons)
+    return sides, Tokens(
         tokenizer=name,
         longest_prompt=int(prompts.max()),
-        longest_completion=int(max(side.max() for side in sides)),
+        longest_completion=int(longer.max()),
         max_prompt_length=max_prompt,
         max_completion_length=max_completion,
         too_long=left_out.total(),
         left_out=dict(left_out),
         first=left_out.first,
-        tokens_cut=int(np.sum(over)),
+        tokens_cut=int(over.sum()),
     )
+
+
+def _placed(data: Comparisons, reasons: Mapping[int, str]) -> Tally:
+    """Comparisons, by their number, and why they are left out, counted."""
+    told, first = Counter[str](), dict.fromkeys(reasons, "")
+    for row, reason in reasons.items():
+        told[reason] += 1
+        if told[reason] > Tally.FIRST:
+            del first[row]
+    for row, (where, _) in zip(range(max(first, default=-1) + 1), data.again(), strict=False):
+        if row in first:
+            first[row] = where
+    left_out = Tally()
+    for row, reason in reasons.items():
+        left_out.add(reason, first.get(row, ""))
+    return left_out
 
 
 def _rewards(margins: Floats, decided: Any, source: Source, member: int | None) -> Rewards:

@@ -7,6 +7,7 @@ import json
 import random
 import subprocess
 import sys
+import tracemalloc
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from itertools import permutations
@@ -26,13 +27,25 @@ import lm.__main__
 from lm.base.files import write_jsonl
 from lm.config import DataConfig
 from lm.data import rewards
+from lm.data.columns import numbered
 from lm.data.lengths import length_class
 from lm.data.rows import Tally
 from lm.data.templates import chat_renderer
 from lm.data.tokens import load, tokenise
 from lm.diagnose import main
 from lm.models.loading import load_tokenizer
-from lm.studies.diagnosis import QUANTILES, RATIOS, FirstToFall, Report, advise, measure, read, renderer_of
+from lm.studies.diagnosis import (
+    QUANTILES,
+    RATIOS,
+    TEXTS,
+    Comparisons,
+    FirstToFall,
+    Report,
+    advise,
+    measure,
+    read,
+    renderer_of,
+)
 from lm.studies.first_moves_test import trained_moves
 from tests import tiny
 from tests.startup_test import loaded
@@ -50,6 +63,59 @@ def report_on(rows: Rows, folder: Path, **options: Any) -> Report:
     write_jsonl(folder / "pairs.jsonl", rows)
     limits = {"max_prompt_length": 512, "max_completion_length": 128, **options}
     return measure(read(str(folder / "pairs.jsonl")), "pairs", **limits)
+
+
+def texts_of(data: Comparisons) -> list[list[str]]:
+    return [[pair[name] for _, pair in data.again()] for name in TEXTS]
+
+
+# ---------------------------------------------------------------- a set without its texts
+
+
+VOTED = {"response_a": "a", "response_b": "b c", "votes_a": 2, "votes_b": 1}
+SHAPES: dict[str, Rows] = {
+    "repeated": [row("p", "a", "b"), row("q", "b", "a"), row("p", "a", "b"), row("p", "b", "a"), row("p", "a", "a")],
+    "soft": [row("p", "a", "b", chosen_probability=p) for p in (1.0, 0.5, 0.2)],
+    "votes": [{"prompt": "p", **VOTED}, {"prompt": "q", **VOTED, "votes_b": 9}],
+    "groups": [{"prompt": p, "completions": ["a", "b", "c d", "b"], "ranks": [1, 2, 2, 4]} for p in "pqp"],
+}
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_digests_and_lengths_are_those_of_the_texts(shape: str, tmp_path: Path) -> None:
+    write_jsonl(tmp_path / "pairs.jsonl", SHAPES[shape])
+    data = read(str(tmp_path / "pairs.jsonl"))
+    prompts, *sides = texts_of(data)
+    answers = [(prompt, text) for side in sides for prompt, text in zip(prompts, side, strict=True)]
+    for found, texts in ((data.prompts, prompts), (data.completions.reshape(-1), answers)):
+        different: list[Any] = list(dict.fromkeys(texts))
+        assert numbered(found)[0].tolist() == [different.index(text) for text in texts]
+    assert data.characters.tolist() == [list(map(len, side)) for side in sides]
+    if shape == "repeated":  # control: a text under another prompt is another completion
+        assert sides[0][0] == sides[1][1]
+        assert data.completions[0, 0] != data.completions[1, 1]
+
+
+def test_what_is_held_of_a_set_is_less_than_its_texts(tmp_path: Path) -> None:
+    write_jsonl(tmp_path / "pairs.jsonl", [row(f"{i} {'x' * 9000}", "a", "b") for i in range(400)])
+    tracemalloc.start()
+    data = read(str(tmp_path / "pairs.jsonl"))
+    held = tracemalloc.get_traced_memory()[0]
+    texts = texts_of(data)
+    with_texts = tracemalloc.get_traced_memory()[0]
+    tracemalloc.stop()
+    size = sum(map(len, texts[0]))
+    assert held < size / 4 < size < with_texts
+
+
+def test_a_set_that_changes_while_it_is_read_is_refused(tmp_path: Path) -> None:
+    rows = [row("p", "a", "b"), row("p", "b", "c")]
+    for other, count in ((rows[:1], 1), (rows * 2, 3)):
+        write_jsonl(tmp_path / "pairs.jsonl", rows)
+        data = read(str(tmp_path / "pairs.jsonl"))
+        write_jsonl(tmp_path / "pairs.jsonl", other)
+        with pytest.raises(ValueError, match=rf"changed while it was read: of 2 comparisons there are {count}"):
+            measure(data, "", tokenizer="scratch:tiny")
 
 
 # ---------------------------------------------------------------- the preference graph
@@ -477,9 +543,7 @@ def test_the_report_and_the_preparing_agree_on_every_row(form: str, tmp_path: Pa
     prepared, _ = tokenise(loaded.preferences, tokenizer, config, tmp_path / "ids.arrow", over)
 
     data = read(path, render=renderer_of(None, own))
-    assert [data.prompts, data.chosen, data.rejected] == [
-        loaded.preferences[name][:] for name in ("prompt", "chosen", "rejected")
-    ]
+    assert texts_of(data) == [loaded.preferences[name][:] for name in TEXTS]
     report = measure(data, "", tokenizer=own, **limits)
     assert (report.left_out, report.first) == (loaded.dropped["preferences"], loaded.first["preferences"])
     tokens = report.tokens
@@ -631,8 +695,9 @@ def test_the_columns_tell_the_schema(rows: Rows, kind: str, tmp_path: Path) -> N
     data = read(str(tmp_path / "pairs.jsonl"))
     assert data.kind == kind
     assert data.rows == len(data.prompts) == len(rows)
-    assert "hi" in data.prompts[0]
-    assert [text.strip() for text in (*data.chosen[:1], *data.rejected[:1])] == ["a", "b"]
+    prompts, *sides = texts_of(data)
+    assert "hi" in prompts[0]
+    assert [side[0].strip() for side in sides] == ["a", "b"]
 
 
 def test_messages_that_differ_before_the_last_are_left_out(tmp_path: Path) -> None:

@@ -49,31 +49,33 @@ def check(spec: str) -> None:
     check_model(spec, trust_remote_code=False)
 
 
+def drawn(pairs: int, most: int) -> npt.NDArray[np.int64]:
+    """Numbers of at most so many of the pairs, without replacement (seed 0), ascending."""
+    return np.sort(np.random.default_rng(0).permutation(pairs)[:most])
+
+
 def measure(
     spec: str,
     tokenizer: PreTrainedTokenizerBase,
-    texts: tuple[Sequence[str], Sequence[str], Sequence[str]],
+    texts: Sequence[tuple[str, ...]],
     *,
     max_prompt_length: int,
     max_completion_length: int,
-    most: int,
 ) -> Measured:
-    """First moves on pairs drawn without replacement (seed 0), in float32 parameters and one pair at a time.
+    """First moves on pairs, in float32 parameters and one pair at a time.
 
     Args:
         spec: hub name or folder of the model.
         tokenizer: its own.
-        texts: prompts, chosen and rejected completions, [N] each; tokenised as for training.
+        texts: (prompt, chosen, rejected) of N pairs; tokenised as for training.
         max_prompt_length: longest prompt, tokens; a pair beyond it is left out.
         max_completion_length: likewise, with end-of-text.
-        most: pairs to draw.
 
     Raises:
         ValueError: the model cannot be loaded, has too few positions for the limits, or no pair is within them.
     """
-    drawn = np.sort(np.random.default_rng(0).permutation(len(texts[0]))[:most]).tolist()
-    prompts = prompt_ids(tokenizer, [texts[0][i] for i in drawn])
-    sides = [completion_ids(tokenizer, [side[i] for i in drawn]) for side in texts[1:]]
+    asked, *answers = map(list, zip(*texts, strict=True))
+    prompts, sides = prompt_ids(tokenizer, asked), [completion_ids(tokenizer, side) for side in answers]
     rows = [
         (prompt, chosen, rejected)
         for prompt, chosen, rejected in zip(prompts, *sides, strict=True)
@@ -81,7 +83,7 @@ def measure(
     ]
     if not rows:
         raise ValueError(
-            f"model {spec!r}: none of {len(drawn)} pairs is within {max_prompt_length} tokens of prompt and "
+            f"model {spec!r}: none of {len(texts)} pairs is within {max_prompt_length} tokens of prompt and "
             f"{max_completion_length} of completion; raise --max-prompt-length or --max-completion-length"
         )
     limits = DataConfig(max_prompt_length=max_prompt_length, max_completion_length=max_completion_length)
@@ -90,7 +92,7 @@ def measure(
     model = load_policy(spec, tokenizer, config).to(device_named(config.device)).eval()
     return Measured(
         moves=head_moves(model, rows),
-        too_long=len(drawn) - len(rows),
+        too_long=len(texts) - len(rows),
         tied=model.get_input_embeddings().weight is model.get_output_embeddings().weight,
         capped=getattr(model.config.get_text_config(), "final_logit_softcapping", None) is not None,
     )

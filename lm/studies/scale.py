@@ -91,15 +91,14 @@ def measured(job: Job) -> Measured:
     return answer
 
 
-def measure(sizes: Sequence[int], folder: Path | None = None) -> list[dict[str, Any]]:
-    """A row for each stage and size, in this order.
+def measure(sizes: Sequence[int], folder: Path | None = None) -> Iterator[dict[str, Any]]:
+    """A row for each stage and size, in this order, as they come.
 
     Args:
         sizes: pairs.
         folder: what is made is kept there, and taken from there again; None for a temporary one.
     """
     stages = [stage for stage in STAGES if stage != "trl" or trl_installed()]
-    rows = []
     with tempfile.TemporaryDirectory() as temporary:
         root = folder or Path(temporary)
         with progress.bar("scale", total=sum(sizes) * len(stages), unit="pair") as bar:
@@ -110,10 +109,10 @@ def measure(sizes: Sequence[int], folder: Path | None = None) -> list[dict[str, 
                     make_text(own / "pairs.jsonl", pairs)
                 for stage in stages:
                     found = measured(Job(stage, own))
-                    rows.append({"stage": stage, "pairs": pairs, **rates(pairs, found), **vars(found)})
-                    progress.say(in_words(rows[-1]))
+                    row = {"stage": stage, "pairs": pairs, **rates(pairs, found), **vars(found)}
+                    progress.say(in_words(row))
                     bar.update(pairs)
-    return rows
+                    yield row
 
 
 def rates(pairs: int, found: Measured) -> dict[str, float]:

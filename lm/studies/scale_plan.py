@@ -5,8 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-STAGES = ("prepare", "diagnose", "bias", "confidence", "score", "export", "load", "trl")
-"""In this order, as the later ones stand on the earlier; the last is TRL's preparation."""
+STAGES = ("diagnose", "bias", "prepare", "confidence", "score", "export", "load", "trl")
+"""In this order: the first two read the file alone, then the later ones stand on the earlier; the last is TRL's
+preparation."""
 
 
 @dataclass(frozen=True)

@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import json
+import shutil
+from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
+from unittest.mock import patch
 
 import pytest
 import torch
+from datasets import Dataset
 
 from lm import bench as door
+from lm.stages import scores
 from lm.stages.data import opened
 from lm.studies import scale, scale_workers
 from lm.studies.scale import growth, make_text, over_trl, rates, render
@@ -62,6 +68,56 @@ def test_a_stand_in_gives_each_completion_its_own_score() -> None:
     assert found.tolist() == [-1, -2, -1]
 
 
+def scored(folder: Path) -> Dataset:
+    """Anew by the stand-in, two samples a prompt."""
+    shutil.rmtree(folder / "run/score", ignore_errors=True)
+    run = scale_workers.run_of(folder, "--sampling.reference_samples=2")
+    with patch.object(scores, "open_policy", lambda *_: scale_workers.StandIn()):
+        return opened(scores.scores(run).path / "pairs")
+
+
+def test_samples_come_in_parts_which_a_run_that_broke_keeps(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every prompt has its own, whatever pair it stands in; what is drawn again is what the broken part lacked."""
+    lines = (folder / "pairs.jsonl").read_text().splitlines()
+    again = [{**json.loads(line), "chosen": f" {i}."} for i, line in enumerate(lines[:50])]  # prompts that stand twice
+    (tmp_path / "model").symlink_to(folder / "model")
+    (tmp_path / "pairs.jsonl").write_text("\n".join([*lines, *map(json.dumps, again)]))
+    asked: list[list[Any]] = []
+    most = [99]
+
+    def drawn(model: Any, prompts: Any, *rest: Any, **options: Any) -> list[list[int]]:
+        if len(asked) == most[0]:
+            raise KeyboardInterrupt
+        asked.append([tuple(ids) for ids in prompts])
+        return scale_workers.drawn(model, prompts, *rest, **options)
+
+    monkeypatch.setattr(scores, "sample_completions", drawn)
+    rows = scored(tmp_path)[:]
+    (every,) = asked
+    end, seed = rows["sample_ids"][0][0][-1], scale_workers.run_of(tmp_path).seed("score")
+    samples = scale_workers.drawn(None, every, SimpleNamespace(eos_token_id=end), None, seed=seed, what="")
+    of = {prompt: samples[2 * i : 2 * i + 2] for i, prompt in enumerate(every[::2])}
+    assert every[::2] == every[1::2] == list(of)
+    assert len(of) < len(rows["id"])
+    assert rows["sample_ids"] == [of[tuple(ids)] for ids in rows["prompt_ids"]]
+    assert rows["ref_sample_logps"] == [[-len(ids) for ids in both] for both in rows["sample_ids"]]
+
+    monkeypatch.setattr(scores, "SAMPLES", 101)  # of 50 prompts, then
+    asked.clear()
+    in_parts = list(scored(tmp_path))
+    most[0], parts = 2, list(asked)
+    assert [len(part) for part in parts[:-1]] == [100] * (len(parts) - 1)
+    assert [ids for part in parts for ids in part] == every
+    asked.clear()
+    with pytest.raises(KeyboardInterrupt):
+        scored(tmp_path)
+    most[0] = 99
+    assert list(scored(tmp_path)) == in_parts
+    assert asked == parts
+
+
 def row(stage: str, pairs: int, cpu_seconds: float) -> dict[str, Any]:
     found = Measured(2 * cpu_seconds, cpu_seconds, 500.0, 400.0, 300.0, 7.0)
     return {"stage": stage, "pairs": pairs, **rates(pairs, found), **vars(found)}
@@ -101,6 +157,17 @@ def test_the_command_writes_what_was_measured(
     assert "| 100 " in capsys.readouterr().out
     assert door.main(["--scale"]) == 0
     assert asked == [[100, 200], [10_000, 100_000]]
+
+
+def test_what_was_measured_before_a_break_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def measure(sizes: list[int]) -> Iterator[dict[str, Any]]:
+        yield row("prepare", sizes[0], 1.0)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(scale, "measure", measure)
+    out = tmp_path / "scale.json"
+    assert door.main(["--scale", "100", "200", "--json", str(out)]) == 130
+    assert [r["pairs"] for r in json.loads(out.read_text())["rows"]] == [100]
 
 
 def test_a_stage_that_fails_is_named_with_its_traceback(tmp_path: Path) -> None:
