@@ -323,6 +323,7 @@ RUN_BY = {
     "lm.workflow.job": "lm/workflow/workflow_test.py",
     "lm.workflow.regimes": "lm/workflow/regimes_test.py",
     "lm.workflow.tables": "lm/workflow/tables_test.py",
+    "tests.gpu": "tests/gpu_test.py",
     "tests.slurm": "tests/beyond_one_machine_test.py",
     "tests.two_hosts": "tests/beyond_one_machine_test.py",
     "lm.workflow.verdicts": "lm/workflow/verdicts_test.py",
