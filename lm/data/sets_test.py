@@ -74,7 +74,8 @@ def test_a_prompt_under_another_name_is_not_ignored(name: str, close: bool, tmp_
             way(write(tmp_path, rows))
     expected = [(f"Why {i}?", "It is a yes", "It is a no") for i in range(3)]
     assert texts(loaded(tmp_path, rows, prompt=name)) == expected
-    assert read(write(tmp_path, rows), prompt=name).prompts == [prompt for prompt, *_ in expected]
+    again = read(write(tmp_path, rows), prompt=name).again()
+    assert [row["prompt"] for _, row in again] == [prompt for prompt, *_ in expected]
 
 
 def test_a_prompt_is_inferred_where_nothing_else_may_hold_it_and_that_is_said(tmp_path: Path) -> None:
@@ -180,7 +181,7 @@ def test_a_prompt_that_all_sides_begin_with_is_taken_off(tmp_path: Path) -> None
         "in 19 of 20 rows both sides begin with the prompt, which is taken off there (not in "
         f"{tmp_path}/pairs.jsonl, line 20)"
     )
-    assert [chosen for _, chosen, _ in texts(loaded(tmp_path, doubled(4)))] == [" Yes"] * 4
+    assert [row["chosen"] for _, row in read(write(tmp_path, doubled(4))).again()] == [" Yes"] * 4
 
 
 def test_where_few_begin_with_it_that_is_chance_and_said(tmp_path: Path) -> None:
