@@ -224,7 +224,9 @@ BOTH: dict[str, Callable[..., dict[str, Any]]] = {"frontier": frontier_values, "
 @pytest.mark.parametrize(("kind", "style"), [("frontier", "slides"), ("real_text", "paper")])
 def test_drawn_from_the_file(kind: str, style: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("figures.registry.RESULTS", tmp_path)
-    (tmp_path / ("study.json" if kind == "frontier" else f"{kind}.json")).write_text(json.dumps(BOTH[kind](presets=("one",))))
+    (tmp_path / ("study.json" if kind == "frontier" else f"{kind}.json")).write_text(
+        json.dumps(BOTH[kind](presets=("one",)))
+    )
     caption = redraw(kind, tmp_path / "out", style=style)[3].read_text()
     assert caption.isascii()
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
