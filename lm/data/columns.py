@@ -17,6 +17,9 @@ import pyarrow.compute as pc  # type: ignore[import-untyped]
 from datasets import Dataset, Features
 from datasets.arrow_writer import ArrowWriter
 
+from lm.base import ranks
+from theory.records import replacing
+
 Ints = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float64]
 
@@ -144,6 +147,33 @@ def digest(text: str) -> bytes:
 def digests(texts: Iterable[str]) -> npt.NDArray[np.bytes_]:
     """[N], equal where the texts are: a dictionary of the texts themselves would take more memory than they do."""
     return np.fromiter(map(digest, texts), dtype=DIGEST)
+
+
+def kept_arrays(
+    path: Path | None, shapes: Mapping[str, tuple[int, ...]], compute: Callable[[], dict[str, Any]]
+) -> dict[str, Any]:
+    """Arrays by name: from the file where they were kept, or else computed, by all ranks, and kept there.
+
+    Args:
+        path: .npz, which the first rank reads and writes; None to compute and keep nothing.
+        shapes: of some of the arrays; a file with others is of something else, and made anew.
+        compute: makes them.
+    """
+
+    def known() -> dict[str, Any] | None:
+        if path is None or not path.exists():
+            return None
+        with np.load(path) as file:
+            found = dict(file)
+        return found if all(found[name].shape == shape for name, shape in shapes.items()) else None
+
+    found = ranks.from_first(known)
+    if found is None:
+        found = compute()
+        if path is not None and ranks.is_first():
+            with replacing(path) as temporary, temporary.open("wb") as file:
+                np.savez(file, **found)
+    return found
 
 
 def numbered(digests: npt.NDArray[Any]) -> tuple[Ints, Ints]:

@@ -15,9 +15,8 @@ from datasets import Dataset
 from torch import Tensor
 
 from lm.base import progress, ranks
-from lm.data.columns import Rows
+from lm.data.columns import Rows, kept_arrays
 from lm.logprobs.completions import CompletionModel, CompletionOutput, collate
-from theory.records import replacing
 
 Ids = Sequence[int] | npt.NDArray[np.int32]
 PAIRS = 65_536
@@ -171,38 +170,26 @@ def score_pairs(
     found = [torch.zeros(2, 0, dtype=torch.float64)]
     for start in range(0, len(pairs), PAIRS):
         part = pairs.select(range(start, min(start + PAIRS, len(pairs)))) if len(pairs) > PAIRS else pairs
-        path = None if kept is None else kept / f"{what.replace(' ', '-')}-{start:09}.npy"
-        scores = ranks.from_first(partial(_known, path, len(part)))
-        if scores is None:
-            named = what if len(pairs) <= PAIRS else f"{what}, pairs from {start:,} of {len(pairs):,}"
-            scores = _both_sides(model, part, named, rewards).reshape(2, -1)
-            if path is not None and ranks.is_first():
-                with replacing(path) as temporary, temporary.open("wb") as file:
-                    np.save(file, scores.numpy())
-        found.append(scores)
+        named = what if len(pairs) <= PAIRS else f"{what}, pairs from {start:,} of {len(pairs):,}"
+        path = None if kept is None else kept / f"{what.replace(' ', '-')}-{start:09}.npz"
+        compute = partial(_both_sides, model, part, named, rewards)
+        found.append(torch.from_numpy(kept_arrays(path, {"scores": (2, len(part))}, compute)["scores"]))
     chosen, rejected = torch.cat(found, dim=1)
     return chosen, rejected
 
 
-def _known(path: Path | None, count: int) -> Tensor | None:
-    """Scores that were kept of so many pairs, [2, N]."""
-    if path is None or not path.exists():
-        return None
-    scores = torch.from_numpy(np.load(path))
-    return scores if scores.shape == (2, count) else None
-
-
-def _both_sides(model: CompletionModel, pairs: Dataset, what: str, rewards: bool | None) -> Tensor:
-    """[2N]."""
+def _both_sides(model: CompletionModel, pairs: Dataset, what: str, rewards: bool | None) -> dict[str, Any]:
+    """`scores` of N pairs, [2, N]."""
     prompts, completions = Rows.of(pairs, "prompt_ids"), Rows.of(pairs, "chosen_ids", "rejected_ids")
     try:
-        return score_rows(model, [*prompts, *prompts], completions, what, rewards=rewards)
+        scores = score_rows(model, [*prompts, *prompts], completions, what, rewards=rewards)
     except ScoreError as error:
         side, row = ("chosen", "rejected")[error.row // len(pairs)], error.row % len(pairs)
         raise FloatingPointError(
             f"{what}: the score of the {side} completion of pair {pairs['id'][row]} is {error.value}; every score must "
             "be finite"
         ) from None
+    return {"scores": scores.reshape(2, -1).numpy()}
 
 
 def score_states(model: CompletionModel, pairs: Dataset, what: str) -> tuple[Tensor, Tensor]:

@@ -16,7 +16,7 @@ from datasets import Dataset, List, Value
 from lm.base import ranks
 from lm.base.store import Artifact
 from lm.data import rewards, votes
-from lm.data.columns import Rows, column, digests, listed, numbered, places_of, tables, texts, written
+from lm.data.columns import Rows, column, digests, kept_arrays, listed, numbered, places_of, tables, texts, written
 from lm.data.messages import restored
 from lm.data.scored import REF_PAIR, REF_SAMPLES, SAMPLE_IDS, SAMPLED, TOKENS
 from lm.logprobs.completions import CompletionModel
@@ -35,7 +35,6 @@ from lm.stages.subsets import bias, members, subset
 from lm.stages.trainings import accuracy, length_coefficient, sft
 from lm.stages.unlabelled import PAIRS as UNLABELLED
 from lm.stages.unlabelled import distils_unlabelled, rows_of, unlabelled
-from theory.records import replacing
 
 Sides = tuple[rewards.Floats, rewards.Floats]
 SAMPLES = 65_536
@@ -126,36 +125,25 @@ def _samples(
     step = max(1, SAMPLES // each)
     for start in range(0, len(prompts), step):
         ids = Rows.of(prompts.select(range(start, min(start + step, len(prompts)))), "prompt_ids")
-        path = scratch / f"samples-{start:09}.npz"
-        found = ranks.from_first(partial(_kept, path, len(ids) * each))
-        if found is None:
-            repeated = [one for one in ids for _ in range(each)]
-            of = "" if len(ids) == len(prompts) else f", prompts from {start:,} of {len(prompts):,}"
-            drawn = sample_completions(
-                policy,
-                repeated,
-                tokenizer(run),
-                sized(run),
-                seed=seed + start * each,  # vLLM takes one for each prompt, counted from here: the same, however cut
-                what=f"reference samples{of}",
-            )
-            scores = score_rows(policy, repeated, drawn, f"samples' log-probs{of}").numpy()
-            found = Rows.from_lists(drawn), scores
-            if ranks.is_first():
-                with replacing(path) as temporary, temporary.open("wb") as file:
-                    np.savez(file, flat=found[0].flat, counts=found[0].counts, logps=scores)
-        parts.append(found[0])
-        logps.append(found[1].reshape(-1, each))
+        of = "" if len(ids) == len(prompts) else f", prompts from {start:,} of {len(prompts):,}"
+        repeated = [one for one in ids for _ in range(each)]
+        found = kept_arrays(
+            scratch / f"samples-{start:09}.npz",
+            {"counts": (len(repeated),)},
+            # vLLM takes a seed for each prompt, counted from here: the same, however cut.
+            partial(_drawn, run, policy, repeated, seed + start * each, of),
+        )
+        parts.append(Rows(found["flat"], found["counts"]))
+        logps.append(found["logps"].reshape(-1, each))
     return Rows.joined(parts), np.concatenate(logps)
 
 
-def _kept(path: Path, count: int) -> tuple[Rows, rewards.Floats] | None:
-    """So many samples, and their log-probs, from where `_samples` kept them."""
-    if not path.exists():
-        return None
-    with np.load(path) as kept:
-        found = Rows(kept["flat"], kept["counts"]), kept["logps"]
-    return found if len(found[0]) == count else None
+def _drawn(run: Run, policy: CompletionModel, prompts: list[Any], seed: int, of: str) -> dict[str, Any]:
+    """A completion of each prompt, as `Rows` has them, and their log-probs; `of` says which prompts they are."""
+    drawn = sample_completions(policy, prompts, tokenizer(run), sized(run), seed=seed, what=f"reference samples{of}")
+    scores = score_rows(policy, prompts, drawn, f"samples' log-probs{of}").numpy()
+    rows = Rows.from_lists(drawn)
+    return {"flat": rows.flat, "counts": rows.counts, "logps": scores}
 
 
 @once
