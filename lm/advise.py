@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from lm.base.command import add_force, check_free
+from lm.base.command import add_force, check_free, own_options
 from lm.base.files import expanded
 from lm.stages.run import Run, command
-from theory.shell import MISTAKEN, Parser, print_anywhere
+from theory.shell import MISTAKEN, Parser
 
 SET = {"--data.kind": "preferences", "--methods": "[dpo]", "--output_dir": "runs/advise"}
 """Options that are these where they are not given."""
@@ -37,6 +38,16 @@ def work(run: Run, data: str, study: Path | None, out: Path | None) -> None:
     show(told, Console())
 
 
+def _check(own: argparse.Namespace) -> None:
+    if own.data is None:
+        raise ValueError("DATA is needed: hub name, file or folder of preferences")
+    own.study, own.json = (None if name is None else Path(expanded(name)) for name in (own.study, own.json))
+    if own.json is not None:
+        check_free("--json", own.json, force=own.force)
+    elif own.force:
+        raise ValueError("--force goes with --json")
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command; returns its exit status."""
     parser = Parser(prog="python -m lm.advise", usage="%(prog)s DATA [OPTION OF lm.train ...]", add_help=False)
@@ -44,32 +55,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--study", metavar="FILE", help="of lm.workflow.regimes; default: the one that comes with it")
     parser.add_argument("--json", metavar="FILE", help="also write the report as JSON")
     add_force(parser)
-    own, rest = parser.parse_known_args(arguments)
-    print_anywhere()
-    study, out = None, None
-    if {"-h", "--help"} & set(rest):
-        parser.print_help()
-        print("\nThe run's options:\n")
-    else:
-        try:
-            if own.data is None:
-                raise ValueError("DATA is needed: hub name, file or folder of preferences")
-            study = None if own.study is None else Path(expanded(own.study))
-            if own.json is not None:
-                check_free("--json", out := Path(expanded(own.json)), force=own.force)
-            elif own.force:
-                raise ValueError("--force goes with --json")
-        except ValueError as error:
-            print(f"error: {error}", file=sys.stderr)
-            return MISTAKEN
-        given = {word.split("=")[0] for word in rest}
-        rest = [
-            f"--data.path={own.data}",
-            *(f"{name}={value}" for name, value in SET.items() if name not in given),
-            *rest,
-        ]
+    if (found := own_options(parser, arguments, _check)) is None:
+        return MISTAKEN
+    own, rest = found
+    given = {word.split("=")[0] for word in rest}
+    unsaid = [f"{name}={value}" for name, value in SET.items() if name not in given]
+    rest = [*([] if own.data is None else [f"--data.path={own.data}"]), *unsaid, *rest]
     examples = ("pairs.jsonl", "pairs.jsonl --model NAME --policy.epochs 0.5 --json advice.json")
-    action = lambda run: work(run, own.data, study, out)  # noqa: E731
+    action = lambda run: work(run, own.data, own.study, own.json)  # noqa: E731
     return command("lm.advise", action, examples=examples, arguments=rest)
 
 

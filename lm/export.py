@@ -16,14 +16,15 @@ Drawn anew by the seed of that run, all rows would be for training again.
 
 from __future__ import annotations
 
+import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from lm.base.command import add_force, check_free
+from lm.base.command import add_force, check_free, own_options
 from lm.base.files import expanded
 from lm.stages.run import Run, command
-from theory.shell import MISTAKEN, Parser, print_anywhere
+from theory.shell import MISTAKEN, Parser
 
 
 def export(run: Run, out: Path, *, ids: bool = False, samples: bool = False) -> None:
@@ -40,6 +41,13 @@ def export(run: Run, out: Path, *, ids: bool = False, samples: bool = False) -> 
     progress.say(f"written: {out}")
 
 
+def _check(own: argparse.Namespace) -> None:
+    if own.out is None:
+        raise ValueError("--out FILE is needed: .jsonl, .jsonl.gz or .parquet")
+    own.out = Path(expanded(own.out))
+    check_free("--out", own.out, force=own.force)
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command; returns its exit status."""
     parser = Parser(prog="python -m lm.export", usage="%(prog)s --out FILE [OPTION OF lm.train ...]", add_help=False)
@@ -47,26 +55,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--ids", action="store_true", help="also the ids of the tokens that the log-probs are of")
     parser.add_argument("--samples", action="store_true", help="also pi_ref's samples, as many as the run has, and ids")
     add_force(parser)
-    own, rest = parser.parse_known_args(arguments)
-    print_anywhere()
-    out = Path()
-    if {"-h", "--help"} & set(rest):
-        parser.print_help()
-        print("\nThe run's options:\n")
-    else:
-        try:
-            if own.out is None:
-                raise ValueError("--out FILE is needed: .jsonl, .jsonl.gz or .parquet")
-            check_free("--out", out := Path(expanded(own.out)), force=own.force)
-        except ValueError as error:
-            print(f"error: {error}", file=sys.stderr)
-            return MISTAKEN
+    if (found := own_options(parser, arguments, _check)) is None:
+        return MISTAKEN
+    own, rest = found
     examples = (
         "--out scored.jsonl",
         "--out scored.parquet --config runs/demo/config.yaml",
         "--out scored.parquet --samples --config runs/demo/config.yaml",
     )
-    action = lambda run: export(run, out, ids=own.ids, samples=own.samples)  # noqa: E731
+    action = lambda run: export(run, own.out, ids=own.ids, samples=own.samples)  # noqa: E731
     return command("lm.export", action, examples=examples, arguments=rest)
 
 
