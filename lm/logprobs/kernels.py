@@ -180,7 +180,8 @@ def onednn_available() -> bool:
     return bool(built) and hasattr(torch.ops.mkldnn, "_linear_pointwise")
 
 
-def _onednn_product(left: Tensor, right: Tensor) -> Tensor:
+def onednn_product(left: Tensor, right: Tensor) -> Tensor:
+    """left @ right.T through oneDNN; float32 on the CPU, [a, k], [b, k] -> [a, b]."""
     result: Tensor = torch.ops.mkldnn._linear_pointwise(left, right, None, "none", [], "")
     return result
 
@@ -188,7 +189,7 @@ def _onednn_product(left: Tensor, right: Tensor) -> Tensor:
 def _product(left: Tensor, right: Tensor, onednn: bool) -> Tensor:
     """left @ right.T; [a, k], [b, k] -> [a, b]."""
     if onednn and left.dtype == FLOAT32 and left.device.type == "cpu":
-        return _onednn_product(left, right)
+        return onednn_product(left, right)
     return left @ right.t()
 
 
@@ -197,8 +198,8 @@ def _weight_gradient(grad: Tensor, inputs: Tensor, onednn: bool) -> Tensor:
     if onednn and grad.dtype == FLOAT32 and grad.device.type == "cpu":
         # oneDNN copies a strided first operand and reads a strided second one in place: the narrow one goes first.
         if grad.shape[1] <= inputs.shape[1]:
-            return _onednn_product(grad.t(), inputs.t())
-        return _onednn_product(inputs.t(), grad.t()).t()
+            return onednn_product(grad.t(), inputs.t())
+        return onednn_product(inputs.t(), grad.t()).t()
     return grad.t() @ inputs
 
 
@@ -225,7 +226,7 @@ class _OneDNNLinear(torch.autograd.Function):
         wants_inputs, wants_weight, wants_bias = ctx.needs_input_grad
         flat_grad, flat = grad.reshape(-1, grad.shape[-1]), inputs.reshape(-1, inputs.shape[-1])
         return (
-            _onednn_product(flat_grad, weight.t()).view(inputs.shape) if wants_inputs else None,
+            onednn_product(flat_grad, weight.t()).view(inputs.shape) if wants_inputs else None,
             _weight_gradient(flat_grad, flat, True) if wants_weight else None,
             flat_grad.sum(0) if wants_bias else None,
         )

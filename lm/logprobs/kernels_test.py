@@ -145,7 +145,7 @@ def test_low_precision_states_give_float32_log_probs(dtype: torch.dtype) -> None
 
 @pytest.mark.skipif(not onednn_available(), reason="this torch has no oneDNN linear operator")
 @pytest.mark.parametrize("bias", [True, False])
-def test_onednn_products_agree_with_torchs(bias: bool) -> None:
+def testonednn_products_agree_with_torchs(bias: bool) -> None:
     """Value and every gradient of a linear layer and of the head; float64 keeps its own path."""
     hidden, head, targets = problem(torch.float32, bias=bias)
     layer = nn.Linear(HIDDEN, HIDDEN, bias=bias)
@@ -188,7 +188,7 @@ def test_a_layer_with_onednn_is_gone_when_its_model_is() -> None:
 def test_the_switch_is_the_models_and_not_the_processs(monkeypatch: pytest.MonkeyPatch) -> None:
     """Also of a second view of the same model, and in the head's backward."""
     calls: list[str] = []
-    product: Any = kernels._onednn_product
+    product: Any = kernels.onednn_product
     forward: Any = kernels._OneDNNLinear.apply
 
     def noted(function: Any) -> Any:
@@ -198,7 +198,7 @@ def test_the_switch_is_the_models_and_not_the_processs(monkeypatch: pytest.Monke
 
         return call
 
-    monkeypatch.setattr(kernels, "_onednn_product", noted(product))
+    monkeypatch.setattr(kernels, "onednn_product", noted(product))
     monkeypatch.setattr(kernels._OneDNNLinear, "apply", noted(forward))
 
     def products(subject: CompletionModel) -> int:

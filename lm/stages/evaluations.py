@@ -185,6 +185,11 @@ def has_choice(config: Config, name: str) -> bool:
     return len(config.settings(name)) * config.snapshots > 1
 
 
+def chooses(config: Config) -> bool:
+    """Whether validation chooses for any method of a run."""
+    return any(has_choice(config, name) for name in config.methods)
+
+
 def _snapshots(policy: Artifact) -> dict[int, Path]:
     """The models of a policy's artifact by step, the last included."""
     earlier = {int(path.name.removeprefix("step-")): path for path in policy.path.glob("step-*")}
@@ -249,8 +254,7 @@ def prompts_of(pairs: Dataset, count: int | None, seed: int, split: str = "test"
 def check_prompts(run: Run) -> None:
     """ValueError where more prompts are to be sampled from than a split has: known before anything is trained."""
     config = run.config
-    chosen = any(has_choice(config, name) for name in config.methods)
-    counts = {"test": config.evaluation.prompts, "valid": config.evaluation.valid_prompts if chosen else None}
+    counts = {"test": config.evaluation.prompts, "valid": config.evaluation.valid_prompts if chooses(config) else None}
     for split, count in counts.items():
         if count is not None:
             prompts_of(given_pairs(run, split), count, run.seed("prompts"), split)

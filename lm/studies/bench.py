@@ -27,7 +27,7 @@ import torch
 from torch import Tensor
 
 from lm.base import progress
-from lm.logprobs.kernels import onednn_available, onednn_gains
+from lm.logprobs.kernels import onednn_available, onednn_gains, onednn_product
 from lm.studies.bench_plan import (
     BATCH,
     CURVES,
@@ -85,7 +85,7 @@ def gemm_peak(peaks: dict[str, float], clock: str = "wall", device: str = "cpu")
     for name in peaks:
         products: list[Product] = [lambda left, right: left @ right.t()]
         if name == "float32" and device == "cpu" and onednn_available():
-            products.append(_onednn)
+            products.append(onednn_product)
         for rows, inner, columns in shapes:
             left, right, _ = _operands(rows, inner, columns, getattr(torch, name), device)
             for product in products:
@@ -94,10 +94,6 @@ def gemm_peak(peaks: dict[str, float], clock: str = "wall", device: str = "cpu")
                     product(left, right)
                     rate = 2 * rows * inner * columns / max(now() - start, 1e-9) / 1e9
                     peaks[name] = max(peaks[name], rate)
-
-
-def _onednn(left: Tensor, right: Tensor) -> object:
-    return torch.ops.mkldnn._linear_pointwise(left, right, None, "none", [], "")
 
 
 def products_of(job: Job) -> list[tuple[int, int, int]]:
@@ -125,7 +121,7 @@ def sustained(job: Job, dtype: str) -> float:
     while (spent := now() - start) < SUSTAINED:
         for size in sizes:
             left, right, result = made[size]
-            _onednn(left, right) if through else torch.mm(left, right.t(), out=result)
+            onednn_product(left, right) if through else torch.mm(left, right.t(), out=result)
             done += 2 * math.prod(size)
     return done / spent / 1e9
 

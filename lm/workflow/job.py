@@ -22,7 +22,7 @@ from theory.shell import Parser
 def base(run: Run) -> Record:
     """What all cells of a seed share: data, pi_ref and its evaluations, the oracle, labels."""
     from lm.stages.data import data
-    from lm.stages.evaluations import check_prompts, evaluation, has_choice, validation
+    from lm.stages.evaluations import check_prompts, chooses, evaluation, validation
     from lm.stages.labels import labels, oracle_accuracy
     from lm.stages.predictors import shared_states
     from lm.stages.scores import unlabelled_scores
@@ -31,7 +31,7 @@ def base(run: Run) -> Record:
     from lm.stages.yardstick import best_of_n
 
     check_prompts(run)
-    if any(has_choice(run.config, name) for name in run.config.methods):
+    if chooses(run.config):
         validation(run, SFT, sft(run))  # here, as no two jobs may make one artifact
     if any(distils_unlabelled(run, method) for name in run.config.methods for method in run.config.settings(name)):
         unlabelled_scores(run)  # likewise: they are of no rho

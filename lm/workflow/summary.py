@@ -60,6 +60,7 @@ def summary(records: Sequence[Record]) -> dict[str, Any]:
         rewards = {name: [cells[seed, rho, name]["rewards"] for seed in seeds] for name in methods}
         return {name: [of(np.array(r[name]), np.array(r[SFT])) for r in rewards[name]] for name in methods}
 
+    in_order = sorted(scores.items(), key=lambda item: (item[0][0], _last_if_none(item[0][1])))
     config = dict(records[0]["config"]["evaluation"])
     differences = {rho: pooled(rho, np.subtract) for rho in rhos}
     rewards = {rho: pooled(rho, lambda own, _: own) for rho in rhos}
@@ -81,12 +82,12 @@ def summary(records: Sequence[Record]) -> dict[str, Any]:
         "wins": {rho_name(rho): _wins(rewards[rho], reference) for rho in rhos},
         "reward_models": [
             {"seed": seed, "rho": rho, "name": name, **model}
-            for (seed, rho), record in sorted(scores.items(), key=lambda item: (item[0][0], _last_if_none(item[0][1])))
+            for (seed, rho), record in in_order
             for name, model in record["reward_models"].items()
         ],
         "sets": [
             {"seed": seed, "rho": rho, **record["set"], "teacher": record["teacher"]}
-            for (seed, rho), record in sorted(scores.items(), key=lambda item: (item[0][0], _last_if_none(item[0][1])))
+            for (seed, rho), record in in_order
             if "set" in record
         ],
         "alpha": _alphas(_by(records, "alpha", "seed", "rho", "method", "alpha"), cells),
