@@ -6,8 +6,6 @@ checks through `theory.claim.run`.
 
 from __future__ import annotations
 
-import contextlib
-import gc
 import os
 import re
 from collections.abc import Callable, Iterable, Iterator
@@ -50,19 +48,6 @@ def is_thorough() -> bool:
     from hypothesis import settings
 
     return settings.get_current_profile_name() == "thorough"
-
-
-@contextlib.contextmanager
-def seldom_collected() -> Iterator[None]:
-    """Inside, garbage is looked for seldom, and never among what was imported before: expressions make little."""
-    before = gc.get_threshold()
-    gc.freeze()
-    gc.set_threshold(100_000, 50, 100)
-    try:
-        yield
-    finally:
-        gc.set_threshold(*before)
-        gc.unfreeze()
 
 
 def claim_tests(claims: Iterable[Claim]) -> dict[str, Callable[[], None]]:
