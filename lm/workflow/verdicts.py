@@ -536,10 +536,16 @@ def hypotheses(grids: Grids) -> str:
 
 
 def at_edge(cell: Mapping[str, Any]) -> bool:
-    """Whether the chosen scale is the least or the greatest that was tried."""
-    option = METHODS[cell["method"]].scale_option if cell["method"] != "drdo" else "alpha"
+    """Whether the chosen scale is the least or the greatest that was tried. The greatest beta or tau is no edge where
+    the method gains less than the margin with it: beyond it lies pi_ref, which gains 0."""
+    is_weight = cell["method"] == "drdo"
+    option = "alpha" if is_weight else METHODS[cell["method"]].scale_option
     tried = {one["setting"][option] for one in cell["validation"] if option in one["setting"]}
-    return len(tried) > 1 and cell["chosen"]["setting"][option] in (min(tried), max(tried))
+    if len(tried) < 2:
+        return False
+    chosen = cell["chosen"]["setting"][option]
+    gains = is_weight or cell["test"]["advantage"] >= MARGIN
+    return bool(chosen == min(tried) or (chosen == max(tried) and gains))
 
 
 def still_learning(cell: Mapping[str, Any]) -> bool:

@@ -156,6 +156,10 @@ def test_edges_and_cells_that_still_learn_are_counted() -> None:
     assert verdicts.at_edge(cell)
     assert verdicts.still_learning(cell)
     assert "| ipo | 1 | 100% | 100% | 99.0% |" in verdicts.checks({"one": {"cells": [cell]}})
+    cell["test"]["advantage"] = 0.04
+    assert not verdicts.at_edge(cell), "beyond the greatest tau lies pi_ref, which is as good"
+    cell["chosen"]["setting"]["tau"] = min(one["setting"]["tau"] for one in cell["validation"])
+    assert verdicts.at_edge(cell), "nothing is known of what lies below the least"
 
 
 def test_the_page_says_what_the_code_tests() -> None:
