@@ -150,12 +150,12 @@ def test_tensorboard_has_the_table_the_picture_and_the_samples(run: Path) -> Non
     found = events(run / "logs" / "results")
     check_table(*cells_of(text_of(found, "results/table")), run)
     check_samples(*cells_of(text_of(found, "results/samples")), run)
-    (image,) = found.Images("results/advantage")
+    (image,) = found.Images("results/frontier")
     with Image.open(run / "results.png") as picture, Image.open(io.BytesIO(image.encoded_image_string)) as logged:
         assert logged.size == picture.size
         assert logged.convert("RGB").tobytes() == picture.convert("RGB").tobytes()
-    (frontier,) = found.Images("results/frontier")
-    with Image.open(io.BytesIO(frontier.encoded_image_string)) as drawn:
+    (advantage,) = found.Images("results/advantage")
+    with Image.open(io.BytesIO(advantage.encoded_image_string)) as drawn:
         assert min(drawn.size) > 300
         assert len(set(drawn.convert("RGB").getdata())) > 10, "not blank"
     results = json.loads((run / "results.json").read_text())
@@ -248,8 +248,8 @@ def test_wandb_has_configs_one_group_and_the_results(folder: Path, run: Path, pr
         (value,) = results["logged"][f"results/{name}"]
         table = json.loads((kept / value["path"]).read_text())
         check(table["columns"], table["data"], its)
-    assert (kept / results["logged"]["results/frontier"][0]["path"]).is_file()
-    (value,) = results["logged"]["results/advantage"]
+    assert (kept / results["logged"]["results/advantage"][0]["path"]).is_file()
+    (value,) = results["logged"]["results/frontier"]
     with Image.open(kept / value["path"]) as logged_picture, Image.open(its / "results.png") as picture:
         assert logged_picture.size == picture.size
 
@@ -277,8 +277,8 @@ def test_trackio_has_configs_one_group_and_the_results(folder: Path, private: Pa
         (value,) = results[f"results/{name}"]
         rows = value["_value"]
         check(list(rows[0]), [list(row.values()) for row in rows], its)
-    assert len(results["results/frontier"]) == 1
-    (value,) = results["results/advantage"]
+    assert len(results["results/advantage"]) == 1
+    (value,) = results["results/frontier"]
     (file,) = private.rglob(Path(value["file_path"]).name)
     with Image.open(file) as logged_picture, Image.open(its / "results.png") as picture:
         assert logged_picture.size == picture.size

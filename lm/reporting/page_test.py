@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 
 from figures.record import read
+from figures.run_frontier import paths
 from lm.base.store import MissingArtifact
 from lm.models.loading import load_tokenizer
 from lm.objectives import DPO, DRDO, IPO, METHODS, DistilledDPO, EnsembleDPO, Method, Pessimism, PessimisticDPO
@@ -22,7 +23,6 @@ from lm.report import main
 from lm.reporting.cautions import cautions
 from lm.reporting.formulas import formula, objective
 from lm.reporting.page import page, visible, write_report
-from lm.reporting.pictures import paths
 from tests.recorded import recorded
 from tests.tiny import causal_lm
 

@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
-from figures.record import MethodResult, Results
+from figures import run_frontier
+from figures.record import Results
 from figures.style import BLACK, Look
 from lm.config import SFT
 from lm.reporting.curves import Curve, svg
@@ -21,49 +22,9 @@ SPREAD = {"oracle_reward": "oracle reward", "length": "length, tokens"}
 
 
 def frontier(results: Results) -> Curve:
-    """As `draw_frontier`, for a page."""
+    """As `figures.run_frontier.draw`, for a page."""
     title = "Frontier: advantage against KL"
-    return Curve(title, svg(draw_frontier(results), "frontier", title))
-
-
-def draw_frontier(results: Results) -> Figure:
-    """Advantage against KL: each method as it was chosen, on test prompts, with its interval; the settings and
-    snapshots that it was chosen from, on validation prompts, where their KL was measured; and the best of n samples of
-    pi_ref. ValueError where a method's look cannot be drawn."""
-    figure = Figure(figsize=(7, 4.2), layout="constrained")
-    axis = figure.subplots()
-    axis.axhline(0, color="0.6", linewidth=0.8)
-    axis.plot([0], [0], color=BLACK, marker="P", markersize=6, linestyle="none", label="SFT (π_ref)")
-    for name, row in results.methods.items():
-        look = Look(results.looks[name])
-        for path in paths(row):
-            small = {**look.line, "markersize": 2.5}
-            axis.plot([kl for kl, _ in path], [gain for _, gain in path], **small, linewidth=0.7, alpha=0.6)
-        low, high = row.ci
-        error = [[row.advantage - low], [high - row.advantage]]
-        drawn = {**look.line, "linestyle": "none", "markersize": 7}
-        axis.errorbar([row.kl], [row.advantage], yerr=error, capsize=2, elinewidth=0.8, label=look.title, **drawn)
-    if results.best_of_n:
-        best = results.best_of_n
-        axis.plot([b.kl for b in best], [b.advantage for b in best], "--x", color=BLACK, label="best of n of π_ref")
-        for one in best:
-            axis.annotate(f"{one.n}", (one.kl, one.advantage), xytext=(3, -8), textcoords="offset points", fontsize=7)
-    axis.set_xlabel("KL(π ‖ π_ref), nats")
-    axis.set_ylabel("advantage over SFT (oracle reward)")
-    figure.legend(loc="outside lower center", ncols=4, fontsize=7, handlelength=3)
-    return figure
-
-
-def paths(row: MethodResult) -> list[list[tuple[float, float]]]:
-    """KL and advantage of what a method was chosen from, of each setting its snapshots by step, as far as their KL was
-    measured."""
-    settings: list[dict[str, Any]] = []
-    for one in row.validation:
-        if one.setting not in settings:
-            settings.append(one.setting)
-    steps = sorted(row.validation, key=lambda one: one.step)
-    found = [[(t.kl, t.advantage) for t in steps if t.setting == each and t.kl is not None] for each in settings]
-    return [path for path in found if path]
+    return Curve(title, svg(run_frontier.draw(results), "frontier", title))
 
 
 def spreads(results: Results, samples: Mapping[str, Rows]) -> list[Curve]:

@@ -190,8 +190,8 @@ def write(run: Run, found: Results) -> Path:
     """Writes results.json, results.png and report.html into the run's folder, which it returns, and tells the run's
     trackers. On the first rank."""
     from figures.captions import write_inside
-    from figures.methods import caption, draw
     from figures.paths import write_atomically
+    from figures.run_frontier import caption, draw
     from figures.style import style
     from lm.reporting.page import write_report
     from lm.reporting.tracked import tell

@@ -7,10 +7,11 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+from figures import methods
 from figures.record import Results
+from figures.style import style
 from lm.base.files import read_jsonl
 from lm.config import SFT
-from lm.reporting.pictures import draw_frontier
 from lm.stages.run import Run
 from lm.stages.trainings import described, logs_of
 from lm.training import trackers
@@ -28,13 +29,14 @@ def tell(run: Run, found: Results, picture: Path) -> None:
     Args:
         run: the run.
         found: its results.
-        picture: of the advantages, a .png file.
+        picture: of the frontier, a .png file.
     """
     if run.config.report_to:
         with TemporaryDirectory() as folder:
-            frontier = Path(folder) / "frontier.png"
-            draw_frontier(found).savefig(frontier, dpi=150)
-            pictures = {"advantage": picture, "frontier": frontier}
+            advantage = Path(folder) / "advantage.png"
+            with style():
+                methods.draw(found).savefig(advantage)
+            pictures = {"advantage": advantage, "frontier": picture}
             trackers.end(run.config.report_to, logs_of(run, RESULTS), ending(run, found, pictures))
 
 
