@@ -12,7 +12,6 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
-from transformers import TrainerCallback
 
 from lm.base.store import WORK, Artifact
 from lm.config import BiasConfig, Config, DataConfig, EvaluationConfig, ProbeConfig, TrainingConfig, WorldConfig
@@ -21,6 +20,7 @@ from lm.stages import policies
 from lm.stages.run import Run
 from lm.stages.scores import scores
 from lm.training import together
+from tests.interrupted import Kill
 
 SETTINGS: list[dict[str, Any]] = [{"beta": 0.1}, {"beta": 1.0}, {"beta": 10.0}]
 
@@ -121,14 +121,6 @@ def test_a_setting_that_is_there_is_left_out(swept: Config, tmp_path: Path, caps
     assert made[1] == second
 
 
-class Kill(TrainerCallback):  # type: ignore[misc]
-    """As a killed process, after step 3 of 4, of which there is a checkpoint."""
-
-    def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        if state.global_step == 3:
-            raise KeyboardInterrupt
-
-
 def test_a_batch_that_was_killed_goes_on(
     swept: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -138,7 +130,7 @@ def test_a_batch_that_was_killed_goes_on(
     fit, taken = policies.fit_together, list[int]()
 
     def killed(*args: Any, callbacks: Any, **kwargs: Any) -> Any:
-        return fit(*args, callbacks=lambda stack: [*callbacks(stack), Kill()], **kwargs)
+        return fit(*args, callbacks=lambda stack: [*callbacks(stack), Kill(3, "save")], **kwargs)
 
     monkeypatch.setattr(policies, "fit_together", killed)
     with pytest.raises(KeyboardInterrupt):

@@ -185,6 +185,11 @@ class Names:
             return {name: self.mark_all(item, where, last=last) for name, item in value.items()}
         return [self.mark_all(item, where, last=last) for item in value] if isinstance(value, list | tuple) else value
 
+    def prompt(self, messages: Sequence[Message], render: Renderer, where: str) -> str:
+        """Messages that a reply is asked for, as text with what control tokens they spell marked. ValueError as of the
+        renderer."""
+        return render(self.mark_all(list(messages), where), {"role": "assistant", "content": "."}, where)[0]
+
     def _but_end(self, text: str) -> str:
         bare = text.rstrip()
         if not self._end or not bare.endswith(self._end):

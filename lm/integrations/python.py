@@ -199,8 +199,7 @@ class Loaded:
         if isinstance(prompt, str):
             return prompt
         own, model = tokenizer(self.run), self.options.model
-        messages = Names.by(own, self.options.data.control_tokens).mark_all(list(prompt), where)
-        return chat_renderer(own, model)(messages, {"role": "assistant", "content": "."}, where)[0]
+        return Names.by(own, self.options.data.control_tokens).prompt(prompt, chat_renderer(own, model), where)
 
     def _ids(self, prompts: Sequence[Prompt], completions: Sequence[str]) -> tuple[list[list[int]], list[list[int]]]:
         if isinstance(completions, str):

@@ -20,7 +20,6 @@ from transformers import (
     AutoModelForCausalLM,
     AutoModelForSequenceClassification,
     PreTrainedModel,
-    TrainerCallback,
 )
 
 from lm.base.store import seal
@@ -49,6 +48,7 @@ from lm.training.batches import pair_collator
 from lm.training.loop import fit, training_arguments
 from lm.training.policy import PolicyTrainer
 from lm.training.trainer import RewardTrainer
+from tests.interrupted import Kill
 from tests.tiny import causal_lm, close, pairs, reward_model, training
 
 LORA = LoraConfig(rank=3, alpha=4.0)
@@ -194,17 +194,6 @@ def test_how_a_step_is_computed_changes_nothing(how: dict[str, Any], tmp_path: P
         close(other[name], value, what=name)
 
 
-class Kill(TrainerCallback):  # type: ignore[misc]
-    """Ends the run after a step, as if by a signal."""
-
-    def __init__(self, step: int) -> None:
-        self.step = step
-
-    def on_step_end(self, _: Any, state: Any, *__: Any, **___: Any) -> None:
-        if state.global_step == self.step:
-            raise KeyboardInterrupt
-
-
 @pytest.mark.parametrize("method", [EnsembleDPO(), DRDO()], ids=["e-dpo", "drdo"])
 def test_a_resumed_run_is_bit_identical(method: Method, tmp_path: Path) -> None:
     options: dict[str, Any] = {
@@ -216,7 +205,7 @@ def test_a_resumed_run_is_bit_identical(method: Method, tmp_path: Path) -> None:
     }
     whole = train(tmp_path / "whole", method, **options).state_dict()
     with pytest.raises(KeyboardInterrupt):
-        train(tmp_path / "killed", method, callbacks=[Kill(3)], **options)
+        train(tmp_path / "killed", method, callbacks=[Kill(3, "step_end")], **options)
     file = tmp_path / "killed" / "checkpoint-2" / "model.safetensors"
     kept = load_file(file)
     assert all(".lora_" in name or name == "reward_head.weight" for name in kept), "adapters alone"

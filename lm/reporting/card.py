@@ -49,6 +49,8 @@ class Made:
     data: Record
     teachers: list[Teacher]
     """The reward models that it distils; none where the rewards came with the data, or from the oracle."""
+    unlabelled: Record | None
+    """The scores of the pairs without labels that it learnt from; None where there were none."""
 
 
 def card(run: Path, method: str, name: str = "FOLDER_OR_NAME") -> str:
@@ -140,7 +142,8 @@ def trace(run: Path, policy: Record, method: Method) -> Made:
     ]
     if method.own_oracle is not None:
         teachers.append(Teacher("its own oracle", MAIN, of(of(policy, "oracle"), "oracle")))
-    return Made(policy, scores, bias, labels, of(labels, "data"), teachers)
+    unlabelled = of(policy, "unlabelled") if "unlabelled" in policy["inputs"] else None
+    return Made(policy, scores, bias, labels, of(labels, "data"), teachers, unlabelled)
 
 
 def _record(run: Path, key: str, what: str) -> Record:
@@ -196,12 +199,24 @@ def _data(made: Made, data: Record, local: Mapping[str, str]) -> Iterable[str]:
     yield (
         f"{scored['pairs']:,} preference pairs on {scored['prompts']:,} prompts. {labels} The longer completion (by "
         f"{bias['length_ratio']:g}x) is preferred in {own['longer_preferred']:,} pairs, the shorter in "
-        f"{own['shorter_preferred']:,}: {rho}."
+        f"{own['shorter_preferred']:,}: {rho}.{_sampled(made)}"
     )
     yield table(("option", "value"), [row for row in flat(data) if row[1] is not None])
     if local:
         contents = ", ".join(f"{option} {content[:12]}" for option, content in local.items())
         yield f"Local files are named without their folders; SHA-256 of their contents begins: {contents}."
+
+
+def _sampled(made: Made) -> str:
+    """Of pairs that are none of the set's own; empty where there are none."""
+    said = ""
+    if on_policy := made.labels["inputs"].get("on_policy"):
+        where = {"beside": "Beside the set's own there are", "instead": "In place of the set's own they are"}
+        said = f" {where[on_policy['pairs']]} pairs of {on_policy['completions']} samples of pi_ref a training prompt."
+    if made.unlabelled is not None:
+        of = made.unlabelled["metrics"]
+        said += f" It also learnt from {of['pairs']:,} pairs without labels on {of['prompts']:,} prompts, by rewards."
+    return said
 
 
 def _reward_models(method: Method, made: Made) -> Iterable[str]:
@@ -211,7 +226,9 @@ def _reward_models(method: Method, made: Made) -> Iterable[str]:
         return
     if not made.teachers:
         oracles = made.bias["inputs"].get("rewards") == "oracle"
-        yield f"The rewards are those that the {'oracle gives' if oracles else 'data came with'}."
+        noise = made.bias["inputs"].get("reward_noise", 0.0)
+        added = f", with normal noise of standard deviation {noise:g}" if noise else ""
+        yield f"The rewards are those that the {'oracle gives' if oracles else 'data came with'}{added}."
         return
     rows = []
     for name, trained_on, record in made.teachers:

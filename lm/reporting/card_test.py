@@ -10,6 +10,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
+from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,8 @@ import huggingface_hub
 import pytest
 import yaml
 
-from lm.base.store import CorruptArtifact, MissingArtifact, keyed
+from figures.record import read
+from lm.base.store import CorruptArtifact, MissingArtifact, keyed, policy_folder, verify
 from lm.card import main
 from lm.config import BiasConfig, Config, DataConfig, EvaluationConfig, SamplingConfig, TrainingConfig, WorldConfig
 from lm.logprobs.scoring import score_rows
@@ -26,9 +28,10 @@ from lm.models.loading import SCRATCH
 from lm.models.opening import open_policy, open_reward_model
 from lm.objectives import DPO, DRDO, DistilledDPO, EnsembleDPO, Pessimism, PessimisticDPO
 from lm.push import main as push_command
-from lm.reporting.card import _method, card
+from lm.reporting.card import _data, _method, _reward_models, card, trace
 from lm.reporting.hub import push
 from lm.reporting.results import results
+from lm.reporting.settings import method_of
 from lm.stages.data import tokenizer
 from lm.stages.labels import labelled_pairs
 from lm.stages.policies import policies
@@ -149,6 +152,24 @@ def test_data_training_and_provenance(run: Path) -> None:
     assert "| transformers |" in section(text, "Provenance")
     assert "reward_head.safetensors" not in text
     assert "reward_head.safetensors" in section(card(run, "drdo"), "Use")
+
+
+def test_pairs_that_are_none_of_the_sets_own_and_noise_are_told(run: Path) -> None:
+    row = read(run / "results.json").methods["d-dpo"]
+    method = method_of("d-dpo", row.setting)
+    made = trace(run, verify(policy_folder(run, row.policy)), method)
+    data = made.data["inputs"]["data"]
+    before = " ".join(_data(made, data, {}))
+    assert "sampl" not in before
+    assert "without labels" not in before
+    labels = {**made.labels, "inputs": {**made.labels["inputs"], "on_policy": {"pairs": "instead", "completions": 4}}}
+    more = replace(made, labels=labels, unlabelled={"metrics": {"pairs": 1200, "prompts": 200}})
+    said = " ".join(_data(more, data, {}))
+    assert "In place of the set's own they are pairs of 4 samples of pi_ref a training prompt." in said
+    assert "1,200 pairs without labels on 200 prompts" in said
+    inputs = {**made.bias["inputs"], "rewards": "oracle", "reward_noise": 0.5}
+    exact = replace(made, teachers=[], bias={**made.bias, "inputs": inputs})
+    assert list(_reward_models(method, exact))[1].endswith("gives, with normal noise of standard deviation 0.5.")
 
 
 def test_a_snapshot_is_named_by_its_step_and_found_in_its_artifact(run: Path, tmp_path: Path) -> None:

@@ -119,7 +119,7 @@ def _prompts(run: Run, left: Tally) -> Prompts:
             if is_messages(prompt):
                 messages = list(prompt or ())
                 asked = {STORED[0]: json.dumps(messages, ensure_ascii=False)}
-                prompt = render(names.mark_all(messages, where), {"role": "assistant", "content": "."}, where)[0]
+                prompt = names.prompt(messages, render, where)
             elif not isinstance(prompt, str) or not prompt.strip():
                 raise ValueError(
                     f"{where}: data.unlabelled.path needs a prompt, text or messages, in each row; got {shown(prompt)} "

@@ -12,7 +12,6 @@ import pytest
 import torch
 from datasets import Dataset
 from torch import Tensor
-from transformers import TrainerCallback
 
 from lm.base.store import CorruptArtifact
 from lm.config import LogprobsConfig, LoraConfig, TrainingConfig
@@ -25,23 +24,13 @@ from lm.training.batches import pair_collator
 from lm.training.best import KeepBest, Patience, best_step, spread, verdict
 from lm.training.loop import fit, training_arguments
 from lm.training.trainer import JointOracleTrainer, RewardTrainer
+from tests.interrupted import Kill
 from tests.tiny import causal_lm, close, pairs, reward_model, training
 from theory.losses import bradley_terry
 
 STEPS = 8
 VALID = pairs(5, seed=12)
 TRAINED = pairs(10)
-
-
-class Kill(TrainerCallback):  # type: ignore[misc]
-    """Stops a run as a crash would, before the step after this one."""
-
-    def __init__(self, step: int) -> None:
-        self.step = step
-
-    def on_step_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        if state.global_step == self.step:
-            raise KeyboardInterrupt
 
 
 @dataclass

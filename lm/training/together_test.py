@@ -10,7 +10,6 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
-from transformers import TrainerCallback
 
 from lm.logprobs.completions import CompletionModel, collate, longest_row
 from lm.objectives import DPO, DRDO, EnsembleDPO, HullDPO, Method, Pessimism, PessimisticDPO
@@ -20,6 +19,7 @@ from lm.training.loop import Snapshots, fit, training_arguments
 from lm.training.policy import PolicyTrainer
 from lm.training.stack import Stack, misfit
 from lm.training.together import TogetherTrainer, fit_together, why_alone
+from tests.interrupted import Kill
 from tests.tiny import ARCHITECTURES, causal_lm, pairs, reward_model, training, wrap
 
 Parameters = dict[str, Tensor]
@@ -48,17 +48,6 @@ class Trained:
 
     parameters: dict[int, Parameters]
     history: list[dict[str, float]]
-
-
-class Kill(TrainerCallback):  # type: ignore[misc]
-    """Ends a training after a step, as a killed process would."""
-
-    def __init__(self, step: int) -> None:
-        self.step = step
-
-    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        if state.global_step == self.step:
-            raise KeyboardInterrupt
 
 
 def model_of(method: Method, **config: Any) -> CompletionModel:
@@ -99,7 +88,7 @@ def together(
             of_member[step] = values(whole.unstack(member))
 
     def callbacks(whole: Stack) -> list[Any]:
-        return [Snapshots(3, lambda step: save(whole, step)), *([] if killed is None else [Kill(killed)])]
+        return [Snapshots(3, lambda step: save(whole, step)), *([] if killed is None else [Kill(killed, "step_end")])]
 
     found = fit_together(model_of(methods[0]), methods, callbacks=callbacks, **given(methods, folder, soft, options))
     assert found is not None

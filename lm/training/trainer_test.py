@@ -40,6 +40,7 @@ from lm.training.batches import cut, pair_collator, sft_collator
 from lm.training.loop import Snapshots, fit, training_arguments
 from lm.training.policy import PolicyTrainer
 from lm.training.trainer import CompletionTrainer, RewardTrainer, SFTTrainer
+from tests.interrupted import Kill
 from tests.tiny import causal_lm, close, each_method, pairs, reward_model, training
 from theory import losses
 
@@ -408,17 +409,6 @@ def test_ranks_that_do_not_divide_the_mini_batch_are_refused(
     monkeypatch.setenv("WORLD_SIZE", ranks)
     with pytest.raises(ValueError, match=f"batch_size 8 must be a multiple of the number of ranks, {ranks}"):
         training_arguments(training(), tmp_path, seed=0, device="cpu")
-
-
-class Kill(TrainerCallback):  # type: ignore[misc]
-    """Stops a run as a crash would, after this many steps (and what is saved at that step)."""
-
-    def __init__(self, step: int) -> None:
-        self.step = step
-
-    def on_step_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        if state.global_step == self.step:
-            raise KeyboardInterrupt
 
 
 class Dropout(TrainerCallback):  # type: ignore[misc]
