@@ -96,6 +96,7 @@ def test_a_run_without_room_begins_nothing_and_says_how_much_it_needs(
     monkeypatch.setattr(shutil, "disk_usage", lambda _: USAGE(10**12, 0, kept - 1))
     with pytest.raises(Refused) as told:
         results(run)
+    assert capsys.readouterr().err.count("warning: the test split has") == 1, "the data are looked at once"
     text = str(told.value)
     assert re.match(r"about [\d.]+ MB are still to be written to .* \(policy [\d.]+ MB, reward [\d.]+ MB", text)
     assert re.search(r", where [\d.]+ MB are free; make room, name another output_dir, or ask for less", text)

@@ -238,10 +238,11 @@ def missing(run: Run) -> tuple[list[Need], int]:
     """What is still to be written of each stage: of the run's own artifacts, by their keys, those that are not there
     and that it may make; and the bytes that lie there already of those that a run before has begun. All ranks call
     this."""
+    pieces = _pieces(run)  # before the copy, or it would read the data, and say what there is to say of them, again
     looking, store = copy.copy(run), _Looking(run.store)
     looking.store, looking.kept = store, dict(run.kept)
     left, begun = [], set()
-    for piece in _pieces(run):
+    for piece in pieces:
         if piece.need.stage in store.read_only:
             continue
         try:
