@@ -37,13 +37,15 @@ MARKS = ("needs GPUs", "needs the hub", "needs a cluster", "takes hours")
 BY_HAND = "by hand"
 """Title of a block that says what the Makefile does; .ci/run does that."""
 
+STAGES_OF_STEPS = ("sft", "oracle", "reward", "policy")
 SMALL = {
+    "model": "scratch:tiny",
     "methods": ["dpo", "d-dpo", "p-dpo", "e-dpo", "drdo"],
     "data": {"world": {"posts": 60}},
     "bias": {"size": None, "member_fractions": [0.2, 0.8]},
     "probe": {"pairs": 8, "times": 1},
-    **{stage: {"epochs": None, "max_steps": 2, "batch_size": 8} for stage in ("sft", "oracle", "reward", "policy")},
-    "evaluation": {"resamples": 100},
+    **{stage: {"epochs": None, "max_steps": 2, "batch_size": 8, "train": None} for stage in STAGES_OF_STEPS},
+    "evaluation": {"prompts": None, "resamples": 100},
 }
 """Laid over the presets of a command; a page's own config, and its other options, win over it."""
 OF_A_RUN = [

@@ -11,13 +11,13 @@ from typing import Any
 
 import pytest
 
-from lm.base.store import Refused
+from lm.base.store import Artifact, Refused
 from lm.config import Config, LoraConfig, TrainingConfig
 from lm.evaluate import UPSTREAM
 from lm.models.loading import SCRATCH
 from lm.objectives import DPO, DRDO
 from lm.reporting.results import results
-from lm.stages.room import Need, check_room, missing, needs
+from lm.stages.room import Need, _Looking, check_room, missing, needs
 from lm.stages.run import Run
 from tests.pipeline_test import WORLD, config, steps
 from tests.tiny import causal_lm, tokenizer
@@ -108,6 +108,22 @@ def test_a_run_without_room_begins_nothing_and_says_how_much_it_needs(
     monkeypatch.setattr(shutil, "disk_usage", lambda _: USAGE(10**12, 0, with_passing))
     check_room(run)
     assert "warning" not in capsys.readouterr().err
+
+
+def test_the_data_which_have_to_be_known_are_not_looked_at_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is to be said of them would be said twice."""
+    asked, get = [], _Looking.get
+
+    def noted(store: _Looking, stage: str, *rest: Any, **more: Any) -> Artifact:
+        asked.append(stage)
+        return get(store, stage, *rest, **more)
+
+    monkeypatch.setattr(_Looking, "get", noted)
+    check_room(Run(small(tmp_path)))
+    assert "policy" in asked
+    assert "data" not in asked
 
 
 def test_checkpoints_and_more_policies_count(tmp_path: Path) -> None:

@@ -136,8 +136,14 @@ class CompletionModel(nn.Module):
             raise ValueError(
                 'logprobs.onednn "on": this build of torch has no oneDNN linear operator; use "auto" or "off"'
             )
+        if self.options.onednn == "on" and self.options.compile:
+            raise ValueError(
+                'logprobs.onednn "on" and logprobs.compile true do not go together: compiled layers have products of '
+                'the compiler\'s; use onednn "auto" or "off", or compile false'
+            )
         width = getattr(self.model.config.get_text_config(), "hidden_size", ONEDNN_WIDTH)
-        self._onednn = self.options.onednn == "on" or (self.options.onednn == "auto" and onednn_gains(width))
+        gains = self.options.onednn == "auto" and not self.options.compile and onednn_gains(width)
+        self._onednn = self.options.onednn == "on" or gains
         use_onednn(self.model, self._onednn)
         if self.options.compile:
             layers = next(m for m in self.model.base_model.modules() if isinstance(m, nn.ModuleList))
@@ -222,10 +228,15 @@ class CompletionModel(nn.Module):
         # Position t is predicted by the state at t - 1; the head runs only where some row has a completion token.
         steps = torch.arange(longest, device=input_ids.device)[None]
         predicts = (steps >= (ends - counts)[:, None]) & (steps < ends[:, None])
-        keep = predicts.any(0).nonzero()[:, 0]
-        logits_RKV, states_RPH = self._logits(inputs, keep)
-        logps_C = _log_softmax(logits_RKV[predicts[:, keep]], input_ids[layout.targets_C])
-        states_RH = None if states_RPH is None else states_RPH[rows, ends]
+        targets_C = input_ids[layout.targets_C]
+        if self.plain_head:
+            states_RPH = self.call(self.model.base_model, **inputs).last_hidden_state
+            logps_C = self._head_logps(states_RPH[predicts], targets_C)
+        else:
+            keep = predicts.any(0).nonzero()[:, 0]
+            logits_RKV, states_RPH = self._logits(inputs, keep)
+            logps_C = _log_softmax(logits_RKV[predicts[:, keep]], targets_C)
+        states_RH = None if self.reward_head is None else states_RPH[rows, ends]
         return CompletionOutput(_sum_rows(logps_C, layout), counts, self._rewards(states_RH))
 
     def _read(

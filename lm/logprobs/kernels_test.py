@@ -217,6 +217,22 @@ def test_the_switch_is_the_models_and_not_the_processs(monkeypatch: pytest.Monke
     assert products(view(with_it, "on")) > 0
 
 
+def test_layers_that_are_compiled_have_the_compilers_products(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The compiler cannot read oneDNN's operator: packed rows then failed their trial, and padded ones were taken."""
+    monkeypatch.setattr("lm.logprobs.completions.onednn_gains", lambda width: True)
+    monkeypatch.setattr(torch.nn.Module, "compile", lambda *_, **__: None)  # which takes long to import
+
+    def through_onednn(compiled: bool) -> list[bool]:
+        model = CompletionModel(causal_lm().float(), options=LogprobsConfig(compile=compiled, allocator=False))
+        layers = [module for module in model.modules() if type(module) is torch.nn.Linear]
+        return [isinstance(layer.__dict__.get("forward"), kernels._OneDNNForward) for layer in layers]
+
+    assert all(through_onednn(compiled=False))
+    assert not any(through_onednn(compiled=True))
+    with pytest.raises(ValueError, match=r'logprobs.onednn "on" and logprobs.compile true do not go together: .* use'):
+        CompletionModel(causal_lm().float(), options=LogprobsConfig(compile=True, onednn="on", allocator=False))
+
+
 def test_the_allocator_setting_is_taken_by_glibc_and_left_alone_elsewhere(monkeypatch: pytest.MonkeyPatch) -> None:
     if sys.platform == "linux" and platform.libc_ver()[0] == "glibc":
         assert keep_freed_memory()

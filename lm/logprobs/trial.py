@@ -178,7 +178,9 @@ class Trial:
     def padded(self) -> str | None:
         """What is wrong with rows padded on the right; None if they are exact, or if nothing can be judged."""
         if self.unchecked is not None:
+            self.model.plain_head = False  # nobody has seen that it is
             return None
+        self.subject.plain_head = self.model.plain_head = self.head_is_plain
         # A short row and long ones: what depends on the longest row of a batch shows. And beginnings of the longest,
         # each padded by another number of tokens: which keys are chosen, of several that score alike, may depend on it.
         (prompt, (own, _)), (long, (one, other)), _ = self.examples

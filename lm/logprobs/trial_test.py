@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from transformers import LlamaForCausalLM, PreTrainedModel
 
 from lm.logprobs import copies
-from lm.logprobs.completions import collate
+from lm.logprobs.completions import Route, collate
 from lm.logprobs.copies import depth_of, layers_of, precise
 from lm.logprobs.definition import examples_of, position_limit, rows_of, vocabulary_of
 from lm.logprobs.packing import PACKED as ATTENTION
@@ -142,15 +142,20 @@ class Scaled(LlamaForCausalLM):  # type: ignore[misc]
         return output
 
 
-def test_a_head_with_something_after_it_is_the_models_own() -> None:
-    """Its logits are not computed from the last hidden state, and packed rows fit it for that."""
-    model = causal_lm()
-    model.__class__ = Scaled
+@pytest.mark.parametrize("route", ["packed", "padded"])
+@pytest.mark.parametrize("plain", [True, False])
+def test_a_head_with_something_after_it_is_the_models_own(plain: bool, route: Route) -> None:
+    """Its logits are not computed from the last hidden state, and both routes fit it for that. A plain head is never
+    run for whole rows, whose logits would be many times the states' memory."""
+    model, runs = causal_lm(), list[Tensor]()
+    model.__class__ = type(model) if plain else Scaled
     expected = torch.stack([alone(model, *row) for row in ONE_EACH])
-    wrapped = wrap(model)
+    wrapped = wrap(model, route=route)
     assert wrapped.plain_head
+    wrapped.settle(**batch(ONE_EACH))
+    model.get_output_embeddings().register_forward_hook(lambda _, __, logits: runs.append(logits))
     close(wrapped(**batch(ONE_EACH)).logps.detach(), expected)
-    assert (wrapped.route, wrapped.plain_head) == ("packed", False)
+    assert (wrapped.route, wrapped.plain_head, bool(runs)) == (route, plain, not plain)
 
 
 # ---------------------------------------------------------------- precision and copies

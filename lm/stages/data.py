@@ -116,7 +116,7 @@ def data(run: Run) -> Artifact:
                 "control_tokens": loaded.control.get(name),
                 "own_splits": loaded.own_splits.get(name),
             }
-            for line in lines(report[name]):
+            for line in lines(report[name]) if name in told_of(run) else ():
                 progress.say(f"{name}: {line}")
             if "confidence" in dataset.column_names:
                 report[name]["without_confidence"] = column(dataset, "confidence").null_count
@@ -202,6 +202,11 @@ def _check_ids(run: Run, own: PreTrainedTokenizerBase, name: str, dataset: Datas
     for row in dataset:
         for each in columns:
             checks.ids_fit(f"{name}, row {row['id']}, {each.removesuffix('_ids')}", own, rows, row[each])
+
+
+def told_of(run: Run) -> tuple[str, ...]:
+    """The sets of a run that something learns from: no references where the model is pi_ref as it is."""
+    return SETS[:1] if run.config.sft.train == "nothing" else SETS
 
 
 def lines(report: Mapping[str, Any]) -> list[str]:

@@ -9,8 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from datasets import Dataset
 
+from lm.base import ranks
 from lm.base.files import write_jsonl
 from lm.base.store import Artifact
 from lm.config import SFT, Config
@@ -31,6 +33,23 @@ from lm.stages.run import Run, once
 from lm.stages.subsets import members
 from lm.stages.trainings import accuracy, sft
 
+LOGPS = "logps.npy"
+
+
+@once
+def reference_on_test(run: Run) -> Artifact:
+    """log pi_ref of the test pairs' chosen and rejected completions, [2, N], as a file of NumPy: what every policy's
+    evaluation takes from its own."""
+
+    def make(folder: Path, _: Path) -> dict[str, Any]:
+        pairs, reference = labelled_pairs(run, "test"), open_policy(sft(run).path, tokenizer(run), sized(run))
+        both = np.stack(score_pairs(reference, pairs, "reference on test pairs"))
+        if ranks.is_first():
+            np.save(folder / LOGPS, both)
+        return {"pairs": len(pairs)}
+
+    return run.store.get("evaluate", "reference", {"policy": sft(run), "labels": labels(run)}, make)
+
 
 @once
 def evaluation(run: Run, name: str) -> Artifact:
@@ -49,13 +68,19 @@ def evaluation(run: Run, name: str) -> Artifact:
         pairs = labelled_pairs(run, "test")
         prompts = prompts_of(pairs, config.evaluation.prompts, run.seed("prompts"))
         asked = asked_of(pairs)
+        ref_chosen, ref_rejected = torch.from_numpy(np.load(reference_on_test(run).path / LOGPS))
         policy = open_policy(model, tokenizer(run), sized(run))
         ids = list(prompts.values())
         samples, rewards, told = judged_samples(run, policy, prompts, name, asked)
         end = tokenizer(run).eos_token_id
-        logps = score_rows(policy, ids, samples, f"{name} log-probs")
-        reference = open_policy(sft(run).path, tokenizer(run), sized(run))
-        ratios = (logps - score_rows(reference, ids, samples, "reference log-probs")).tolist()
+        ref_logps = logps = score_rows(policy, ids, samples, f"{name} log-probs")
+        chosen, rejected = ref_chosen, ref_rejected
+        if name != SFT:
+            chosen, rejected = score_pairs(policy, pairs, f"{name} on test pairs")
+            del policy  # not two models at a time
+            reference = open_policy(sft(run).path, tokenizer(run), sized(run))
+            ref_logps = score_rows(reference, ids, samples, "reference log-probs")
+        ratios = (logps - ref_logps).tolist()
         rows = [
             {
                 "prompt": prompt,
@@ -70,8 +95,6 @@ def evaluation(run: Run, name: str) -> Artifact:
             for prompt, sample, reward, ratio in zip(prompts, samples, rewards, ratios, strict=True)
         ]
         write_jsonl(folder / "samples.jsonl", rows)
-        chosen, rejected = score_pairs(policy, pairs, f"{name} on test pairs")
-        ref_chosen, ref_rejected = score_pairs(reference, pairs, "reference on test pairs")
         return {
             "n": len(rows),
             "oracle_reward": float(np.mean(rewards)),

@@ -17,7 +17,7 @@ from lm.config import SFT, TrainingConfig
 from lm.models.loading import Size, size_of
 from lm.objectives import Method
 from lm.stages.data import data, opened, sized, tokenizer
-from lm.stages.evaluations import evaluation, has_choice, validation
+from lm.stages.evaluations import evaluation, has_choice, reference_on_test, validation
 from lm.stages.heads import features
 from lm.stages.labels import labels, oracle
 from lm.stages.policies import policy
@@ -175,6 +175,7 @@ def _each(run: Run) -> Iterator[Piece]:
     for name, method in tried:
         yield Piece(Need("validate", BESIDE), partial(_validation, name=name, method=method))
     prompts = min(config.evaluation.prompts or kept["test"], kept["test"])
+    yield Piece(Need("evaluate", kept["test"] * 16 + BESIDE), reference_on_test)
     for name in (SFT, *config.methods):
         yield Piece(Need("evaluate", int(prompts * sample + BESIDE)), partial(evaluation, name=name))
 
@@ -237,10 +238,11 @@ def missing(run: Run) -> tuple[list[Need], int]:
     """What is still to be written of each stage: of the run's own artifacts, by their keys, those that are not there
     and that it may make; and the bytes that lie there already of those that a run before has begun. All ranks call
     this."""
+    pieces = _pieces(run)  # before the copy, or it would read the data, and say what there is to say of them, again
     looking, store = copy.copy(run), _Looking(run.store)
     looking.store, looking.kept = store, dict(run.kept)
     left, begun = [], set()
-    for piece in _pieces(run):
+    for piece in pieces:
         if piece.need.stage in store.read_only:
             continue
         try:
