@@ -37,7 +37,7 @@ def test_every_cell_of_a_corner_takes_its_options_and_as_many_settings_as_any_ot
     assert config_of(corner, methods).judge.kind == "exact"
     for name in methods:
         config = config_of(corner, [name])
-        assert (len(config.settings(name)), config.snapshots) == (5, 6)
+        assert (len(config.settings(name)), config.snapshots) == (6, 6)
         assert (config.evaluation.valid_prompts or 0) >= 500
 
 

@@ -425,7 +425,7 @@ HYPOTHESES: tuple[Hypothesis, ...] = (
     Hypothesis(
         "K",
         "At a KL budget pessimism is ahead",
-        "frontier of p-DPO held at 1, 2, 4, 8 nats less that of DPO: best validation advantage within 1, 2, 4 nats",
+        "frontier of p-DPO held at 0.25 to 8 nats less that of DPO: best validation advantage within 1, 2, 4 nats",
         "budget-p, n3000-s1, rho 0.2",
         lambda g: [
             Contrast(
