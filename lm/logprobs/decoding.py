@@ -24,7 +24,7 @@ TOGETHER = 16
 """Most rows of a prompt in a group: with more of them attention gains little, and their places would stay theirs until
 the last has ended."""
 ENTER = 4
-"""Waiting groups enter when this part of the places is free (one in four): forward passes of few prompts cost more a token."""
+"""Waiting groups enter when one in so many places is free: a forward pass of few prompts costs more a token."""
 
 
 class Choose(Protocol):
@@ -97,7 +97,7 @@ def decode(
 
 
 class _Loop:
-    """The state of `decode`. B rows are being drawn: of each its number, its slot, its last token, and tokens so far."""
+    """The state of `decode`. Of the B rows being drawn: their numbers, slots, last tokens, and tokens so far."""
 
     def __init__(
         self,

@@ -1,7 +1,7 @@
-"""What was computed of earlier tokens, kept for sampling: keys and values, of a prompt once for all that is drawn of it.
+"""What was computed of earlier tokens, kept for sampling: keys and values, a prompt's once for all that it is sampled.
 
-G groups have a prompt each and K slots for completions; the buffers are made once. A step computes one token of each of B
-rows, which lie end to end in one packed row, as prompts do: no padding is computed but in attention, and rows of any
+G groups have a prompt each and K slots for completions; the buffers are made once. A step computes one token of each of
+B rows, which lie end to end in one packed row, as prompts do: no padding is computed but in attention, and rows of any
 length go together. Whoever has ended is in no row, and its group's place goes to another prompt.
 
 Tensor names carry shapes: G groups, K slots of a group, S = G K slots, B rows (slots that are drawn for), H heads, of
@@ -147,7 +147,9 @@ class Past:
         ratio, longest, newest = heads // shared, self.longest, self.newest
         spread = query.new_zeros(groups * each, heads, size)
         spread[self.slots_B] = query[0].transpose(0, 1) * (size**-0.5 if scaling is None else scaling)
-        of_group = spread.view(groups, each, shared, ratio, size).permute(0, 2, 3, 1, 4).reshape(groups * shared, -1, size)
+        of_group = (
+            spread.view(groups, each, shared, ratio, size).permute(0, 2, 3, 1, 4).reshape(groups * shared, -1, size)
+        )
         of_slot = spread.view(groups * each * shared, ratio, size)
         (prompt_keys, prompt_values), (own_keys, own_values) = (
             [buffer[:, :, :most].flatten(0, 1) for buffer in buffers]
