@@ -87,7 +87,7 @@ def _sample(
     how = _how(model, max(sizes), len(set(sizes)) > 1, min(STEPS, most))
     if how.reason is not None:
         log.warning(
-            "%s is sampled %s%s: %s",
+            "%s is sampled by `generate` %s%s: %s",
             type(policy).__name__,
             "in batches of mixed lengths" if how.pads else "in batches of one length",
             "" if how.caches else ", without its cache",
