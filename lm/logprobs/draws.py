@@ -50,7 +50,8 @@ class Draws:
             z = (z ^ (z >> np.uint64(30))) * FIRST
             z = (z ^ (z >> np.uint64(27))) * SECOND
         z ^= z >> np.uint64(31)
-        return (z >> np.uint64(11)).astype(np.float64) * 2.0**-53
+        numbers: npt.NDArray[np.float64] = (z >> np.uint64(11)).astype(np.float64) * 2.0**-53
+        return numbers
 
     def __call__(
         self, rows_B: npt.NDArray[np.int64], steps_B: npt.NDArray[np.int64], logits_BV: Tensor

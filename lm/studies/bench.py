@@ -377,6 +377,7 @@ RATIOS = {
     "ratio_unshared": "x unshared",
     "ratio_varlen": "x varlen",
     "ratio_generate": "x generate",
+    "ratio_generate_tuned": "x generate tuned",
 }
 """The headings."""
 

@@ -172,7 +172,8 @@ class Variant:
         run: a worker's whole life, by the name of a function of `lm.studies.bench_workers`.
         options: of our core.
         bf16: autocast, in TRL (ours has it in `options`).
-        tuned: TRL with our allocator settings, and with its head on the completions only, as it does on a GPU.
+        tuned: TRL with our allocator settings, and with its head on the completions only, as it does on a GPU; or
+            `generate` with these settings.
         shared: False: a row for each completion, prompt included, still without padding.
         varlen: those rows by torch's FlashAttention, which is for CUDA.
         completions: K; of sampling, those drawn of each prompt.
@@ -322,8 +323,10 @@ VARIANTS = {
     "score-ours-bf16": Variant(stage="score", run="score_ours", options=_BF16),
     "score-ours-reward": Variant(stage="score", run="score_reward"),
     "sample-generate": Variant(stage="sample", run="sample_generate", completions=4),
+    "sample-generate-tuned": Variant(stage="sample", run="sample_generate", tuned=True, completions=4),
     "sample-ours": Variant(stage="sample", run="sample_ours", completions=4),
     "sample-one-generate": Variant(stage="sample-one", run="sample_generate", completions=1),
+    "sample-one-generate-tuned": Variant(stage="sample-one", run="sample_generate", tuned=True, completions=1),
     "sample-one-ours": Variant(stage="sample-one", run="sample_ours", completions=1),
 }
 """Stages: training a policy by DPO, the same by p-DPO with a sample for the KL term, training a reward model, scoring
@@ -347,6 +350,7 @@ PEERS = {
     "ratio_unshared": "ours-unshared",
     "ratio_varlen": "ours-varlen",
     "ratio_generate": "generate",
+    "ratio_generate_tuned": "generate-tuned",
 }
 """Ratio -> the variant it is to, less the stage's prefix and -bf16: what is in bfloat16 is held against the like."""
 

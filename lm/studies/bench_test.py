@@ -229,7 +229,7 @@ def test_sampling_is_compared_by_the_token() -> None:
     assert said == "sample-ours 4.00 x sample-generate"
 
 
-@pytest.mark.parametrize("name", ["sample-generate", "sample-ours"])
+@pytest.mark.parametrize("name", ["sample-generate-tuned", "sample-ours"])
 def test_both_ways_of_sampling_draw_as_much(name: str) -> None:
     """Any token may be the last, so that half of the samples have up to 3 tokens; none has more than 6."""
     sent: list[Turn] = []
@@ -246,7 +246,7 @@ def test_every_variant_has_the_peers_that_it_is_compared_with() -> None:
         if variant.stage != "policy":
             assert name.startswith(f"{variant.stage}-")
         if variant.samples:
-            assert f"{variant.stage}-generate" in VARIANTS
+            assert {f"{variant.stage}-generate", f"{variant.stage}-generate-tuned"} <= set(VARIANTS)
         elif variant.stage != "kl":
             assert ("trl" if variant.stage == "policy" else f"{variant.stage}-trl") in VARIANTS
     assert set(bench_plan.QUICK) | set(bench_plan.CURVES) <= set(VARIANTS)

@@ -258,6 +258,8 @@ def sample(job: Job, turns: Turns, *, ours: bool) -> None:
     chance, words = 1 - 0.5 ** (1 / job.workload.completion), _tokenizer()
     core = _wrapped(job, False).eval() if ours else None
     model = core.model if core is not None else make_model(job.shape, job.longest).to(job.device).eval()
+    if job.variant.tuned:
+        keep_freed_memory()
     model.generation_config = GenerationConfig(eos_token_id=END, pad_token_id=PAD)
 
     def may_end(_: Any, __: Any, logits: Tensor) -> Tensor:
