@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
@@ -27,11 +27,8 @@ ENTER = 4
 """Waiting groups enter when one in so many places is free: a forward pass of few prompts costs more a token."""
 
 
-class Choose(Protocol):
-    """How tokens are chosen."""
-
-    def __call__(self, rows_B: Indices, steps_B: Indices, logits_BV: Tensor) -> Indices:
-        """[B], a token of each row, of its numbers the given step's."""
+Choose = Callable[[Indices, Indices, Tensor], Indices]
+"""Rows [B], of each how many tokens it has, logits [B, V] -> a token of each."""
 
 
 class _Prompts(Layout):

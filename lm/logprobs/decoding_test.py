@@ -31,8 +31,8 @@ def decoded(
     model: CompletionModel, prompts: list[list[int]], *, groups: int = 2, each: int = 2, choose: Choose = best
 ) -> list[list[int]]:
     found: dict[int, list[int]] = {}
-    where = {"groups": groups, "each": each, "spare": False}
-    decode(model.eval(), prompts, choose, found.__setitem__, end=END, most=6, **where)
+    tell = found.__setitem__
+    decode(model.eval(), prompts, choose, tell, end=END, most=6, groups=groups, each=each, spare=False)
     return [found[row] for row in range(len(prompts))]
 
 

@@ -32,7 +32,7 @@ class Draws:
         temperature: of the softmax, > 0.
     """
 
-    def __init__(self, seed: int, prompts: Sequence[Sequence[int]], temperature: float) -> None:
+    def __init__(self, seed: int, prompts: Sequence[Sequence[int] | npt.NDArray[np.int32]], temperature: float) -> None:
         self.temperature = temperature
         counts, keys = Counter[bytes](), []
         for prompt in prompts:

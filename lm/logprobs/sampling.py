@@ -107,6 +107,8 @@ def _sample(
 
 def _how(model: CompletionModel, longest: int, pads: bool, steps: int) -> Generation:
     """What a trial found, of this model with prompts as long and as mixed, or finds now."""
+    tried: tuple[int, bool, int]
+    found: Generation | None
     tried, found = model.__dict__.get("sampled_as", ((0, False, 0), None))
     if found is None or longest > tried[0] or (pads, steps) != tried[1:]:
         found = generation_of(model, longest, pads=pads, steps=steps)
