@@ -501,11 +501,11 @@ class SamplingConfig:
     """Sampling completions.
 
     Args:
-        engine: what samples: transformers' `generate`, or vLLM (to be installed; see
-            `lm.logprobs.sampling.sample_completions`).
+        engine: what samples: "transformers" (on a CPU our own loop around its models, else its `generate`), or vLLM (to
+            be installed; see `lm.logprobs.sampling.sample_completions`).
         temperature: softmax temperature, > 0.
-        batch_size: prompts a `generate` call, fewer where their caches would not fit the free memory (which is said:
-            the draws are then those of that size); vLLM schedules by itself.
+        batch_size: completions at once, fewer where their caches would not fit the free memory. The loop draws the same
+            whatever it is, `generate` does not (what is cut is said); vLLM schedules by itself.
         reference_samples: completions of pi_ref for each training prompt, which estimate the forward KL.
     """
 

@@ -55,6 +55,7 @@ from lm.data.tokens import FORM
 from lm.judging.llm import LLMJudge, Log, Pair, shares_won
 from lm.judging.reference import LEFT_OUT, Reference, check_reference
 from lm.judging.reward_models import Origin, Placed, RewardModel, _kept, origin
+from lm.logprobs.draws import FORM as DRAWS
 from lm.models.loading import check_reward_model
 from lm.models.opening import device_named
 from lm.objectives import MAIN
@@ -316,7 +317,7 @@ def score_set(
             _score_shards(own, spec, scoring, layout, shards, f"{name}, {total:,} pairs")
         of_reference = None
         if reference.model is not None:
-            settings = {"model": identity(reference.model), "reference": asdict(reference), **how}
+            settings = {"model": identity(reference.model), "reference": asdict(reference), "draws": DRAWS, **how}
             of_reference = Parts(folder, len(specs), settings)
             shards = in_shards(comparisons(path, subset, layout=layout))
             _refer_shards(of_reference, reference, scoring, layout, shards, f"{reference.model}, {total:,} pairs")

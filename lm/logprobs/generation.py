@@ -1,7 +1,8 @@
-"""What `generate` does to a policy's distribution: whether padding on the left and the cache leave it what it is.
+"""How a policy's own distribution is drawn from: by the loop of `lm.logprobs.decoding`, or by transformers' `generate`.
 
-Prompts of unequal length are padded on the left, and a recurrent state that is not masked, or positions that are not
-shifted, then make samples of another policy. As with the log-probs' routes, that is tried before it is relied on.
+What the loop keeps of earlier tokens is right for what takes packed rows. In `generate` prompts of unequal length are
+padded on the left, and a recurrent state that is not masked, or positions that are not shifted, then make samples of
+another policy. As with the log-probs' routes, both are tried before they are relied on.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -18,8 +19,10 @@ from transformers import GenerationConfig, PretrainedConfig
 
 from lm.logprobs.completions import CompletionModel, Ids
 from lm.logprobs.copies import Unbuildable, precise
+from lm.logprobs.decoding import decode
 from lm.logprobs.definition import described, examples_of, of_the_model, trying, vocabulary_of
 from lm.logprobs.kernels import at_least_float32, free_memory
+from lm.logprobs.past import Indices
 from lm.logprobs.trial import MARGIN, ROUNDING
 
 log = logging.getLogger(__name__)
@@ -29,6 +32,8 @@ STEPS = 3
 """Tokens that a trial generates, at most."""
 SHARE = 0.8
 """Of the memory that is free, what the caches of a batch may take."""
+CACHE = 2**31
+"""Bytes, most that the loop's cache takes: with more rows at once a token costs no less."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,10 +48,13 @@ class Generation:
     """What is wrong with the one or the other."""
     gap: float | None
     """Largest difference of a token's log-prob that is left, nats; None where it could not be measured."""
+    spare: bool | None = None
+    """None where `generate` draws; else the loop does, without padding, and this is what `decode` is to spare."""
 
 
 def generation_of(model: CompletionModel, tokens: int, *, pads: bool = True, steps: int = STEPS) -> Generation:
-    """Tries `generate` against the plain forward of each row alone: every token's log-prob, for a few new tokens.
+    """Tries the loop (on a CPU), else `generate`, against the plain forward of each row alone: every token's log-prob,
+    for a few new tokens.
 
     Args:
         model: a causal LM; it is left as it was.
@@ -68,10 +76,17 @@ def generation_of(model: CompletionModel, tokens: int, *, pads: bool = True, ste
         return Generation(pads=False, caches=True, reason=str(error), gap=None)
     if found is None:
         return Generation(pads=False, caches=True, reason="it reacts too little for a trial", gap=None)
+    if found.spare is not None and (subject is not model or model.options.autocast):
+        with model._precision(model.model.device):  # its numbers were judged without the rounding
+            problem, _ = _of_the_loop(model, [[PAD], [PAD]], steps, found.spare, compare=False)
+        if problem is not None:
+            found = _tried(subject, tokens, pads, steps, loop=False)
+            assert found is not None
+            return replace(found, reason="; ".join(filter(None, (f"as it runs {problem}", found.reason))))
     return found
 
 
-def _tried(model: CompletionModel, tokens: int, pads: bool, steps: int) -> Generation | None:
+def _tried(model: CompletionModel, tokens: int, pads: bool, steps: int, *, loop: bool = True) -> Generation | None:
     """None where nothing can be told: another row's past, or padding, would make no difference to this model."""
     (one, (_, other)), (beginning, (rest, _)), _ = examples_of(vocabulary_of(model.model), max(2, tokens))
     size = min(2, len(one), len(other), max(2, tokens) - 1)
@@ -85,6 +100,12 @@ def _tried(model: CompletionModel, tokens: int, pads: bool, steps: int) -> Gener
     if min(_off(seen, right) for seen in wrong) < MARGIN * ROUNDING:
         return None
     reasons: list[str] = []
+    if loop and model.model.device.type == "cpu":
+        for spare in (True, False):
+            problem, gap = _of_the_loop(model, [short[0], long[0], *long], steps, spare)
+            if problem is None:
+                return Generation(pads=True, caches=True, reason=None, gap=gap, spare=spare)
+        reasons.append(f"in packed rows {problem}")
     for what, batches, caches in (
         *([("left padding", [[short[0], *long]], True)] if pads else []),
         ("its cache", [short, long], True),
@@ -101,6 +122,44 @@ def _tried(model: CompletionModel, tokens: int, pads: bool, steps: int) -> Gener
         f"{type(model.model).__name__} cannot be sampled from: what `generate` draws from is not the plain forward's "
         f"distribution ({'; '.join(reasons)})"
     )
+
+
+def _of_the_loop(
+    model: CompletionModel, prompts: Sequence[Sequence[int]], steps: int, spare: bool, *, compare: bool = True
+) -> tuple[str | None, float]:
+    """What is wrong with the loop on these prompts, of which the last waits for a place and two rows of one prompt go
+    different ways, and the largest difference in nats; only whether it runs, unless `compare`."""
+    seen: dict[int, list[Tensor]] = {row: [] for row in range(len(prompts))}
+    drawn: dict[int, list[int]] = {}
+
+    def choose(rows_B: Indices, _: Indices, logits_BV: Tensor) -> Indices:
+        for row, logits_V in zip(rows_B, logits_BV, strict=True):
+            seen[int(row)].append(at_least_float32(logits_V))
+        best = logits_BV.topk(2).indices.cpu().numpy()
+        return np.where(rows_B % 2, best[:, 1], best[:, 0])
+
+    with trying(model):
+        try:
+            decode(model, prompts, choose, drawn.__setitem__, end=-1, most=steps, groups=2, each=2, spare=spare)
+        except Exception as error:
+            if not of_the_model(error):
+                raise
+            return described(error), float("inf")
+        if not compare:
+            return None, 0.0
+        return _compared(model, prompts, [drawn[row] for row in seen], [torch.stack(own) for own in seen.values()])
+
+
+def _compared(
+    model: CompletionModel, prompts: Sequence[Sequence[int]], drawn: Sequence[list[int]], logits: Sequence[Tensor]
+) -> tuple[str | None, float]:
+    """What is wrong with the logits that each of these tokens was drawn from, and the largest difference in nats."""
+    worst, gap = 0.0, 0.0
+    for prompt, tokens, own in zip(prompts, drawn, logits, strict=True):
+        got, right = own.log_softmax(-1), _plain(model, [*prompt, *tokens[:-1]], len(tokens))
+        worst = max(worst, _off(got, right))
+        gap = max(gap, float((got - right).abs().nan_to_num(float("inf")).max()))
+    return (None if worst <= ROUNDING else f"a token's log-prob is off by {gap:.2g} nats"), gap
 
 
 def _problem(
@@ -130,14 +189,9 @@ def _problem(
             return described(error), float("inf")
         finally:
             policy.generation_config = before
-        worst, gap = 0.0, 0.0
-        for row, prompt in enumerate(prompts):
-            drawn = output.sequences[row, longest:].tolist()
-            got = torch.stack([at_least_float32(step[row]) for step in output.logits]).log_softmax(-1)
-            right = _plain(model, [*prompt, *drawn[:-1]], len(drawn))
-            worst = max(worst, _off(got, right))
-            gap = max(gap, float((got - right).abs().nan_to_num(float("inf")).max()))
-    return (None if worst <= ROUNDING else f"a token's log-prob is off by {gap:.2g} nats"), gap
+        drawn = output.sequences[:, longest:].tolist()
+        logits = [torch.stack([at_least_float32(step[row]) for step in output.logits]) for row in range(len(prompts))]
+        return _compared(model, prompts, drawn, logits)
 
 
 def _plain(model: CompletionModel, row: Sequence[int], count: int) -> Tensor:
@@ -172,8 +226,28 @@ def cache_size(config: PretrainedConfig, tokens: int, itemsize: int) -> int:
     if not heads:
         return 0
     width = getattr(text, "head_dim", None) or text.hidden_size // heads
+    width = max(width, sum(getattr(text, f"qk_{part}_head_dim", None) or 0 for part in ("nope", "rope")))
     heads = getattr(text, "num_key_value_heads", None) or heads
     return int(2 * text.num_hidden_layers * heads * width * tokens * itemsize)
+
+
+def groups_fitting(model: CompletionModel, rows: int, each: int, prompt: int, completion: int) -> int:
+    """Groups of the loop at once: for these rows, or so many that the cache fits CACHE and the free memory.
+
+    Args:
+        model: where it is.
+        rows: asked for.
+        each: of a group.
+        prompt: tokens of the longest prompt.
+        completion: most tokens of a completion.
+    """
+    policy = model.model
+    itemsize = max(4, policy.dtype.itemsize) if model.options.autocast else policy.dtype.itemsize
+    logits = 3 * 4 * getattr(policy.config.get_text_config(), "vocab_size", 0)  # as in `fitting`
+    group = cache_size(policy.config, prompt + each * completion, itemsize) + each * logits
+    free = free_memory(policy.device)
+    most = CACHE if free is None else min(CACHE, int(SHARE * free))
+    return max(1, min(-(-rows // each), most // max(group, 1)))
 
 
 def fitting(model: CompletionModel, batch: int, tokens: int) -> int:

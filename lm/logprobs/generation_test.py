@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from dataclasses import replace
+from itertools import product
 from types import SimpleNamespace
 from typing import Any
 
@@ -60,7 +61,10 @@ def test_samples_of_prompts_of_mixed_length_are_the_plain_forwards(
 
 def test_prompts_of_one_length_need_no_padding() -> None:
     found = generation_of(wrap(causal_lm("recurrent-gemma")), 8, pads=False)
-    assert (found.pads, found.caches, found.reason) == (False, True, None)
+    assert (found.pads, found.caches, found.spare) == (False, True, None)
+    assert found.reason is not None
+    assert "in packed rows a token's log-prob is off by" in found.reason
+    assert "left padding" not in found.reason
     assert found.gap is not None
     assert found.gap < 1e-5
 
@@ -76,6 +80,7 @@ def test_a_model_without_positions_to_spare_is_sampled() -> None:
 def test_a_cache_that_forgets_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
     """A model whose cached steps see the last token alone is sampled without its cache; one that cannot be helped is
     refused."""
+    monkeypatch.setattr(generation, "_of_the_loop", lambda *_: ("it is not taken here", 0.0))
     model = causal_lm()
     forward, wrong = model.forward, {"cache": True, "all": False}
 
@@ -139,12 +144,10 @@ def test_under_autocast_samples_are_drawn_under_autocast(monkeypatch: pytest.Mon
     seen: list[bool] = []
     head = model.get_output_embeddings()
     head.register_forward_hook(lambda module, args, out: seen.append(out.dtype == torch.bfloat16))
-    for autocast in (False, True):
+    for autocast, spare in product((False, True), (None, True)):
         wrapped = wrap(model, autocast=autocast)
-        monkeypatch.setattr(
-            "lm.logprobs.sampling.generation_of",
-            lambda *args, **kwargs: Generation(pads=True, caches=True, reason=None, gap=None),
-        )
+        found = Generation(pads=True, caches=True, reason=None, gap=None, spare=spare)
+        monkeypatch.setattr("lm.logprobs.sampling.generation_of", lambda *_, found=found, **__: found)
         draw(wrapped, PROMPTS, config())
         assert set(seen) == {autocast}
         seen.clear()
@@ -160,6 +163,8 @@ def test_the_size_of_a_cache() -> None:
 def test_a_batch_whose_cache_does_not_fit_is_cut_and_that_is_said(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
+    by_generate = Generation(pads=True, caches=True, reason=None, gap=None)
+    monkeypatch.setattr("lm.logprobs.sampling.generation_of", lambda *args, **kwargs: by_generate)
     model = wrap(causal_lm())
     row = cache_size(model.model.config, 13, 8) + 12 * VOCABULARY
     batches: list[int] = []

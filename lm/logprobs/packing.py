@@ -21,6 +21,8 @@ from torch import Tensor, nn
 from torch.nn.attention.flex_attention import BlockMask
 from transformers import AttentionInterface
 
+from lm.logprobs.past import Past
+
 PACKED = "lm_packed"
 """Name under which `packed_attention` is known to transformers."""
 
@@ -67,15 +69,16 @@ class Layout:
         self.starts = starts
         self.total = start
         counts = [count for _, *completions in self.lengths for count in completions]
+        none = np.empty(0, dtype=np.int64)
         self.positions_T = self._index(np.concatenate(positions))
         """[T], position within prompt followed by the own completion."""
-        self.states_C = self._index(np.concatenate(states))
+        self.states_C = self._index(np.concatenate([none, *states]))
         """[C], the token whose state predicts each completion token."""
-        self.targets_C = self._index(np.concatenate(targets))
+        self.targets_C = self._index(np.concatenate([none, *targets]))
         """[C], the completion tokens."""
         self.rows_C = self._index(np.repeat(np.arange(len(counts)), counts))
         """[C], which completion each belongs to."""
-        self.ends_R = self._index(np.array(ends))
+        self.ends_R = self._index(np.array(ends, dtype=np.int64))
         """[R], the last token of each completion."""
         self.counts_R = self._index(np.array(counts))
         """[R], tokens of each completion."""
@@ -95,6 +98,9 @@ class Layout:
         layout = copy.copy(self)
         layout.read_only = True
         return layout
+
+    def keep(self, key: Tensor, value: Tensor) -> None:
+        """Keys and values, [1, heads, T, D], that the next attention computed: nobody asks for them later."""
 
     def _index(self, values: np.ndarray[Any, Any]) -> Tensor:
         return torch.from_numpy(values.astype(np.int64)).to(self.device)
@@ -238,7 +244,7 @@ def packed_attention(
     value: Tensor,
     attention_mask: Tensor | None,
     *,
-    packed: Layout | None = None,
+    packed: Layout | Past | None = None,
     scaling: float | None = None,
     dropout: float = 0.0,
     sliding_window: int | None = None,
@@ -246,7 +252,8 @@ def packed_attention(
     s_aux: Tensor | None = None,
     **extra: Any,
 ) -> tuple[Tensor, None]:
-    """Attention over packed rows, in transformers' `AttentionInterface`. [1, H, T, D] -> [1, T, H, D].
+    """Attention over packed rows, or of one token of each row over its past, in transformers' `AttentionInterface`.
+    [1, H, T, D] -> [1, T, H, D].
 
     Raises:
         NotImplementedError: for what this attention would otherwise ignore (position bias, dropout, other masks), or
@@ -271,6 +278,13 @@ def packed_attention(
         kind = query.device.type
         dtype = torch.float32 if kind == "cpu" else torch.get_autocast_dtype(kind)
         query, key, value = query.to(dtype), key.to(dtype), value.to(dtype)
+    if isinstance(packed, Past):
+        with torch.autocast(query.device.type, enabled=False):
+            later = packed.attend(
+                query, key, value, scaling=scaling, window=sliding_window, softcap=softcap, sinks_H=s_aux
+            )
+        return later, None
+    packed.keep(key, value)
     groups = query.shape[1] // key.shape[1]
     if groups > 1:
         key, value = key.repeat_interleave(groups, 1), value.repeat_interleave(groups, 1)

@@ -21,7 +21,7 @@ from lm.data.messages import STORED
 from lm.judging.reading import sample_text
 from lm.judging.statistics import bootstrap_interval
 from lm.logprobs.completions import CompletionModel
-from lm.logprobs.sampling import sample_completions
+from lm.logprobs.sampling import in_keys, sample_completions
 from lm.logprobs.scoring import score_pairs, score_rows
 from lm.models.opening import open_policy
 from lm.objectives import Method
@@ -115,7 +115,7 @@ def evaluation(run: Run, name: str) -> Artifact:
         "reference": sft(run),
         "labels": labels(run),
         **judge_input(run, labels_count=True),
-        "sampling": config.sampling,
+        "sampling": in_keys(config.sampling),
         "prompts": config.evaluation.prompts,
         "seed": run.seed("evaluate"),
     }
@@ -253,7 +253,7 @@ def validation(run: Run, name: str, trained: Artifact) -> Artifact:
         "policy": trained,
         "labels": labels(run),
         **judge_input(run, labels_count=True),
-        "sampling": run.config.sampling,
+        "sampling": in_keys(run.config.sampling),
         "prompts": config.valid_prompts,
         "interval": [config.confidence, config.resamples],
         "seed": run.seed("evaluate"),

@@ -20,6 +20,7 @@ from lm.data.rewards import ORACLE
 from lm.data.splits import draw_of
 from lm.data.tokens import mapped
 from lm.logprobs.completions import CompletionModel
+from lm.logprobs.sampling import in_keys
 from lm.models.opening import open_reward_model
 from lm.stages.data import data, given_pairs, of_split, opened, save, tokenizer
 from lm.stages.heads import bradley_terry_model, head_rewards
@@ -191,7 +192,12 @@ def labels(run: Run) -> Artifact:
             inputs["noise"] = [sharpness, run.seed("labels"), "by row"]
         if sampled.pairs is not None:
             weight = run.config.data.group_weight
-            inputs |= {"on_policy": sampled, "policy": sft(run), "sampling": run.config.sampling, "weight": weight}
+            inputs |= {
+                "on_policy": sampled,
+                "policy": sft(run),
+                "sampling": in_keys(run.config.sampling),
+                "weight": weight,
+            }
     return run.store.get("labels", name, inputs, make)
 
 

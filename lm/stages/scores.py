@@ -20,7 +20,7 @@ from lm.data.columns import Rows, column, digests, kept_arrays, listed, numbered
 from lm.data.messages import restored
 from lm.data.scored import REF_PAIR, REF_SAMPLES, SAMPLE_IDS, SAMPLED, TOKENS
 from lm.logprobs.completions import CompletionModel
-from lm.logprobs.sampling import sample_completions
+from lm.logprobs.sampling import in_keys, sample_completions
 from lm.logprobs.scoring import score_pairs, score_rows
 from lm.models.opening import open_policy, open_reward_model
 from lm.objectives import MAIN, Method
@@ -64,7 +64,7 @@ def scores(run: Run) -> Artifact:
         "bias": bias(run),
         "policy": sft(run),
         "rewards": planned(run),
-        "sampling": run.config.sampling,
+        "sampling": in_keys(run.config.sampling),
         "probe": run.config.probe.pairs,
         "seed": run.seed("score"),
     }
@@ -156,7 +156,7 @@ def unlabelled_scores(run: Run) -> Artifact:
         prompts = _by_reference(run, pairs, run.seed("score", UNLABELLED), parts, folder, scratch)
         return {"pairs": len(pairs), "prompts": prompts}
 
-    inputs = {"pairs": unlabelled(run), "policy": sft(run), "sampling": run.config.sampling}
+    inputs = {"pairs": unlabelled(run), "policy": sft(run), "sampling": in_keys(run.config.sampling)}
     return run.store.get("score", UNLABELLED, inputs | {"seed": run.seed("score", UNLABELLED)}, make)
 
 

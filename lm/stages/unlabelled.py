@@ -21,6 +21,7 @@ from lm.data.rows import Tally, left_out, read_rows, shown
 from lm.data.schemas import Drop
 from lm.data.templates import chat_renderer
 from lm.data.tokens import KEYS, load, prompt_ids, tokenise
+from lm.logprobs.sampling import in_keys
 from lm.objectives import Method
 from lm.stages.data import opened, save, sized, tokenizer
 from lm.stages.labels import judge_pairs, labelled_pairs, labels, oracle_input
@@ -81,7 +82,7 @@ def unlabelled(run: Run) -> Artifact:
         "content": run.content(options.path, "dataset"),
         "labels": labels(run),
         "policy": sft(run),
-        "sampling": run.config.sampling,
+        "sampling": in_keys(run.config.sampling),
         "group_weight": run.config.data.group_weight,
         "seed": run.seed(PAIRS),
     }

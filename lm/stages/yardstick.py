@@ -11,7 +11,7 @@ import torch
 from figures.studies import kl_of_best_of
 from lm.base.store import Artifact
 from lm.judging.statistics import best_of, bootstrap_interval
-from lm.logprobs.sampling import sample_completions
+from lm.logprobs.sampling import in_keys, sample_completions
 from lm.models.opening import open_policy
 from lm.stages.data import opened, sized, tokenizer
 from lm.stages.evaluations import asked_of, prompts_of
@@ -66,7 +66,7 @@ def _own_rewards(run: Run, each: int) -> Artifact:
         "policy": sft(run),
         "labels": labels(run),
         **judge_input(run),
-        "sampling": run.config.sampling,
+        "sampling": in_keys(run.config.sampling),
         "prompts": run.config.evaluation.valid_prompts,
         "samples": each,
         "seed": run.seed("yardstick"),

@@ -195,20 +195,20 @@ def run_rounds(jobs: dict[str, Job], peaks: dict[str, float], what: str = "round
                     took[name].append(worker.took[-1])
                 bar.update()
             if number:
-                seconds = {name: turns[-1].seconds for name, turns in took.items()}
-                progress.say(f"{what}, round {number} of {some.turns - 1}: {_ratios_in_words(seconds)}")
+                last = {name: turns[-1] for name, turns in took.items()}
+                progress.say(f"{what}, round {number} of {some.turns - 1}: {_ratios_in_words(last)}")
     return {name: turns if some.apart else turns[1:] for name, turns in took.items()}
 
 
-def _ratios_in_words(seconds: dict[str, float]) -> str:
+def _ratios_in_words(turns: dict[str, Turn]) -> str:
     """Of one round: how many times as fast each of ours is as its peers, or what each took where there are none."""
     told = [
-        f"{name} {seconds[peer] / own:.2f} x {peer}"
-        for name, own in seconds.items()
+        f"{name} {turns[peer].cost / own.cost:.2f} x {peer}"
+        for name, own in turns.items()
         for peer in _peers(name).values()
-        if peer in seconds and peer != name and not is_trl(name)
+        if peer in turns and peer != name and not is_trl(name)
     ]
-    return ", ".join(told or [f"{name} {own:.2f} s" for name, own in seconds.items()])
+    return ", ".join(told or [f"{name} {own.seconds:.2f} s" for name, own in turns.items()])
 
 
 def _peers(name: str) -> dict[str, str]:
@@ -237,14 +237,16 @@ def summarise(
         over: dict[str, list[float]] = {}
         for key, what, unit in (("pairs_per_s", 0, 1), ("tokens_per_s", 1, 1), ("gflop_per_s", 2, 1e9)):
             over[key] = [todo[what] / turn.seconds / unit for todo, turn in zip(works[name], turns, strict=True)]
-        if all(turn.product for turn in turns):
+        if variant.samples:
+            over["tokens_per_s"], _ = [1 / turn.cost for turn in turns], over.pop("gflop_per_s")
+        elif all(turn.product for turn in turns):
             rates = zip(over["gflop_per_s"], turns, strict=True)
             over["of_sustained"] = [rate / turn.product for rate, turn in rates if turn.product]
         memory = [turn.peak_mb for turn in turns if turn.peak_mb is not None]
         row["peak_mb"] = max(memory) if memory else None
         for key, peer in _peers(name).items():
             if (other := took.get(peer)) is not None:
-                over[key] = [o.seconds / t.seconds for o, t in zip(other, turns, strict=True)]
+                over[key] = [o.cost / t.cost for o, t in zip(other, turns, strict=True)]
         row |= {key: statistics.median(values) for key, values in over.items()}
         rows.append(row | {"spread": {key: [min(values), max(values)] for key, values in over.items()}})
     return rows
@@ -311,7 +313,7 @@ class Plan:
             name: Job(
                 variant=variant,
                 shape=shape,
-                workload=workload or replace(self.lengths, completions=variant.completions),
+                workload=workload or replace(self.lengths, completions=max(2, variant.completions)),
                 turns=self.rounds + 1,
                 steps=self.steps,
                 threads=self.threads,
@@ -374,6 +376,8 @@ RATIOS = {
     "ratio_trl_tuned": "x TRL tuned",
     "ratio_unshared": "x unshared",
     "ratio_varlen": "x varlen",
+    "ratio_generate": "x generate",
+    "ratio_generate_tuned": "x generate tuned",
 }
 """The headings."""
 

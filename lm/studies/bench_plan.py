@@ -20,6 +20,8 @@ SIZES = (10_000, 100_000)
 BATCH = 8
 """Pairs an optimiser step, where nothing is said."""
 PAD, END = 0, 1
+SAMPLED = 64
+"""Most tokens of a sample."""
 
 # ---------------------------------------------------------------- what is run
 
@@ -170,10 +172,11 @@ class Variant:
         run: a worker's whole life, by the name of a function of `lm.studies.bench_workers`.
         options: of our core.
         bf16: autocast, in TRL (ours has it in `options`).
-        tuned: TRL with our allocator settings, and with its head on the completions only, as it does on a GPU.
+        tuned: TRL with our allocator settings, and with its head on the completions only, as it does on a GPU; or
+            `generate` with these settings.
         shared: False: a row for each completion, prompt included, still without padding.
         varlen: those rows by torch's FlashAttention, which is for CUDA.
-        completions: K.
+        completions: K; of sampling, those drawn of each prompt.
     """
 
     stage: str
@@ -184,6 +187,11 @@ class Variant:
     shared: bool = True
     varlen: bool = False
     completions: int = 2
+
+    @property
+    def samples(self) -> bool:
+        """Whether tokens are drawn."""
+        return self.run.startswith("sample_")
 
     @property
     def dtype(self) -> str:
@@ -231,6 +239,11 @@ class Job:
         """Positions that the model needs."""
         return max(1024, self.workload.prompt + self.workload.completion + 1)
 
+    @property
+    def sampled(self) -> int:
+        """Most tokens of a sample."""
+        return min(SAMPLED, self.workload.of_completions[1])
+
     def data(self) -> Dataset:
         """Pairs for all turns."""
         count = self.turns * (self.steps + 1) * self.pairs
@@ -265,6 +278,13 @@ class Turn(NamedTuple):
     peak_mb: float | None
     product: float | None = None
     """GFLOP/s of the model's products, for a second on end, in this round."""
+    drawn: int | None = None
+    """Tokens sampled; None where there is the same to do whoever does it."""
+
+    @property
+    def cost(self) -> float:
+        """What ratios are of: seconds, a token where these were drawn."""
+        return self.seconds / (self.drawn or 1)
 
 
 # ---------------------------------------------------------------- TRL
@@ -302,9 +322,15 @@ VARIANTS = {
     "score-ours": Variant(stage="score", run="score_ours"),
     "score-ours-bf16": Variant(stage="score", run="score_ours", options=_BF16),
     "score-ours-reward": Variant(stage="score", run="score_reward"),
+    "sample-generate": Variant(stage="sample", run="sample_generate", completions=4),
+    "sample-generate-tuned": Variant(stage="sample", run="sample_generate", tuned=True, completions=4),
+    "sample-ours": Variant(stage="sample", run="sample_ours", completions=4),
+    "sample-one-generate": Variant(stage="sample-one", run="sample_generate", completions=1),
+    "sample-one-generate-tuned": Variant(stage="sample-one", run="sample_generate", tuned=True, completions=1),
+    "sample-one-ours": Variant(stage="sample-one", run="sample_ours", completions=1),
 }
 """Stages: training a policy by DPO, the same by p-DPO with a sample for the KL term, training a reward model, scoring
-(reference log-probs or rewards)."""
+(reference log-probs or rewards), sampling four completions of a prompt, or one."""
 QUICK = ("trl-tuned", "ours", "score-trl-tuned", "score-ours")
 """TRL as it is installed takes as long as all the others together."""
 GPU = (
@@ -323,6 +349,8 @@ PEERS = {
     "ratio_trl_tuned": "trl-tuned",
     "ratio_unshared": "ours-unshared",
     "ratio_varlen": "ours-varlen",
+    "ratio_generate": "generate",
+    "ratio_generate_tuned": "generate-tuned",
 }
 """Ratio -> the variant it is to, less the stage's prefix and -bf16: what is in bfloat16 is held against the like."""
 
@@ -352,6 +380,9 @@ def work_of(job: Job) -> list[Work]:
 
 
 def _work_of(job: Job, data: Dataset, turn: int) -> Work:
+    if job.variant.samples:  # how much is drawn, a turn says
+        rows = job.timed(turn)
+        return Work(len(rows), 0, 0)
     columns = ["chosen_ids", "rejected_ids", *(["sample_ids"] if job.workload.completions > 2 else [])]
     backward = job.variant.stage != "score"
     head = job.variant.run not in ("train_reward", "score_reward", "reward_trl")

@@ -218,11 +218,36 @@ def test_the_products_of_a_step_are_what_is_counted_without_attention() -> None:
     assert bench.sustained(job(shape=GROUPED, workload=replace(middle, prompt=2)), "float32") > 0
 
 
+def test_sampling_is_compared_by_the_token() -> None:
+    took = {"sample-generate": [Turn(2.0, None, 4.0, 10)], "sample-ours": [Turn(1.0, None, 4.0, 20)]}
+    works = bench_plan.work_of(job("sample-ours", turns=2))
+    theirs, ours = bench.summarise("S8", {n: VARIANTS[n] for n in took}, took, dict.fromkeys(took, works), {})
+    assert (theirs["tokens_per_s"], ours["tokens_per_s"], ours["pairs_per_s"]) == (5.0, 20.0, 16.0)
+    assert (theirs["ratio_generate"], ours["ratio_generate"]) == (1.0, 4.0)
+    assert ours["gflop_per_s"] is ours["of_sustained"] is None
+    said = bench._ratios_in_words({name: turns[0] for name, turns in took.items()})
+    assert said == "sample-ours 4.00 x sample-generate"
+
+
+@pytest.mark.parametrize("name", ["sample-generate-tuned", "sample-ours"])
+def test_both_ways_of_sampling_draw_as_much(name: str) -> None:
+    """Any token may be the last, so that half of the samples have up to 3 tokens; none has more than 6."""
+    sent: list[Turn] = []
+    lengths = Workload(prompt=6, completion=3, prompts=(2, 9), of_completions=(1, 6))
+    own = job(name, workload=lengths, turns=2, steps=1, pairs=50)
+    turns = bench_workers.Turns(own, SimpleNamespace(recv=lambda: None, send=sent.append))  # type: ignore[arg-type]
+    bench_workers.RUNS[own.variant.run](own, turns)
+    chance = 1 - 0.5 ** (1 / 3)
+    assert [turn.drawn / 200 for turn in sent if turn.drawn] == pytest.approx([(1 - 0.25) / chance] * 2, abs=0.6)
+
+
 def test_every_variant_has_the_peers_that_it_is_compared_with() -> None:
     for name, variant in VARIANTS.items():
         if variant.stage != "policy":
             assert name.startswith(f"{variant.stage}-")
-        if variant.stage != "kl":
+        if variant.samples:
+            assert {f"{variant.stage}-generate", f"{variant.stage}-generate-tuned"} <= set(VARIANTS)
+        elif variant.stage != "kl":
             assert ("trl" if variant.stage == "policy" else f"{variant.stage}-trl") in VARIANTS
     assert set(bench_plan.QUICK) | set(bench_plan.CURVES) <= set(VARIANTS)
 

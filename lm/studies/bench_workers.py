@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import math
 import os
 import tempfile
 import traceback
@@ -12,17 +13,19 @@ from collections.abc import Callable
 from functools import partial
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 import transformers
 from datasets import Dataset, disable_progress_bars
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
+from torch import Tensor
 from torch.utils.data import DataLoader
 from transformers import (
     AutoModelForCausalLM,
     AutoModelForSequenceClassification,
+    GenerationConfig,
     LlamaConfig,
     PreTrainedModel,
     PreTrainedTokenizerFast,
@@ -30,9 +33,11 @@ from transformers import (
 )
 
 from lm.base import progress
-from lm.config import TrainingConfig
+from lm.config import Config, DataConfig, TrainingConfig
 from lm.logprobs.completions import CompletionModel, collate
+from lm.logprobs.generation import left_padded
 from lm.logprobs.kernels import keep_freed_memory
+from lm.logprobs.sampling import sample_completions
 from lm.logprobs.scoring import score_pairs
 from lm.objectives import DPO, PessimisticDPO
 from lm.studies.bench_plan import END, PAD, Job, Shape, Turn, clock_of
@@ -97,9 +102,10 @@ class Turns:
         with contextlib.suppress(OSError):
             Path("/proc/self/clear_refs").write_text("5")
 
-    def end(self, seconds: float) -> None:
+    def end(self, seconds: float, drawn: int | None = None) -> None:
         """Reports, and gives free memory back so that the next has it."""
-        self.connection.send(Turn(seconds, torch.cuda.max_memory_allocated() / 1e6 if self.on_gpu else peak_mb()))
+        peak = torch.cuda.max_memory_allocated() / 1e6 if self.on_gpu else peak_mb()
+        self.connection.send(Turn(seconds, peak, drawn=drawn))
         with contextlib.suppress(OSError, AttributeError):
             ctypes.CDLL("libc.so.6").malloc_trim(0)
 
@@ -244,6 +250,63 @@ def score_ours(job: Job, turns: Turns, *, reward: bool = False) -> None:
     score_in_turns(job, turns, job.data(), partial(score_pairs, model, what="benchmark"))
 
 
+def sample(job: Job, turns: Turns, *, ours: bool) -> None:
+    """K completions of each prompt: by `sample_completions`, or by one call of a plain model's `generate`, prompts as
+    they come. Every token may be the last, with the chance at which half of the completions are as long as the data's.
+    """
+    prompts, each = job.data()["prompt_ids"][:], job.variant.completions
+    chance, words = 1 - 0.5 ** (1 / job.workload.completion), _tokenizer()
+    core = _wrapped(job, False).eval() if ours else None
+    model = core.model if core is not None else make_model(job.shape, job.longest).to(job.device).eval()
+    if job.variant.tuned:
+        keep_freed_memory()
+    model.generation_config = GenerationConfig(eos_token_id=END, pad_token_id=PAD)
+
+    def may_end(_: Any, __: Any, logits: Tensor) -> Tensor:
+        logits[..., END] = -torch.inf
+        logits[..., END] = logits.logsumexp(-1) + math.log(chance / (1 - chance))
+        return logits
+
+    model.get_output_embeddings().register_forward_hook(may_end)
+
+    def draw(some: list[list[int]], seed: int) -> int:
+        if core is not None:
+            many = [prompt for prompt in some for _ in range(each)]
+            found = sample_completions(core, many, words, _sampling(job), seed=seed, what="benchmark")
+            return sum(map(len, found))
+        torch.manual_seed(seed)
+        ids, mask = left_padded(some, model.device)
+        options = {"do_sample": True, "top_k": 0, "top_p": 1.0, "temperature": 1.0, "max_new_tokens": job.sampled}
+        rows = model.generate(input_ids=ids, attention_mask=mask, num_return_sequences=each, **options)
+        new = rows[:, ids.shape[1] :]
+        return int(((new == END).cumsum(1) - (new == END).long() == 0).sum())
+
+    draw([max(prompts, key=len), prompts[0]], 0)  # what is tried of a model is tried for the longest
+    for turn in range(job.turns):
+        rows = job.timed(turn)
+        turns.begin()
+        draw(prompts[rows.start - job.pairs : rows.start], job.seed)
+        turns.start()
+        start = turns.clock()
+        drawn = draw(prompts[rows.start : rows.stop], job.seed + turn)
+        turns.end(turns.clock() - start, drawn)
+
+
+def _sampling(job: Job) -> Config:
+    once = TrainingConfig(max_steps=1)
+    return Config(
+        output_dir="unused",
+        model="unused",
+        methods=["dpo"],
+        device=cast(Any, job.device),
+        data=DataConfig(max_prompt_length=1, max_completion_length=job.sampled),
+        sft=once,
+        oracle=once,
+        reward=once,
+        policy=once,
+    )
+
+
 def _tune_trl(job: Job) -> None:
     import trl.trainer.utils
 
@@ -334,5 +397,7 @@ RUNS: dict[str, Callable[[Job, Turns], None]] = {
     "score_ours": score_ours,
     "train_reward": partial(train_ours, reward=True),
     "score_reward": partial(score_ours, reward=True),
+    "sample_generate": partial(sample, ours=False),
+    "sample_ours": partial(sample, ours=True),
 }
 """By the names that `lm.studies.bench_plan.Variant` has."""

@@ -301,8 +301,8 @@ def _of_the_route(found: RouteReport, what: str, tokens: int) -> Iterator[Check]
 
 
 def _of_the_samples(found: Generation) -> Check:
-    """What `generate` would draw from, for unequal prompts padded on the left where that is right."""
-    how = "padded on the left" if found.pads else "prompts of one length a batch"
+    """What the loop would draw from, or `generate`, for unequal prompts padded on the left where that is right."""
+    how = "by `generate`, " + ("padded on the left" if found.pads else "prompts of one length a batch")
     if not found.caches:
         how += ", without a cache"
     advice = f"{how}: {found.reason}" if found.reason else ""

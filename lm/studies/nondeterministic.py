@@ -35,6 +35,7 @@ from lm.data.schemas import Drop, tldr_prompt
 from lm.data.tokens import prompt_ids
 from lm.judging.reading import sample_text
 from lm.judging.statistics import bootstrap_interval, wald, win_rates
+from lm.logprobs.sampling import in_keys
 from lm.models.opening import open_policy
 from lm.objectives import MAIN, HullDPO, looks
 from lm.stages.data import data, opened, sized, tokenizer
@@ -188,7 +189,7 @@ def judged(run: Run, name: str, domain: str, temperature: float) -> Artifact:
         "step": model.name if model != trained.path else None,
         **judge_input(run),
         "prompts": other if other is not None else [labels(run), config.evaluation.prompts],
-        "sampling": replace(config.sampling, temperature=temperature),
+        "sampling": in_keys(replace(config.sampling, temperature=temperature)),
         "seed": run.seed("evaluate"),
     }
     return run.store.get("evaluate", f"{name}-{domain}-t{temperature:g}", inputs, make)
