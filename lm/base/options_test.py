@@ -97,7 +97,7 @@ def test_the_demo_is_the_preset_and_options_win_over_it() -> None:
     changed = config_of("--dpo.beta=0.5", "--methods", "[dpo, e-dpo]", "--e_dpo.kl.samples", "preferences")
     assert changed.method("dpo") == DPO(beta=0.5)
     assert changed.methods == ["dpo", "e-dpo"]
-    assert changed.method("e-dpo") == EnsembleDPO(kl=Pessimism(samples="preferences"))
+    assert changed.method("e-dpo") == EnsembleDPO(beta=0.1, kl=Pessimism(samples="preferences")), "beta is the demo's"
     assert changed.method("ipo") == config_of().method("ipo")
 
 
@@ -105,7 +105,7 @@ def test_a_sweep_replaces_the_options_it_names() -> None:
     swept = config_of("--e_dpo.kl.alpha_end=0.5", "--sweep", "{e-dpo: [{beta: 3}, {kl: {alpha_start: 0.1}}]}")
     first, second = swept.settings("e-dpo")
     assert first == EnsembleDPO(beta=3.0, kl=Pessimism(alpha_end=0.5))
-    assert second == EnsembleDPO(kl=Pessimism(alpha_start=0.1, alpha_end=0.5))
+    assert second == EnsembleDPO(beta=0.1, kl=Pessimism(alpha_start=0.1, alpha_end=0.5))
     assert swept.settings("dpo") == [swept.method("dpo")]
 
 
