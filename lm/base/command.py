@@ -47,28 +47,23 @@ STATUSES = (
 
 
 def own_options(
-    parser: argparse.ArgumentParser, arguments: Sequence[str] | None, check: Callable[[argparse.Namespace], None]
-) -> tuple[argparse.Namespace, list[str]] | None:
-    """A command's own options, and the rest of its command line, a run's; None after a mistake, which is told.
+    parser: argparse.ArgumentParser, arguments: Sequence[str], check: Callable[[argparse.Namespace], None]
+) -> tuple[argparse.Namespace, list[str]]:
+    """A command's own options, and the rest of its command line, a run's.
 
     Where help is asked for, the own options' is printed, the run's follows, and nothing is checked.
 
     Args:
         parser: of the own options, without help.
-        arguments: the command line without the program; sys.argv's by default.
-        check: ValueError where they are wrong.
+        arguments: the command line without the program.
+        check: raises ValueError where they are wrong, as this does then.
     """
     own, rest = parser.parse_known_args(arguments)
-    shell.print_anywhere()
     if {"-h", "--help"} & set(rest):
         parser.print_help()
         print("\nThe run's options:\n")
-        return own, rest
-    try:
+    else:
         check(own)
-    except ValueError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return None
     return own, rest
 
 
