@@ -8,6 +8,7 @@ import fcntl
 import io
 import logging
 import os
+import shutil
 import signal
 import sys
 import threading
@@ -201,19 +202,37 @@ def said_once(parse: Callable[[], T]) -> T:
 def only_run_in(folder: Path, *, shared: bool = False) -> Iterator[None]:
     """Holds the folder's lock, which the system frees when the process ends however it ends.
 
+    An error before a stage has begun leaves nothing behind: a folder that was made for it is removed, from one that was
+    there the lock.
+
     Raises ValueError where another process holds it, unless both share it. Ranks that work together share the first
     one's.
     """
     if not ranks.is_first():
         yield
         return
+    new = [path for path in (folder, *folder.parents) if not path.exists()]
     folder.mkdir(parents=True, exist_ok=True)
-    with (folder / ".lock").open("w") as lock:
+    file = folder / ".lock"
+    ours = not file.exists()
+    with file.open("w") as lock:
         try:
             fcntl.flock(lock, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
         except OSError:
             raise ValueError(f"output_dir {folder} is in use by another run; wait for it, or name another") from None
-        yield
+        try:
+            yield
+        except Exception:
+            begun = any(path.is_dir() for path in folder.iterdir())
+            with contextlib.suppress(OSError):  # where others share it, or there is something else above it by now
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                if ours and not new:
+                    file.unlink()
+                elif ours and not begun:
+                    shutil.rmtree(folder)
+                    for path in new[1:]:
+                        path.rmdir()
+            raise
 
 
 _QUIET = {"TOKENIZERS_PARALLELISM": "false", "TRANSFORMERS_VERBOSITY": "error"}
