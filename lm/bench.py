@@ -45,7 +45,7 @@ def main(arguments: Sequence[str], configs: dict[str, Shape] = CONFIGS) -> int:
         "--startup",
         "--scale 10000 100000 --json figures/results/scale.json",
     )
-    parser.add_argument("--quick", action="store_true", help=f"S8, {', '.join(QUICK)}; 3 rounds of a step")
+    parser.add_argument("--quick", action="store_true", help=f"S8, {', '.join(QUICK)}; 3 rounds of 2 steps")
     parser.add_argument(
         "--configs", nargs="+", choices=configs, metavar="MODEL", help=f"{', '.join(configs)}; those of random weights"
     )
@@ -113,7 +113,7 @@ def main(arguments: Sequence[str], configs: dict[str, Shape] = CONFIGS) -> int:
         gemm_peak(peaks, options.clock, options.device)
         plan = Plan(
             rounds=options.rounds or (3 if options.quick else 5),
-            steps=options.steps or (1 if options.quick else 3),
+            steps=options.steps or (2 if options.quick else 3),
             threads=options.threads,
             pairs=options.pairs,
             clock=options.clock,
