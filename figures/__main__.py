@@ -40,6 +40,20 @@ exit status: {DONE} done; {FAILED} failed: results are missing or broken, the ot
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command; returns its exit status. Errors are a line each; --debug shows where they came from."""
+    try:
+        try:
+            status = _main(arguments)
+        except SystemExit:  # argparse's, after a help text that may still be on its way
+            sys.stdout.flush()
+            raise
+        sys.stdout.flush()
+        return status
+    except BrokenPipeError:  # as `| head` ends: whoever read has had enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 128 + signal.SIGPIPE
+
+
+def _main(arguments: Sequence[str] | None) -> int:
     parser = argparse.ArgumentParser(
         allow_abbrev=False,
         prog="python -m figures",
@@ -87,9 +101,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         for name in later:
             print(f"{name} is not drawn: there is no {results_of(name)} yet", file=sys.stderr)
         return status
-    except BrokenPipeError:  # as `| head` ends: whoever read has had enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 128 + signal.SIGPIPE
+    except BrokenPipeError:
+        raise
     except (ValueError, FileExistsError, NotADirectoryError) as error:
         _say(f"error: {error}", options.debug)
         return MISTAKEN

@@ -9,9 +9,10 @@ import os
 import runpy
 import sys
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
-from theory.shell import MISTAKEN, print_anywhere
+from theory.shell import MISTAKEN, as_command
 
 GUARD = 'if __name__ == "__main__":'
 BESIDE = ("theory", "bandits", "figures")
@@ -31,15 +32,15 @@ def commands(package: str = "lm") -> dict[str, str]:
     return found
 
 
-def script(arguments: Sequence[str] | None = None) -> int:
+@partial(as_command, statuses={})  # a command that is run tells its own errors
+def script(arguments: Sequence[str]) -> int:
     """`lm COMMAND`: runs lm.COMMAND, or a command of theory, bandits or figures by its whole name; without one, lists.
 
     Unlike `python -m` it imports nothing from the folder that it runs in, where a folder of the user's may be called as
     one of these packages; nor do processes that it starts. Returns the exit status.
     """
-    print_anywhere()
     os.environ.setdefault("PYTHONSAFEPATH", "1")
-    name, *rest = (sys.argv[1:] if arguments is None else arguments) or ["--help"]
+    name, *rest = arguments or ["--help"]
     ours, beside = commands(), {one: text for package in BESIDE for one, text in commands(package).items()}
     known = {one.removeprefix("lm."): one for one in ours} | {one: one for one in (*ours, *beside)}
     if name in ("-h", "--help"):
@@ -59,9 +60,9 @@ def script(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
+@as_command
+def main(arguments: Sequence[str]) -> int:
     """Prints the list; returns the exit status."""
-    print_anywhere()
     width = max(map(len, commands()))
     listing = "\n".join(f"  python -m {name:<{width}}  {text}" for name, text in commands().items())
     parser = argparse.ArgumentParser(

@@ -7,10 +7,10 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from lm.base.command import add_force, check_free, own_options
+from lm.base.command import add_force, as_command, check_free, own_options
 from lm.base.files import expanded
 from lm.stages.run import Run, command
-from theory.shell import MISTAKEN, Parser
+from theory.shell import Parser
 
 SET = {"--data.kind": "preferences", "--methods": "[dpo]", "--output_dir": "runs/advise"}
 """Options that are these where they are not given."""
@@ -48,16 +48,15 @@ def _check(own: argparse.Namespace) -> None:
         raise ValueError("--force goes with --json")
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
+@as_command
+def main(arguments: Sequence[str]) -> int:
     """The command; returns its exit status."""
     parser = Parser(prog="python -m lm.advise", usage="%(prog)s DATA [OPTION OF lm.train ...]", add_help=False)
     parser.add_argument("data", nargs="?", metavar="DATA", help="hub name, file or folder, as --data.path of a run")
     parser.add_argument("--study", metavar="FILE", help="of lm.workflow.regimes; default: the one that comes with it")
     parser.add_argument("--json", metavar="FILE", help="also write the report as JSON")
     add_force(parser)
-    if (found := own_options(parser, arguments, _check)) is None:
-        return MISTAKEN
-    own, rest = found
+    own, rest = own_options(parser, arguments, _check)
     given = {word.split("=")[0] for word in rest}
     unsaid = [f"{name}={value}" for name, value in SET.items() if name not in given]
     rest = [*([] if own.data is None else [f"--data.path={own.data}"]), *unsaid, *rest]

@@ -55,7 +55,7 @@ def main(arguments: Sequence[str], configs: dict[str, Shape] = CONFIGS) -> int:
     parser.add_argument("--lengths", choices=LENGTHS, default="tldr", help="of prompts and completions; %(default)s")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="where; %(default)s")
     parser.add_argument("--rounds", type=_positive, help="turns of each variant; 5")
-    parser.add_argument("--steps", type=_positive, help="timed steps a turn; 3")
+    parser.add_argument("--steps", type=_positive, help="timed steps a turn, after one that is not; 3")
     parser.add_argument("--pairs", type=_positive, default=BATCH, help="a step; %(default)s")
     parser.add_argument("--threads", type=_positive, default=os.cpu_count(), help="%(default)s")
     parser.add_argument(

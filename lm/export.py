@@ -21,10 +21,10 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from lm.base.command import add_force, check_free, own_options
+from lm.base.command import add_force, as_command, check_free, own_options
 from lm.base.files import expanded
 from lm.stages.run import Run, command
-from theory.shell import MISTAKEN, Parser
+from theory.shell import Parser
 
 
 def export(run: Run, out: Path, *, ids: bool = False, samples: bool = False) -> None:
@@ -48,16 +48,15 @@ def _check(own: argparse.Namespace) -> None:
     check_free("--out", own.out, force=own.force)
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
+@as_command
+def main(arguments: Sequence[str]) -> int:
     """The command; returns its exit status."""
     parser = Parser(prog="python -m lm.export", usage="%(prog)s --out FILE [OPTION OF lm.train ...]", add_help=False)
     parser.add_argument("--out", metavar="FILE", help=".jsonl, .jsonl.gz or .parquet")
     parser.add_argument("--ids", action="store_true", help="also the ids of the tokens that the log-probs are of")
     parser.add_argument("--samples", action="store_true", help="also pi_ref's samples, as many as the run has, and ids")
     add_force(parser)
-    if (found := own_options(parser, arguments, _check)) is None:
-        return MISTAKEN
-    own, rest = found
+    own, rest = own_options(parser, arguments, _check)
     examples = (
         "--out scored.jsonl",
         "--out scored.parquet --config runs/demo/config.yaml",

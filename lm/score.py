@@ -188,11 +188,17 @@ def work(run: Run) -> None:
     everything(run)
 
 
-if __name__ == "__main__":
-    if is_for_any_set(sys.argv[1:]):
-        sys.exit(main())
-    if {"-h", "--help"} & {*sys.argv[1:]}:
+@as_command
+def door(arguments: Sequence[str]) -> int:
+    """One or the other."""
+    if is_for_any_set(arguments):
+        return main(arguments)
+    if {"-h", "--help"} & {*arguments}:
         print("For any preference set, with --out:\n")
         parser_of().print_help()
         print("\nFor a run's pairs, without:\n")
-    sys.exit(command("lm.score", work))
+    return command("lm.score", work, arguments=arguments)
+
+
+if __name__ == "__main__":
+    sys.exit(door())

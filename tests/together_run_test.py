@@ -107,7 +107,7 @@ def test_artifacts_are_those_of_settings_trained_alone(
     costs = [record_of(one)["cost"] for one in made]
     assert not any(cost["resumed"] for cost in costs)
     assert min(cost["cpu_seconds"] for cost in costs) > 0.2 * sum(cost["cpu_seconds"] for cost in costs)
-    assert not list((Path(run.config.output_dir) / WORK).iterdir())
+    assert left_behind(run.config) == []
     capsys.readouterr()
     assert [one.key for one in policies.policies(Run(run.config), "dpo")] == [one.key for one in made]
     assert "[policy]" not in capsys.readouterr().err
@@ -121,27 +121,46 @@ def test_a_setting_that_is_there_is_left_out(swept: Config, tmp_path: Path, caps
     assert made[1] == second
 
 
-def test_a_batch_that_was_killed_goes_on(
-    swept: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """The snapshot of step 2 is of the process that was killed. Control: without the checkpoint it is made anew."""
-    config, snapshots = another(swept, tmp_path / "killed"), policies.Snapshots
-    whole = policies.policies(Run(another(swept, tmp_path / "whole")), "dpo")
-    fit, taken = policies.fit_together, list[int]()
+@pytest.fixture
+def killed(swept: Config, tmp_path: Path) -> Config:
+    """Of a run whose settings were being trained together."""
+    config, fit = another(swept, tmp_path / "killed"), policies.fit_together
 
-    def killed(*args: Any, callbacks: Any, **kwargs: Any) -> Any:
+    def cut_short(*args: Any, callbacks: Any, **kwargs: Any) -> Any:
         return fit(*args, callbacks=lambda stack: [*callbacks(stack), Kill(3, "save")], **kwargs)
 
-    monkeypatch.setattr(policies, "fit_together", killed)
-    with pytest.raises(KeyboardInterrupt):
-        policies.policies(Run(config), "dpo")
-    monkeypatch.setattr(policies, "fit_together", fit)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(policies, "fit_together", cut_short)
+        with pytest.raises(KeyboardInterrupt):
+            policies.policies(Run(config), "dpo")
+    return config
+
+
+def left_behind(config: Config) -> list[str]:
+    return [path.name for path in (Path(config.output_dir) / WORK).iterdir()]
+
+
+def test_a_batch_that_was_killed_goes_on(
+    swept: Config, killed: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The snapshot of step 2 is of the process that was killed, which each one's cost says was there. Control: without
+    the checkpoint it is made anew."""
+    snapshots, taken = policies.Snapshots, list[int]()
+    whole = policies.policies(Run(another(swept, tmp_path / "whole")), "dpo")
     monkeypatch.setattr(
         policies, "Snapshots", lambda count, save: snapshots(count, lambda step: (taken.append(step), save(step))[1])
     )
-    for mine, expected in zip(policies.policies(Run(config), "dpo"), whole, strict=True):
+    for mine, expected in zip(policies.policies(Run(killed), "dpo"), whole, strict=True):
         assert_the_same(mine, expected)
+        assert record_of(mine)["cost"]["resumed"]
     assert taken == [], "step 2 is not taken twice"
+    assert left_behind(killed) == []
+
+
+def test_a_batch_that_was_killed_is_not_left_behind_by_training_alone(killed: Config) -> None:
+    assert left_behind(killed)
+    policies.policies(Run(replace(killed, train_together="off")), "dpo")
+    assert left_behind(killed) == []
 
 
 def test_settings_that_read_other_things_are_trained_apart(
@@ -159,7 +178,7 @@ def test_it_is_said_why_settings_are_trained_one_by_one(
 ) -> None:
     run = Run(another(swept, tmp_path))
     monkeypatch.setattr(together, "MOST_PARAMETERS", 10)
-    monkeypatch.delattr(policies, "fit_together")
+    monkeypatch.delattr(policies, "_start")  # nothing is opened for it
     policies._train_together(run, "dpo", run.config.settings("dpo"))
     assert "[policy] dpo: 3 settings one by one: a model of " in capsys.readouterr().err
     policies._train_together(run, "dpo", run.config.settings("dpo")[:1])

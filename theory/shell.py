@@ -110,8 +110,12 @@ def as_command(
             return status
 
         try:
-            with around(given):
-                status = main(given, **more) or DONE
+            try:
+                with around(given):
+                    status = main(given, **more) or DONE
+            except SystemExit:  # argparse's, after a help text that may still be on its way
+                sys.stdout.flush()
+                raise
             sys.stdout.flush()
             return status
         except BrokenPipeError:  # as `| head` ends: whoever read has had enough

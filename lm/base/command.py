@@ -8,6 +8,7 @@ import fcntl
 import io
 import logging
 import os
+import shutil
 import signal
 import sys
 import threading
@@ -47,28 +48,23 @@ STATUSES = (
 
 
 def own_options(
-    parser: argparse.ArgumentParser, arguments: Sequence[str] | None, check: Callable[[argparse.Namespace], None]
-) -> tuple[argparse.Namespace, list[str]] | None:
-    """A command's own options, and the rest of its command line, a run's; None after a mistake, which is told.
+    parser: argparse.ArgumentParser, arguments: Sequence[str], check: Callable[[argparse.Namespace], None]
+) -> tuple[argparse.Namespace, list[str]]:
+    """A command's own options, and the rest of its command line, a run's.
 
     Where help is asked for, the own options' is printed, the run's follows, and nothing is checked.
 
     Args:
         parser: of the own options, without help.
-        arguments: the command line without the program; sys.argv's by default.
-        check: ValueError where they are wrong.
+        arguments: the command line without the program.
+        check: raises ValueError where they are wrong, as this does then.
     """
     own, rest = parser.parse_known_args(arguments)
-    shell.print_anywhere()
     if {"-h", "--help"} & set(rest):
         parser.print_help()
         print("\nThe run's options:\n")
-        return own, rest
-    try:
+    else:
         check(own)
-    except ValueError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return None
     return own, rest
 
 
@@ -206,19 +202,37 @@ def said_once(parse: Callable[[], T]) -> T:
 def only_run_in(folder: Path, *, shared: bool = False) -> Iterator[None]:
     """Holds the folder's lock, which the system frees when the process ends however it ends.
 
+    An error before a stage has begun leaves nothing behind: a folder that was made for it is removed, from one that was
+    there the lock.
+
     Raises ValueError where another process holds it, unless both share it. Ranks that work together share the first
     one's.
     """
     if not ranks.is_first():
         yield
         return
+    new = [path for path in (folder, *folder.parents) if not path.exists()]
     folder.mkdir(parents=True, exist_ok=True)
-    with (folder / ".lock").open("w") as lock:
+    file = folder / ".lock"
+    ours = not file.exists()
+    with file.open("w") as lock:
         try:
             fcntl.flock(lock, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
         except OSError:
             raise ValueError(f"output_dir {folder} is in use by another run; wait for it, or name another") from None
-        yield
+        try:
+            yield
+        except Exception:
+            begun = any(path.is_dir() for path in folder.iterdir())
+            with contextlib.suppress(OSError):  # where others share it, or there is something else above it by now
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                if ours and not new:
+                    file.unlink()
+                elif ours and not begun:
+                    shutil.rmtree(folder)
+                    for path in new[1:]:
+                        path.rmdir()
+            raise
 
 
 _QUIET = {"TOKENIZERS_PARALLELISM": "false", "TRANSFORMERS_VERBOSITY": "error"}

@@ -200,7 +200,8 @@ def parse_values(configs: Sequence[str], values: Mapping[str, Any]) -> tuple[Con
 
 
 def _words(parser: Parser, values: Mapping[str, Any], above: str = "") -> Iterator[str]:
-    """Values as a command line has them."""
+    """Values as a command line has them, where whatever is written is a text."""
+    kinds = {action.dest: getattr(action, "_typehint", None) for action in parser._actions}
     for name, value in values.items():
         option = f"{above}{name}"
         if option in ("debug", "quiet", "print_config", "help"):
@@ -208,6 +209,10 @@ def _words(parser: Parser, values: Mapping[str, Any], above: str = "") -> Iterat
         if isinstance(value, Mapping) and option in (parser.groups or ()):
             yield from _words(parser, value, f"{option}.")
             continue
+        hint = kinds.get(option)
+        either = get_args(hint) if get_origin(hint) in (Union, types.UnionType) else (hint,)
+        if str in either and not isinstance(value, str | PurePath) and type(value) not in either:
+            raise ValueError(f"{option} must be {in_words(hint)}, got {value!r}")
         try:
             text = str(value) if isinstance(value, str | PurePath) else json.dumps(value)
         except (TypeError, ValueError):

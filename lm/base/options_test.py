@@ -15,7 +15,7 @@ import pytest
 from lm.__main__ import commands
 from lm.base.command import as_command
 from lm.base.options import CONFIGS, parse, parser_of
-from lm.base.store import CorruptArtifact, MissingArtifact
+from lm.base.store import CorruptArtifact, MissingArtifact, Refused
 from lm.config import Config
 from lm.objectives import DPO, DRDO, PAPERS, EnsembleDPO, Pessimism
 from lm.stages.run import Run, command
@@ -124,6 +124,30 @@ def test_a_run_writes_its_resolved_config(tmp_path: Path) -> None:
     assert attempt(tmp_path, "--seed", "5", action=seen.append) == 0
     assert config_of("--config", str(tmp_path / "config.yaml")) == seen[0].config
     assert seen[0].config.seed == 5
+
+
+@pytest.mark.parametrize("there", [False, True])
+def test_what_is_refused_before_a_stage_has_begun_leaves_nothing_behind(there: bool, tmp_path: Path) -> None:
+    """Neither a model that is nowhere nor a disk that is too small; nor is an earlier run's config written over."""
+    folder = tmp_path / "runs" / "x"
+    if there:
+        folder.mkdir(parents=True)
+    found = sorted(tmp_path.rglob("*"))
+
+    def full(_: Run) -> None:
+        raise Refused("the disk is full")
+
+    assert attempt(folder, "--model", str(tmp_path / "nowhere")) == 2
+    assert sorted(tmp_path.rglob("*")) == found
+    assert attempt(folder, action=full) == 1
+    assert sorted(tmp_path.rglob("*")) == [*found, *([folder / "config.yaml"] if there else [])]
+
+    assert attempt(folder, "--seed", "5", action=lambda run: (run.store.root / "data").mkdir()) == 0
+    kept = (folder / "config.yaml").read_text()
+    assert attempt(folder, "--model", str(tmp_path / "nowhere")) == 2
+    assert (folder / "config.yaml").read_text() == kept
+    assert attempt(folder, action=full) == 1
+    assert sorted(path.name for path in folder.iterdir()) == [".lock", "config.yaml", "data"]
 
 
 @pytest.mark.parametrize(
@@ -391,6 +415,7 @@ def test_a_mistake_has_a_traceback_with_debug_only(
     shown = capsys.readouterr()
     assert "Traceback" in shown.err
     assert re.search("^error: ", shown.err, flags=re.MULTILINE)
+    assert not list(tmp_path.iterdir()), "nothing is left behind"
 
 
 # ---------------------------------------------------------------- how a command ends; see tests/commands_test.py too

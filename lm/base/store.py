@@ -37,7 +37,7 @@ SEAL = "checksums.json"
 
 
 SHARE = "share.json"
-"""In a scratch folder: what making several artifacts at once took, this one's part of it."""
+"""In a scratch folder: what making several artifacts at once took, this one's part of it, and whether it `resumed`."""
 
 
 class CorruptArtifact(RuntimeError):
@@ -142,8 +142,9 @@ class Store:
             if (reason := refusal(error)) is None:
                 raise
             raise Refused(f"[{stage}] {name} in {self.root}: {reason}") from error
-        took = {**cost.together(ranks.from_all(meter.found())), "resumed": resumed}
-        took = cost.added(took, ranks.from_first(lambda: _share(scratch)))
+        shared = ranks.from_first(lambda: _share(scratch)) or {}
+        resumed = resumed or shared.pop("resumed", False)
+        took = {**cost.added(cost.together(ranks.from_all(meter.found())), shared), "resumed": resumed}
         whole = {**described, "metrics": made, "cost": took, "provenance": provenance(self.seed)}
 
         def finish() -> dict[str, Any]:

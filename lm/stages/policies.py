@@ -15,7 +15,7 @@ from datasets import Dataset
 
 from lm.base import cost, progress, ranks
 from lm.base.files import link_or_copy
-from lm.base.store import SHARE, WORK, Artifact, key_of
+from lm.base.store import SHARE, Artifact, key_of
 from lm.logprobs.completions import CompletionModel
 from lm.models.loading import load_policy
 from lm.objectives import Method
@@ -178,12 +178,15 @@ def _train_together(run: Run, name: str, methods: Sequence[Method]) -> None:
     spots = {method: spot for method, spot in spots.items() if not (spot / TRAINED).is_dir()}
     if len(spots) < 2:
         return
-    keys = " ".join(key_of("policy", name, _inputs(run, name, method)) for method in spots)
-    work = run.store.root / WORK / f"policy-{name}-together-{hashlib.sha256(keys.encode()).hexdigest()[:12]}"
-    start = _start(run, name, methods[0], work / "scratch")
-    if (why := why_alone(start.model, start.arguments)) is not None:
+    if (why := why_alone(run.config, sft(run).metrics["parameters"])) is not None:
         progress.say(f"[policy] {name}: {len(spots)} settings one by one: {why}")
         return
+    keys = " ".join(key_of("policy", name, _inputs(run, name, method)) for method in spots)
+    # In the first one's, and so gone with it, however that is finished.
+    above = next(iter(spots.values())) / f"policy-{name}-together-{hashlib.sha256(keys.encode()).hexdigest()[:12]}"
+    work = above / "scratch"
+    resumed = work.is_dir()
+    start = _start(run, name, methods[0], work)
     progress.say(f"[policy] {name}: {len(spots)} settings together")
 
     def save(stack: Stack, step: int) -> None:
@@ -206,6 +209,6 @@ def _train_together(run: Run, name: str, methods: Sequence[Method]) -> None:
     stack, histories = trained
     for member, (spot, history) in enumerate(zip(spots.values(), histories, strict=True)):
         spot.mkdir(parents=True, exist_ok=True)
-        write_json(spot / SHARE, cost.share(meter.found(), len(spots)))
+        write_json(spot / SHARE, {**cost.share(meter.found(), len(spots)), "resumed": resumed})
         _save_whole(run, stack.unstack(member), spot / TRAINED, history=history)
-    shutil.rmtree(work, ignore_errors=True)
+    shutil.rmtree(above, ignore_errors=True)

@@ -276,9 +276,9 @@ def command(
         config, resolved = said_once(lambda: parse(name, description, given, preset, examples, shared=shared))
         folder = Path(config.output_dir)
         with ranks.together(config.device, config.host_timeout), only_run_in(folder, shared=shared):
+            run = Run(config, read_only=read_only, command=name)
             if ranks.is_first() and not shared:  # several configs, one folder
                 write_text(folder / "config.yaml", resolved)
-            run = Run(config, read_only=read_only, command=name)
             if config.data.kind != "world" and not shared:
                 progress.say(in_force(config))
             action(run)

@@ -14,6 +14,7 @@ import math
 import multiprocessing
 import os
 import platform
+import signal
 import statistics
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
@@ -133,6 +134,7 @@ def _operands(rows: int, inner: int, columns: int, dtype: torch.dtype, device: s
 
 
 def _work(job: Job, connection: Connection) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal sends it to all: who conducts ends the others
     from lm.studies.bench_workers import work  # torch is for the workers, and for the product below
 
     work(job, connection)
@@ -155,9 +157,9 @@ class Worker:
         return self
 
     def __exit__(self, error: object, *_: object) -> None:
-        self.connection.close()
-        if error is not None:
+        if error is not None:  # before its connection ends, of which it would complain
             self.process.terminate()
+        self.connection.close()
         self.process.join()
 
     def turn(self, product: float | None = None) -> None:

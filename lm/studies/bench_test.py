@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, ClassVar
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -392,6 +393,16 @@ def test_a_worker_that_fails_is_named_with_its_traceback() -> None:
 
 
 # ---------------------------------------------------------------- the command
+
+
+def test_a_process_is_ended_before_it_could_complain_of_its_connection() -> None:
+    worker, done = Worker("ours", job()), Mock()
+    worker.process, worker.connection = done.process, done.connection
+    worker.__exit__(KeyboardInterrupt)
+    assert [call[0] for call in done.method_calls] == ["process.terminate", "connection.close", "process.join"]
+    done.reset_mock()
+    worker.__exit__(None)
+    assert [call[0] for call in done.method_calls] == ["connection.close", "process.join"]
 
 
 @pytest.mark.thorough

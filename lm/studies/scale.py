@@ -13,6 +13,7 @@ from __future__ import annotations
 import itertools
 import json
 import multiprocessing
+import signal
 import statistics
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -68,6 +69,7 @@ def make_text(path: Path, pairs: int, seed: int = 0) -> None:
 
 
 def _work(job: Job, connection: Connection) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal sends it to all: who waits for it ends it
     from lm.studies.scale_workers import work  # torch is for the workers
 
     work(job, connection)
@@ -85,6 +87,9 @@ def measured(job: Job) -> Measured:
     except EOFError:
         process.join()
         raise RuntimeError(f"{job.stage}: its process died, exit status {process.exitcode}") from None
+    except KeyboardInterrupt:
+        process.terminate()
+        raise
     process.join()
     if not isinstance(answer, Measured):
         raise RuntimeError(f"{job.stage} failed:\n{answer}")

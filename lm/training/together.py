@@ -20,8 +20,9 @@ from datasets import Dataset
 from torch import Tensor
 from transformers import TrainerCallback
 
+from lm.base import ranks
+from lm.config import Config
 from lm.logprobs.completions import CompletionModel
-from lm.models.lora import is_adapted
 from lm.objectives import Method
 from lm.training.batches import Batch, CompletionArguments, pair_collator
 from lm.training.dual_ascent import ascent_of
@@ -162,24 +163,24 @@ class TogetherTrainer(PolicyTrainer):
                 ascent.load(Path(checkpoint) / f"member-{member}")
 
 
-def why_alone(model: CompletionModel, arguments: CompletionArguments) -> str | None:
-    """Why settings of this model are trained one by one, as far as the options tell; None where a trial is due."""
-    size = sum(parameter.numel() for parameter in model.parameters())
-    if size > MOST_PARAMETERS:
-        return f"a model of {size:,} parameters gains nothing"
-    if is_adapted(model.model):
+def why_alone(config: Config, parameters: int) -> str | None:
+    """Why settings of a policy of so many parameters are trained one by one, as far as the options tell; None where a
+    trial is due."""
+    if parameters > MOST_PARAMETERS:
+        return f"a model of {parameters:,} parameters gains nothing"
+    if config.adapts("policy"):
         return "adapters are trained alone"
     for option, value in {
-        "micro_batch_size": arguments.micro_batch_size,
-        "micro_batch_tokens": arguments.micro_batch_tokens,
-        "activation_checkpointing": arguments.activation_checkpointing,
-        "report_to": arguments.trackers,
-        "logprobs.autocast": model.options.autocast,
-        "logprobs.compile": model.options.compile,
+        "micro_batch_size": config.policy.micro_batch_size,
+        "micro_batch_tokens": config.policy.micro_batch_tokens,
+        "activation_checkpointing": config.policy.activation_checkpointing,
+        "report_to": config.report_to,
+        "logprobs.autocast": config.logprobs.autocast,
+        "logprobs.compile": config.logprobs.compile,
     }.items():
         if value:
             return f"with {option} each is trained alone"
-    return "several ranks train it" if arguments.world_size > 1 else None
+    return "several ranks train it" if ranks.launched() > 1 else None
 
 
 def fit_together(

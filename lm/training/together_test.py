@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from lm.config import Config
 from lm.logprobs.completions import CompletionModel, collate, longest_row
 from lm.objectives import DPO, DRDO, EnsembleDPO, HullDPO, Method, Pessimism, PessimisticDPO
 from lm.training import stack
@@ -255,9 +256,9 @@ def test_a_model_that_cannot_be_stacked_is_trained_alone_and_that_is_said(
 
 
 @pytest.mark.parametrize("option", ["micro_batch_size", "micro_batch_tokens"])
-def test_what_saves_memory_is_honoured_by_training_alone(option: str, tmp_path: Path) -> None:
-    model = model_of(DPO())
-    plain = training_arguments(training(), tmp_path, seed=0, device="cpu")
-    assert why_alone(model, plain) is None
-    cut = training_arguments(training(**{option: 4}), tmp_path, seed=0, device="cpu")
-    assert option in str(why_alone(model, cut))
+def test_what_saves_memory_is_honoured_by_training_alone(option: str) -> None:
+    own = training()
+    plain = Config(output_dir="x", model="scratch:tiny", sft=own, oracle=own, policy=own, methods=["dpo"])
+    cut = replace(plain, policy=training(**{option: 4}))
+    assert why_alone(plain, 1000) is None
+    assert option in str(why_alone(cut, 1000))

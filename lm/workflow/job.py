@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from lm.base import ranks
-from lm.base.command import Help, epilog, path
+from lm.base.command import Help, as_command, epilog, path
 from lm.base.store import provenance
 from lm.config import SFT
 from lm.stages.run import Run, command
@@ -131,8 +131,9 @@ def _method(run: Run) -> str:
 JOBS: dict[str, Callable[[Run], Record]] = {"base": base, "scores": scores, "cell": one_cell}
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """The command; returns its exit status, 2 for a mistake."""
+@as_command
+def main(arguments: Sequence[str]) -> int:
+    """The command."""
     parser = Parser(
         prog="python -m lm.workflow.job",
         usage="%(prog)s {base,scores,cell,alpha} --out FILE [--like FILE --constant ALPHA] [OPTION OF lm.train ...]",

@@ -23,6 +23,7 @@ from lm.config import SFT, Config
 from lm.judging.statistics import wald, win_rates
 from lm.objectives import MAIN, METHODS, looks, option_of
 from lm.workflow.record import ALPHAS, Record, read, rho_name
+from lm.workflow.stage_tables import told
 from theory.records import write_text
 
 Differences = dict[str, list[np.ndarray]]
@@ -277,15 +278,9 @@ def _alphas(constants: Mapping[tuple[Any, ...], Record], cells: Mapping[tuple[An
 def _spent(records: Iterable[Record]) -> list[dict[str, Any]]:
     """What each stage took, over all artifacts that the jobs asked for, each counted once: how many, wall and CPU
     hours, the largest peak of memory, bytes. Those that were not measured are left out."""
-    told = {
-        (one["stage"], one["name"], one["finished"]): one
-        for record in records
-        for one in record.get("stages") or ()
-        if "cpu_seconds" in one
-    }
     stages: dict[str, list[dict[str, Any]]] = {}
-    for (stage, *_), one in sorted(told.items(), key=lambda item: item[0][2]):
-        stages.setdefault(stage, []).append(one)
+    for one in told(records):
+        stages.setdefault(one["stage"], []).append(one)
     return [
         {
             "stage": stage,

@@ -1,7 +1,8 @@
-"""Writes the tables of docs/results.md and docs/choosing.md from the grid's summary, and those of docs/real-text.md
-from that of the studies on real text, so that no number in them is typed.
+"""Writes the tables of docs/results.md and docs/choosing.md from the grid's summary, those of docs/real-text.md from
+that of the studies on real text, and what stages took (docs/performance.md), so that no number in them is typed.
 
-A table stands between `<!-- table: NAME -->` and `<!-- end -->`; everything else in the page is prose and stays.
+A table stands between `<!-- table: NAME -->` and `<!-- end -->`; everything else in the page is prose and stays. With
+stages:FOLDER for a name, the folder from this repository's on, it is what the stages of the runs or records there took.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ import numpy as np
 
 from lm.base.command import argument_parser, as_command, path
 from lm.objectives import MAIN, METHODS
-from lm.workflow import real_tables
+from lm.workflow import real_tables, stage_tables
 from lm.workflow.record import rho_name
 from theory import records
 from theory.records import write_text
@@ -27,9 +28,11 @@ from theory.records import write_text
 Grid = dict[str, Any]
 """What `lm.workflow.summary` writes."""
 
-GRID = Path(__file__).parents[2] / "figures" / "results" / "grid.json"
+ROOT = Path(__file__).parents[2]
+GRID = ROOT / "figures" / "results" / "grid.json"
 CONTROL = GRID.with_name("grid_oracle.json")
 """The same, of the cells that distil the oracle's own rewards."""
+STAGES = "stages:"
 BLOCK = re.compile(r"(<!-- table: (\S+) -->\n).*?(<!-- end -->)", re.DOTALL)
 table = partial(records.table, padded=False)
 
@@ -39,8 +42,10 @@ def fill(page: str, grid: Grid) -> str:
 
     def filled(found: re.Match[str]) -> str:
         start, name, end = found.groups()
+        if name.startswith(STAGES):
+            return f"{start}{stage_tables.table(ROOT / name.removeprefix(STAGES))}\n{end}"
         if name not in TABLES:
-            raise ValueError(f"there is no table {name!r}; there are {', '.join(TABLES)}")
+            raise ValueError(f"there is no table {name!r}; there are {', '.join(TABLES)}, {STAGES}FOLDER")
         return f"{start}{TABLES[name](grid)}\n{end}"
 
     return BLOCK.sub(filled, page)
@@ -295,7 +300,11 @@ TABLES: dict[str, Callable[[Grid], str]] = {
 def main(arguments: Sequence[str]) -> None:
     """The command."""
     parser = argument_parser(
-        "lm.workflow.tables", __doc__, "docs/results.md", "docs/real-text.md --grid figures/results/real_text.json"
+        "lm.workflow.tables",
+        __doc__,
+        "docs/results.md",
+        "docs/performance.md",
+        "docs/real-text.md --grid figures/results/real_text.json",
     )
     parser.add_argument("page", type=path, help="Markdown file, rewritten in place, e.g. docs/results.md")
     parser.add_argument("--grid", type=path, default=GRID, help="the summary (%(default)s)")

@@ -16,6 +16,7 @@ DOCS = Path(__file__).parents[2] / "docs"
 PAGES = [DOCS / name for name in ("results.md", "choosing.md")]
 REAL = GRID.with_name("real_text.json")
 REAL_PAGE = DOCS / "real-text.md"
+PERFORMANCE = DOCS / "performance.md"
 
 
 @pytest.fixture(scope="module")
@@ -52,6 +53,34 @@ def test_the_tables_of_real_text_are_those_of_the_committed_studies() -> None:
     }, "control: a number that changes is noticed, where it stands"
 
 
+def test_what_stages_took_is_what_runs_left(grid: Grid, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    page = PERFORMANCE.read_text(encoding="utf-8")
+    assert fill(page, grid) == page, f"run `python -m lm.workflow.tables {PERFORMANCE}`"
+    named = [name for _, name, _ in BLOCK.findall(page)]
+    assert named == ["stages:figures/results/records/demo", "stages:figures/results/records/real/helpfulness"]
+
+    took = {"wall_seconds": 4.0, "cpu_seconds": 3.0, "peak_bytes": 5_000_000}
+    once = {"stage": "sft", "name": "policy", "finished": "1", **took}
+    first = [once, {**once, "stage": "reward", "name": "rho", "finished": "2"}]
+    other = [
+        once,
+        *({**once, "stage": "reward", "name": name, "finished": "3", "peak_bytes": 7_000_000} for name in "ab"),
+    ]
+    (tmp_path / "jobs").mkdir()
+    for name, stages in {"one": first, "jobs/two": [*other, {"stage": "old", "name": "x", "finished": "0"}]}.items():
+        (tmp_path / f"{name}.json").write_text(json.dumps({"stages": stages}), encoding="utf-8")
+    monkeypatch.setattr("lm.workflow.tables.ROOT", tmp_path)
+    lines = fill("<!-- table: stages:. -->\n<!-- end -->", grid).splitlines()
+    assert [line.split(" | ") for line in lines[3:-1]] == [
+        ["| `sft`", "1", "3.0", "25%", "4.0", "5 |"],
+        ["| `reward` rho", "1", "3.0", "25%", "4.0", "5 |"],
+        ["| `reward`", "2", "6.0", "50%", "8.0", "7 |"],
+        ["| all", "4", "12.0", "100%", "16.0", "7 |"],
+    ], "an artifact that two jobs asked for counts once; one that was not measured does not"
+    with pytest.raises(ValueError, match=r"no JSON file below .*none tells what stages took"):
+        fill("<!-- table: stages:none -->\n<!-- end -->", grid)
+
+
 def _tables(page: str) -> list[str]:
     return [found.group(0) for found in BLOCK.finditer(page)]
 
@@ -65,7 +94,7 @@ def test_prose_is_left_alone_and_an_unknown_table_is_named(grid: Grid) -> None:
     assert fill(page.split("between")[0], grid).startswith("before\n<!-- table: best -->\n| rho |")
     assert "old" not in fill(page, grid)
     assert "between | x |" in fill(page, grid)
-    with pytest.raises(ValueError, match="there is no table 'worst'; there are reward-models, "):
+    with pytest.raises(ValueError, match=r"there is no table 'worst'; there are reward-models, .*, stages:FOLDER"):
         fill("<!-- table: worst -->\n<!-- end -->", grid)
 
 
