@@ -41,8 +41,8 @@ def draw(results: record.Results) -> Figure:
         line: dict[str, Any] = {"color": "0.35", "linestyle": (0, (1, 1)), "marker": "x", "markersize": points(3)}
         axis.plot([b.kl for b in best], [b.advantage for b in best], label=f"best of $n$ of {PI_REF}", **line)
         for one in best:
-            place = {"xytext": (points(3), points(-7)), "textcoords": "offset points", "fontsize": "x-small"}
-            axis.annotate(f"{one.n}", (one.kl, one.advantage), **place)
+            place: dict[str, Any] = {"xytext": (points(3), points(-7)), "textcoords": "offset points"}
+            axis.annotate(f"{one.n}", (one.kl, one.advantage), fontsize="x-small", **place)
     axis.set_xlabel(r"$\mathrm{KL}(\pi\,\|\,\pi_{\mathrm{ref}})$, nats")
     axis.set_ylabel("advantage over SFT (oracle reward)")
     shown.legend(loc="outside right upper")

@@ -26,15 +26,16 @@ def told(documents: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
     return [one for _, one in sorted(found.items())]
 
 
-def table(folder: Path) -> str:
-    """Of all JSON files below a folder: seconds, the share of CPU seconds, and the largest peak of resident memory of
+def table(place: Path) -> str:
+    """Of a JSON file, or of all below a folder: seconds, the share of CPU seconds, and the largest peak of resident memory of
     each stage. ValueError where none tells of stages."""
     rows: dict[str, list[dict[str, Any]]] = {}
-    for one in told(json.loads(path.read_text(encoding="utf-8")) for path in sorted(folder.rglob("*.json"))):
+    files = [place] if place.is_file() else sorted(place.rglob("*.json"))
+    for one in told(json.loads(path.read_text(encoding="utf-8")) for path in files):
         name = f"`{one['stage']}`{' ' + one['name'] if one['name'] in ALONE else ''}"
         rows.setdefault(name, []).append(one)
     if not rows:
-        raise ValueError(f"no JSON file below {folder} tells what stages took")
+        raise ValueError(f"no JSON file at or below {place} tells what stages took")
     every = [one for own in rows.values() for one in own]
 
     def cells(name: str, own: list[dict[str, Any]]) -> list[str]:

@@ -2,7 +2,7 @@
 that of the studies on real text, and what stages took (docs/performance.md), so that no number in them is typed.
 
 A table stands between `<!-- table: NAME -->` and `<!-- end -->`; everything else in the page is prose and stays. With
-stages:FOLDER for a name, the folder from this repository's on, it is what the stages of the runs or records there took.
+stages:PLACE for a name, a file or a folder from this repository's on, it is what the stages of the runs or records there took.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ def fill(page: str, grid: Grid) -> str:
         if name.startswith(STAGES):
             return f"{start}{stage_tables.table(ROOT / name.removeprefix(STAGES))}\n{end}"
         if name not in TABLES:
-            raise ValueError(f"there is no table {name!r}; there are {', '.join(TABLES)}, {STAGES}FOLDER")
+            raise ValueError(f"there is no table {name!r}; there are {', '.join(TABLES)}, {STAGES}PLACE")
         return f"{start}{TABLES[name](grid)}\n{end}"
 
     return BLOCK.sub(filled, page)

@@ -57,7 +57,7 @@ def test_what_stages_took_is_what_runs_left(grid: Grid, tmp_path: Path, monkeypa
     page = PERFORMANCE.read_text(encoding="utf-8")
     assert fill(page, grid) == page, f"run `python -m lm.workflow.tables {PERFORMANCE}`"
     named = [name for _, name, _ in BLOCK.findall(page)]
-    assert named == ["stages:figures/results/records/demo", "stages:figures/results/records/real/helpfulness"]
+    assert named == ["stages:figures/results/demo.json", "stages:figures/results/records/real/helpfulness"]
 
     took = {"wall_seconds": 4.0, "cpu_seconds": 3.0, "peak_bytes": 5_000_000}
     once = {"stage": "sft", "name": "policy", "finished": "1", **took}
@@ -77,7 +77,7 @@ def test_what_stages_took_is_what_runs_left(grid: Grid, tmp_path: Path, monkeypa
         ["| `reward`", "2", "6.0", "50%", "8.0", "7 |"],
         ["| all", "4", "12.0", "100%", "16.0", "7 |"],
     ], "an artifact that two jobs asked for counts once; one that was not measured does not"
-    with pytest.raises(ValueError, match=r"no JSON file below .*none tells what stages took"):
+    with pytest.raises(ValueError, match=r"no JSON file at or below .*none tells what stages took"):
         fill("<!-- table: stages:none -->\n<!-- end -->", grid)
 
 
@@ -94,7 +94,7 @@ def test_prose_is_left_alone_and_an_unknown_table_is_named(grid: Grid) -> None:
     assert fill(page.split("between")[0], grid).startswith("before\n<!-- table: best -->\n| rho |")
     assert "old" not in fill(page, grid)
     assert "between | x |" in fill(page, grid)
-    with pytest.raises(ValueError, match=r"there is no table 'worst'; there are reward-models, .*, stages:FOLDER"):
+    with pytest.raises(ValueError, match=r"there is no table 'worst'; there are reward-models, .*, stages:PLACE"):
         fill("<!-- table: worst -->\n<!-- end -->", grid)
 
 
