@@ -27,8 +27,8 @@ def told(documents: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def table(place: Path) -> str:
-    """Of a JSON file, or of all below a folder: seconds, the share of CPU seconds, and the largest peak of resident memory of
-    each stage. ValueError where none tells of stages."""
+    """Of a JSON file, or of all below a folder: seconds, the share of CPU seconds, and the largest peak of resident
+    memory of each stage. ValueError where none tells of stages."""
     rows: dict[str, list[dict[str, Any]]] = {}
     files = [place] if place.is_file() else sorted(place.rglob("*.json"))
     for one in told(json.loads(path.read_text(encoding="utf-8")) for path in files):

@@ -2,7 +2,8 @@
 that of the studies on real text, and what stages took (docs/performance.md), so that no number in them is typed.
 
 A table stands between `<!-- table: NAME -->` and `<!-- end -->`; everything else in the page is prose and stays. With
-stages:PLACE for a name, a file or a folder from this repository's on, it is what the stages of the runs or records there took.
+stages:PLACE for a name, a file or a folder from this repository's on, it is what the stages of the runs or records
+there took.
 """
 
 from __future__ import annotations
