@@ -102,7 +102,7 @@ def _tried(model: CompletionModel, tokens: int, pads: bool, steps: int, *, loop:
     reasons: list[str] = []
     if loop and model.model.device.type == "cpu":
         for spare in (True, False):
-            problem, gap = _of_the_loop(model, [short[0], long[0], *long], steps, spare)
+            problem, gap = _of_the_loop(model, [*long, short[0], short[0]], steps, spare)
             if problem is None:
                 return Generation(pads=True, caches=True, reason=None, gap=gap, spare=spare)
         reasons.append(f"in packed rows {problem}")
@@ -127,7 +127,7 @@ def _tried(model: CompletionModel, tokens: int, pads: bool, steps: int, *, loop:
 def _of_the_loop(
     model: CompletionModel, prompts: Sequence[Sequence[int]], steps: int, spare: bool, *, compare: bool = True
 ) -> tuple[str | None, float]:
-    """What is wrong with the loop on these prompts, of which the last waits for a place and two rows of one prompt go
+    """What is wrong with the loop on these prompts, of which the short one waits for a place and its two rows go
     different ways, and the largest difference in nats; only whether it runs, unless `compare`."""
     seen: dict[int, list[Tensor]] = {row: [] for row in range(len(prompts))}
     drawn: dict[int, list[int]] = {}

@@ -137,8 +137,8 @@ class Past:
     ) -> Tensor:
         """Keeps the new tokens' keys and values and attends. [1, H, B, D], [1, N, B, D] -> [1, B, H, D].
 
-        One batched product over a group's prompt serves its K slots; on a CPU batched products of few rows are several
-        times as fast as the fused kernel.
+        One batched product over a group's prompt serves its K slots; on a CPU batched products of few rows are at least
+        about as fast as the fused kernel.
         """
         layer = self._next()
         for buffer, states in zip(layer.own, (key, value), strict=True):
