@@ -22,6 +22,7 @@ from typing import Any
 
 from lm.base import cost, progress, ranks
 from lm.base.files import inside, sha256_of
+from lm.base.memory import give_back_freed_memory
 from theory import records
 from theory.records import write_json
 
@@ -142,6 +143,7 @@ class Store:
             if (reason := refusal(error)) is None:
                 raise
             raise Refused(f"[{stage}] {name} in {self.root}: {reason}") from error
+        give_back_freed_memory()
         shared = ranks.from_first(lambda: _share(scratch)) or {}
         resumed = resumed or shared.pop("resumed", False)
         took = {**cost.added(cost.together(ranks.from_all(meter.found())), shared), "resumed": resumed}

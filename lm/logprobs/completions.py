@@ -24,13 +24,13 @@ from torch import Tensor, nn
 from torch.utils._pytree import register_dataclass
 from transformers import PretrainedConfig, PreTrainedModel
 
+from lm.base.memory import keep_freed_memory
 from lm.config import LogprobsConfig
 from lm.logprobs.definition import check_positions
 from lm.logprobs.kernels import (
     ONEDNN_WIDTH,
     allow_recompiling,
     at_least_float32,
-    keep_freed_memory,
     linear_logps,
     onednn_available,
     onednn_gains,
@@ -231,7 +231,10 @@ class CompletionModel(nn.Module):
         targets_C = input_ids[layout.targets_C]
         if self.plain_head:
             states_RPH = self.call(self.model.base_model, **inputs).last_hidden_state
-            logps_C = self._head_logps(states_RPH[predicts], targets_C)
+            wide = (
+                self.model.get_output_embeddings().weight.dtype
+            )  # Mamba's states are float32 whatever the weights are
+            logps_C = self._head_logps(states_RPH[predicts].to(wide), targets_C)
         else:
             keep = predicts.any(0).nonzero()[:, 0]
             logits_RKV, states_RPH = self._logits(inputs, keep)

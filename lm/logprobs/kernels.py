@@ -1,13 +1,10 @@
-"""The arithmetic under the log-prob core: log-probs straight from hidden states, matrix products, the allocator.
+"""The arithmetic under the log-prob core: log-probs straight from hidden states, matrix products, free memory.
 
 Tensor names carry shapes: C completion tokens, V vocabulary, H hidden.
 """
 
 from __future__ import annotations
 
-import ctypes
-import platform
-import sys
 import weakref
 from typing import Any, Protocol
 
@@ -290,16 +287,3 @@ def free_memory(device: torch.device) -> int | None:
     except (OSError, StopIteration):
         return None
     return int(found.split()[1]) * 1024
-
-
-def keep_freed_memory() -> bool:
-    """Tells glibc to keep freed blocks: else every step's large tensors are mapped and page-faulted anew.
-
-    Returns whether it was done; other C libraries are left as they are.
-    """
-    if sys.platform != "linux" or platform.libc_ver()[0] != "glibc":
-        return False
-    library = ctypes.CDLL("libc.so.6")
-    threshold, trim, pad = -3, -1, -2  # M_MMAP_THRESHOLD, M_TRIM_THRESHOLD, M_TOP_PAD of malloc.h
-    most = 2**31 - 1
-    return all(library.mallopt(name, value) == 1 for name, value in ((threshold, most), (trim, most), (pad, 2**26)))

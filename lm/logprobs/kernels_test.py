@@ -5,8 +5,6 @@ from __future__ import annotations
 import copy
 import gc
 import io
-import platform
-import sys
 import weakref
 from collections.abc import Callable
 from typing import Any, Literal
@@ -21,7 +19,7 @@ from transformers import PreTrainedModel
 from lm.config import LogprobsConfig
 from lm.logprobs import kernels
 from lm.logprobs.completions import CompletionModel, collate
-from lm.logprobs.kernels import keep_freed_memory, linear_logps, onednn_available, use_onednn
+from lm.logprobs.kernels import linear_logps, onednn_available, use_onednn
 from tests.tiny import causal_lm, close
 
 COUNT, HIDDEN, VOCABULARY = 7, 5, 11
@@ -231,13 +229,6 @@ def test_layers_that_are_compiled_have_the_compilers_products(monkeypatch: pytes
     assert not any(through_onednn(compiled=True))
     with pytest.raises(ValueError, match=r'logprobs.onednn "on" and logprobs.compile true do not go together: .* use'):
         CompletionModel(causal_lm().float(), options=LogprobsConfig(compile=True, onednn="on", allocator=False))
-
-
-def test_the_allocator_setting_is_taken_by_glibc_and_left_alone_elsewhere(monkeypatch: pytest.MonkeyPatch) -> None:
-    if sys.platform == "linux" and platform.libc_ver()[0] == "glibc":
-        assert keep_freed_memory()
-    monkeypatch.setattr(platform, "libc_ver", lambda: ("musl", "1.2"))
-    assert not keep_freed_memory()
 
 
 def test_onednn_is_for_models_that_are_not_narrow(monkeypatch: pytest.MonkeyPatch) -> None:

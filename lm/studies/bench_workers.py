@@ -33,10 +33,10 @@ from transformers import (
 )
 
 from lm.base import progress
+from lm.base.memory import keep_freed_memory
 from lm.config import Config, DataConfig, TrainingConfig
 from lm.logprobs.completions import CompletionModel, collate
 from lm.logprobs.generation import left_padded
-from lm.logprobs.kernels import keep_freed_memory
 from lm.logprobs.sampling import sample_completions
 from lm.logprobs.scoring import score_pairs
 from lm.objectives import DPO, PessimisticDPO

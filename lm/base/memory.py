@@ -1,0 +1,49 @@
+"""What the C library does with memory that is free again: kept for the next tensors, and given back between stages."""
+
+from __future__ import annotations
+
+import ctypes
+import platform
+import sys
+from typing import Any
+
+MOST_KEPT = 2**30
+"""Bytes of it that a stage leaves to the next, at most: to take a page anew costs more than to keep it. [set]"""
+
+
+class _Info(ctypes.Structure):
+    """`struct mallinfo2`; fordblks is what is free."""
+
+    _fields_ = [
+        (name, ctypes.c_size_t)
+        for name in "arena ordblks smblks hblks hblkhd usmblks fsmblks uordblks fordblks keepcost".split()
+    ]
+
+
+def _glibc() -> Any:
+    """The library; None where it is another one."""
+    if sys.platform != "linux" or platform.libc_ver()[0] != "glibc":
+        return None
+    return ctypes.CDLL("libc.so.6")
+
+
+def keep_freed_memory() -> bool:
+    """Tells glibc to keep freed blocks: else every step's large tensors are mapped and page-faulted anew.
+
+    Returns whether it was done; other C libraries are left as they are.
+    """
+    if (library := _glibc()) is None:
+        return False
+    threshold, trim, pad = -3, -1, -2  # M_MMAP_THRESHOLD, M_TRIM_THRESHOLD, M_TOP_PAD of malloc.h
+    most = 2**31 - 1
+    return all(library.mallopt(name, value) == 1 for name, value in ((threshold, most), (trim, most), (pad, 2**26)))
+
+
+def give_back_freed_memory() -> bool:
+    """Has glibc give the pages that are free back to the system where they are more than MOST_KEPT: what one stage
+    leaves in pieces would lie beside what the next one needs. Returns whether it did."""
+    library = _glibc()
+    if library is None or not hasattr(library, "mallinfo2"):  # which glibc has since 2.33
+        return False
+    library.mallinfo2.restype = _Info
+    return library.mallinfo2().fordblks > MOST_KEPT and library.malloc_trim(0) == 1

@@ -1,0 +1,54 @@
+"""Freed memory is kept for the next tensors, and given back where a stage leaves much of it."""
+
+from __future__ import annotations
+
+import platform
+import subprocess
+import sys
+
+import pytest
+
+from lm.base.memory import give_back_freed_memory, keep_freed_memory
+
+GLIBC = sys.platform == "linux" and platform.libc_ver()[0] == "glibc"
+
+
+def test_the_allocator_setting_is_taken_by_glibc_and_left_alone_elsewhere(monkeypatch: pytest.MonkeyPatch) -> None:
+    if sys.platform == "linux" and platform.libc_ver()[0] == "glibc":
+        assert keep_freed_memory()
+    monkeypatch.setattr(platform, "libc_ver", lambda: ("musl", "1.2"))
+    assert not keep_freed_memory()
+
+
+HELD = """
+import numpy
+from lm.base import memory
+
+def resident():
+    with open("/proc/self/statm") as file:
+        return int(file.read().split()[1]) * 4096
+
+assert memory.keep_freed_memory()
+memory.MOST_KEPT = {most}
+before = resident()
+blocks = [numpy.ones(2**21) for _ in range(8)]  # 16 MiB each
+last = numpy.ones(2**20)  # above them: the heap's end does not shrink
+del blocks
+kept = resident() - before
+done = memory.give_back_freed_memory()
+print(done, kept > 2**27, resident() - before < 2**25)
+"""
+
+
+@pytest.mark.skipif(not GLIBC, reason="the C library is another one")
+@pytest.mark.parametrize(("most", "told"), [(2**26, "True True True"), (2**30, "False True False")])
+def test_pages_that_are_free_are_given_back_where_they_are_many(most: int, told: str) -> None:
+    """In a process of its own, of which the heap is known."""
+    code = HELD.format(most=most)
+    done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
+    assert done.stdout.strip() == told
+
+
+def test_elsewhere_nothing_is_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(platform, "libc_ver", lambda: ("musl", "1.2"))
+    assert not give_back_freed_memory()
