@@ -616,10 +616,11 @@ class LogprobsConfig:
         route: "packed" computes a prompt once for all its completions, without padding; "padded" is the plain forward;
             "auto" takes packed where a trial with rows as long shows the plain forward's numbers, and says where not.
         onednn: float32 matrix products through oneDNN on the CPU; "auto" where that gains (AMD with AVX-512, models
-            whose hidden states are 512 wide or more).
-        compile: torch.compile each layer but the last; pays off on long runs.
+            whose hidden states are 512 wide or more) and no layers are compiled, which have products of their own.
+        compile: torch.compile each layer but the last; pays off on long runs. Not with onednn "on".
         autocast: bfloat16 activations and products over float32 parameters; log-probs are summed in float32.
-        allocator: let the C library keep freed memory on the CPU, which saves page faults every step.
+        allocator: let the C library keep freed memory on the CPU, which saves page faults every step; what is more than
+            a gigabyte is given back between stages.
         scoring_tokens: most tokens a forward pass of scoring.
     """
 

@@ -26,6 +26,7 @@ from torch.utils.data import DataLoader
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from lm.base import ranks
+from lm.base.memory import give_back_freed_memory
 from lm.base.store import seal
 from lm.logprobs.kernels import widest
 from lm.models.lora import is_adapted
@@ -190,6 +191,7 @@ class CompletionTrainer(Trainer):  # type: ignore[misc]
             FloatingPointError: one of them is not finite.
         """
         began = time.perf_counter()
+        give_back_freed_memory()  # batches of every length leave it in pieces, which grow in number from step to step
         metrics: dict[str, float] = {}
         for prefix, rows in self.held_out_sets().items():
             metrics |= self._means(rows, prefix)
