@@ -23,6 +23,7 @@ from lm import reward as reward_door
 from lm.base.files import read_jsonl
 from lm.base.store import Artifact
 from lm.config import (
+    SFT,
     BiasConfig,
     Config,
     DataConfig,
@@ -35,7 +36,7 @@ from lm.config import (
 )
 from lm.evaluate import UPSTREAM
 from lm.logprobs.sampling import sample_completions
-from lm.logprobs.scoring import score_rows
+from lm.logprobs.scoring import score_pairs, score_rows
 from lm.models.loading import SCRATCH, load_tokenizer
 from lm.models.opening import open_policy
 from lm.objectives import DPO, DRDO, MAIN, METHODS, PAPERS
@@ -300,6 +301,27 @@ def test_reward_models_are_listed_with_their_folder_and_accuracy(
         expected = [accuracy[name][which]["accuracy"] for which in heading.split()]
         assert shares == ["-" if share is None else f"{share:.3f}" for share in expected]
     assert len({tuple(line.split()[1:]) for line in lines}) > 1, "not one model several times"
+
+
+def test_what_pi_ref_says_of_test_pairs_is_computed_once_and_every_evaluation_is_against_it(
+    world_run: tuple[Config, dict[str, Any]],
+) -> None:
+    run_config, report = world_run
+    run, (file,) = Run(run_config), Path(run_config.output_dir).glob("evaluate/reference-*/logps.npy")
+    pairs, sides = labelled_pairs(run, "test"), ("chosen", "rejected")
+    reference = torch.from_numpy(np.load(file))
+
+    def scored(model: Path) -> torch.Tensor:
+        policy = open_policy(model, tokenizer(run), run.config)
+        return torch.stack(score_pairs(policy, pairs, "again"))
+
+    torch.testing.assert_close(scored(sft(run).path), reference, rtol=0, atol=1e-9)
+    zero = evaluation(run, SFT).metrics
+    assert (zero["kl"], zero["chosen_logratio"], zero["rejected_logratio"]) == (0, 0, 0)
+    found = report["methods"]["ipo"]
+    for side, ratios in zip(sides, scored(Path(found["policy"])) - reference, strict=True):
+        assert found[f"{side}_logratio"] == pytest.approx(float(ratios.mean()), abs=1e-9)
+        assert found[f"{side}_logratio"] != 0
 
 
 def test_a_second_run_computes_nothing(
