@@ -46,4 +46,4 @@ def give_back_freed_memory() -> bool:
     if library is None or not hasattr(library, "mallinfo2"):  # which glibc has since 2.33
         return False
     library.mallinfo2.restype = _Info
-    return library.mallinfo2().fordblks > MOST_KEPT and library.malloc_trim(0) == 1
+    return bool(library.mallinfo2().fordblks > MOST_KEPT and library.malloc_trim(0) == 1)

@@ -43,9 +43,9 @@ def reference_on_test(run: Run) -> Artifact:
 
     def make(folder: Path, _: Path) -> dict[str, Any]:
         pairs, reference = labelled_pairs(run, "test"), open_policy(sft(run).path, tokenizer(run), sized(run))
-        both = np.stack(score_pairs(reference, pairs, "reference on test pairs"))
+        both = torch.stack(score_pairs(reference, pairs, "reference on test pairs"))
         if ranks.is_first():
-            np.save(folder / LOGPS, both)
+            np.save(folder / LOGPS, both.numpy())
         return {"pairs": len(pairs)}
 
     return run.store.get("evaluate", "reference", {"policy": sft(run), "labels": labels(run)}, make)
