@@ -312,6 +312,8 @@ VARIANTS = {
     "ours-padded": Variant(stage="policy", run="train_ours", options=LogprobsConfig(route="padded")),
     "kl-ours": Variant(stage="kl", run="train_ours", completions=3),
     "kl-ours-unshared": Variant(stage="kl", run="train_ours", completions=3, shared=False),
+    "kl8-ours": Variant(stage="kl8", run="train_ours", completions=8),
+    "kl8-ours-unshared": Variant(stage="kl8", run="train_ours", completions=8, shared=False),
     "reward-trl": Variant(stage="reward", run="reward_trl"),
     "reward-trl-tuned": Variant(stage="reward", run="reward_trl", tuned=True),
     "reward-ours": Variant(stage="reward", run="train_reward"),
@@ -329,7 +331,7 @@ VARIANTS = {
     "sample-one-generate-tuned": Variant(stage="sample-one", run="sample_generate", tuned=True, completions=1),
     "sample-one-ours": Variant(stage="sample-one", run="sample_ours", completions=1),
 }
-"""Stages: training a policy by DPO, the same by p-DPO with a sample for the KL term, training a reward model, scoring
+"""Stages: training a policy by DPO, the same by p-DPO with a sample for the KL term, or six, training a reward model, scoring
 (reference log-probs or rewards), sampling four completions of a prompt, or one."""
 QUICK = ("trl-tuned", "ours", "score-trl-tuned", "score-ours")
 """TRL as it is installed takes as long as all the others together."""
