@@ -331,8 +331,8 @@ VARIANTS = {
     "sample-one-generate-tuned": Variant(stage="sample-one", run="sample_generate", tuned=True, completions=1),
     "sample-one-ours": Variant(stage="sample-one", run="sample_ours", completions=1),
 }
-"""Stages: training a policy by DPO, the same by p-DPO with a sample for the KL term, or six, training a reward model, scoring
-(reference log-probs or rewards), sampling four completions of a prompt, or one."""
+"""Stages: training a policy by DPO, the same by p-DPO with a sample for the KL term, or six, training a reward model,
+scoring (reference log-probs or rewards), sampling four completions of a prompt, or one."""
 QUICK = ("trl-tuned", "ours", "score-trl-tuned", "score-ours")
 """TRL as it is installed takes as long as all the others together."""
 GPU = (
