@@ -628,7 +628,11 @@ def test_options_that_came_later_are_at_their_defaults_before() -> None:
 
 def test_defaults_are_filled_in_at_every_level() -> None:
     whole = json.loads(
-        json.dumps(parse("lm.test", "", ["--snapshots", "1", "--sweep", "{dpo: [{beta: 0.5}]}"])[0].as_dict())
+        json.dumps(
+            parse("lm.test", "", ["--snapshots", "1", "--hull_dpo.beta", "1", "--sweep", "{dpo: [{beta: 0.5}]}"])[
+                0
+            ].as_dict()
+        )
     )
     assert with_defaults(whole) == whole
     older = deepcopy(whole)
