@@ -246,8 +246,12 @@ def train_ours(job: Job, turns: Turns, *, reward: bool = False) -> None:
 
 def score_ours(job: Job, turns: Turns, *, reward: bool = False) -> None:
     """Reference log-probs, or rewards, of both completions."""
-    model = _wrapped(job, reward)
-    score_in_turns(job, turns, job.data(), partial(score_pairs, model, what="benchmark"))
+    model, data = _wrapped(job, reward), job.data()
+    completions = zip(*(map(len, data[name]) for name in ("chosen_ids", "rejected_ids")), strict=True)
+    rows = [len(prompt) + max(both) for prompt, both in zip(data["prompt_ids"], completions, strict=True)]
+    longest = max(range(len(rows)), key=rows.__getitem__)
+    score_pairs(model, data.select([longest]), what="the trial, which a run pays once")
+    score_in_turns(job, turns, data, partial(score_pairs, model, what="benchmark"))
 
 
 def sample(job: Job, turns: Turns, *, ours: bool) -> None:
