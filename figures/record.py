@@ -262,6 +262,8 @@ class Spent:
 
     stage: str
     name: str
+    artifact: str | None = None
+    """Its key; None in earlier records."""
     finished: str | None = None
     """ISO 8601."""
     wall_seconds: float | None = None

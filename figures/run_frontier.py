@@ -54,7 +54,7 @@ def caption(results: record.Results) -> str:
     rho = "Unbiased pairs" if results.rho is None else rf"$\rho={results.rho:g}$"
     tried = any(paths(row) for row in results.methods.values())
     small = " Small: the settings and steps that it was chosen from, on validation prompts." if tried else ""
-    best = " Best of $n$: at its bound $\\log n-(n-1)/n$." if results.best_of_n else ""
+    best = " Best of $n$: on validation prompts, at its bound $\\log n-(n-1)/n$." if results.best_of_n else ""
     return (
         f"{rho}, seed {results.provenance.seed}. Large: each method as validation chose it, on {results.sft.n} test "
         f"prompts, bars {results.confidence:.0%} intervals over prompts.{small}{best} A method is ahead where it gains "

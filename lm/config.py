@@ -633,6 +633,11 @@ class LogprobsConfig:
 
     def __post_init__(self) -> None:
         _positive(self, "scoring_tokens")
+        if self.onednn == "on" and self.compile:
+            raise ValueError(
+                'logprobs.onednn "on" and logprobs.compile true do not go together: compiled layers have products of '
+                'the compiler\'s; use onednn "auto" or "off", or compile false'
+            )
 
 
 @dataclass(frozen=True, kw_only=True)

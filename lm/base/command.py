@@ -8,7 +8,6 @@ import fcntl
 import io
 import logging
 import os
-import shutil
 import signal
 import sys
 import threading
@@ -202,8 +201,8 @@ def said_once(parse: Callable[[], T]) -> T:
 def only_run_in(folder: Path, *, shared: bool = False) -> Iterator[None]:
     """Holds the folder's lock, which the system frees when the process ends however it ends.
 
-    An error before a stage has begun leaves nothing behind: a folder that was made for it is removed, from one that was
-    there the lock.
+    What ends before anything is written leaves nothing behind: a folder that was made for it is removed, from one that
+    was there the lock.
 
     Raises ValueError where another process holds it, unless both share it. Ranks that work together share the first
     one's.
@@ -222,15 +221,12 @@ def only_run_in(folder: Path, *, shared: bool = False) -> Iterator[None]:
             raise ValueError(f"output_dir {folder} is in use by another run; wait for it, or name another") from None
         try:
             yield
-        except Exception:
-            begun = any(path.is_dir() for path in folder.iterdir())
-            with contextlib.suppress(OSError):  # where others share it, or there is something else above it by now
+        except BaseException:
+            with contextlib.suppress(OSError):  # where others share it, or something is in it
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                if ours and not new:
+                if ours and (not new or [path.name for path in folder.iterdir()] == [file.name]):
                     file.unlink()
-                elif ours and not begun:
-                    shutil.rmtree(folder)
-                    for path in new[1:]:
+                    for path in new:
                         path.rmdir()
             raise
 

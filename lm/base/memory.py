@@ -5,14 +5,16 @@ from __future__ import annotations
 import ctypes
 import platform
 import sys
+from pathlib import Path
 from typing import Any
 
 MOST_KEPT = 2**30
-"""Bytes of it that a stage leaves to the next, at most: to take a page anew costs more than to keep it. [set]"""
+"""Bytes of it that are kept; where there are more, all are given back: to take a page anew costs more than to keep it.
+[set]"""
 
 
 class _Info(ctypes.Structure):
-    """`struct mallinfo2`; fordblks is what is free."""
+    """`struct mallinfo2`; uordblks and hblkhd are in use. What is free counts pages too that were given back."""
 
     _fields_ = [
         (name, ctypes.c_size_t)
@@ -40,10 +42,13 @@ def keep_freed_memory() -> bool:
 
 
 def give_back_freed_memory() -> bool:
-    """Has glibc give the pages that are free back to the system where they are more than MOST_KEPT: what one stage
+    """Has glibc give the pages that are free back to the system where more than MOST_KEPT are in memory: what one stage
     leaves in pieces would lie beside what the next one needs. Returns whether it did."""
     library = _glibc()
     if library is None or not hasattr(library, "mallinfo2"):  # which glibc has since 2.33
         return False
     library.mallinfo2.restype = _Info
-    return bool(library.mallinfo2().fordblks > MOST_KEPT and library.malloc_trim(0) == 1)
+    now = library.mallinfo2()
+    status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text(encoding="utf-8").splitlines())
+    free = int(status["RssAnon"].split()[0]) * 1024 - now.uordblks - now.hblkhd
+    return free > MOST_KEPT and library.malloc_trim(0) == 1

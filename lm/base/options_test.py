@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from lm.__main__ import commands
-from lm.base.command import as_command
+from lm.base.command import as_command, only_run_in
 from lm.base.options import CONFIGS, parse, parser_of
 from lm.base.store import CorruptArtifact, MissingArtifact, Refused
 from lm.config import Config
@@ -140,14 +140,35 @@ def test_what_is_refused_before_a_stage_has_begun_leaves_nothing_behind(there: b
     assert attempt(folder, "--model", str(tmp_path / "nowhere")) == 2
     assert sorted(tmp_path.rglob("*")) == found
     assert attempt(folder, action=full) == 1
-    assert sorted(tmp_path.rglob("*")) == [*found, *([folder / "config.yaml"] if there else [])]
+    assert sorted(tmp_path.rglob("*")) == found
 
     assert attempt(folder, "--seed", "5", action=lambda run: (run.store.root / "data").mkdir()) == 0
     kept = (folder / "config.yaml").read_text()
     assert attempt(folder, "--model", str(tmp_path / "nowhere")) == 2
     assert (folder / "config.yaml").read_text() == kept
-    assert attempt(folder, action=full) == 1
+    assert attempt(folder, "--seed", "6", action=full) == 1
     assert sorted(path.name for path in folder.iterdir()) == [".lock", "config.yaml", "data"]
+    assert (folder / "config.yaml").read_text() == kept
+
+    def begun(run: Run) -> None:
+        run.store.begun = True
+        raise Refused("the disk is full by now")
+
+    assert attempt(folder, "--seed", "6", action=begun) == 1
+    assert (folder / "config.yaml").read_text() != kept
+
+
+def test_what_is_in_a_new_folder_is_nobodys_to_remove(tmp_path: Path) -> None:
+    notes = tmp_path / "new" / "notes.txt"
+
+    def refused() -> None:
+        with only_run_in(notes.parent):
+            notes.write_text("mine")
+            raise ValueError("refused")
+
+    with pytest.raises(ValueError, match="refused"):
+        refused()
+    assert notes.read_text() == "mine"
 
 
 @pytest.mark.parametrize(

@@ -88,6 +88,8 @@ class Store:
     def __init__(self, root: Path, *, seed: int, read_only: frozenset[str] = frozenset()) -> None:
         self.root, self.seed, self.read_only = root, seed, read_only
         self._records: dict[str, Mapping[str, Any]] = {}
+        self.begun = False
+        """Whether something was to be made."""
 
     def get(
         self,
@@ -135,6 +137,7 @@ class Store:
         scratch.mkdir(exist_ok=True)
         before = ranks.from_first(lambda: _share(scratch))
         resumed = before is None and ranks.from_first(lambda: any(scratch.iterdir()))
+        self.begun = True
         progress.say(f"[{stage}] {name}")
         try:
             with cost.Meter() as meter:
@@ -172,16 +175,16 @@ class Store:
 
     def costs(self) -> list[dict[str, Any]]:
         """What making each artifact took that was asked for here, in the order in which they were finished: `stage`,
-        `name`, `finished` (ISO 8601), and what `lm.base.cost.Meter.found` has, of all ranks; and `resumed`, whether a
-        process before the last worked on it too, whose share is not in the numbers. Those that an earlier version made
-        have none."""
+        `name`, `artifact` (its key), `finished` (ISO 8601), and what `lm.base.cost.Meter.found` has, of all ranks; and
+        `resumed`, whether a process before the last worked on it too, whose share is not in the numbers. Those that an
+        earlier version made have none."""
         told = {
             (record["provenance"]["date"], record["stage"], record["name"], key): record
             for key, record in self._records.items()
         }
         return [
-            {"stage": stage, "name": name, "finished": date, **record.get("cost", {})}
-            for (date, stage, name, _), record in sorted(told.items(), key=lambda item: item[0])
+            {"stage": stage, "name": name, "artifact": key, "finished": date, **record.get("cost", {})}
+            for (date, stage, name, key), record in sorted(told.items(), key=lambda item: item[0])
         ]
 
 

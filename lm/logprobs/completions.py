@@ -136,11 +136,6 @@ class CompletionModel(nn.Module):
             raise ValueError(
                 'logprobs.onednn "on": this build of torch has no oneDNN linear operator; use "auto" or "off"'
             )
-        if self.options.onednn == "on" and self.options.compile:
-            raise ValueError(
-                'logprobs.onednn "on" and logprobs.compile true do not go together: compiled layers have products of '
-                'the compiler\'s; use onednn "auto" or "off", or compile false'
-            )
         width = getattr(self.model.config.get_text_config(), "hidden_size", ONEDNN_WIDTH)
         gains = self.options.onednn == "auto" and not self.options.compile and onednn_gains(width)
         self._onednn = self.options.onednn == "on" or gains
@@ -231,9 +226,8 @@ class CompletionModel(nn.Module):
         targets_C = input_ids[layout.targets_C]
         if self.plain_head:
             states_RPH = self.call(self.model.base_model, **inputs).last_hidden_state
-            wide = (
-                self.model.get_output_embeddings().weight.dtype
-            )  # Mamba's states are float32 whatever the weights are
+            # Mamba's states are float32 whatever the weights are.
+            wide = self.model.get_output_embeddings().weight.dtype
             logps_C = self._head_logps(states_RPH[predicts].to(wide), targets_C)
         else:
             keep = predicts.any(0).nonzero()[:, 0]

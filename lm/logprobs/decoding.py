@@ -167,6 +167,7 @@ class _Loop:
     def _computed(self, prompts: list[int], groups: list[int]) -> Tensor:
         """Keeps these prompts in these groups; the logits of what comes next, [prompts, V]."""
         ids, device = [self.prompts[prompt] for prompt in prompts], self.model.model.device
+        assert all(len(one) for one in ids), "of no token there is nothing that comes next"
         layout = _Prompts(self.past, ids, groups, device)
         self.model.sharing = (PACKED, self.spare)
         ends = torch.tensor([len(one) for one in ids], device=device).cumsum(0) - 1

@@ -100,7 +100,7 @@ def _tried(model: CompletionModel, tokens: int, pads: bool, steps: int, *, loop:
     if min(_off(seen, right) for seen in wrong) < MARGIN * ROUNDING:
         return None
     reasons: list[str] = []
-    if loop and model.model.device.type == "cpu":
+    if loop and model.model.device.type == "cpu" and model.options.route != "padded":
         for spare in (True, False):
             problem, gap = _of_the_loop(model, [*long, short[0], short[0]], steps, spare)
             if problem is None:

@@ -125,7 +125,7 @@ def _by_loop(
     seed: int,
     done: Done,
 ) -> None:
-    most, each = config.data.limits[1], most_together(prompts)
+    most, each = config.data.limits[1], min(most_together(prompts), config.sampling.batch_size)
     assert how.spare is not None
     with trying(model):
         decode(

@@ -277,10 +277,17 @@ def command(
         folder = Path(config.output_dir)
         with ranks.together(config.device, config.host_timeout), only_run_in(folder, shared=shared):
             run = Run(config, read_only=read_only, command=name)
+            before = None
             if ranks.is_first() and not shared:  # several configs, one folder
-                write_text(folder / "config.yaml", resolved)
-            if config.data.kind != "world" and not shared:
-                progress.say(in_force(config))
-            action(run)
+                before = file.read_bytes() if (file := folder / "config.yaml").is_file() else None
+                write_text(file, resolved)
+            try:
+                if config.data.kind != "world" and not shared:
+                    progress.say(in_force(config))
+                action(run)
+            except BaseException:
+                if ranks.is_first() and not shared and not run.store.begun:  # the folder is what it was
+                    file.unlink() if before is None else file.write_bytes(before)
+                raise
 
     return as_command(main)(arguments)

@@ -64,7 +64,10 @@ def test_what_stages_took_is_what_runs_left(grid: Grid, tmp_path: Path, monkeypa
     first = [once, {**once, "stage": "reward", "name": "rho", "finished": "2"}]
     other = [
         once,
-        *({**once, "stage": "reward", "name": name, "finished": "3", "peak_bytes": 7_000_000} for name in "ab"),
+        *(
+            {**once, "stage": "reward", "name": "b", "artifact": key, "finished": "3", "peak_bytes": 7_000_000}
+            for key in "ab"
+        ),
     ]
     (tmp_path / "jobs").mkdir()
     for name, stages in {"one": first, "jobs/two": [*other, {"stage": "old", "name": "x", "finished": "0"}]}.items():
@@ -76,7 +79,7 @@ def test_what_stages_took_is_what_runs_left(grid: Grid, tmp_path: Path, monkeypa
         ["| `reward` rho", "1", "3.0", "25%", "4.0", "5 |"],
         ["| `reward`", "2", "6.0", "50%", "8.0", "7 |"],
         ["| all", "4", "12.0", "100%", "16.0", "7 |"],
-    ], "an artifact that two jobs asked for counts once; one that was not measured does not"
+    ], "what two jobs asked for counts once, two of a name and a second twice, what was not measured not at all"
     with pytest.raises(ValueError, match=r"no JSON file at or below .*none tells what stages took"):
         fill("<!-- table: stages:none -->\n<!-- end -->", grid)
 
