@@ -51,4 +51,4 @@ def give_back_freed_memory() -> bool:
     now = library.mallinfo2()
     status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text(encoding="utf-8").splitlines())
     free = int(status["RssAnon"].split()[0]) * 1024 - now.uordblks - now.hblkhd
-    return free > MOST_KEPT and library.malloc_trim(0) == 1
+    return bool(free > MOST_KEPT and library.malloc_trim(0) == 1)
