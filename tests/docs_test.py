@@ -46,6 +46,7 @@ SMALL = {
     "probe": {"pairs": 8, "times": 1},
     **{stage: {"epochs": None, "max_steps": 2, "batch_size": 8, "train": None} for stage in STAGES_OF_STEPS},
     "evaluation": {"prompts": None, "resamples": 100},
+    "snapshots": 2,
 }
 """Laid over the presets of a command; a page's own config, and its other options, win over it."""
 OF_A_RUN = [

@@ -77,7 +77,7 @@ def check_config(config: dict[str, Any], name: str, run: Path) -> None:
         assert config["tau"] == 0.25
         assert "alpha" not in config
     if name.startswith("policy-e-dpo"):
-        assert (config["method"], config["beta"]) == ("e-dpo", 1.0)
+        assert (config["method"], config["beta"]) == ("e-dpo", 0.1)
         assert config["alpha"] == config["kl.alpha_end"] == 1e-2
         assert config["kl.alpha_start"] == 1e-4
 

@@ -150,4 +150,4 @@ def test_an_artifact_of_an_earlier_version_has_no_cost(tmp_path: Path) -> None:
     later = Store(tmp_path, seed=0)
     later.get("sft", "policy", {}, lambda *_: {})
     date = record["provenance"]["date"]
-    assert later.costs() == [{"stage": "sft", "name": "policy", "finished": date}]
+    assert later.costs() == [{"stage": "sft", "name": "policy", "artifact": made.key, "finished": date}]

@@ -207,7 +207,11 @@ def test_a_file_or_option_says_otherwise(mine: Any) -> None:
         (["--lora.alpha", "2"], "lora.alpha", "lora.rank is null"),
         (["--train_together", "off"], "train_together", "there is one setting a method"),
         (["--probe.pairs", "0", "--probe.times", "3"], "probe.times", "probe.pairs is 0"),
-        (["--evaluation.valid_prompts", "3"], "evaluation.valid_prompts", "nothing to choose from"),
+        (
+            ["--snapshots", "1", "--evaluation.best_of", "null", "--evaluation.valid_prompts", "3"],
+            "evaluation.valid_prompts",
+            "nothing to choose from",
+        ),
         (["--evaluation.temperatures", "[1]"], "evaluation.temperatures", "only lm.nondeterministic reads it"),
         (["--sampling.engine", "vllm", "--sampling.batch_size", "2"], "sampling.batch_size", "schedules by itself"),
         (["--methods", "[dpo]", "--sampling.reference_samples", "2"], "sampling.reference_samples", "KL term"),

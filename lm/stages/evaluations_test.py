@@ -33,7 +33,16 @@ def test_more_evaluation_prompts_than_there_are_is_an_error() -> None:
 
 def test_validation_has_a_choice_of_settings_or_of_steps() -> None:
     config, _ = parse(
-        "lm.train", "", ["--methods", "[dpo,ipo]", "--sweep", "{ipo: [{tau: 0.1}, {tau: 1.0}], dpo: [{beta: 0.1}]}"]
+        "lm.train",
+        "",
+        [
+            "--snapshots",
+            "1",
+            "--methods",
+            "[dpo,ipo]",
+            "--sweep",
+            "{ipo: [{tau: 0.1}, {tau: 1.0}], dpo: [{beta: 0.1}]}",
+        ],
     )
     assert [has_choice(config, name) for name in ("dpo", "ipo")] == [False, True]
     assert has_choice(replace(config, snapshots=2), "dpo")
