@@ -138,6 +138,8 @@ def _work(job: Job, connection: Connection) -> None:
     from lm.studies.bench_workers import work  # torch is for the workers, and for the product below
 
     work(job, connection)
+    with contextlib.suppress(EOFError):  # until it is let go: its end would take the cores from who is timed next
+        connection.recv()
 
 
 @dataclass
