@@ -40,9 +40,11 @@ exit status: {DONE} done; {FAILED} failed: results are missing or broken, the ot
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command; returns its exit status. Errors are a line each; --debug shows where they came from."""
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    debug = "--debug" in given
     try:
         try:
-            status = _main(arguments)
+            status = _main(given)
         except SystemExit:  # argparse's, after a help text that may still be on its way
             sys.stdout.flush()
             raise
@@ -51,9 +53,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # as `| head` ends: whoever read has had enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 128 + signal.SIGPIPE
+    except (ValueError, FileExistsError, NotADirectoryError) as error:
+        _say(f"error: {error}", debug)
+        return MISTAKEN
+    except OSError as error:
+        _say(f"error: {error}", debug)
+        return FAILED
+    except KeyboardInterrupt:
+        _say("interrupted", debug)
+        return INTERRUPTED
 
 
-def _main(arguments: Sequence[str] | None) -> int:
+def _main(arguments: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(
         allow_abbrev=False,
         prog="python -m figures",
@@ -87,31 +98,19 @@ def _main(arguments: Sequence[str] | None) -> int:
             stream.reconfigure(errors="backslashreplace")
 
     status, unknown = DONE, [name for name in options.names if name not in modules()]
-    try:
-        if unknown:
-            raise ValueError(f"no figure named {', '.join(unknown)}; there are {', '.join(modules())}")
-        check(options.style, options.captions)
-        names, later = (options.names, []) if options.names else _by_results()
-        for name in names:
-            try:
-                print(*redraw(name, folders[0], style=options.style, captions=options.captions), flush=True)
-            except (FileNotFoundError, ValueError) as error:
-                _say(f"error: {error}", options.debug)
-                status = FAILED
-        for name in later:
-            print(f"{name} is not drawn: there is no {results_of(name)} yet", file=sys.stderr)
-        return status
-    except BrokenPipeError:
-        raise
-    except (ValueError, FileExistsError, NotADirectoryError) as error:
-        _say(f"error: {error}", options.debug)
-        return MISTAKEN
-    except OSError as error:
-        _say(f"error: {error}", options.debug)
-        return FAILED
-    except KeyboardInterrupt:
-        _say("interrupted", options.debug)
-        return INTERRUPTED
+    if unknown:
+        raise ValueError(f"no figure named {', '.join(unknown)}; there are {', '.join(modules())}")
+    check(options.style, options.captions)
+    names, later = (options.names, []) if options.names else _by_results()
+    for name in names:
+        try:
+            print(*redraw(name, folders[0], style=options.style, captions=options.captions), flush=True)
+        except (FileNotFoundError, ValueError) as error:
+            _say(f"error: {error}", options.debug)
+            status = FAILED
+    for name in later:
+        print(f"{name} is not drawn: there is no {results_of(name)} yet", file=sys.stderr)
+    return status
 
 
 def _by_results() -> tuple[list[str], list[str]]:

@@ -279,7 +279,7 @@ def command(
             run = Run(config, read_only=read_only, command=name)
             before = None
             if ranks.is_first() and not shared:  # several configs, one folder
-                before = file.read_bytes() if (file := folder / "config.yaml").is_file() else None
+                before = file.read_text(encoding="utf-8") if (file := folder / "config.yaml").is_file() else None
                 write_text(file, resolved)
             try:
                 if config.data.kind != "world" and not shared:
@@ -287,7 +287,7 @@ def command(
                 action(run)
             except BaseException:
                 if ranks.is_first() and not shared and not run.store.begun:  # the folder is what it was
-                    file.unlink() if before is None else file.write_bytes(before)
+                    file.unlink() if before is None else write_text(file, before)
                 raise
 
     return as_command(main)(arguments)
