@@ -7,6 +7,8 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from lm.base.memory import align_large_tensors
+
 if TYPE_CHECKING:
     from lm.base.progress import be_quiet as be_quiet
     from lm.integrations.python import load as load
@@ -40,3 +42,4 @@ def _check_neighbours() -> None:
 
 
 _check_neighbours()
+align_large_tensors()  # here, as torch looks once, at its first tensor

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import ctypes
+import os
 import platform
 import sys
 from pathlib import Path
 from typing import Any
+
+ALIGNED = "THP_MEM_ALLOC_ENABLE"
+"""torch's switch: in the environment, 1 or 0."""
 
 MOST_KEPT = 2**30
 """Bytes of it that are kept; where there are more, all are given back: to take a page anew costs more than to keep it.
@@ -27,6 +31,22 @@ def _glibc() -> Any:
     if sys.platform != "linux" or platform.libc_ver()[0] != "glibc":
         return None
     return ctypes.CDLL("libc.so.6")
+
+
+def align_large_tensors() -> None:
+    """Has torch begin tensors of 2 MiB or more at a page, and ask for huge ones; what the environment says already
+    stands. It has to be said before torch makes its first tensor.
+
+    As torch asks for them else, at multiples of 64 bytes, glibc takes a piece that is some bytes longer, and what it cuts
+    off stays with its caches of small pieces: a block of that size that is free again is too short for the next tensor of
+    the size. So where freed memory is kept, each large tensor of each step lengthens the heap by pages that are new.
+    """
+    os.environ.setdefault(ALIGNED, "1")
+
+
+def forget_alignment() -> None:
+    """Has a process whose torch made no tensor yet ask for memory as torch does by itself."""
+    os.environ.pop(ALIGNED, None)
 
 
 def keep_freed_memory() -> bool:

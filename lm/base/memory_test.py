@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
+import os
 import platform
 import subprocess
 import sys
 
 import pytest
 
-from lm.base.memory import give_back_freed_memory, keep_freed_memory
+from lm.base.memory import (
+    ALIGNED,
+    align_large_tensors,
+    forget_alignment,
+    give_back_freed_memory,
+    keep_freed_memory,
+)
 
 GLIBC = sys.platform == "linux" and platform.libc_ver()[0] == "glibc"
+NEW = GLIBC and tuple(map(int, platform.libc_ver()[1].split("."))) > (2, 36)
 
 
 def test_the_allocator_setting_is_taken_by_glibc_and_left_alone_elsewhere(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -47,6 +55,53 @@ def test_pages_that_are_free_are_given_back_where_they_are_many(most: int, told:
     code = HELD.format(most=most)
     done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
     assert done.stdout.strip() == told
+
+
+AGAIN = """
+import os
+from lm.base import memory
+if {ours}:
+    memory.align_large_tensors()
+else:
+    memory.forget_alignment()
+import torch
+memory.keep_freed_memory()
+between = []
+
+def made():
+    large = torch.ones(2**24)  # 64 MiB
+    between.append(bytearray(4096))  # the heap's end is not what is free
+    return large
+
+def resident():
+    with open("/proc/self/statm") as file:
+        return int(file.read().split()[1]) * 4096
+
+made()
+before = resident()
+for _ in range(4):
+    made()
+print(resident() - before < 2**25)
+"""
+
+
+@pytest.mark.skipif(not GLIBC, reason="the C library is another one")
+@pytest.mark.parametrize("ours", [True, pytest.param(False, marks=pytest.mark.skipif(NEW, reason="glibc was mended"))])
+def test_a_large_tensor_takes_the_place_of_one_that_is_gone(ours: bool) -> None:
+    """Else, the control, each of a size lengthens the heap."""
+    code = AGAIN.format(ours=ours)
+    done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
+    assert done.stdout.strip() == str(ours)
+
+
+def test_what_the_environment_says_stands(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(ALIGNED, "0")
+    align_large_tensors()
+    assert os.environ[ALIGNED] == "0"
+    forget_alignment()
+    assert ALIGNED not in os.environ
+    align_large_tensors()
+    assert os.environ[ALIGNED] == "1"
 
 
 def test_elsewhere_nothing_is_asked(monkeypatch: pytest.MonkeyPatch) -> None:

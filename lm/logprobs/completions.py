@@ -151,11 +151,33 @@ class CompletionModel(nn.Module):
         """Arguments as `collate` makes them: [T] and, for each example, the tokens of prompt and completions."""
         if self.route is None or (self.tried and longest_row(lengths) > self.tried):
             self.settle(input_ids, lengths)
-        with self._precision(input_ids.device):
+        with self._precision(input_ids.device), self._embedding_by_rows():
             return (self._packed if self.route == "packed" else self._padded)(input_ids, lengths)
 
     def _precision(self, device: torch.device) -> torch.autocast:
         return torch.autocast(device.type, torch.bfloat16, enabled=self.options.autocast)
+
+    @contextmanager
+    def _embedding_by_rows(self) -> Iterator[None]:
+        """Inside, on a CPU, an embedding that is tied to the head has as its gradient the rows that were looked up, which
+        are added to the head's in place: else it is a second [V, H] tensor, nearly all zeros, and their sum a third. With
+        a reward head there may be no gradient of the head to add them to, and optimizers do not take rows alone."""
+        embedding, head = self.model.get_input_embeddings(), self.model.get_output_embeddings()
+        if not (
+            isinstance(embedding, nn.Embedding)
+            and type(head) is nn.Linear
+            and embedding.weight is head.weight
+            and type(head.weight) is nn.Parameter  # not one that FSDP shares out
+            and head.weight.device.type == "cpu"
+            and self.reward_head is None
+        ):
+            yield
+            return
+        before, embedding.sparse = embedding.sparse, True
+        try:
+            yield
+        finally:
+            embedding.sparse = before
 
     def _packed(self, input_ids: Tensor, lengths: Lengths) -> CompletionOutput:
         layout = Layout(lengths, input_ids.device)

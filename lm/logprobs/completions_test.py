@@ -15,6 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.nn.attention import flex_attention
+from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import PreTrainedModel
 
 from lm.config import LogprobsConfig
@@ -118,6 +119,39 @@ def test_logps_and_every_parameters_gradient_equal_the_plain_forward(
     assert ours.keys() == plain.keys()
     for name, gradient in ours.items():
         close(gradient, plain[name], tolerance=1e-9, what=name)
+
+
+@pytest.mark.parametrize("architecture", ["llama", "qwen2-sliding"])
+@pytest.mark.parametrize("route", ROUTES)
+def test_a_tied_embeddings_gradient_is_added_to_the_heads_row_by_row(architecture: str, route: Route) -> None:
+    """Also to what a step before has left; no gradient of all rows, mostly zeros, is made of it. With a reward head,
+    whose gradient may come without that of the language-model head, it is: optimizers need all rows."""
+    dense: list[int] = []
+    plainly = torch.ops.aten.embedding_dense_backward.default
+
+    class Seen(TorchDispatchMode):  # type: ignore[no-untyped-call]
+        def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            dense.extend([1] if function is plainly else [])
+            return function(*args, **(kwargs or {}))
+
+    model, data = causal_lm(architecture, tie_word_embeddings=True), examples()
+    weight = model.get_input_embeddings().weight
+    assert weight is model.get_output_embeddings().weight
+    plain_logps(model, data).sum().backward()
+    once = weight.grad.clone()
+    weight.grad = None
+    wrapped = wrap(model, route)
+    for times in (1, 2):
+        with Seen():
+            values_of(wrapped, data).sum().backward()
+        assert weight.grad.layout is torch.strided
+        close(weight.grad, times * once, tolerance=1e-9)
+    assert not dense
+    with_rewards = wrap(causal_lm(architecture, tie_word_embeddings=True), route, reward_head=True)
+    with Seen():
+        values_of(with_rewards, data, rewards=True).sum().backward()
+    assert with_rewards.model.get_input_embeddings().weight.grad.layout is torch.strided
+    assert dense
 
 
 @pytest.mark.parametrize("route", ROUTES)

@@ -193,10 +193,7 @@ def _product(left: Tensor, right: Tensor, onednn: bool) -> Tensor:
 def _weight_gradient(grad: Tensor, inputs: Tensor, onednn: bool) -> Tensor:
     """grad.T @ inputs; [a, v], [a, h] -> [v, h]."""
     if onednn and grad.dtype == FLOAT32 and grad.device.type == "cpu":
-        # oneDNN copies a strided first operand and reads a strided second one in place: the narrow one goes first.
-        if grad.shape[1] <= inputs.shape[1]:
-            return onednn_product(grad.t(), inputs.t())
-        return onednn_product(inputs.t(), grad.t()).t()
+        return onednn_product(grad.t(), inputs.t())
     return grad.t() @ inputs
 
 

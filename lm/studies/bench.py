@@ -28,6 +28,7 @@ import torch
 from torch import Tensor
 
 from lm.base import progress
+from lm.base.memory import forget_alignment
 from lm.logprobs.kernels import onednn_available, onednn_gains, onednn_product
 from lm.studies.bench_plan import (
     BATCH,
@@ -135,6 +136,8 @@ def _operands(rows: int, inner: int, columns: int, dtype: torch.dtype, device: s
 
 def _work(job: Job, connection: Connection) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal sends it to all: who conducts ends the others
+    if job.variant.untouched:
+        forget_alignment()
     from lm.studies.bench_workers import work  # torch is for the workers, and for the product below
 
     work(job, connection)

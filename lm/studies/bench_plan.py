@@ -189,6 +189,11 @@ class Variant:
     completions: int = 2
 
     @property
+    def untouched(self) -> bool:
+        """Whether it is others' code as it is installed, with nothing of our settings."""
+        return not self.tuned and self.run in ("policy_trl", "score_trl", "reward_trl", "sample_generate")
+
+    @property
     def samples(self) -> bool:
         """Whether tokens are drawn."""
         return self.run.startswith("sample_")

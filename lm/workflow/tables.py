@@ -1,9 +1,10 @@
 """Writes the tables of docs/results.md and docs/choosing.md from the grid's summary, those of docs/real-text.md from
-that of the studies on real text, and what stages took (docs/performance.md), so that no number in them is typed.
+that of the studies on real text, and what stages took and benchmarks measured (docs/performance.md), so that no number
+in them is typed.
 
 A table stands between `<!-- table: NAME -->` and `<!-- end -->`; everything else in the page is prose and stays. With
 stages:PLACE for a name, a file or a folder from this repository's on, it is what the stages of the runs or records
-there took.
+there took; with bench:PLACE, a file, what the runs of `lm.bench` in it measured.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ import numpy as np
 
 from lm.base.command import argument_parser, as_command, path
 from lm.objectives import MAIN, METHODS
-from lm.workflow import real_tables, stage_tables
+from lm.workflow import bench_tables, real_tables, stage_tables
 from lm.workflow.record import rho_name
 from theory import records
 from theory.records import write_text
@@ -33,7 +34,8 @@ ROOT = Path(__file__).parents[2]
 GRID = ROOT / "figures" / "results" / "grid.json"
 CONTROL = GRID.with_name("grid_oracle.json")
 """The same, of the cells that distil the oracle's own rewards."""
-STAGES = "stages:"
+OF_PLACES: dict[str, Callable[[Path], str]] = {"stages": stage_tables.table, "bench": bench_tables.table}
+"""Kinds of tables that are of a file or a folder."""
 BLOCK = re.compile(r"(<!-- table: (\S+) -->\n).*?(<!-- end -->)", re.DOTALL)
 table = partial(records.table, padded=False)
 
@@ -43,10 +45,12 @@ def fill(page: str, grid: Grid) -> str:
 
     def filled(found: re.Match[str]) -> str:
         start, name, end = found.groups()
-        if name.startswith(STAGES):
-            return f"{start}{stage_tables.table(ROOT / name.removeprefix(STAGES))}\n{end}"
+        kind, _, place = name.partition(":")
+        if place and kind in OF_PLACES:
+            return f"{start}{OF_PLACES[kind](ROOT / place)}\n{end}"
         if name not in TABLES:
-            raise ValueError(f"there is no table {name!r}; there are {', '.join(TABLES)}, {STAGES}PLACE")
+            places = ", ".join(f"{kind}:PLACE" for kind in OF_PLACES)
+            raise ValueError(f"there is no table {name!r}; there are {', '.join(TABLES)}, {places}")
         return f"{start}{TABLES[name](grid)}\n{end}"
 
     return BLOCK.sub(filled, page)

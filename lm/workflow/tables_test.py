@@ -57,7 +57,11 @@ def test_what_stages_took_is_what_runs_left(grid: Grid, tmp_path: Path, monkeypa
     page = PERFORMANCE.read_text(encoding="utf-8")
     assert fill(page, grid) == page, f"run `python -m lm.workflow.tables {PERFORMANCE}`"
     named = [name for _, name, _ in BLOCK.findall(page)]
-    assert named == ["stages:figures/results/demo.json", "stages:figures/results/records/real/helpfulness"]
+    assert named == [
+        "bench:figures/results/bench_real_models.json",
+        "stages:figures/results/demo.json",
+        "stages:figures/results/records/real/helpfulness",
+    ]
 
     took = {"wall_seconds": 4.0, "cpu_seconds": 3.0, "peak_bytes": 5_000_000}
     once = {"stage": "sft", "name": "policy", "finished": "1", **took}
@@ -84,6 +88,33 @@ def test_what_stages_took_is_what_runs_left(grid: Grid, tmp_path: Path, monkeypa
         fill("<!-- table: stages:none -->\n<!-- end -->", grid)
 
 
+def test_what_benchmarks_measured_is_what_they_left(
+    grid: Grid, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = {
+        "config": "S8",
+        "variant": "ours",
+        "pairs_per_s": 3.14159,
+        "peak_mb": 1234.5,
+        "of_sustained": 0.761,
+        "ratio_trl": 9.0,
+        "ratio_trl_tuned": 3.456,
+        "spread": {"ratio_trl_tuned": [3.2, 3.7], "ratio_trl": [8.0, 10.0]},
+    }
+    alone = {**first, "variant": "trl", "ratio_trl_tuned": None, "peak_mb": None, "of_sustained": None, "spread": {}}
+    run = {"pairs": 4, "rounds": 2, "steps": 3, "rows": [first, alone], "provenance": {"commit": "0123456789"}}
+    (tmp_path / "bench.json").write_text(json.dumps({"runs": [run]}), encoding="utf-8")
+    (tmp_path / "none.json").write_text("{}", encoding="utf-8")
+    monkeypatch.setattr("lm.workflow.tables.ROOT", tmp_path)
+    lines = fill("<!-- table: bench:bench.json -->\n<!-- end -->", grid).splitlines()
+    assert lines[3:-1] == [
+        "| S8 | `ours` | 4 | 2 x 3 | 3.14 | 1,234 | 3.46 [3.20, 3.70] x TRL tuned | 76% | 0123456 |",
+        "| S8 | `trl` | 4 | 2 x 3 | 3.14 | – | 9.00 x TRL | – | 0123456 |",
+    ], "of several ratios that to the fairest peer, and what was not measured is no number"
+    with pytest.raises(ValueError, match=r'none.json has no "runs"'):
+        fill("<!-- table: bench:none.json -->\n<!-- end -->", grid)
+
+
 def _tables(page: str) -> list[str]:
     return [found.group(0) for found in BLOCK.finditer(page)]
 
@@ -97,7 +128,9 @@ def test_prose_is_left_alone_and_an_unknown_table_is_named(grid: Grid) -> None:
     assert fill(page.split("between")[0], grid).startswith("before\n<!-- table: best -->\n| rho |")
     assert "old" not in fill(page, grid)
     assert "between | x |" in fill(page, grid)
-    with pytest.raises(ValueError, match=r"there is no table 'worst'; there are reward-models, .*, stages:PLACE"):
+    with pytest.raises(
+        ValueError, match=r"there is no table 'worst'; there are reward-models, .*, stages:PLACE, bench:PLACE"
+    ):
         fill("<!-- table: worst -->\n<!-- end -->", grid)
 
 
