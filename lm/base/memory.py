@@ -37,9 +37,9 @@ def align_large_tensors() -> None:
     """Has torch begin tensors of 2 MiB or more at a page, and ask for huge ones; what the environment says already
     stands. It has to be said before torch makes its first tensor.
 
-    As torch asks for them else, at multiples of 64 bytes, glibc takes a piece that is some bytes longer, and what it cuts
-    off stays with its caches of small pieces: a block of that size that is free again is too short for the next tensor of
-    the size. So where freed memory is kept, each large tensor of each step lengthens the heap by pages that are new.
+    Else they begin at multiples of 64 bytes. For these glibc takes a piece that is some bytes longer, and keeps what it
+    cuts off among its small pieces, so that the piece, once free, is too short for the next tensor of its size. With the
+    large gradients of Gemma's vocabulary the heap then grew at every step (docs/performance.md).
     """
     os.environ.setdefault(ALIGNED, "1")
 

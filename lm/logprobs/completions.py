@@ -159,9 +159,9 @@ class CompletionModel(nn.Module):
 
     @contextmanager
     def _embedding_by_rows(self) -> Iterator[None]:
-        """Inside, on a CPU, an embedding that is tied to the head has as its gradient the rows that were looked up, which
-        are added to the head's in place: else it is a second [V, H] tensor, nearly all zeros, and their sum a third. With
-        a reward head there may be no gradient of the head to add them to, and optimizers do not take rows alone."""
+        """Inside, on a CPU, an embedding tied to the head has as its gradient the rows that were looked up, which
+        are added to a copy of the head's: else it is itself [V, H], nearly all zeros, and their sum a third of these.
+        With a reward head there may be no gradient of the head to add to, and optimizers do not take rows alone."""
         embedding, head = self.model.get_input_embeddings(), self.model.get_output_embeddings()
         if not (
             isinstance(embedding, nn.Embedding)

@@ -1,4 +1,5 @@
-"""What `lm.bench --json` measured, run by run, as one table: for models that are measured one at a time, hours apart."""
+"""What `lm.bench` measured: run by run as one table, for models that are measured one at a time, hours apart; and the
+data side by stage and size of the set."""
 
 from __future__ import annotations
 
@@ -30,6 +31,23 @@ def table(path: Path) -> str:
         "commit",
     ]
     return records.table(headings, [_cells(run, row) for run in runs for row in run["rows"]], padded=False)
+
+
+def scale(path: Path) -> str:
+    """Of what `lm.bench --scale --json` wrote: a row for each stage and size, and how CPU seconds grow with pairs."""
+    from lm.studies.scale import growth
+
+    rows = json.loads(path.read_text(encoding="utf-8"))["rows"]
+    headings = ["stage", "pairs", "CPU s", "pairs a CPU second", "anonymous MB", "peak MB", "files, MB", "power"]
+    cells = []
+    for stage in dict.fromkeys(row["stage"] for row in rows):
+        own = sorted((row for row in rows if row["stage"] == stage), key=lambda row: row["pairs"])
+        power = growth(rows, stage)
+        for row in own:
+            numbers = (f"{row[key]:,.0f}" for key in ("pairs_per_cpu_s", "anonymous_mb", "peak_mb", "file_mb"))
+            grown = f"{power:.2f}" if power is not None and row is own[-1] else ""
+            cells.append([stage, f"{row['pairs']:,}", f"{row['cpu_seconds']:,.1f}", *numbers, grown])
+    return records.table(headings, cells, padded=False)
 
 
 def _cells(run: dict[str, Any], row: dict[str, Any]) -> list[str]:

@@ -4,7 +4,7 @@ in them is typed.
 
 A table stands between `<!-- table: NAME -->` and `<!-- end -->`; everything else in the page is prose and stays. With
 stages:PLACE for a name, a file or a folder from this repository's on, it is what the stages of the runs or records
-there took; with bench:PLACE, a file, what the runs of `lm.bench` in it measured.
+there took; with bench:PLACE or scale:PLACE, a file, what `lm.bench` or `lm.bench --scale` measured.
 """
 
 from __future__ import annotations
@@ -34,7 +34,11 @@ ROOT = Path(__file__).parents[2]
 GRID = ROOT / "figures" / "results" / "grid.json"
 CONTROL = GRID.with_name("grid_oracle.json")
 """The same, of the cells that distil the oracle's own rewards."""
-OF_PLACES: dict[str, Callable[[Path], str]] = {"stages": stage_tables.table, "bench": bench_tables.table}
+OF_PLACES: dict[str, Callable[[Path], str]] = {
+    "stages": stage_tables.table,
+    "bench": bench_tables.table,
+    "scale": bench_tables.scale,
+}
 """Kinds of tables that are of a file or a folder."""
 BLOCK = re.compile(r"(<!-- table: (\S+) -->\n).*?(<!-- end -->)", re.DOTALL)
 table = partial(records.table, padded=False)
