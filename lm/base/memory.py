@@ -38,8 +38,8 @@ def align_large_tensors() -> None:
     stands. It has to be said before torch makes its first tensor.
 
     Else they begin at multiples of 64 bytes. For these glibc takes a piece that is some bytes longer, and keeps what it
-    cuts off among its small pieces, so that the piece, once free, is too short for the next tensor of its size. With the
-    large gradients of Gemma's vocabulary the heap then grew at every step (docs/performance.md).
+    cuts off among its small pieces, so that the piece, once free, is too short for the next tensor of its size. With
+    the large gradients of Gemma's vocabulary the heap then grew at every step (docs/performance.md).
     """
     os.environ.setdefault(ALIGNED, "1")
 
