@@ -34,19 +34,29 @@ def table(path: Path) -> str:
 
 
 def scale(path: Path) -> str:
-    """Of what `lm.bench --scale --json` wrote: a row for each stage and size, and how CPU seconds grow with pairs."""
-    from lm.studies.scale import growth
-
+    """Of what `lm.bench --scale --json` wrote: a row for each stage and each of the three largest sizes, with what it
+    took in multiples of what the size before took."""
     rows = json.loads(path.read_text(encoding="utf-8"))["rows"]
-    headings = ["stage", "pairs", "CPU s", "pairs a CPU second", "anonymous MB", "peak MB", "files, MB", "power"]
+    headings = [
+        "stage",
+        "pairs",
+        "CPU s",
+        "x the row above",
+        "pairs a CPU second",
+        "anonymous MB",
+        "peak MB",
+        "files, MB",
+    ]
+    shown = sorted({row["pairs"] for row in rows})[-3:]
     cells = []
     for stage in dict.fromkeys(row["stage"] for row in rows):
-        own = sorted((row for row in rows if row["stage"] == stage), key=lambda row: row["pairs"])
-        power = growth(rows, stage)
-        for row in own:
-            numbers = (f"{row[key]:,.0f}" for key in ("pairs_per_cpu_s", "anonymous_mb", "peak_mb", "file_mb"))
-            grown = f"{power:.2f}" if power is not None and row is own[-1] else ""
-            cells.append([stage, f"{row['pairs']:,}", f"{row['cpu_seconds']:,.1f}", *numbers, grown])
+        before: dict[str, Any] | None = None
+        for row in sorted((row for row in rows if row["stage"] == stage), key=lambda row: row["pairs"]):
+            if row["pairs"] in shown:
+                more = "–" if before is None else f"{row['cpu_seconds'] / before['cpu_seconds']:.1f}"
+                numbers = (f"{row[key]:,.0f}" for key in ("pairs_per_cpu_s", "anonymous_mb", "peak_mb", "file_mb"))
+                cells.append([stage, f"{row['pairs']:,}", f"{row['cpu_seconds']:,.1f}", more, *numbers])
+                before = row
     return records.table(headings, cells, padded=False)
 
 

@@ -61,6 +61,7 @@ def test_what_stages_took_is_what_runs_left(grid: Grid, tmp_path: Path, monkeypa
         "bench:figures/results/bench_real_models.json",
         "stages:figures/results/demo.json",
         "stages:figures/results/records/real/helpfulness",
+        "scale:figures/results/scale.json",
     ]
 
     took = {"wall_seconds": 4.0, "cpu_seconds": 3.0, "peak_bytes": 5_000_000}
@@ -113,6 +114,16 @@ def test_what_benchmarks_measured_is_what_they_left(
     ], "of several ratios that to the fairest peer, and what was not measured is no number"
     with pytest.raises(ValueError, match=r'none.json has no "runs"'):
         fill("<!-- table: bench:none.json -->\n<!-- end -->", grid)
+
+    keys = ("cpu_seconds", "pairs_per_cpu_s", "anonymous_mb", "peak_mb", "file_mb")
+    rows = [{"stage": "score", "pairs": 10**n, **dict.fromkeys(keys, 2.0 * 3**n)} for n in (4, 1, 2, 3)]
+    (tmp_path / "scale.json").write_text(json.dumps({"rows": rows}), encoding="utf-8")
+    lines = fill("<!-- table: scale:scale.json -->\n<!-- end -->", grid).splitlines()
+    assert lines[3:-1] == [
+        "| score | 100 | 18.0 | – | 18 | 18 | 18 | 18 |",
+        "| score | 1,000 | 54.0 | 3.0 | 54 | 54 | 54 | 54 |",
+        "| score | 10,000 | 162.0 | 3.0 | 162 | 162 | 162 | 162 |",
+    ]
 
 
 def _tables(page: str) -> list[str]:
