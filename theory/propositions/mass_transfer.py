@@ -58,8 +58,14 @@ def slope_and_curvature(loss: PairLoss) -> tuple[Callable[..., Floats], Callable
     """First and second derivative in the margin, differentiated by SymPy: (margin, reward margin, beta) -> values."""
     value = loss(MARGIN, TARGET, BETA)
     first, second = (simplify(sp.diff(value, MARGIN, order)) for order in (1, 2))
-    variables = (MARGIN, TARGET, BETA)
-    return sp.lambdify(variables, first, "numpy"), sp.lambdify(variables, second, "numpy")
+    variables, modules = (MARGIN, TARGET, BETA), [{"exp": _exp}, "numpy"]
+    return sp.lambdify(variables, first, modules), sp.lambdify(variables, second, modules)
+
+
+def _exp(values: Any) -> Any:
+    """Up to e^350, whose square is a float64 still: past it a sigmoid's slope and curvature are below 1e-150, and
+    would be inf / inf."""
+    return np.exp(np.minimum(values, 350.0))
 
 
 def optimum(
