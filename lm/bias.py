@@ -6,6 +6,7 @@ the options. With the options of `lm.train` instead, it makes D_rho and the ense
 
 from __future__ import annotations
 
+import contextlib
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -112,5 +113,9 @@ def work(run: Run) -> None:
 if __name__ == "__main__":
     if is_for_any_set(sys.argv[1:]):
         sys.exit(main())
+    if {"-h", "--help"} & set(sys.argv[1:]):
+        with contextlib.suppress(SystemExit):  # argparse's, after its help
+            main(["--help"])
+        print("\nWithout DATA, the subsets of a run:\n")
 
     sys.exit(command("lm.bias", work))

@@ -486,7 +486,7 @@ class BiasConfig:
             _share(self, "rho")
         elif self.size is not None:
             raise ValueError(f"BiasConfig.size goes with a rho; got size {self.size} and rho null")
-        _check(self, "> 1", length_ratio=(self.length_ratio, self.length_ratio > 1))
+        _check(self, "> 1 and finite", length_ratio=(self.length_ratio, 1 < self.length_ratio < float("inf")))
         good = len(self.member_fractions) >= 2 and all(0 <= b <= 1 for b in self.member_fractions)
         _check(self, "two or more shares between 0 and 1", member_fractions=(self.member_fractions, good))
         once = len({f"{b:g}" for b in self.member_fractions}) == len(self.member_fractions)
@@ -620,7 +620,8 @@ class LogprobsConfig:
         compile: torch.compile each layer but the last; pays off on long runs. Not with onednn "on".
         autocast: bfloat16 activations and products over float32 parameters; log-probs are summed in float32.
         allocator: let the C library keep freed memory on the CPU, which saves page faults every step; what is more than
-            a gigabyte is given back between stages.
+            a gigabyte is given back between stages. Whatever it is, large tensors begin at a page in a process that
+            imports lm before torch makes its first tensor, unless the environment has THP_MEM_ALLOC_ENABLE=0.
         scoring_tokens: most tokens a forward pass of scoring.
     """
 

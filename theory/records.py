@@ -18,9 +18,25 @@ from typing import Any
 # ---------------------------------------------------------------- files
 
 
+UMASK = os.umask(0)
+"""Which can only be read by setting it."""
+os.umask(UMASK)
+
+
+def check_replaceable(path: Path) -> None:
+    """ValueError for what is there and no file, which a file that is written whole would take the place of."""
+    if path.exists() and not path.is_file():
+        what = "a folder" if path.is_dir() else "a device or a pipe"
+        raise ValueError(f"{path} is {what}; a file is needed")
+
+
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """A temporary file beside the target that takes its place where the block ends well: it is whole or absent."""
+    """A temporary file beside the target that takes its place where the block ends well: it is whole or absent. Of a
+    link what it names is written; a file that was there keeps its mode. ValueError where the target is no file."""
+    path = Path(os.path.realpath(path))
+    check_replaceable(path)
+    mode = path.stat().st_mode & 0o777 if path.exists() else 0o666 & ~UMASK
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     os.close(handle)
@@ -29,7 +45,7 @@ def replacing(path: Path) -> Iterator[Path]:
         yield temporary
         with temporary.open("rb") as written:
             os.fsync(written.fileno())
-        temporary.chmod(0o644)  # temporary files are private
+        temporary.chmod(mode)  # temporary files are private
         os.replace(temporary, path)
     except BaseException as error:
         temporary.unlink(missing_ok=True)

@@ -19,6 +19,8 @@ from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
+from theory.records import check_replaceable
+
 DONE, FAILED, MISTAKEN, INTERRUPTED = 0, 1, 2, 128 + signal.SIGINT
 """Exit statuses; `lm.base.command` has them too."""
 STATUSES: dict[type[BaseException], int] = {
@@ -146,6 +148,9 @@ def print_anywhere() -> None:
         return codecs.backslashreplace_errors(error)
 
     codecs.register_error("plain", plain)
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:  # it was closed, as by >&-
+            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115  # for as long as the process
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="plain")
@@ -239,9 +244,12 @@ def add_force(parser: argparse.ArgumentParser) -> None:
 
 
 def check_free(option: str, file: Path, *, force: bool) -> None:
-    """ValueError where a file that is to be written is there, or is a folder: before anything is computed."""
-    if file.is_dir():
-        raise ValueError(f"{option} {file} is a folder; a file is needed")
+    """ValueError where a file that is to be written is there, or is a folder, a device or a pipe: before anything is
+    computed."""
+    try:
+        check_replaceable(file)
+    except ValueError as error:
+        raise ValueError(f"{option} {error}") from None
     if not force and os.path.lexists(file):
         raise ValueError(f"{option} {file} exists; name another file, or remove it, or overwrite it by --force")
 

@@ -161,7 +161,8 @@ class CompletionModel(nn.Module):
     def _embedding_by_rows(self) -> Iterator[None]:
         """Inside, on a CPU, an embedding tied to the head has as its gradient the rows that were looked up, which
         are added to a copy of the head's: else it is itself [V, H], nearly all zeros, and their sum a third of these.
-        With a reward head there may be no gradient of the head to add to, and optimizers do not take rows alone."""
+        With a reward head there may be no gradient of the head to add to, and optimizers do not take rows alone;
+        without one, every gradient of this forward is one of log-probs, and so of the head."""
         embedding, head = self.model.get_input_embeddings(), self.model.get_output_embeddings()
         if not (
             isinstance(embedding, nn.Embedding)

@@ -162,6 +162,22 @@ def testonednn_products_agree_with_torchs(bias: bool) -> None:
 
 
 @pytest.mark.skipif(not onednn_available(), reason="this torch has no oneDNN linear operator")
+@pytest.mark.parametrize(
+    ("rows", "width", "narrow", "as_the_parameter"),
+    [(3, 50, 7, True), (40, 50, 7, False), (40, 7, 50, True), (40, 60, 7, True)],
+)
+def test_a_gradient_by_weights_is_transposed_only_where_that_is_less_work(
+    rows: int, width: int, narrow: int, as_the_parameter: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not of few rows, nor where the result is large, here from 400 entries on."""
+    monkeypatch.setattr(kernels, "TRANSPOSED", 400)
+    grad, inputs = torch.randn(rows, width), torch.randn(rows, narrow)
+    found = kernels._weight_gradient(grad, inputs, True)
+    torch.testing.assert_close(found, grad.t() @ inputs)
+    assert found.is_contiguous() == as_the_parameter
+
+
+@pytest.mark.skipif(not onednn_available(), reason="this torch has no oneDNN linear operator")
 def test_a_layer_with_onednn_is_gone_when_its_model_is() -> None:
     """Without waiting for the garbage collector, or models of earlier stages would add up; a copy has its own."""
     model = nn.Sequential(nn.Linear(HIDDEN, HIDDEN))

@@ -137,7 +137,7 @@ def _operands(rows: int, inner: int, columns: int, dtype: torch.dtype, device: s
 def _work(job: Job, connection: Connection) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal sends it to all: who conducts ends the others
     if job.variant.untouched:
-        forget_alignment()
+        forget_alignment()  # torch is imported, by this module, but has made no tensor
     from lm.studies.bench_workers import work  # torch is for the workers, and for the product below
 
     work(job, connection)

@@ -35,8 +35,10 @@ def table(path: Path) -> str:
 
 def scale(path: Path) -> str:
     """Of what `lm.bench --scale --json` wrote: a row for each stage and each of the three largest sizes, with what it
-    took in multiples of what the size before took."""
-    rows = json.loads(path.read_text(encoding="utf-8"))["rows"]
+    took in multiples of what the size before took. ValueError for another file."""
+    rows = json.loads(path.read_text(encoding="utf-8")).get("rows")
+    if not rows or "stage" not in rows[0]:
+        raise ValueError(f'{path} has no "rows" by stage, as lm.bench --scale --json writes')
     headings = [
         "stage",
         "pairs",
@@ -72,8 +74,13 @@ def _cells(run: dict[str, Any], row: dict[str, Any]) -> list[str]:
         "–" if row["peak_mb"] is None else f"{row['peak_mb']:,.0f}",
         "–" if name is None else _ratio(row, name),
         "–" if sustained is None else f"{sustained:.0%}",
-        run["provenance"]["commit"][:7],
+        _commit(run["provenance"]["commit"]),
     ]
+
+
+def _commit(commit: str) -> str:
+    whole, _, dirty = commit.partition("-")
+    return f"{whole[:7]} with changes" if dirty else whole[:7]
 
 
 def _ratio(row: dict[str, Any], name: str) -> str:

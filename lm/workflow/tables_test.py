@@ -104,16 +104,20 @@ def test_what_benchmarks_measured_is_what_they_left(
     }
     alone = {**first, "variant": "trl", "ratio_trl_tuned": None, "peak_mb": None, "of_sustained": None, "spread": {}}
     run = {"pairs": 4, "rounds": 2, "steps": 3, "rows": [first, alone], "provenance": {"commit": "0123456789"}}
-    (tmp_path / "bench.json").write_text(json.dumps({"runs": [run]}), encoding="utf-8")
+    other = {**run, "rows": [alone], "provenance": {"commit": "0123456789-dirty"}}
+    (tmp_path / "bench.json").write_text(json.dumps({"runs": [run, other]}), encoding="utf-8")
     (tmp_path / "none.json").write_text("{}", encoding="utf-8")
     monkeypatch.setattr("lm.workflow.tables.ROOT", tmp_path)
     lines = fill("<!-- table: bench:bench.json -->\n<!-- end -->", grid).splitlines()
     assert lines[3:-1] == [
         "| S8 | `ours` | 4 | 2 x 3 | 3.14 | 1,234 | 3.46 [3.20, 3.70] x TRL tuned | 76% | 0123456 |",
         "| S8 | `trl` | 4 | 2 x 3 | 3.14 | – | 9.00 x TRL | – | 0123456 |",
+        "| S8 | `trl` | 4 | 2 x 3 | 3.14 | – | 9.00 x TRL | – | 0123456 with changes |",
     ], "of several ratios that to the fairest peer, and what was not measured is no number"
     with pytest.raises(ValueError, match=r'none.json has no "runs"'):
         fill("<!-- table: bench:none.json -->\n<!-- end -->", grid)
+    with pytest.raises(ValueError, match=r'bench.json has no "rows" by stage'):
+        fill("<!-- table: scale:bench.json -->\n<!-- end -->", grid)
 
     keys = ("cpu_seconds", "pairs_per_cpu_s", "anonymous_mb", "peak_mb", "file_mb")
     rows = [{"stage": "score", "pairs": 10**n, **dict.fromkeys(keys, 2.0 * 3**n)} for n in (4, 1, 2, 3)]
