@@ -6,6 +6,7 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from theory import fates, losses
@@ -60,3 +61,16 @@ def test_nothing_that_is_kept_outlives_a_loss(monkeypatch: pytest.MonkeyPatch) -
         loss_fates.check_slopes(changed)
     monkeypatch.undo()
     assert loss_fates.subjects() is rows
+
+
+def test_an_optimum_on_a_bend_is_told_from_another_point() -> None:
+    """Of DPOP, whose second winner keeps the reference's probability here: no root of the slopes, and a minimum."""
+    example = loss_fates.Example(ref=(0.4, 0.3, 0.2, 0.1), alpha=3.0, weights=(0.5, 0.5)).closed
+    subject, cone = loss_fates.named("DPOP"), loss_fates.CONES["DPOP"]
+    with pytest.raises(CheckFailed, match="no optimum found"):
+        loss_fates.fitted(subject, example)
+    loss_fates._check_against_clarabel(subject, example, cone)
+    u = np.array([0.2762059, 0.0, -0.9634385, -0.0362846])
+    loss_fates._check_on_a_bend(subject, example, u, [1])
+    with pytest.raises(CheckFailed, match="the optimum on a bend is off by"):
+        loss_fates._check_on_a_bend(subject, example, u + np.array([0.0, 0.0, 0.01, -0.02]), [1])

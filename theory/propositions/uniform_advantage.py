@@ -260,7 +260,7 @@ def _games(draw: st.DrawFn) -> tuple[Floats, Floats, Floats, Floats, float]:
     step = np.exp(best) - np.exp(ref)
     d = np.array([draw(vectors(n)) for _ in range(k)])
     d = d - w @ d
-    if (norm := step @ step) > 1e-12:
+    if (norm := step @ step) > 0:  # however small, as members may differ by much along it
         d = d - np.outer(d @ step, step) / norm
     return ref, best, beta * (best - ref) + d, w, beta
 
