@@ -38,7 +38,11 @@ def main(arguments: Sequence[str]) -> int:
     add_force(parser)
     options = parser.parse_args(arguments)
     if (options.model is None) is not options.architectures:
-        parser.error("name a MODEL, or --architectures")
+        parser.error(
+            "name a MODEL, or --architectures"
+            if options.model is None
+            else f"--architectures tries all of transformers' and not {options.model!r}; leave one of the two out"
+        )
     if options.markdown and not options.architectures:
         parser.error("--markdown is for --architectures")
     if options.tokens is not None and options.tokens < 8:

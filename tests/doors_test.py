@@ -19,6 +19,7 @@ import lm.diagnose
 import lm.export
 import lm.judge
 import lm.score
+from lm.base.command import only_run_in
 from lm.base.files import write_jsonl
 from theory.shell import as_command
 
@@ -124,6 +125,15 @@ def on_ascii(monkeypatch: pytest.MonkeyPatch, run: Callable[[], Any]) -> str:
             patch.setattr(sys, name, terminal)
         run()
         return shown.getvalue().decode("ascii")
+
+
+@pytest.mark.parametrize("below", ["", "/run"])
+def test_a_run_is_not_written_where_a_file_is(below: str, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("kept", encoding="utf-8")
+    taken = only_run_in(Path(f"{tmp_path}/file{below}"))
+    with pytest.raises(ValueError, match=r"output_dir .*file is a file; a folder is needed"):
+        taken.__enter__()
+    assert (tmp_path / "file").read_text(encoding="utf-8") == "kept"
 
 
 @pytest.mark.parametrize("name", [MARKUP, "paires-été.jsonl", "[red]Δ.jsonl"])

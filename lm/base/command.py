@@ -204,12 +204,15 @@ def only_run_in(folder: Path, *, shared: bool = False) -> Iterator[None]:
     What ends before anything is written leaves nothing behind: a folder that was made for it is removed, from one that
     was there the lock.
 
-    Raises ValueError where another process holds it, unless both share it. Ranks that work together share the first
-    one's.
+    Raises ValueError where another process holds it, unless both share it, and where it is a file, or in one. Ranks
+    that work together share the first one's.
     """
     if not ranks.is_first():
         yield
         return
+    there = next((path for path in (folder, *folder.parents) if path.exists()), folder)
+    if there.is_file():
+        raise ValueError(f"output_dir {folder}: {there} is a file; a folder is needed")
     new = [path for path in (folder, *folder.parents) if not path.exists()]
     folder.mkdir(parents=True, exist_ok=True)
     file = folder / ".lock"

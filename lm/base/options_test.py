@@ -228,7 +228,7 @@ def test_what_is_in_a_new_folder_is_nobodys_to_remove(tmp_path: Path) -> None:
         (["--sweep", "{p-dpo: [{kl: {alpha_end: -1}}]}"], "Pessimism.alpha_end must be a finite number >= 0"),
         (["--bias.rho", "1.5"], "BiasConfig.rho must be between 0 and 1, got 1.5"),
         (["--bias.rho", "null", "--bias.size", "10"], "BiasConfig.size goes with a rho"),
-        (["--bias.length_ratio", "1"], "BiasConfig.length_ratio must be > 1, got 1"),
+        (["--bias.length_ratio", "1"], "BiasConfig.length_ratio must be > 1 and finite, got 1"),
         (["--bias.member_fractions", "[0.5]"], "BiasConfig.member_fractions must be two or more shares"),
         (
             ["--policy.epochs", "null", "--policy.max_steps", "null"],

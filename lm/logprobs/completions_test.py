@@ -134,22 +134,23 @@ def test_a_tied_embeddings_gradient_is_added_to_the_heads_row_by_row(architectur
             dense.extend([1] if function is plainly else [])
             return function(*args, **(kwargs or {}))
 
+    seen: Callable[[], Any] = Seen
     model, data = causal_lm(architecture, tie_word_embeddings=True), examples()
     weight = model.get_input_embeddings().weight
     assert weight is model.get_output_embeddings().weight
-    plain_logps(model, data).sum().backward()
+    torch.autograd.backward(plain_logps(model, data).sum())
     once = weight.grad.clone()
     weight.grad = None
     wrapped = wrap(model, route)
     for times in (1, 2):
-        with Seen():
-            values_of(wrapped, data).sum().backward()
+        with seen():
+            torch.autograd.backward(values_of(wrapped, data).sum())
         assert weight.grad.layout is torch.strided
         close(weight.grad, times * once, tolerance=1e-9)
     assert not dense
     with_rewards = wrap(causal_lm(architecture, tie_word_embeddings=True), route, reward_head=True)
-    with Seen():
-        values_of(with_rewards, data, rewards=True).sum().backward()
+    with seen():
+        torch.autograd.backward(values_of(with_rewards, data, rewards=True).sum())
     assert with_rewards.model.get_input_embeddings().weight.grad.layout is torch.strided
     assert dense
 

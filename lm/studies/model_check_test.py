@@ -393,7 +393,7 @@ def test_a_name_of_the_hub_is_downloaded_and_checked_as_a_folder_is(
     ("words", "said"),
     [
         ([], "name a MODEL, or --architectures"),
-        (["scratch:tiny", "--architectures"], "name a MODEL, or --architectures"),
+        (["scratch:tiny", "--architectures"], "--architectures tries all of transformers' and not 'scratch:tiny'"),
         (["scratch:tiny", "--markdown", "x.md"], "--markdown is for --architectures"),
         (["scratch:tiny", "--tokens", "3"], "--tokens must be at least 8, got 3"),
         (["scratch:tiny", "--json", "no/where.json"], "there is no folder no"),

@@ -319,7 +319,10 @@ def main(arguments: Sequence[str]) -> None:
     parser.add_argument("--grid", type=path, default=GRID, help="the summary (%(default)s)")
     options = parser.parse_args(arguments)
     grid = json.loads(options.grid.read_text(encoding="utf-8"))
-    write_text(options.page, fill(options.page.read_text(encoding="utf-8"), grid))
+    page = options.page.read_text(encoding="utf-8")
+    if not BLOCK.search(page):
+        raise ValueError(f"{options.page} has no table to write, between <!-- table: NAME --> and <!-- end -->")
+    write_text(options.page, fill(page, grid))
 
 
 if __name__ == "__main__":

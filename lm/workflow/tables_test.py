@@ -130,6 +130,14 @@ def test_what_benchmarks_measured_is_what_they_left(
     ]
 
 
+def test_a_page_without_tables_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    page = tmp_path / "page.md"
+    page.write_text("prose", encoding="utf-8")
+    assert main([str(page)]) == 2
+    assert "page.md has no table to write" in capsys.readouterr().err
+    assert page.read_text(encoding="utf-8") == "prose"
+
+
 def _tables(page: str) -> list[str]:
     return [found.group(0) for found in BLOCK.finditer(page)]
 
