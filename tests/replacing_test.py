@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -61,6 +62,17 @@ def test_what_breaks_leaves_what_was_there(tmp_path: Path) -> None:
     with pytest.raises(RuntimeError):
         broken()
     assert [path.read_text(encoding="utf-8") for path in tmp_path.iterdir()] == ["old"]
+
+
+def test_a_table_that_nobody_reads_ends_as_any_output_does() -> None:
+    """Of rich, which ends with 1, the status of what failed, by itself."""
+    line = [sys.executable, "-m", "theory", "--only", "prop1-scc", "--examples", "1", "--jobs", "1"]
+    with subprocess.Popen(line, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        process.stdout.close()
+        told = process.stderr.read()
+    assert (process.returncode, b"Traceback" in told) == (128 + signal.SIGPIPE, False)
 
 
 @pytest.mark.parametrize("closed", [">&-", "2>&-"])

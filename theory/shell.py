@@ -115,7 +115,9 @@ def as_command(
             try:
                 with around(given):
                     status = main(given, **more) or DONE
-            except SystemExit:  # argparse's, after a help text that may still be on its way
+            except SystemExit as end:  # argparse's, after a help text that may still be on its way, or rich's
+                if isinstance(end.__context__, BrokenPipeError):
+                    return closed_pipe()
                 sys.stdout.flush()
                 raise
             sys.stdout.flush()
