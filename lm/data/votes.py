@@ -391,9 +391,13 @@ def _within(value: Any, name: str, least: float, most: float, where: str, what: 
     return float(value)
 
 
+HEAVIEST = 1e9
+"""Of a pair's weight: beside a heavier one all others are lost in float32, and past 1e38 so is it. [set]"""
+
+
 def _positive(value: Any, name: str, where: str) -> float:
-    if (result := number(value, name, where)) <= 0:
-        raise ValueError(f"{where}: {name!r} must be a finite number > 0, got {shown(value)}")
+    if not 0 < (result := number(value, name, where)) <= HEAVIEST:
+        raise ValueError(f"{where}: {name!r} must be a number > 0, and {HEAVIEST:g} at most, got {shown(value)}")
     return result
 
 
