@@ -66,7 +66,7 @@ def loaded(*asked: tuple[str, ...], before: tuple[str, ...] = (), status: tuple[
     buffered = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}  # as users have it
     done = subprocess.run(words, capture_output=True, text=True, cwd=ROOT, check=True, env=buffered)
     lines = done.stderr.splitlines()
-    assert sum(lines.count(f"status {one}") for one in status) == len(asked), done.stderr
+    assert sum(lines.count(f"status {one}") for one in set(status)) == len(asked), done.stderr
     found = [set(line.split()[1:]) for line in lines if line.startswith("loaded ")]
     if status == UNREAD:
         assert len(lines) == 2 * len(asked), f"it ends without a word: {done.stderr}"

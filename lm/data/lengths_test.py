@@ -264,7 +264,7 @@ def test_the_command_writes_and_reports(tmp_path: Path, capsys: pytest.CaptureFi
         (["--rho", "0.2", "--size", "400"], "--size: 400 pairs of which 20% .*; the largest feasible size is 25$"),
         (["--rho", "1.2"], "BiasConfig.rho must be between 0 and 1, got 1.2"),
         (["--rho", "0.2", "--size", "0"], "BiasConfig.size must be > 0, got 0"),
-        (["--rho", "0.2", "--length-ratio", "1"], "BiasConfig.length_ratio must be > 1, got 1"),
+        (["--rho", "0.2", "--length-ratio", "1"], "BiasConfig.length_ratio must be > 1 and finite, got 1"),
         (["--rho", "0.2", "--out", "out.csv"], "out.csv: a file of type .jsonl, .jsonl.gz, .parquet is needed"),
         (["--rho", "0.2", "--out", "pairs.jsonl"], "--out pairs.jsonl is the data itself; name another file"),
         (["--rho", "0.2", "--tokenizer", "scratch:tiny"], "--tokenizer must be a hub name or a folder, got 'scratch:"),

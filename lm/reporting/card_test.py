@@ -271,7 +271,7 @@ def test_what_is_missing_or_changed_is_named(run: Path, tmp_path: Path) -> None:
 def test_a_card_a_report_and_the_oracles_verdict_import_no_torch(run: Path, tmp_path: Path) -> None:
     card_of = ("lm.card", str(run), "dpo", "--output", str(tmp_path / "card.md"))
     report_of, verdict_of = ("lm.report", str(run)), ("lm.judge", str(run), "--judge", "oracle", "--out")
-    for packages in loaded(card_of, report_of, (*verdict_of, str(tmp_path / "judge.json")), status=(0, *UNREAD)):
+    for packages in loaded(card_of, report_of, (*verdict_of, str(tmp_path / "judge.json")), status=(*UNREAD, 0)):
         assert not packages & set(HEAVY)
     assert (tmp_path / "card.md").stat().st_size > 1000
     assert (tmp_path / "judge.json").stat().st_size > 100
