@@ -40,6 +40,9 @@ from lm.logprobs.kernels import (
 from lm.logprobs.packing import PACKED, LastLayer, Layout
 from lm.logprobs.trial import Trial
 
+LARGE_HEAD = 2**24
+"""Weights of a head beside which a gradient of the embedding, as large and nearly all zeros, is noticed."""
+
 Ids = Sequence[int] | npt.NDArray[np.int32]
 Lengths = Sequence[Sequence[int]]
 Route = Literal["packed", "padded"]
@@ -159,7 +162,7 @@ class CompletionModel(nn.Module):
 
     @contextmanager
     def _embedding_by_rows(self) -> Iterator[None]:
-        """Inside, on a CPU, an embedding tied to the head has as its gradient the rows that were looked up, which
+        """Inside, on a CPU, a large embedding tied to the head has as its gradient the rows that were looked up, which
         are added to a copy of the head's: else it is itself [V, H], nearly all zeros, and their sum a third of these.
         With a reward head there may be no gradient of the head to add to, and optimizers do not take rows alone;
         without one, every gradient of this forward is one of log-probs, and so of the head."""
@@ -170,6 +173,7 @@ class CompletionModel(nn.Module):
             and embedding.weight is head.weight
             and type(head.weight) is nn.Parameter  # not one that FSDP shares out
             and head.weight.device.type == "cpu"
+            and head.weight.numel() >= LARGE_HEAD
             and self.reward_head is None
         ):
             yield

@@ -123,9 +123,12 @@ def test_logps_and_every_parameters_gradient_equal_the_plain_forward(
 
 @pytest.mark.parametrize("architecture", ["llama", "qwen2-sliding"])
 @pytest.mark.parametrize("route", ROUTES)
-def test_a_tied_embeddings_gradient_is_added_to_the_heads_row_by_row(architecture: str, route: Route) -> None:
+def test_a_tied_embeddings_gradient_is_added_to_the_heads_row_by_row(
+    architecture: str, route: Route, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Also to what a step before has left; no gradient of all rows, mostly zeros, is made of it. With a reward head,
     whose gradient may come without that of the language-model head, it is: optimizers need all rows."""
+    monkeypatch.setattr("lm.logprobs.completions.LARGE_HEAD", 1)
     dense: list[int] = []
     plainly = torch.ops.aten.embedding_dense_backward.default
 
