@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import os
 import signal
 import subprocess
@@ -11,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from theory.records import replacing, write_text
-from theory.shell import check_free
+from theory.shell import check_free, output_file
 
 ROOT = Path(__file__).parents[1]
 
@@ -27,6 +28,8 @@ def test_a_pipe_is_refused_before_the_work_and_stays(tmp_path: Path, force: bool
     assert pipe.is_fifo()
     with pytest.raises(ValueError, match=r"--json /dev/null is a device or a pipe"):
         check_free("--json", Path("/dev/null"), force=force)
+    with pytest.raises(argparse.ArgumentTypeError, match="/dev/null is a device or a pipe; a file is needed"):
+        output_file("/dev/null")
 
 
 def test_a_link_stays_and_what_it_names_is_written(tmp_path: Path) -> None:

@@ -231,8 +231,10 @@ def closed_pipe() -> int:
 def output_file(name: str) -> Path:
     """An option that names a file to write, refused before anything is computed if that cannot be."""
     path = Path(name)
-    if path.is_dir():
-        raise argparse.ArgumentTypeError(f"{name} is a folder; a file is needed")
+    try:
+        check_replaceable(path)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
     if not path.parent.is_dir():
         raise argparse.ArgumentTypeError(f"{name}: there is no folder {path.parent}")
     if not os.access(path.parent, os.W_OK):

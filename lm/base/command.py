@@ -210,10 +210,9 @@ def only_run_in(folder: Path, *, shared: bool = False) -> Iterator[None]:
     if not ranks.is_first():
         yield
         return
-    there = next((path for path in (folder, *folder.parents) if path.exists()), folder)
-    if there.is_file():
-        raise ValueError(f"output_dir {folder}: {there} is a file; a folder is needed")
     new = [path for path in (folder, *folder.parents) if not path.exists()]
+    if (there := new[-1].parent if new else folder).is_file():
+        raise ValueError(f"output_dir {folder}: {there} is a file; a folder is needed")
     folder.mkdir(parents=True, exist_ok=True)
     file = folder / ".lock"
     ours = not file.exists()

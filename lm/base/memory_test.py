@@ -57,7 +57,6 @@ def test_pages_that_are_free_are_given_back_where_they_are_many(most: int, told:
 
 
 WHERE = """
-import os
 from lm.base import memory
 memory.{said}()
 import torch

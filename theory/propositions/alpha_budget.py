@@ -290,7 +290,7 @@ def enumerate_instances(thorough: bool) -> str:
     """A conic solver's optima: the tight problem reaches the bound, all others stay within, and none moves wrongly."""
     import cvxpy as cp
 
-    precision = {"solver": cp.CLARABEL, "tol_gap_abs": 1e-9, "tol_gap_rel": 1e-9, "tol_feas": 1e-9}
+    precision = {"solver": cp.CLARABEL, "tol_gap_abs": 1e-10, "tol_gap_rel": 1e-10, "tol_feas": 1e-10}
     targets, refs = np.array([1.0, -0.5, 0.8, 0.3]), np.array([[0.1, 0.3, 0.2, 0.4], [0.97, 0.01, 0.01, 0.01]])
     graphs = [graph for graph in STRUCTURES.values() if graph.n == 4]
     if thorough:
@@ -310,7 +310,7 @@ def enumerate_instances(thorough: bool) -> str:
         slopes = slope_and_curvature(loss)[0](margins.value, targeted, beta)
         distance = np.abs(instance.policy - ref).sum() / 2
         # The bound is reached where no response is in two pairs; u is known to about the root of the gap.
-        require(bool(distance <= weights @ np.abs(slopes) / alpha + 3e-5), f"the total variation is {distance}")
+        require(bool(distance <= weights @ np.abs(slopes) / alpha + 1e-5), f"the total variation is {distance}")
         if loss is dpo:
             check_directions(instance, graph, 1e-6)
         count += 1
