@@ -8,13 +8,15 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from typing import Any
 
 from lm.base import ranks
 from lm.base.command import Help, as_command, epilog, path
 from lm.base.store import provenance
-from lm.config import SFT
+from lm.config import SFT, Config
 from lm.stages.run import Run, command
 from lm.workflow.record import ALPHAS, VERSION, Record, read
+from lm.workflow.rules import MOST, around_end, at_edge, still_learning
 from theory.records import write_json
 from theory.shell import Parser
 
@@ -84,6 +86,58 @@ def one_cell(run: Run) -> Record:
     return {**made, **({"students": students(run)} if told else {})}
 
 
+def settled(run: Run, like: Record | None = None) -> Record:
+    """`one_cell`, gone on with where `lm.workflow.rules` doubt it: with settings beyond an end of its sweep that it
+    chose, at most MOST of them, and with twice the steps, once, where its student still learns.
+
+    Args:
+        run: its options.
+        like: a record of the same cell, instead of making it.
+
+    Returns:
+        The record, of the grid's options; `settled` says what was added to them.
+
+    Raises:
+        ValueError: the other record is of another cell, or of other options.
+    """
+    from lm.reporting.results import cell
+    from lm.workflow.summary import check_options
+
+    name, config = _method(run), run.config
+    if like is not None:
+        _check_same_cell(run, like)
+        check_options([like, {"job": "cell", "seed": config.seed, "config": config.as_dict()}])
+    made = dict(one_cell(run) if like is None else like)
+    sweep, added = list(config.sweep.get(name, [])), list[dict[str, Any]]()
+    while at_edge(made) and len(added) < MOST:
+        end, beyond = around_end(made, sweep)
+        more = cell(run.like(replace(config, sweep={name: [end, beyond]})), name)  # it chose the end of all others
+        known = [(one["setting"], one["step"]) for one in made["validation"]]
+        tried = [one for one in more["validation"] if (one["setting"], one["step"]) not in known]
+        made |= {**more, "validation": [*made["validation"], *tried]}
+        sweep, added = [*sweep, beyond], [*added, beyond]
+    if longer := still_learning(made):
+        made |= cell(run.like(_longer(replace(config, sweep={name: sweep}))), name)
+    kept = {key: made[key] for key in made if key not in COMMON}
+    return {**kept, "settled": {"settings": added, "longer": longer}}
+
+
+def _longer(config: Config) -> Config:
+    """With twice the steps."""
+    length = {name: getattr(config.policy, name) for name in ("epochs", "max_steps")}  # one of them is None
+    twice = {name: 2 * value for name, value in length.items() if value is not None}
+    return replace(config, policy=replace(config.policy, **twice))
+
+
+def _check_same_cell(run: Run, like: Record) -> None:
+    name, config = _method(run), run.config
+    if like["job"] != "cell":
+        raise ValueError(f"--like must be the record of a cell, got one of {like['job']}")
+    here, there = (name, config.seed, config.bias.rho), (like["method"], like["seed"], like["rho"])
+    if here != there:
+        raise ValueError(f"--like is a cell of {there} (method, seed, rho), but the options ask for {here}")
+
+
 def constant_alpha(run: Run, like: Record, alpha: float) -> Record:
     """The method of another cell in the setting chosen there, but with a constant weight of the KL term.
 
@@ -98,12 +152,8 @@ def constant_alpha(run: Run, like: Record, alpha: float) -> Record:
     """
     from lm.reporting.results import cell
 
+    _check_same_cell(run, like)
     name, config = _method(run), run.config
-    if like["job"] != "cell":
-        raise ValueError(f"--like must be the record of a cell, got one of {like['job']}")
-    here, there = (name, config.seed, config.bias.rho), (like["method"], like["seed"], like["rho"])
-    if here != there:
-        raise ValueError(f"--like is a cell of {there} (method, seed, rho), but the options ask for {here}")
     option, chosen = config.method(name).pessimism_option, like["chosen"]["setting"]
     if option is None:
         raise ValueError(f"--constant goes with a method that has a KL term, which {name} has not")
@@ -112,8 +162,10 @@ def constant_alpha(run: Run, like: Record, alpha: float) -> Record:
             f"--like is a cell whose KL is held at {option}.target {target:g}; a constant alpha replaces a schedule"
         )
     setting = {**chosen, option: {**chosen[option], **dict.fromkeys(ALPHAS, alpha)}}
-    same = run.like(replace(config, sweep={name: [setting]}))
-    return {**cell(same, name), "alpha": alpha}
+    same = replace(config, sweep={name: [setting]})
+    if like.get("settled", {}).get("longer"):
+        same = _longer(same)
+    return {**cell(run.like(same), name), "alpha": alpha}
 
 
 def _is_studied(run: Run) -> bool:
@@ -129,6 +181,8 @@ def _method(run: Run) -> str:
 
 
 JOBS: dict[str, Callable[[Run], Record]] = {"base": base, "scores": scores, "cell": one_cell}
+COMMON = ("config", "stages", "provenance", "version", "job")
+"""What every record has."""
 
 
 @as_command
@@ -136,7 +190,8 @@ def main(arguments: Sequence[str]) -> int:
     """The command."""
     parser = Parser(
         prog="python -m lm.workflow.job",
-        usage="%(prog)s {base,scores,cell,alpha} --out FILE [--like FILE --constant ALPHA] [OPTION OF lm.train ...]",
+        usage="%(prog)s {base,scores,cell,alpha} --out FILE [--settle] [--like FILE --constant ALPHA] "
+        "[OPTION OF lm.train ...]",
         description=__doc__,
         epilog="All options of `python -m lm.train` may follow; it explains them with --help.\n\n"
         + epilog("lm.workflow.job", ("cell --out cell.json --seed 1 --bias.rho 0.2 --methods '[e-dpo]'",)),
@@ -145,19 +200,36 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("job", choices=[*JOBS, "alpha"], help="which part of the grid")
     parser.add_argument("--out", type=path, required=True, metavar="FILE", help="where the record goes")
     parser.add_argument(
-        "--like", type=path, metavar="FILE", help="record of the cell whose setting is taken; alpha only"
+        "--like",
+        type=path,
+        metavar="FILE",
+        help="record of a cell: alpha takes its setting, --settle goes on from it instead of making it",
     )
     parser.add_argument("--constant", type=float, metavar="ALPHA", help="weight of the KL term; alpha only")
+    parser.add_argument(
+        "--settle",
+        action="store_true",
+        help="go on where the sweep ends at the setting that was chosen, and where the student still learns; cell only",
+    )
     ours, options = parser.parse_known_args(arguments)
-    if {ours.like is not None, ours.constant is not None} != {ours.job == "alpha"}:
-        parser.error("--like and --constant go with alpha, and alpha with both")
+    if (ours.constant is not None) != (ours.job == "alpha") or (ours.job == "alpha" and ours.like is None):
+        parser.error("--constant goes with alpha, and alpha with --like and --constant")
+    if ours.settle and ours.job != "cell":
+        parser.error(f"--settle goes with cell, and not with {ours.job}")
+    if ours.like is not None and ours.job != "alpha" and not ours.settle:
+        parser.error("--like goes with alpha, or with cell --settle")
 
     def record(run: Run) -> None:
-        made = constant_alpha(run, read(ours.like), ours.constant) if ours.like else JOBS[ours.job](run)
+        like = None if ours.like is None else read(ours.like)
+        if like is not None and ours.job == "alpha":
+            made = constant_alpha(run, like, ours.constant)
+        else:
+            made = settled(run, like) if ours.settle else JOBS[ours.job](run)
         if not ranks.is_first():
             return
         config = run.config
-        common = {"config": config.as_dict(), "stages": run.store.costs(), "provenance": provenance(config.seed)}
+        spent = [*(like or {}).get("stages", []), *run.store.costs()] if ours.settle else run.store.costs()
+        common = {"config": config.as_dict(), "stages": spent, "provenance": provenance(config.seed)}
         write_json(ours.out, {"version": VERSION, "job": ours.job, **made, **common})
 
     return command("lm.workflow.job", record, shared=True, arguments=options)

@@ -145,8 +145,17 @@ class Tested(Measured):
 
 
 @dataclass(frozen=True, kw_only=True)
+class Settled:
+    """What a cell added where it chose an end of its sweep, or still learnt."""
+
+    settings: list[dict[str, Any]]
+    longer: bool
+    """Twice the steps."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Cell(Job):
-    """Of `lm.workflow.job.one_cell`."""
+    """Of `lm.workflow.job.one_cell`, or of `settled`."""
 
     rho: float | None
     method: str
@@ -158,6 +167,8 @@ class Cell(Job):
     """The oracle's of each test prompt, of the method's policy and of pi_ref."""
     students: list[Student] | None = None
     """Of a DPO's settings; None of other methods, and in earlier records."""
+    settled: Settled | None = None
+    """None where that was not asked for."""
 
     def __post_init__(self) -> None:
         if self.method not in METHODS:

@@ -12,8 +12,9 @@ from lm.base.command import argument_parser, as_command, path
 from lm.base.store import provenance
 from lm.objectives import METHODS, looks
 from lm.studies.advice import predictors
+from lm.workflow.rules import MARGIN
 from lm.workflow.summary import as_text, rounded
-from lm.workflow.verdicts import MARGIN, REFERENCE, Contrast, Grids, NotRun, Values, across, grids_of, minus, of_cells
+from lm.workflow.verdicts import REFERENCE, Contrast, Grids, NotRun, Values, across, grids_of, minus, of_cells
 from theory.records import write_text
 
 CONFIDENCE = 0.95

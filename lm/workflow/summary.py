@@ -44,7 +44,7 @@ def summary(records: Sequence[Record]) -> dict[str, Any]:
         ValueError: a record is missing, there twice, of other options than the first, or of other test samples of
             pi_ref than the other cells of its seed.
     """
-    _check_options(records)
+    check_options(records)
     cells = _by(records, "cell", "seed", "rho", "method")
     if not cells:
         raise ValueError("there are no cells among the records")
@@ -172,7 +172,8 @@ def _filled(kind: Any, options: Mapping[str, Any]) -> dict[str, Any]:
     return whole
 
 
-def _check_options(records: Sequence[Record]) -> None:
+def check_options(records: Sequence[Record]) -> None:
+    """ValueError where there are no records, or one was made with other options than the first."""
     if not records:
         raise ValueError("a summary needs the records of a grid, got none")
     first = _options(records[0])
@@ -215,8 +216,8 @@ def _cell(record: Record) -> Record:
         for row in record["validation"]
     ]
     kept = {key: record[key] for key in ("seed", "rho", "method", "chosen", "test")}
-    students = {"students": record["students"]} if "students" in record else {}
-    return {**kept, "validation": tried, "probe": record["probe"], **students}
+    more = [key for key in ("students", "settled") if key in record]
+    return {**kept, "validation": tried, "probe": record["probe"], **{key: record[key] for key in more}}
 
 
 def _advantage(by_seed: Sequence[np.ndarray], config: Mapping[str, Any]) -> dict[str, Any]:

@@ -24,6 +24,7 @@ from scipy import stats
 
 from lm.base.command import argument_parser, as_command, path
 from lm.objectives import MAIN, METHODS
+from lm.workflow.rules import MARGIN, at_edge, still_learning
 from theory import records
 from theory.records import write_text
 
@@ -31,8 +32,6 @@ Grids = Mapping[str, Mapping[str, Any]]
 """Corner -> what `lm.workflow.summary` writes of it."""
 Values = dict[tuple[str, int], float]
 """A number a world, by corner and seed."""
-MARGIN = 0.05
-"""The least difference in the judge's reward that matters: a twentieth of an important event named. [set]"""
 LEVEL = 0.05
 """Of the family: Holm over all hypotheses of the list, those that were not run among them."""
 REFERENCE = "n3000-s1"
@@ -535,27 +534,9 @@ def hypotheses(grids: Grids) -> str:
     return records.table([*headings, "verdict"], rows, numbers=False, padded=False)
 
 
-def at_edge(cell: Mapping[str, Any]) -> bool:
-    """Whether the chosen scale is the least or the greatest that was tried. The greatest beta or tau is no edge where
-    the method gains less than the margin with it: beyond it lies pi_ref, which gains 0."""
-    is_weight = cell["method"] == "drdo"
-    option = "alpha" if is_weight else METHODS[cell["method"]].scale_option
-    tried = {one["setting"][option] for one in cell["validation"] if option in one["setting"]}
-    if len(tried) < 2:
-        return False
-    chosen = cell["chosen"]["setting"][option]
-    gains = is_weight or cell["test"]["advantage"] >= MARGIN
-    return bool(chosen == min(tried) or (chosen == max(tried) and gains))
-
-
-def still_learning(cell: Mapping[str, Any]) -> bool:
-    """Whether accuracy on held-out pairs rose by a point or more from the mean of the two probes before to the last."""
-    last = [probe["accuracy"] for probe in cell["probe"][-3:]]
-    return len(last) == 3 and last[2] - (last[0] + last[1]) / 2 >= 0.01
-
-
 def checks(grids: Grids) -> str:
-    """Of each method, over all cells: how many chose at an edge, how many were still learning, and finished samples."""
+    """Of each method, over all cells: how many were gone on with, chose at an edge even so, were still learning, and
+    finished samples."""
     every = [cell for grid in grids.values() for cell in grid["cells"]]
     rows = []
     for name in METHODS:
@@ -563,8 +544,15 @@ def checks(grids: Grids) -> str:
         if own:
             shares = [np.mean([test(cell) for cell in own]) for test in (at_edge, still_learning)]
             ended = np.mean([cell["test"]["finished"] for cell in own])
-            rows.append([name, f"{len(own)}", *(f"{share:.0%}" for share in shares), f"{ended:.1%}"])
-    return table(["method", "cells", "chosen at an edge", "still learning", "finished samples"], rows or [["–"] * 5])
+            gone_on = sum(_went_on(cell) for cell in own)
+            rows.append([name, f"{len(own)}", f"{gone_on}", *(f"{share:.0%}" for share in shares), f"{ended:.1%}"])
+    headings = ["method", "cells", "gone on with", "chosen at an edge", "still learning", "finished samples"]
+    return table(headings, rows or [["–"] * len(headings)])
+
+
+def _went_on(cell: Mapping[str, Any]) -> bool:
+    """Whether `lm.workflow.job.settled` added to it."""
+    return "settled" in cell and bool(cell["settled"]["settings"] or cell["settled"]["longer"])
 
 
 def fill(page: str, grids: Grids) -> str:
