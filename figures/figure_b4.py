@@ -73,8 +73,8 @@ def caption(results: dict[str, Any]) -> str:
         f"{DATA}; mean of {seeds_of(results)}. Bars: {need(results, 'confidence'):.0%} intervals over the validation "
         "prompts of all seeds, not over training runs; dots: each seed. Each setting at its best step of each seed, so "
         r"every value is a little optimistic; filled: the best setting at a $\rho$. Curves stand side by side at a "
-        "setting. A panel with a grey ground has an axis of its own: its values lie far from the others'. The grid of "
-        "settings is ours; the paper's figure is for TL;DR."
+        "setting. A panel with a grey ground has an axis of its own: its values lie far from the others'. What single "
+        "cells added beyond an end is left out. The grid of settings is ours; the paper's figure is for TL;DR."
     )
 
 
@@ -146,10 +146,14 @@ def swept(method: str, settings: Iterable[Mapping[str, Any]]) -> str:
 
 
 def best_steps(cell: dict[str, Any], name: str) -> dict[float, dict[str, Any]]:
-    """Value of the hyper-parameter -> what was validated at the step of the largest advantage."""
+    """Value of the hyper-parameter -> what was validated at the step of the largest advantage; of those that all cells
+    tried, without what this one added beyond an end."""
     best: dict[float, dict[str, Any]] = {}
+    added = [one[name] for one in cell.get("settled", {}).get("settings", [])]
     for entry in need(cell, "validation"):
         setting, advantage = need(entry, "setting", name), need(entry, "advantage")
+        if setting in added:
+            continue
         if setting not in best or advantage > best[setting]["advantage"]:
             best[setting] = entry
     return best

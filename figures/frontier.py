@@ -67,13 +67,11 @@ def caption(results: Frontier) -> str:
     """What is shown."""
     counts = sorted({len(preset.seeds) for preset in results.presets.values()})
     seeds = "one seed" if counts == [1] else f"{' or '.join(map(str, counts))} seeds"
-    cut = sum(
-        point.advantage < _limits(preset, results.confidence)[0]
-        for preset in results.presets.values()
-        for name in _methods(preset)
-        for seed in _points(preset, name)
-        for point in seed
-    )
+    cut = 0
+    for preset in results.presets.values():
+        low, _ = _limits(preset, results.confidence)
+        every = (point for name in _methods(preset) for seed in _points(preset, name) for point in seed)
+        cut += sum(point.advantage < low for point in every)
     left_out = f" {cut} point{' lies' if cut == 1 else 's lie'} below the panels." if cut else ""
     bands = f"; bands: {results.confidence:.0%} intervals over seeds" if counts[-1] > 1 else ""
     return (
@@ -81,7 +79,7 @@ def caption(results: Frontier) -> str:
         f"from it; {seeds}, {results.n} prompts each. Faint points: every setting and snapshot of every seed. Lines: "
         f"the best within so much KL, means over seeds{bands}. A method is ahead where its line is above. "
         f"Best of $n$: the best of $n$ samples of {PI_REF} by the judge, at its bound $\\log n-(n-1)/n$. The "
-        f"horizontal axis is a root.{left_out}{' ' * bool(results.note)}{results.note}"
+        f"horizontal axis is a root.{left_out}"
     )
 
 
@@ -90,7 +88,12 @@ def envelope(seeds: Sequence[Sequence[Point]]) -> tuple[Floats, Floats]:
     at no more KL, [S, T]."""
     kl = np.unique([point.kl for seed in seeds for point in seed])
     kl = kl[kl >= max(min(point.kl for point in seed) for seed in seeds)]
-    return kl, np.array([[max(p.advantage for p in seed if p.kl <= at) for at in kl] for seed in seeds])
+    reached = []
+    for seed in seeds:
+        rising = sorted(seed, key=lambda point: point.kl)
+        best = np.maximum.accumulate([point.advantage for point in rising])
+        reached.append(best[np.searchsorted([point.kl for point in rising], kl, side="right") - 1])
+    return kl, np.array(reached)
 
 
 def best_of(preset: FrontierPreset) -> tuple[Floats, Floats]:

@@ -11,11 +11,13 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pytest
+from scipy import stats
 
 from figures import figure_2, figure_b1, figure_b3, figure_b4, figure_b5
 from figures.__main__ import main
 from figures.grid import methods_of
 from figures.registry import modules, redraw
+from figures.seeds import interval
 from figures.style import COLOURS, series
 from figures.style_test import share_of, told_apart
 from lm.objectives import METHODS, PAPERS, looks
@@ -72,7 +74,9 @@ def synthetic_grid(seeds: tuple[int, ...] = SEEDS, rhos: tuple[float, ...] = RHO
         }
 
     def pooled() -> dict[str, Any]:
-        return {**tested(), "by_seed": [float(rng.normal(0.3, 0.1)) for _ in seeds]}
+        by_seed = rng.normal(0.3, 0.03, len(seeds))
+        mean = float(by_seed.mean())
+        return {"advantage": mean, "ci": [mean - 0.08, mean + 0.08], "n": 614, "by_seed": by_seed.tolist()}
 
     schedules = [(0.001, 0.001), (0.01, 0.01), (0.1, 0.1), (0.0001, 0.01)]
     return {
@@ -160,7 +164,18 @@ def test_figure_2_shows_pooled_advantages_side_by_side(grid: dict[str, Any]) -> 
     assert (np.abs(at - [0.2, 0.8]) < 0.3).all()  # no method stands nearer to another rho
     assert drawn["IPO"][0].get_ydata()[1] == 0.5
     (bars,) = drawn["IPO"][2]
-    np.testing.assert_allclose(bars.get_segments()[1][:, 1], [0.4, 0.9])
+    over_seeds = stats.ttest_1samp([0.45, 0.55], 0.0).confidence_interval(grid["confidence"])
+    np.testing.assert_allclose(bars.get_segments()[1][:, 1], over_seeds)
+    assert "intervals over seeds, each with a world" in figure_2.caption(grid)
+
+
+def test_figure_2_of_one_seed_has_its_prompts_interval() -> None:
+    grid = synthetic_grid(seeds=(0,), rhos=(0.2, 0.8))
+    grid["advantages"]["0.8"]["ipo"] = {"advantage": 0.5, "ci": [0.4, 0.9], "by_seed": [0.5]}
+    (axis,) = figure_2.draw(grid).axes
+    drawn = {container.get_label(): container for container in axis.containers}
+    np.testing.assert_allclose(drawn["IPO"][2][0].get_segments()[1][:, 1], [0.4, 0.9])
+    assert "intervals over prompts" in figure_2.caption(grid)
 
 
 def test_figure_b1_shows_the_mean_over_seeds_as_far_as_all_have_it(grid: dict[str, Any]) -> None:
@@ -324,7 +339,7 @@ def test_figure_2_is_not_stretched_by_one_method(
     spoilt: str, at: tuple[str, ...], value: float, grid: dict[str, Any]
 ) -> None:
     for rho in at:
-        ends = {"ci": [value - 0.1, value + 0.1], "by_seed": [value - 0.2, value + 0.2]}
+        ends = {"ci": [value - 0.1, value + 0.1], "by_seed": [value - 0.01, value + 0.01]}
         grid["advantages"][rho][spoilt] = {"advantage": value, **ends}
     entries = [
         entry
@@ -332,7 +347,8 @@ def test_figure_2_is_not_stretched_by_one_method(
         for name, entry in row.items()
         if not (name == spoilt and rho in at)
     ]
-    drawn = [number for entry in entries for number in (*entry["ci"], *entry["by_seed"])]
+    bars = [end for entry in entries for end in interval(entry["by_seed"], grid["confidence"]) or ()]
+    drawn = [*map(float, bars), *(number for entry in entries for number in entry["by_seed"])]
     figure = figure_2.draw(grid)
     axes: list[Any] = figure.axes
     assert share_of((min(drawn), max(drawn)), axes) >= 0.55
@@ -352,6 +368,17 @@ def test_lines_that_cover_each_other_are_told_apart(module: Any, grid: dict[str,
         cell["probe"] = copy.deepcopy(probes[cell["seed"], cell["rho"]])  # all methods learn alike
     for axis in module.draw(grid).axes:
         told_apart([one for one in axis.lines if len(one.get_xdata()) > 2])
+
+
+def test_figure_b4_leaves_out_what_single_cells_added(grid: dict[str, Any]) -> None:
+    before = figure_b4.best_steps(cell_of(grid, 1, 0.8, "dpo"), "beta")
+    cell = cell_of(grid, 1, 0.8, "dpo")
+    cell["validation"].append(copy.deepcopy(cell["validation"][0]) | {"setting": {"beta": 30.0}, "advantage": 9.0})
+    with pytest.raises(ValueError, match="the seeds of dpo have different settings"):
+        figure_b4.draw(grid)
+    cell["settled"] = {"settings": [{"beta": 30.0}], "longer": False}
+    assert figure_b4.best_steps(cell, "beta") == before
+    figure_b4.draw(grid)
 
 
 def test_figure_b4_gives_far_panels_an_axis_of_their_own(grid: dict[str, Any]) -> None:

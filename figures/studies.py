@@ -109,8 +109,6 @@ class Frontier(Study):
     """What scores, in words: "oracle", "exact judge", a model's name."""
     n: int
     """Prompts of each seed."""
-    note: str = ""
-    """A sentence for the caption, with mathematics between dollars."""
     presets: dict[str, FrontierPreset]
 
     def __post_init__(self) -> None:

@@ -78,7 +78,7 @@ COMMANDS = {
     "lm.push": ["run", "dpo", "--repo-id", "1", "--repo-id", "2"],
     "lm.score": ["--data", "1", "--data", "2", "--out", "x", "--reward-model", "m"],
     "lm.workflow.job": ["base", "--out", "1", "--out", "2"],
-    "lm.workflow.regimes": ["runs", "--out", "1", "--out", "2"],
+    "lm.workflow.regimes": ["--out", "1", "--out", "2"],
     "lm.workflow.summary": ["r.json", "--out", "1", "--out", "2"],
     "theory.__main__": ["--examples", "1", "--examples", "2"],
     "bandits.transitive": ["--out", "1", "--out", "2"],

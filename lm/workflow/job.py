@@ -5,6 +5,7 @@ A record has everything that the summary reads, so that no artifact is opened tw
 
 from __future__ import annotations
 
+import json
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -106,7 +107,8 @@ def settled(run: Run, like: Record | None = None) -> Record:
     name, config = _method(run), run.config
     if like is not None:
         _check_same_cell(run, like)
-        check_options([like, {"job": "cell", "seed": config.seed, "config": config.as_dict()}])
+        own = json.loads(json.dumps(config.as_dict()))  # as a record has it
+        check_options([like, {"job": "cell", "seed": config.seed, "config": own}])
     made = dict(one_cell(run) if like is None else like)
     sweep, added = list(config.sweep.get(name, [])), list[dict[str, Any]]()
     while at_edge(made) and len(added) < MOST:

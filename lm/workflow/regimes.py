@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from figures.record import Judge
-from figures.studies import EFFECTS, VERSION
+from figures.studies import EFFECTS, VERSION, Regime, read_study
 from lm.base.command import argument_parser, as_command, path
 from lm.base.store import provenance
 from lm.objectives import METHODS, looks
@@ -15,6 +16,7 @@ from lm.studies.advice import predictors
 from lm.workflow.rules import MARGIN
 from lm.workflow.summary import as_text, rounded
 from lm.workflow.verdicts import REFERENCE, Contrast, Grids, NotRun, Values, across, grids_of, minus, of_cells
+from theory import records
 from theory.records import write_text
 
 CONFIDENCE = 0.95
@@ -38,7 +40,6 @@ def document(grids: Grids) -> dict[str, Any]:
     first = next(iter(grids.values()))
     methods = [name for name in METHODS if any(name in grid["methods"] for grid in grids.values())]
     seeds = sorted({seed for grid in grids.values() for seed in grid["seeds"]})
-    least = sorted({min(grid["rhos"]) for grid in grids.values()})
     made = {
         "version": VERSION,
         "confidence": CONFIDENCE,
@@ -46,7 +47,6 @@ def document(grids: Grids) -> dict[str, Any]:
         "looks": looks(methods),
         "judge": _judge(first),
         "n": first["config"]["evaluation"]["valid_prompts"],
-        "note": rf"Each corner of the design at its least $\rho$, {', '.join(f'{rho:g}' for rho in least)}.",
         "presets": {title: preset for corner, grid in grids.items() for title, preset in _panels(corner, grid)},
         "regimes": list(_regimes(grids)),
         "sets": list(_sets(grids)),
@@ -67,10 +67,14 @@ def _judge(grid: Mapping[str, Any]) -> str:
 
 
 def _panels(corner: str, grid: Mapping[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
-    """A panel of the frontier: a corner of two methods or more, at its least rho."""
-    if len(grid["methods"]) < 2:
-        return
-    rho, seeds = min(grid["rhos"]), {}
+    """Panels of the frontier: a corner of two methods or more, at each rho."""
+    if len(grid["methods"]) > 1:
+        for rho in grid["rhos"]:
+            yield f"{corner}, rho {rho:g}", _panel(corner, grid, rho)
+
+
+def _panel(corner: str, grid: Mapping[str, Any], rho: float) -> dict[str, Any]:
+    seeds = {}
     for seed in grid["seeds"]:
         own = {c["method"]: c["validation"] for c in grid["cells"] if (c["seed"], c["rho"]) == (seed, rho)}
         best = grid["base"][str(seed)].get("best_of_n")
@@ -78,7 +82,7 @@ def _panels(corner: str, grid: Mapping[str, Any]) -> Iterator[tuple[str, dict[st
             raise ValueError(f"{corner} has no best_of_n of seed {seed}: evaluation.best_of asks for it")
         points = {name: [_kept(one, ("setting", "step", "advantage", "kl")) for one in of] for name, of in own.items()}
         seeds[str(seed)] = {"methods": points, "best_of": [_kept(one, ("n", "advantage")) for one in best]}
-    yield corner, {"seeds": seeds}
+    return {"seeds": seeds}
 
 
 def _kept(row: Mapping[str, Any], names: tuple[str, ...]) -> dict[str, Any]:
@@ -166,11 +170,34 @@ def _student(grids: Grids, corner: str, seed: int, rho: float) -> Mapping[str, A
     return None
 
 
+def table(path: Path) -> str:
+    """The regimes of a study.json as Markdown: a row a corner and rho, a column an effect.
+
+    Raises:
+        ValueError: the file is no such one, or is not there.
+    """
+    found = read_study(path)
+    cells = {(one.corner, one.rho, one.effect): one for one in found.regimes}
+
+    def cell(one: Regime | None) -> str:
+        if one is None:
+            return "–"
+        ends = "" if one.low is None else f" [{one.low:+.2f}, {one.high:+.2f}]"
+        return f"{one.estimate:+.2f}{ends} {one.says}"
+
+    rows = [
+        [f"`{corner}`", f"{rho:g}", *(cell(cells.get((corner, rho, name))) for name in EFFECTS)]
+        for corner, rho in dict.fromkeys((one.corner, one.rho) for one in found.regimes)
+    ]
+    headings = [words for _, _, words in EFFECTS.values()]
+    return records.table(["corner", "rho", *headings], rows, numbers=False, padded=False)
+
+
 @as_command
 def main(arguments: Sequence[str]) -> None:
     """The command."""
-    parser = argument_parser("lm.workflow.regimes", __doc__, "runs/study --out figures/results/study.json")
-    parser.add_argument("runs", type=path, metavar="FOLDER", help="of the study, with a folder for each corner")
+    parser = argument_parser("lm.workflow.regimes", __doc__, "--runs runs/study --out figures/results/study.json")
+    parser.add_argument("--runs", type=path, metavar="FOLDER", help="of a study (the committed one's results)")
     parser.add_argument("--out", type=path, required=True, metavar="FILE", help="rewritten in place")
     options = parser.parse_args(arguments)
     write_text(options.out, as_text(document(grids_of(options.runs))))

@@ -10,9 +10,12 @@ import numpy as np
 import pytest
 
 from figures import frontier, regimes
+from figures.paths import RESULTS
 from figures.studies import read_study
 from figures.style import style
 from lm.workflow.regimes import document, main, says
+from lm.workflow.regimes import table as regimes_table
+from lm.workflow.verdicts import grids_of
 from lm.workflow.verdicts_test import DESIGN, Advantage, study
 
 PROVENANCE = {"commits": ["c"], "machines": ["m"], "first": "2026", "last": "2026"}
@@ -105,10 +108,15 @@ def test_figures_are_drawn_of_the_corners_that_were_run(tmp_path: Path) -> None:
     names = [label.get_text() for label in shown.axes[0].get_yticklabels()]
     assert len(names) == 3 + 1 + 3
     assert names[-1].startswith("n3000-s1, "), "the first stands on top"
-    assert [axis.get_title() for axis in panels if axis.get_visible()] == ["n3000-s1", "n1000-s1"]
+    titles = [axis.get_title() for axis in panels if axis.get_visible()]
+    assert titles == [f"{corner}, rho {rho}" for corner in ("n3000-s1", "n1000-s1") for rho in (0.2, 0.5, 0.8)]
     for text in (regimes.caption(found), frontier.caption(found)):
         assert text.isascii()
-    assert r"$\rho$, 0.2." in frontier.caption(found)
+    rows = regimes_table(path).splitlines()
+    assert len(rows) == 2 + 7
+    assert rows[2].startswith("| `n3000-s1` | 0.2 | +0.3")
+    assert "] helps |" in rows[2]
+    assert "| – | – |" in next(row for row in rows if "teacher-0" in row), "what was not measured is no number"
     broken = json.loads(path.read_text())
     broken["regimes"][0]["says"] = "perhaps"
     path.write_text(json.dumps(broken))
@@ -118,15 +126,21 @@ def test_figures_are_drawn_of_the_corners_that_were_run(tmp_path: Path) -> None:
 
 def test_the_command_reads_the_corners_of_a_study(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "study.json"
-    assert main([str(tmp_path), "--out", str(out)]) == 2
+    assert main(["--runs", str(tmp_path), "--out", str(out)]) == 2
     assert "there is no corner's grid.json" in capsys.readouterr().err
     for name, grid in summaries(gain).items():
         (tmp_path / name).mkdir()
         (tmp_path / name / "grid.json").write_text(json.dumps(grid))
-    assert main([str(tmp_path), "--out", str(out)]) == 0
+    assert main(["--runs", str(tmp_path), "--out", str(out)]) == 0
     assert read_study(out).n == 500
     grid = json.loads((tmp_path / "n3000-s1" / "grid.json").read_text())
     grid["base"]["0"] = {}
     (tmp_path / "n3000-s1" / "grid.json").write_text(json.dumps(grid))
-    assert main([str(tmp_path), "--out", str(out)]) == 2
+    assert main(["--runs", str(tmp_path), "--out", str(out)]) == 2
     assert "n3000-s1 has no best_of_n of seed 0: evaluation.best_of asks for it" in capsys.readouterr().err
+
+
+def test_the_committed_study_is_that_of_the_committed_corners() -> None:
+    found, made = json.loads((RESULTS / "study.json").read_text()), document(grids_of())
+    for name in ("presets", "regimes", "sets", "looks", "judge", "n"):
+        assert found[name] == made[name], "run `python -m lm.workflow.regimes --out figures/results/study.json`"

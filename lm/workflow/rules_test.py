@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -91,6 +92,11 @@ def run_of(folder: Path, *more: str) -> Run:
     return Run(parse("lm.train", "", [*options, "--sweep", "{ipo: [{tau: 0.1}, {tau: 0.3}, {tau: 1.0}]}"])[0])
 
 
+def options_of(folder: Path, *more: str) -> Any:
+    """As a record on disk has them."""
+    return json.loads(json.dumps(run_of(folder, *more).config.as_dict()))
+
+
 def taus(record: dict[str, Any]) -> list[float]:
     return sorted(one["setting"]["tau"] for one in record["validation"])
 
@@ -121,7 +127,7 @@ def test_a_student_that_still_learns_gets_twice_the_steps_once(monkeypatch: pyte
 
 def test_a_record_is_gone_on_from(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     like, _ = settle(monkeypatch, tmp_path, 3.0)
-    told = {"job": "cell", "seed": 0, "rho": 0.2, "config": run_of(tmp_path).config.as_dict(), "stages": []}
+    told = {"job": "cell", "seed": 0, "rho": 0.2, "stages": [], "config": options_of(tmp_path)}
     rows = [{"setting": {"tau": tau}, "step": 50} for tau in SWEEP]
     first = told | cell(1.0) | {"validation": rows}
     record, made = settle(monkeypatch, tmp_path, 3.0, like=first)
@@ -131,7 +137,7 @@ def test_a_record_is_gone_on_from(monkeypatch: pytest.MonkeyPatch, tmp_path: Pat
     assert not set(record) & {"config", "stages"}, "those are of this job"
     with pytest.raises(ValueError, match="--like is a cell of"):
         settle(monkeypatch, tmp_path, 3.0, like=first | {"seed": 1})
-    other = run_of(tmp_path, "--policy.learning_rate", "0.5").config.as_dict()
+    other = options_of(tmp_path, "--policy.learning_rate", "0.5")
     with pytest.raises(ValueError, match=r"made with other options \(policy\)"):
         settle(monkeypatch, tmp_path, 3.0, like=first | {"config": other})
 

@@ -4,7 +4,8 @@ in them is typed.
 
 A table stands between `<!-- table: NAME -->` and `<!-- end -->`; everything else in the page is prose and stays. With
 stages:PLACE for a name, a file or a folder from this repository's on, it is what the stages of the runs or records
-there took; with bench:PLACE or scale:PLACE, a file, what `lm.bench` or `lm.bench --scale` measured.
+there took; with bench:PLACE or scale:PLACE, a file, what `lm.bench` or `lm.bench --scale` measured; with effects:PLACE
+what `lm.workflow.regimes` wrote there of each corner.
 """
 
 from __future__ import annotations
@@ -14,15 +15,15 @@ import re
 import sys
 from collections.abc import Callable, Sequence
 from functools import partial
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from figures.seeds import interval
 from lm.base.command import argument_parser, as_command, path
 from lm.objectives import MAIN, METHODS
-from lm.workflow import bench_tables, real_tables, stage_tables
+from lm.workflow import bench_tables, real_tables, regimes, stage_tables
 from lm.workflow.record import rho_name
 from theory import records
 from theory.records import write_text
@@ -32,12 +33,11 @@ Grid = dict[str, Any]
 
 ROOT = Path(__file__).parents[2]
 GRID = ROOT / "figures" / "results" / "grid.json"
-CONTROL = GRID.with_name("grid_oracle.json")
-"""The same, of the cells that distil the oracle's own rewards."""
 OF_PLACES: dict[str, Callable[[Path], str]] = {
     "stages": stage_tables.table,
     "bench": bench_tables.table,
     "scale": bench_tables.scale,
+    "effects": regimes.table,
 }
 """Kinds of tables that are of a file or a folder."""
 BLOCK = re.compile(r"(<!-- table: (\S+) -->\n).*?(<!-- end -->)", re.DOTALL)
@@ -60,8 +60,11 @@ def fill(page: str, grid: Grid) -> str:
     return BLOCK.sub(filled, page)
 
 
-def _p(value: float | None) -> str:
-    return "-" if value is None else "< .001" if value < 0.001 else f"{value:.3f}".lstrip("0")
+def _mean(by_seed: Sequence[float], confidence: float) -> str:
+    """A mean over seeds, each with prompts of its own, and Student's interval where there are two or more."""
+    ends = interval(by_seed, confidence)
+    mean = f"{np.mean(by_seed):+.2f}"
+    return mean if ends is None else f"{mean} [{ends[0]:+.2f}, {ends[1]:+.2f}]"
 
 
 def _rhos(grid: Grid) -> list[str]:
@@ -90,39 +93,24 @@ def reward_models(grid: Grid) -> str:
 
 
 def advantages(grid: Grid) -> str:
-    """Oracle advantage with its interval, a column a rho; the lowest and the highest of several seeds below."""
+    """Oracle advantage with its interval over seeds, a column a rho."""
 
-    def cell(entry: dict[str, Any]) -> str:
-        low, high = entry["ci"]
-        seeds = entry["by_seed"]
-        between = f"<br>{min(seeds):+.2f} … {max(seeds):+.2f}" if len(seeds) > 1 else ""
-        return f"{entry['advantage']:+.2f} [{low:+.2f}, {high:+.2f}]{between}"
+    def cell(rho: str, name: str) -> str:
+        return _mean(grid["advantages"][rho][name]["by_seed"], grid["confidence"])
 
-    rows = [[name, *(cell(grid["advantages"][rho][name]) for rho in _rhos(grid))] for name in grid["methods"]]
+    rows = [[name, *(cell(rho, name) for rho in _rhos(grid))] for name in grid["methods"]]
     return table(["method", *(f"rho {rho}" for rho in _rhos(grid))], rows)
 
 
-def _difference(grid: Grid, rho: str, one: str, other: str) -> tuple[float, float | None]:
-    """Of two methods' advantages, and its p."""
-    tests = grid["wald"][rho]
-    if f"{one} - {other}" in tests:
-        test = tests[f"{one} - {other}"]
-        return test["difference"], test["p"]
-    test = tests[f"{other} - {one}"]
-    return -test["difference"], test["p"]
-
-
-def _tested(grid: Grid, rho: str, one: str, other: str) -> str:
-    """A difference of two methods' advantages, its p, and its sign in each seed."""
-    difference, p = _difference(grid, rho, one, other)
+def _difference(grid: Grid, rho: str, one: str, other: str) -> str:
+    """Of two methods' advantages, seed by seed, with its interval."""
     ours, theirs = (grid["advantages"][rho][name]["by_seed"] for name in (one, other))
-    signs = "".join("+" if a > b else "−" if a < b else "0" for a, b in zip(ours, theirs, strict=True))
-    return f"{difference:+.3f} ({_p(p)}) {signs}"
+    return _mean(np.subtract(ours, theirs).tolist(), grid["confidence"])
 
 
 def differences(grid: Grid, pairs: Sequence[tuple[str, str]]) -> str:
-    """Differences of advantages and their p, a column a rho, with the signs of the seeds."""
-    rows = [[f"{one} − {other}", *(_tested(grid, rho, one, other) for rho in _rhos(grid))] for one, other in pairs]
+    """Differences of advantages and their intervals over seeds, a column a rho."""
+    rows = [[f"{one} − {other}", *(_difference(grid, rho, one, other) for rho in _rhos(grid))] for one, other in pairs]
     return table(["difference", *(f"rho {rho}" for rho in _rhos(grid))], rows)
 
 
@@ -145,9 +133,8 @@ def best(grid: Grid) -> str:
     rows = []
     for rho in _rhos(grid):
         order = sorted(grid["methods"], key=lambda name: -grid["advantages"][rho][name]["advantage"])
-        difference, p = _difference(grid, rho, order[0], order[1])
-        rows.append([rho, *order[:3], f"{difference:+.3f} ({_p(p)})"])
-    return table(["rho", "best", "second", "third", "best − second (p)"], rows)
+        rows.append([rho, *order[:3], _difference(grid, rho, order[0], order[1])])
+    return table(["rho", "best", "second", "third", "best − second"], rows)
 
 
 def settings(grid: Grid) -> str:
@@ -229,27 +216,6 @@ def alphas(grid: Grid) -> str:
     return table(["method", "rho", *named], rows)
 
 
-def oracle_rewards(grid: Grid) -> str:
-    """d-DPO against DPO with reward models, and with the oracle's own rewards in their place (the control)."""
-    control = json.loads(CONTROL.read_text(encoding="utf-8"))
-    rows = []
-    for rho in _rhos(control):
-        for what, of in (("models", grid), ("the oracle's", control)):
-            advantages = [f"{of['advantages'][rho][name]['advantage']:+.3f}" for name in ("dpo", "d-dpo")]
-            rows.append([rho, what, *advantages, _tested(of, rho, "d-dpo", "dpo")])
-    return table(["rho", "rewards", "dpo", "d-dpo", "d-dpo − dpo"], rows)
-
-
-def slopes(grid: Grid) -> str:
-    """Advantage from the lowest rho to the highest: what the bias costs each method."""
-    rows = []
-    for name in grid["methods"]:
-        values = [grid["advantages"][rho][name]["advantage"] for rho in _rhos(grid)]
-        steps = " ".join("+" if b > a else "−" for a, b in pairwise(values))
-        rows.append([name, *(f"{value:+.3f}" for value in (values[0], values[-1], max(values) - min(values))), steps])
-    return table(["method", "lowest rho", "highest rho", "range", "steps"], rows)
-
-
 def validation(grid: Grid) -> str:
     """Advantage on validation prompts of each setting after its last step, means over seeds; the better one is bold."""
 
@@ -297,8 +263,6 @@ TABLES: dict[str, Callable[[Grid], str]] = {
     "members": members,
     "diagnostics": diagnostics,
     "alphas": alphas,
-    "slopes": slopes,
-    "oracle-rewards": oracle_rewards,
     "validation": validation,
     "alpha-levels": alpha_levels,
     **real_tables.TABLES,

@@ -6,7 +6,9 @@ import copy
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
+from scipy import stats
 
 from lm.objectives import METHODS, DistilledDPO
 from lm.workflow.real_tables import _over
@@ -19,7 +21,7 @@ REAL_PAGE = DOCS / "real-text.md"
 PERFORMANCE = DOCS / "performance.md"
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
 def grid() -> Grid:
     found: Grid = json.loads(GRID.read_text(encoding="utf-8"))
     return found
@@ -32,7 +34,7 @@ def test_the_pages_tables_are_those_of_the_committed_grid(grid: Grid) -> None:
     for path, page in zip(PAGES, pages, strict=True):
         assert fill(page, grid) == page, f"run `python -m lm.workflow.tables {path}`"
     changed = copy.deepcopy(grid)
-    changed["advantages"][f"{grid['rhos'][0]:g}"]["dpo"]["advantage"] += 0.5
+    changed["advantages"][f"{grid['rhos'][0]:g}"]["dpo"]["by_seed"][0] += 0.5
     changed["cells"][0]["validation"][-1]["advantage"] += 0.5
     for page in pages:
         assert fill(page, changed) != page, "control: a number that changes is noticed"
@@ -169,14 +171,20 @@ def test_what_is_compared_follows_from_the_methods(grid: Grid, monkeypatch: pyte
         assert "− ipo |" not in TABLES[name](without)
 
 
-def test_a_difference_turns_its_sign_with_its_order(grid: Grid) -> None:
+def test_a_difference_is_of_worlds_and_turns_with_its_order(grid: Grid) -> None:
+    worlds = [np.array(grid["advantages"][f"{grid['rhos'][0]:g}"][name]["by_seed"]) for name in ("dpo", "ipo")]
+    test = stats.ttest_rel(*worlds)
+    low, high = test.confidence_interval(grid["confidence"])
+    mean = np.mean(worlds[0] - worlds[1])
     one, other = (
-        differences(grid, [pair]).splitlines()[-1].split("|")[2:-1] for pair in (("dpo", "ipo"), ("ipo", "dpo"))
+        differences(grid, [pair]).splitlines()[-1].split(" | ")[1] for pair in (("dpo", "ipo"), ("ipo", "dpo"))
     )
-    for a, b in zip(one, other, strict=True):
-        assert float(a.split()[0]) == -float(b.split()[0])
-        assert a.split("(")[1].split(")")[0] == b.split("(")[1].split(")")[0], "the same p"
-        assert a.split()[-1].translate(str.maketrans("+−", "−+")) == b.split()[-1]
+    assert one == f"{mean:+.2f} [{low:+.2f}, {high:+.2f}]"
+    assert other == f"{-mean:+.2f} [{-high:+.2f}, {-low:+.2f}]"
+    for row in grid["advantages"].values():
+        for entry in row.values():
+            entry["by_seed"] = entry["by_seed"][:1]
+    assert "[" not in differences(grid, [("dpo", "ipo")]), "one seed has no interval over seeds"
 
 
 def test_the_command_rewrites_in_place_and_says_what_it_lacks(

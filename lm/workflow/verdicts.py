@@ -22,6 +22,7 @@ from typing import Any, Literal
 import numpy as np
 from scipy import stats
 
+from figures.paths import RESULTS
 from lm.base.command import argument_parser, as_command, path
 from lm.objectives import MAIN, METHODS
 from lm.workflow.rules import MARGIN, at_edge, still_learning
@@ -35,6 +36,8 @@ Values = dict[tuple[str, int], float]
 LEVEL = 0.05
 """Of the family: Holm over all hypotheses of the list, those that were not run among them."""
 REFERENCE = "n3000-s1"
+CORNERS = RESULTS / "corners"
+"""Summaries of the committed study's other corners; the reference's is grid.json, of which figures are drawn."""
 NOISY, CLEAN = ("n3000-s1", "n1000-s1", "n10000-s1"), ("n3000-none", "n1000-none", "n10000-none")
 LOW, ALL, HIGH = (0.2,), (0.2, 0.5, 0.8), (0.5, 0.8)
 BLOCK = re.compile(r"(<!-- (hypotheses|checks) -->\n).*?(<!-- end -->)", re.DOTALL)
@@ -561,23 +564,33 @@ def fill(page: str, grids: Grids) -> str:
     return BLOCK.sub(lambda hit: f"{hit[1]}{made[hit[2]](grids)}\n{hit[3]}", page)
 
 
-def grids_of(runs: Path) -> dict[str, Any]:
-    """Of every corner that was run, in this folder of a study. FileNotFoundError where there is none."""
-    files = sorted(runs.glob("*/grid.json"))
-    if not files:
-        raise FileNotFoundError(f"there is no corner's grid.json in {runs}; run `make study`")
-    return {file.parent.name: json.loads(file.read_text(encoding="utf-8")) for file in files}
+def grids_of(runs: Path | None = None) -> dict[str, Any]:
+    """Of every corner that was run: in this folder of a study, or of the committed study.
+
+    Raises:
+        FileNotFoundError: there is none.
+    """
+    if runs is None:
+        files = {REFERENCE: RESULTS / "grid.json", **{path.stem: path for path in sorted(CORNERS.glob("*.json"))}}
+        if len(files) == 1:
+            raise FileNotFoundError(
+                f"there is no corner of the study in {CORNERS}; name the folder of a run with --runs"
+            )
+    else:
+        files = {path.parent.name: path for path in sorted(runs.glob("*/grid.json"))}
+        if not files:
+            raise FileNotFoundError(f"there is no corner's grid.json in {runs}; run `make study`")
+    return {name: json.loads(path.read_text(encoding="utf-8")) for name, path in files.items()}
 
 
 @as_command
 def main(arguments: Sequence[str]) -> None:
     """The command."""
-    parser = argument_parser("lm.workflow.verdicts", __doc__, "docs/study.md --runs runs/study")
+    parser = argument_parser("lm.workflow.verdicts", __doc__, "docs/study.md", "docs/study.md --runs runs/study")
     parser.add_argument("page", type=path, help="Markdown file, rewritten in place: docs/study.md")
-    parser.add_argument("--runs", type=path, metavar="FOLDER", help="of the study; without it no verdict is given")
+    parser.add_argument("--runs", type=path, metavar="FOLDER", help="of a study (the committed one's results)")
     options = parser.parse_args(arguments)
-    grids = {} if options.runs is None else grids_of(options.runs)
-    write_text(options.page, fill(options.page.read_text(encoding="utf-8"), grids))
+    write_text(options.page, fill(options.page.read_text(encoding="utf-8"), grids_of(options.runs)))
 
 
 if __name__ == "__main__":

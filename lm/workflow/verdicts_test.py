@@ -15,7 +15,19 @@ from scipy import stats
 
 from lm.objectives import METHODS
 from lm.workflow import verdicts
-from lm.workflow.verdicts import HYPOTHESES, Contrast, Finding, NotRun, fill, found, holm, main, minus, verdict
+from lm.workflow.verdicts import (
+    HYPOTHESES,
+    Contrast,
+    Finding,
+    NotRun,
+    fill,
+    found,
+    grids_of,
+    holm,
+    main,
+    minus,
+    verdict,
+)
 
 DESIGN: dict[str, Any] = yaml.safe_load(Path(verdicts.__file__).with_name("study.yaml").read_text())
 PAGE = Path(__file__).parents[2] / "docs" / "study.md"
@@ -157,18 +169,26 @@ def test_edges_and_cells_that_still_learn_are_counted() -> None:
 
 
 def test_the_page_says_what_the_code_tests() -> None:
-    page = PAGE.read_text(encoding="utf-8")
-    assert fill(page, {}) == page, "run `python -m lm.workflow.verdicts docs/study.md`"
+    page, grids = PAGE.read_text(encoding="utf-8"), grids_of()
+    assert fill(page, grids) == page, "run `python -m lm.workflow.verdicts docs/study.md`"
+    for cell in grids["n3000-s1"]["cells"]:
+        cell["test"]["advantage"] += 0.3 * (cell["method"] == "d-dpo")
+    assert fill(page, grids) != page, "control: a number that changes is noticed"
     assert all(f"| {one.name} | {one.claim}" in page for one in HYPOTHESES)
     assert set(METHODS) >= set(DESIGN["methods"])
 
 
-def test_the_command_reads_the_corners_of_a_study(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_command_reads_the_corners_of_a_study(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     page, runs = tmp_path / "page.md", tmp_path / "runs"
     page.write_text("# A study\n<!-- hypotheses -->\n<!-- end -->\n")
     runs.mkdir()
     assert main([str(page), "--runs", str(runs)]) == 2
     assert "there is no corner's grid.json" in capsys.readouterr().err
+    monkeypatch.setattr(verdicts, "CORNERS", tmp_path / "corners")
+    assert main([str(page)]) == 2
+    assert "name the folder of a run with --runs" in capsys.readouterr().err, "the reference alone is no study"
     for name, grid in study(lambda *_: 1.0).items():
         (runs / name).mkdir()
         (runs / name / "grid.json").write_text(json.dumps(grid))
