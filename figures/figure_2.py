@@ -31,7 +31,7 @@ def draw(results: dict[str, Any]) -> Figure:
         axis.axhline(0, color="0.6", linewidth=points(0.8), zorder=0)
         for offset, (name, look) in zip(offsets, methods.items(), strict=True):
             x = np.array(rhos) + offset
-            values = np.array([entry["advantage"] for entry in found[name]])
+            values = np.array([np.mean(entry["by_seed"]) for entry in found[name]])
             low, high = np.array([_interval(entry, confidence) for entry in found[name]]).T
             errors = [values - low, high - values]
             axis.errorbar(x, values, yerr=errors, label=look.title, elinewidth=points(0.8), **look.line)
@@ -61,13 +61,13 @@ def _spans(results: dict[str, Any]) -> list[broken.Span]:
     """Of what is drawn of each method at each rho, and of pi_ref's zero."""
     confidence = need(results, "confidence")
     entries = [_entry(results, rho, name) for rho in rhos_of(results) for name in methods_of(results)]
-    drawn = [[entry["advantage"], *_interval(entry, confidence), *entry["by_seed"]] for entry in entries]
+    drawn = [[*_interval(entry, confidence), *entry["by_seed"]] for entry in entries]
     return [(min(values), max(values)) for values in drawn] + [(0.0, 0.0)]
 
 
 def _entry(results: dict[str, Any], rho: float, name: str) -> dict[str, Any]:
     entry = need(results, "advantages", f"{rho:g}", name)
-    return {key: need(entry, key) for key in ("advantage", "ci", "by_seed")}
+    return {key: need(entry, key) for key in ("ci", "by_seed")}
 
 
 def _interval(entry: dict[str, Any], confidence: float) -> tuple[float, float]:

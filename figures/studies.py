@@ -232,7 +232,7 @@ class StudiedSet:
 
 @dataclass(frozen=True, kw_only=True)
 class StudyResults(Frontier):
-    """study.json: the frontier, a preset a corner at its least rho, the regime map, and what rules are learnt from."""
+    """study.json: the frontier, a preset a corner and rho, the regime map, and what rules are learnt from."""
 
     margin: float
     """The least difference in advantage that matters."""

@@ -93,13 +93,13 @@ def settled(run: Run, like: Record | None = None) -> Record:
 
     Args:
         run: its options.
-        like: a record of the same cell, instead of making it.
+        like: a record of the same cell, instead of making it; of what it chose all is made again.
 
     Returns:
-        The record, of the grid's options; `settled` says what was added to them.
+        The record, of the grid's options; `settled` says what was added to them. `students` are of the first training.
 
     Raises:
-        ValueError: the other record is of another cell, or of other options.
+        ValueError: the other record is of another cell, of other options, or settled already.
     """
     from lm.reporting.results import cell
     from lm.workflow.summary import check_options
@@ -107,19 +107,22 @@ def settled(run: Run, like: Record | None = None) -> Record:
     name, config = _method(run), run.config
     if like is not None:
         _check_same_cell(run, like)
+        if "settled" in like:
+            raise ValueError(f"--like is a cell that is settled already ({like['settled']}); name one that is not")
         own = json.loads(json.dumps(config.as_dict()))  # as a record has it
         check_options([like, {"job": "cell", "seed": config.seed, "config": own}])
     made = dict(one_cell(run) if like is None else like)
-    sweep, added = list(config.sweep.get(name, [])), list[dict[str, Any]]()
+    added: list[dict[str, Any]] = []
     while at_edge(made) and len(added) < MOST:
-        end, beyond = around_end(made, sweep)
+        end, beyond = around_end(made)
         more = cell(run.like(replace(config, sweep={name: [end, beyond]})), name)  # it chose the end of all others
         known = [(one["setting"], one["step"]) for one in made["validation"]]
         tried = [one for one in more["validation"] if (one["setting"], one["step"]) not in known]
         made |= {**more, "validation": [*made["validation"], *tried]}
-        sweep, added = [*sweep, beyond], [*added, beyond]
+        added.append(beyond)
     if longer := still_learning(made):
-        made |= cell(run.like(_longer(replace(config, sweep={name: sweep}))), name)
+        every = [*config.sweep.get(name, [{}]), *added]
+        made |= cell(run.like(_longer(replace(config, sweep={name: every}))), name)
     kept = {key: made[key] for key in made if key not in COMMON}
     return {**kept, "settled": {"settings": added, "longer": longer}}
 
@@ -230,7 +233,8 @@ def main(arguments: Sequence[str]) -> int:
         if not ranks.is_first():
             return
         config = run.config
-        spent = [*(like or {}).get("stages", []), *run.store.costs()] if ours.settle else run.store.costs()
+        before = like.get("stages") if like is not None and ours.settle else None
+        spent = [*(before or []), *run.store.costs()]
         common = {"config": config.as_dict(), "stages": spent, "provenance": provenance(config.seed)}
         write_json(ours.out, {"version": VERSION, "job": ours.job, **made, **common})
 

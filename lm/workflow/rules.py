@@ -5,7 +5,8 @@ docs/study.md says both rules. `around_end` says what a cell tries next that cho
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Mapping
 from typing import Any
 
 from lm.objectives import METHODS
@@ -22,15 +23,15 @@ def scale_option(method: str) -> str:
 
 
 def at_edge(cell: Mapping[str, Any]) -> bool:
-    """Whether the chosen scale is the least or the greatest that was tried. The greatest beta or tau is no edge where
-    the method gains less than the margin with it: beyond it lies pi_ref, which gains 0."""
-    option = scale_option(cell["method"])
-    tried = {one["setting"][option] for one in cell["validation"] if option in one["setting"]}
+    """Whether the chosen scale is the least or the greatest that was tried with its other options. The greatest beta or
+    tau is no edge where the method gains less than the margin with it on validation prompts: beyond it lies pi_ref,
+    which gains 0. Nor is a scale of 0, below which there is none."""
+    tried = _tried(cell)
     if len(tried) < 2:
         return False
-    chosen = cell["chosen"]["setting"][option]
-    gains = cell["method"] == "drdo" or cell["test"]["advantage"] >= MARGIN
-    return bool(chosen == min(tried) or (chosen == max(tried) and gains))
+    chosen = cell["chosen"]["setting"][scale_option(cell["method"])]
+    gains = cell["method"] == "drdo" or tried[chosen] >= MARGIN
+    return bool((chosen and chosen == min(tried)) or (chosen == max(tried) and gains))
 
 
 def still_learning(cell: Mapping[str, Any]) -> bool:
@@ -39,17 +40,25 @@ def still_learning(cell: Mapping[str, Any]) -> bool:
     return len(last) == 3 and last[2] - (last[0] + last[1]) / 2 >= 0.01
 
 
-def around_end(cell: Mapping[str, Any], sweep: Sequence[Mapping[str, Any]]) -> tuple[dict[str, Any], dict[str, Any]]:
+def around_end(cell: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
     """The setting at the end of its sweep that a cell chose, and the one with which it goes on: beyond 0.01, 0.03, 0.1
     comes 0.3, and below them 0.003.
 
     Args:
         cell: record of a cell that is `at_edge`.
-        sweep: its method's settings.
     """
-    option = scale_option(cell["method"])
-    by_scale = {one[option]: dict(one) for one in sweep if option in one}
-    rising = cell["chosen"]["setting"][option] == max(by_scale)
-    last, second, *more = sorted(by_scale, reverse=rising)
+    option, setting, tried = scale_option(cell["method"]), dict(cell["chosen"]["setting"]), _tried(cell)
+    last, second, *more = sorted(filter(None, tried), reverse=setting[option] == max(tried))
     ratio = second / more[0] if more else last / second
-    return by_scale[last], {**by_scale[last], option: float(f"{last * ratio:.6g}")}
+    return setting, {**setting, option: float(f"{last * ratio:.6g}")}
+
+
+def _tried(cell: Mapping[str, Any]) -> dict[float, float]:
+    """Scale -> best advantage on validation prompts, of the settings that are otherwise the chosen one."""
+    option, chosen = scale_option(cell["method"]), cell["chosen"]["setting"]
+    best: dict[float, float] = {}
+    for one in cell["validation"]:
+        setting = one["setting"]
+        if option in setting and all(chosen[name] == value for name, value in setting.items() if name != option):
+            best[setting[option]] = max(one["advantage"], best.get(setting[option], -math.inf))
+    return best

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,15 +16,18 @@ from lm.workflow.rules import MOST, around_end, at_edge, still_learning
 
 
 def cell(
-    chosen: float, method: str = "ipo", tried: tuple[float, ...] = (0.1, 0.3, 1.0), last: float = 0.7, **test: float
+    chosen: float,
+    method: str = "ipo",
+    tried: tuple[float, ...] = (0.1, 0.3, 1.0),
+    last: float = 0.7,
+    advantage: float = 1.0,
 ) -> dict[str, Any]:
     """A record's part that the rules read: its choice, and accuracy at the last of three probes, after 0.7 and 0.7."""
     option = {"ipo": "tau", "drdo": "alpha"}.get(method, "beta")
     return {
         "method": method,
         "chosen": {"setting": {option: chosen}, "step": 600},
-        "validation": [{"setting": {option: value}} for value in tried],
-        "test": {"advantage": 1.0, **test},
+        "validation": [{"setting": {option: value}, "step": 600, "advantage": advantage} for value in tried],
         "probe": [{"accuracy": accuracy} for accuracy in (0.5, 0.7, 0.7, last)],
     }
 
@@ -37,6 +40,16 @@ def test_an_edge_is_an_end_of_what_was_tried() -> None:
     assert at_edge(cell(0.1, advantage=0.04)), "nothing is known of what lies below the least"
     assert at_edge(cell(1.0, "drdo", advantage=0.04)), "beyond its greatest weight lies no pi_ref"
     assert not at_edge(cell(0.3, tried=(0.3,))), "one value is no sweep"
+    assert not at_edge(cell(0.0, "drdo", tried=(0.0, 0.1))), "nothing lies below 0"
+    other = cell(0.3)
+    other["validation"] += [
+        {"setting": {"tau": tau, "length_normalised": True}, "step": 600, "advantage": 2.0} for tau in (0.3, 1.0)
+    ]
+    other["chosen"]["setting"]["length_normalised"] = True
+    for one in other["validation"][:3]:
+        one["setting"]["length_normalised"] = False
+    assert at_edge(other), "the least of those with its other options"
+    assert around_end(other)[1] == {"tau": 0.09, "length_normalised": True}
 
 
 def test_a_student_that_rose_by_a_point_still_learns() -> None:
@@ -58,10 +71,7 @@ def test_a_student_that_rose_by_a_point_still_learns() -> None:
     ],
 )
 def test_a_sweep_goes_on_in_its_own_steps(tried: tuple[float, ...], chosen: float, beyond: float) -> None:
-    sweep = [{"tau": value, "length_normalised": value == chosen} for value in tried]
-    end, found = around_end(cell(chosen, tried=tried), sweep)
-    assert end == {"tau": chosen, "length_normalised": True}
-    assert found == {"tau": beyond, "length_normalised": True}, "the rest is as where it ended"
+    assert around_end(cell(chosen, tried=tried)) == ({"tau": chosen}, {"tau": beyond})
 
 
 SWEEP = (0.1, 0.3, 1.0)
@@ -79,7 +89,7 @@ def settle(
         steps = run.config.policy.max_steps or 0
         made.append((taus, steps))
         chosen = min(taus, key=lambda tau: abs(tau - best))
-        rows = [{"setting": {"tau": tau}, "step": steps} for tau in taus]
+        rows = [{"setting": {"tau": tau}, "step": steps, "advantage": 1.0} for tau in taus]
         return cell(chosen, last=0.8 if steps < learns_until else 0.7) | {"validation": rows}
 
     monkeypatch.setattr("lm.reporting.results.cell", one)
@@ -128,7 +138,7 @@ def test_a_student_that_still_learns_gets_twice_the_steps_once(monkeypatch: pyte
 def test_a_record_is_gone_on_from(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     like, _ = settle(monkeypatch, tmp_path, 3.0)
     told = {"job": "cell", "seed": 0, "rho": 0.2, "stages": [], "config": options_of(tmp_path)}
-    rows = [{"setting": {"tau": tau}, "step": 50} for tau in SWEEP]
+    rows = [{"setting": {"tau": tau}, "step": 50, "advantage": 1.0} for tau in SWEEP]
     first = told | cell(1.0) | {"validation": rows}
     record, made = settle(monkeypatch, tmp_path, 3.0, like=first)
     assert made == [((1.0, 3.0), 50), ((3.0, 10.0), 50)], "what it has is not made again"
@@ -137,9 +147,26 @@ def test_a_record_is_gone_on_from(monkeypatch: pytest.MonkeyPatch, tmp_path: Pat
     assert not set(record) & {"config", "stages"}, "those are of this job"
     with pytest.raises(ValueError, match="--like is a cell of"):
         settle(monkeypatch, tmp_path, 3.0, like=first | {"seed": 1})
+    with pytest.raises(ValueError, match="is settled already"):
+        settle(monkeypatch, tmp_path, 3.0, like=first | record)
     other = options_of(tmp_path, "--policy.learning_rate", "0.5")
     with pytest.raises(ValueError, match=r"made with other options \(policy\)"):
         settle(monkeypatch, tmp_path, 3.0, like=first | {"config": other})
+
+
+def test_a_method_without_a_sweep_may_learn_on(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    steps: list[int | None] = []
+
+    def one(run: Run, name: str) -> dict[str, Any]:
+        steps.append(run.config.policy.max_steps)
+        return cell(1.0, "dpo", tried=(1.0,), last=0.8) | {"validation": []}
+
+    monkeypatch.setattr("lm.reporting.results.cell", one)
+    monkeypatch.setattr(job, "_is_studied", lambda run: False)
+    options = ["--output_dir", str(tmp_path), "--methods", "[dpo]", "--policy.max_steps", "50"]
+    run = Run(replace(parse("lm.train", "", options)[0], sweep={}))
+    assert job.settled(run)["settled"] == {"settings": [], "longer": True}
+    assert steps == [50, 100]
 
 
 @pytest.mark.parametrize(

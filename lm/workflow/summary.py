@@ -23,6 +23,7 @@ from lm.config import SFT, Config
 from lm.judging.statistics import wald, win_rates
 from lm.objectives import MAIN, METHODS, looks, option_of
 from lm.workflow.record import ALPHAS, Record, read, rho_name
+from lm.workflow.rules import at_edge, still_learning
 from lm.workflow.stage_tables import told
 from theory.records import write_text
 
@@ -55,6 +56,7 @@ def summary(records: Sequence[Record]) -> dict[str, Any]:
     _check_complete("base", bases, ((s,) for s in seeds))
     _check_complete("scores", scores, ((s, r) for s in seeds for r in rhos))
     _check_paired(cells)
+    _check_settled(cells)
 
     def pooled(rho: float | None, of: Callable[[np.ndarray, np.ndarray], np.ndarray]) -> Differences:
         """of(rewards of the method, rewards of pi_ref) by method and seed."""
@@ -203,6 +205,18 @@ def _check_paired(cells: Mapping[tuple[Any, ...], Record]) -> None:
             raise ValueError(f"the cell of {_named((seed, rho, method))} has other test samples of pi_ref than others")
 
 
+def _check_settled(cells: Mapping[tuple[Any, ...], Record]) -> None:
+    """Where one cell was settled, each is that the rules doubt."""
+    if not any("settled" in record for record in cells.values()):
+        return
+    for key, record in cells.items():
+        if "settled" not in record and (at_edge(record) or still_learning(record)):
+            raise ValueError(
+                f"the cell of {_named(key)} chose an end of its sweep or still learns, and others were gone on with; "
+                "go on from it with `python -m lm.workflow.job cell --settle --like RECORD`"
+            )
+
+
 def _cell(record: Record) -> Record:
     """What is kept of a cell: no rewards, and of the settings tried no group of options that all have in common."""
     settings = [row["setting"] for row in record["validation"]]
@@ -264,6 +278,13 @@ def _alphas(constants: Mapping[tuple[Any, ...], Record], cells: Mapping[tuple[An
     order = sorted(constants, key=lambda key: (key[0], _last_if_none(key[1]), *key[2:]))
     groups = dict.fromkeys(key[:3] for key in order)
     _check_complete("cell", cells, groups)
+    for key in order:
+        ours, theirs = (_without_alphas(record) for record in (constants[key], cells[key[:3]]))
+        if ours != theirs:
+            raise ValueError(
+                f"the alpha record of {_named(key)} is of the setting {ours}, but its cell chose {theirs}; delete it, "
+                "and run the workflow again"
+            )
     chosen = [cells[group] for group in groups] + [constants[key] for key in order]
     return [
         {
@@ -292,6 +313,13 @@ def _spent(records: Iterable[Record]) -> list[dict[str, Any]]:
         }
         for stage, every in stages.items()
     ]
+
+
+def _without_alphas(record: Record) -> dict[str, Any]:
+    """The chosen setting but for the weights of its KL term."""
+    option = METHODS[record["method"]]().pessimism_option
+    setting: dict[str, Any] = record["chosen"]["setting"]
+    return {**setting, option: {name: value for name, value in setting[option].items() if name not in ALPHAS}}
 
 
 def _term(record: Record) -> dict[str, Any]:
