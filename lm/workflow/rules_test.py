@@ -167,19 +167,3 @@ def test_a_method_without_a_sweep_may_learn_on(monkeypatch: pytest.MonkeyPatch, 
     run = Run(replace(parse("lm.train", "", options)[0], sweep={}))
     assert job.settled(run)["settled"] == {"settings": [], "longer": True}
     assert steps == [50, 100]
-
-
-@pytest.mark.parametrize(
-    ("given", "message"),
-    [
-        (["base", "--settle"], "--settle goes with cell, and not with base"),
-        (["cell", "--like", "cell.json"], "--like goes with alpha, or with cell --settle"),
-        (["alpha", "--constant", "0.1"], "alpha with --like and --constant"),
-        (["alpha", "--like", "cell.json"], "alpha with --like and --constant"),
-        (["cell", "--constant", "0.1"], "--constant goes with alpha"),
-    ],
-)
-def test_options_that_do_not_go_together(given: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit):
-        job.main([*given, "--out", "made.json"])
-    assert message in capsys.readouterr().err

@@ -319,7 +319,8 @@ def _without_alphas(record: Record) -> dict[str, Any]:
     """The chosen setting but for the weights of its KL term."""
     option = METHODS[record["method"]]().pessimism_option
     setting: dict[str, Any] = record["chosen"]["setting"]
-    return {**setting, option: {name: value for name, value in setting[option].items() if name not in ALPHAS}}
+    rest = {name: value for name, value in _term(record).items() if name not in ALPHAS}
+    return {name: rest if name == option else value for name, value in setting.items()}
 
 
 def _term(record: Record) -> dict[str, Any]:

@@ -209,6 +209,7 @@ def test_only_the_deleted_cell_is_made_again_and_from_finished_artifacts(
         (["seeds=[0,0]"], "[0, 0] has non-unique elements"),
         (["methods=[dpo,rlhf]"], f"'rlhf' is not one of {list(METHODS)}"),
         (["seed=1"], "'seed' was unexpected"),
+        (["settle=perhaps"], "'perhaps' is not of type 'boolean'"),
     ],
 )
 def test_axes_that_cannot_be_are_named(axes: list[str], what: str, tmp_path: Path, preset: Path) -> None:
@@ -237,6 +238,15 @@ def test_the_plan_of_the_whole_grid(tmp_path: Path) -> None:
     }
 
 
+@pytest.mark.parametrize("settle", [True, False])
+def test_cells_settle_where_the_axes_ask_for_it(settle: bool, tmp_path: Path, preset: Path) -> None:
+    status, said = snakemake(tmp_path, preset, "-n", "-p", axes=["seeds=[0]", f"settle={str(settle).lower()}"])
+    assert status == 0, said
+    jobs = [line for line in said.splitlines() if "-m lm.workflow.job" in line]
+    assert {"--settle" in line for line in jobs if ".job cell " in line} == {settle}
+    assert not any("--settle" in line for line in jobs if ".job cell " not in line)
+
+
 def test_presets_agree_with_the_workflow() -> None:
     config, _ = parse("lm.train", "", ["--config", str(CONFIGS / "grid.yaml")])
     assert config.data.kind == "world"
@@ -261,14 +271,24 @@ def test_the_workflow_takes_any_name_of_a_method(tmp_path: Path, preset: Path, m
 
 
 @pytest.mark.parametrize(
-    "arguments",
-    [["cell", "--out", "r", "--constant", "1"], ["alpha", "--out", "r", "--constant", "1"], ["alpha"], ["x"]],
+    ("arguments", "message"),
+    [
+        (["cell", "--out", "r", "--constant", "1"], "--constant goes with alpha"),
+        (["alpha", "--out", "r", "--constant", "1"], "alpha with --like and --constant"),
+        (["alpha", "--out", "r", "--like", "cell.json"], "alpha with --like and --constant"),
+        (["cell", "--out", "r", "--like", "cell.json"], "--like goes with alpha, or with cell --settle"),
+        (["base", "--out", "r", "--settle"], "--settle goes with cell, and not with base"),
+        (["alpha"], "--out"),
+        (["x"], "invalid choice"),
+    ],
 )
-def test_options_that_do_not_go_together(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+def test_options_that_do_not_go_together(
+    arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     with pytest.raises(SystemExit) as end:
         job.main(arguments)
     assert end.value.code == 2
-    assert "error: " in capsys.readouterr().err
+    assert message in capsys.readouterr().err.split("error: ")[1]
 
 
 def test_a_cell_is_of_one_method(preset: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -586,9 +606,25 @@ def _other_prompts(rows: list[dict[str, Any]]) -> None:
     cell["rewards"]["sft"].reverse()
 
 
+def _unsettled(rows: list[dict[str, Any]]) -> None:
+    """One cell was gone on with, and another chose the least of two settings."""
+    one, other = [row for row in rows if row["job"] == "cell" and row["method"] == "dpo"][:2]
+    one["settled"] = {"settings": [], "longer": False}
+    tried = [{"setting": {"beta": beta}, "step": 2, "advantage": 0.1} for beta in (0.1, 0.3)]
+    other |= {"chosen": {"setting": {"beta": 0.1}, "step": 2}, "validation": tried, "probe": []}
+    one |= {"chosen": {"setting": {"beta": 0.1}, "step": 2}, "validation": [], "probe": []}
+
+
+def _stale_alpha(rows: list[dict[str, Any]]) -> None:
+    alpha = next(row for row in rows if row["job"] == "alpha")
+    alpha["chosen"] = {**alpha["chosen"], "setting": {**alpha["chosen"]["setting"], "beta": 77.0}}
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
+        (_unsettled, "the cell of seed 0, rho 0.8, method dpo chose an end of its sweep or still learns"),
+        (_stale_alpha, r"the alpha record of seed 0, rho 0.2, method p-dpo, alpha 0.1 is of the setting .*77.0"),
         (list.clear, "a summary needs the records of a grid, got none"),
         (_drop("base"), "the base record of seed 1 is missing; run the workflow to its end"),
         (_drop("scores"), "the scores record of seed 1, rho 0.2 is missing"),
