@@ -24,7 +24,7 @@ demo: $(VENV)/lm  ## run the main job: every method on the embedded world
 	$(BIN)/python -m lm.train
 
 CORES ?= 2
-grid: $(VENV)/dev  ## the study on the embedded world, hours; stop and repeat at will. SEEDS=[0] RHOS=[0.2,0.8] for a part
+grid: $(VENV)/dev  ## a grid on the embedded world, hours; stop and repeat at will. SEEDS=[0] RHOS=[0.2,0.8] for a part
 	$(BIN)/snakemake -s lm/workflow/Snakefile --directory runs/grid --cores $(CORES) \
 		$(if $(SEEDS)$(RHOS),--config $(if $(SEEDS),'seeds=$(SEEDS)') $(if $(RHOS),'rhos=$(RHOS)'))
 	@echo "summary: runs/grid/grid.json; figures are drawn from figures/results/grid.json"

@@ -22,7 +22,7 @@ def draw(results: dict[str, Any]) -> Figure:
     """
     methods, rhos = methods_of(results), rhos_of(results)
     spacing = np.diff(rhos).min() if len(rhos) > 1 else 0.1
-    offsets = spacing * 0.6 * (np.arange(len(methods)) / max(len(methods) - 1, 1) - 0.5)
+    offsets = spacing * 0.4 * (np.arange(len(methods)) / max(len(methods) - 1, 1) - 0.5)
     found = {name: [_entry(results, rho, name) for rho in rhos] for name in methods}
     confidence = need(results, "confidence")
     shown = figure(3.4)
