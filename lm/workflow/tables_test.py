@@ -30,7 +30,8 @@ def grid() -> Grid:
 def test_the_pages_tables_are_those_of_the_committed_grid(grid: Grid) -> None:
     pages = [page.read_text(encoding="utf-8") for page in PAGES]
     every = [*pages, REAL_PAGE.read_text(encoding="utf-8")]
-    assert sorted(name for page in every for _, name, _ in BLOCK.findall(page)) == sorted(TABLES), "each table once"
+    named = sorted(name for page in every for _, name, _ in BLOCK.findall(page) if ":" not in name)
+    assert named == sorted(TABLES), "each table once"
     for path, page in zip(PAGES, pages, strict=True):
         assert fill(page, grid) == page, f"run `python -m lm.workflow.tables {path}`"
     changed = copy.deepcopy(grid)
