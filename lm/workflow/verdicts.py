@@ -571,7 +571,10 @@ def grids_of(runs: Path | None = None) -> dict[str, Any]:
         FileNotFoundError: there is none.
     """
     if runs is None:
-        files = {REFERENCE: RESULTS / "grid.json", **{path.stem: path for path in sorted(CORNERS.glob("*.json"))}}
+        files = {
+            REFERENCE: RESULTS / "grid.json",
+            **{path.stem: path for path in sorted(CORNERS.glob("*.json"), key=lambda path: path.stem)},
+        }
         if len(files) == 1:
             raise FileNotFoundError(
                 f"there is no corner of the study in {CORNERS}; name the folder of a run with --runs"
