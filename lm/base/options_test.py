@@ -357,7 +357,7 @@ WRONG: dict[str, list[str]] = {
     "push": ["{nowhere}", "dpo", "--repo-id", "me/mine"],
     "report": ["{nowhere}"],
     "workflow.job": ["base", "--out", "{new}", "--output_dir", "{new}", "--model", "{nowhere}"],
-    "workflow.regimes": ["{nowhere}", "--out", "{new}"],
+    "workflow.regimes": ["--runs", "{nowhere}", "--out", "{new}"],
     "workflow.summary": ["{nowhere}", "--out", "{new}"],
     "workflow.tables": ["{nowhere}"],
 }
