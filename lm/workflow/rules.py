@@ -26,12 +26,11 @@ def at_edge(cell: Mapping[str, Any]) -> bool:
     """Whether the chosen scale is the least or the greatest that was tried with its other options. The greatest beta or
     tau is no edge where the method gains less than the margin with it on validation prompts: beyond it lies pi_ref,
     which gains 0. Nor is a scale of 0, below which there is none."""
-    tried = _tried(cell)
-    if len(tried) < 2:
+    tried, chosen = _tried(cell), cell["chosen"]["setting"][scale_option(cell["method"])]
+    if len(tried) < 2 or not chosen:
         return False
-    chosen = cell["chosen"]["setting"][scale_option(cell["method"])]
     gains = cell["method"] == "drdo" or tried[chosen] >= MARGIN
-    return bool((chosen and chosen == min(tried)) or (chosen == max(tried) and gains))
+    return bool(chosen == min(tried) or (chosen == max(tried) and gains))
 
 
 def still_learning(cell: Mapping[str, Any]) -> bool:
@@ -48,17 +47,17 @@ def around_end(cell: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]
         cell: record of a cell that is `at_edge`.
     """
     option, setting, tried = scale_option(cell["method"]), dict(cell["chosen"]["setting"]), _tried(cell)
-    last, second, *more = sorted(filter(None, tried), reverse=setting[option] == max(tried))
+    last, second, *more = sorted(tried, reverse=setting[option] == max(tried))
     ratio = second / more[0] if more else last / second
     return setting, {**setting, option: float(f"{last * ratio:.6g}")}
 
 
 def _tried(cell: Mapping[str, Any]) -> dict[float, float]:
-    """Scale -> best advantage on validation prompts, of the settings that are otherwise the chosen one."""
+    """Scale above 0 -> best advantage on validation prompts, of the settings that are otherwise the chosen one."""
     option, chosen = scale_option(cell["method"]), cell["chosen"]["setting"]
     best: dict[float, float] = {}
     for one in cell["validation"]:
         setting = one["setting"]
-        if option in setting and all(chosen[name] == value for name, value in setting.items() if name != option):
+        if setting.get(option) and all(chosen[name] == value for name, value in setting.items() if name != option):
             best[setting[option]] = max(one["advantage"], best.get(setting[option], -math.inf))
     return best

@@ -41,6 +41,7 @@ def test_an_edge_is_an_end_of_what_was_tried() -> None:
     assert at_edge(cell(1.0, "drdo", advantage=0.04)), "beyond its greatest weight lies no pi_ref"
     assert not at_edge(cell(0.3, tried=(0.3,))), "one value is no sweep"
     assert not at_edge(cell(0.0, "drdo", tried=(0.0, 0.1))), "nothing lies below 0"
+    assert not at_edge(cell(0.1, "drdo", tried=(0.0, 0.1))), "one value above 0 is no sweep"
     other = cell(0.3)
     other["validation"] += [
         {"setting": {"tau": tau, "length_normalised": True}, "step": 600, "advantage": 2.0} for tau in (0.3, 1.0)
