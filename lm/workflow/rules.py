@@ -26,7 +26,7 @@ def at_edge(cell: Mapping[str, Any]) -> bool:
     """Whether the chosen scale is the least or the greatest that was tried with its other options. The greatest beta or
     tau is no edge where the method gains less than the margin with it on validation prompts: beyond it lies pi_ref,
     which gains 0. Nor is a scale of 0, below which there is none."""
-    tried, chosen = _tried(cell), cell["chosen"]["setting"][scale_option(cell["method"])]
+    tried, chosen = _tried(cell), cell["chosen"]["setting"].get(scale_option(cell["method"]))
     if len(tried) < 2 or not chosen:
         return False
     gains = cell["method"] == "drdo" or tried[chosen] >= MARGIN

@@ -317,10 +317,9 @@ def _spent(records: Iterable[Record]) -> list[dict[str, Any]]:
 
 def _without_alphas(record: Record) -> dict[str, Any]:
     """The chosen setting but for the weights of its KL term."""
-    option = METHODS[record["method"]]().pessimism_option
-    setting: dict[str, Any] = record["chosen"]["setting"]
-    rest = {name: value for name, value in _term(record).items() if name not in ALPHAS}
-    return {name: rest if name == option else value for name, value in setting.items()}
+    term = _term(record)
+    rest = {name: value for name, value in term.items() if name not in ALPHAS}
+    return {name: rest if value is term else value for name, value in record["chosen"]["setting"].items()}
 
 
 def _term(record: Record) -> dict[str, Any]:
