@@ -21,7 +21,7 @@ from lm.judging.statistics import SIGNS, bootstrap_interval, wald, win_rates
 from lm.objectives import looks
 from lm.reporting.cautions import cautions
 from lm.stages.data import data
-from lm.stages.evaluations import check_prompts, choose, evaluation, probe_history
+from lm.stages.evaluations import check_prompts, choose, evaluation, pair_logratios, probe_history
 from lm.stages.labels import check_judge, judge_described, labels, oracle_accuracy
 from lm.stages.rewards import asked, reward_accuracy
 from lm.stages.room import check_room
@@ -105,7 +105,8 @@ def _samples(run: Run, artifact: Artifact) -> str:
 
 def cell(run: Run, name: str) -> dict[str, Any]:
     """One method of one run, for a grid: `chosen` (setting, step), `test` (metrics, advantage and interval),
-    `validation`, `probe`, and `rewards`: the oracle's of each test prompt, of the policy and of pi_ref."""
+    `validation`, `probe`, `rewards`: the oracle's of each test prompt, of the policy and of pi_ref, and `pairs`: the
+    log-ratios of each test pair, None where an earlier version made the evaluation."""
     check_room(run)
     rewards, base = (_column(evaluation(run, policy), "oracle_reward") for policy in (name, SFT))
     chosen = choose(run, name)
@@ -118,6 +119,7 @@ def cell(run: Run, name: str) -> dict[str, Any]:
         "validation": chosen.tried,
         "probe": probe_history(run, chosen.policy),
         "rewards": {name: rewards.tolist(), SFT: base.tolist()},
+        "pairs": pair_logratios(run, name),
     }
 
 

@@ -33,7 +33,7 @@ from lm.stages.run import Run, once
 from lm.stages.subsets import members
 from lm.stages.trainings import accuracy, sft
 
-LOGPS = "logps.npy"
+LOGPS, LOGRATIOS = "logps.npy", "logratios.npy"
 
 
 @once
@@ -59,7 +59,8 @@ def evaluation(run: Run, name: str) -> Artifact:
     The artifact has samples.jsonl: prompt, messages where a chat template wrote it from some, completion,
     oracle_reward, length (tokens, end-of-text included), finished
     (whether end-of-text was reached), log_ratio (log pi - log pi_ref of the sample, nats), and for the embedded world
-    the true utility.
+    the true utility; and of a trained policy logratios.npy: log pi - log pi_ref of the test pairs' chosen and rejected
+    completions, [2, N], nats.
     """
     config = run.config
     trained, model = trained_policy(run, name)
@@ -80,6 +81,8 @@ def evaluation(run: Run, name: str) -> Artifact:
             del policy  # not two models at a time
             reference = open_policy(sft(run).path, tokenizer(run), sized(run))
             ref_logps = score_rows(reference, ids, samples, "reference log-probs")
+            if ranks.is_first():
+                np.save(folder / LOGRATIOS, torch.stack([chosen - ref_chosen, rejected - ref_rejected]).numpy())
         ratios = (logps - ref_logps).tolist()
         rows = [
             {
@@ -120,6 +123,16 @@ def evaluation(run: Run, name: str) -> Artifact:
         "seed": run.seed("evaluate"),
     }
     return run.store.get("evaluate", name, inputs, make)
+
+
+def pair_logratios(run: Run, name: str) -> dict[str, list[float]] | None:
+    """A trained policy's log-ratios to pi_ref of each test pair: chosen_logratio and rejected_logratio, nats, to four
+    decimals; None where an earlier version made the evaluation, which kept their means alone."""
+    file = evaluation(run, name).path / LOGRATIOS
+    if not file.is_file():
+        return None
+    chosen, rejected = np.load(file).astype(float).round(4).tolist()
+    return {"chosen_logratio": chosen, "rejected_logratio": rejected}
 
 
 def trained_policy(run: Run, name: str) -> tuple[Artifact, Path]:

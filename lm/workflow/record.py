@@ -154,6 +154,22 @@ class Settled:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Pairs:
+    """log pi - log pi_ref of the completions of each test pair, nats."""
+
+    chosen_logratio: list[float]
+    rejected_logratio: list[float]
+
+    def __post_init__(self) -> None:
+        chosen, rejected = len(self.chosen_logratio), len(self.rejected_logratio)
+        if chosen != rejected or not chosen:
+            raise ValueError(
+                f"has {chosen} pairs.chosen_logratio and {rejected} pairs.rejected_logratio, where as many are needed, "
+                "at least one"
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
 class Cell(Job):
     """Of `lm.workflow.job.one_cell`, or of `settled`."""
 
@@ -165,6 +181,8 @@ class Cell(Job):
     probe: list[record.Probe]
     rewards: dict[str, list[float]]
     """The oracle's of each test prompt, of the method's policy and of pi_ref."""
+    pairs: Pairs | None = None
+    """None in earlier records."""
     students: list[Student] | None = None
     """Of a DPO's settings; None of other methods, and in earlier records."""
     settled: Settled | None = None
