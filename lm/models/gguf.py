@@ -87,6 +87,8 @@ def as_folder(spec: str, root: Path | None = None) -> str:
             transformers does not read from it; the package `gguf` is not installed.
         OSError: the disk has no room for the weights.
     """
+    if not spec.strip():  # the path of which is the working folder
+        raise ValueError(f"model {spec!r} has no name; a hub's name, a folder or a .gguf file is needed")
     if not is_gguf(spec):
         return spec
     file, digest, folder = _place_of(spec, root)
@@ -149,9 +151,7 @@ def _reader_of(file: Path) -> Any:
     try:
         reader = Reader(file)
     except Exception as error:  # struct's, NumPy's and its own, by where the file ends
-        raise ValueError(
-            f"model {str(file)!r} is cut short, or is no GGUF file ({type(error).__name__}: {error}); fetch it again"
-        ) from None
+        raise ValueError(f"model {str(file)!r} is cut short, or is no GGUF file; fetch it again") from error
     end = max((int(tensor.data_offset) + int(tensor.n_bytes) for tensor in reader.tensors), default=0)
     if not end or end > file.stat().st_size:
         raise ValueError(

@@ -163,6 +163,11 @@ def refused(spec: Any, match: str) -> None:
         check_model(str(spec), False)
 
 
+@pytest.mark.parametrize("spec", ["", " ", "\t"])
+def test_no_name_is_no_working_folder(spec: str) -> None:
+    refused(spec, "has no name; a hub's name, a folder or a .gguf file is needed")
+
+
 def test_what_cannot_be_read_is_refused_by_its_reason(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     refused(write(tmp_path / "bare.gguf", tokenizer=False), "bare.gguf' has no tokenizer in it")
     refused(

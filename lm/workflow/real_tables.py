@@ -107,6 +107,31 @@ def last_probe(real: Real) -> str:
     return table(["study", "method", *PROBED], rows)
 
 
+COMPARED = {"chosen_logratio": "+.2f", "rejected_logratio": "+.2f", "accuracy": "+.3f", "advantage": "+.3f"}
+"""What a method is compared with DPO in, and how it is written."""
+
+
+def less_dpo(real: Real) -> str:
+    """Each method less DPO on all test pairs and prompts, with its interval over those of all seeds, and the
+    difference of each seed. Studies without DPO, or whose records have no pairs, are not there."""
+    rows = []
+    for name, study in real["studies"].items():
+        for rho, of_methods in (study.get("held_out") or {}).items():
+            for method, found in of_methods.items():
+                if differences := found.get("less_dpo"):
+                    cells = [_estimate(differences[key], form) for key, form in COMPARED.items()]
+                    rows.append([_named(name, rho), method, *cells])
+    return table(["study", "method less DPO", "winners, nats", "losers, nats", "accuracy", "advantage"], rows)
+
+
+def _estimate(found: dict[str, Any], form: str) -> str:
+    """With its interval, and the seeds' own where there are several."""
+    low, high = found["ci"]
+    seeds = ", ".join(format(value, form) for value in found["by_seed"])
+    whole = f"{format(found['mean'], form)} [{format(low, form)}, {format(high, form)}]"
+    return f"{whole} ({seeds})" if len(found["by_seed"]) > 1 else whole
+
+
 def spent(real: Real) -> str:
     """What each stage took over all seeds, and its largest peak of memory."""
     rows = [
@@ -128,5 +153,6 @@ TABLES: dict[str, Callable[[Real], str]] = {
     "real-evaluations": evaluations,
     "real-accuracy": accuracy,
     "real-probe": last_probe,
+    "real-less-dpo": less_dpo,
     "real-spent": spent,
 }

@@ -38,6 +38,10 @@ def summary(records: Sequence[Record]) -> dict[str, Any]:
     seeds: they cover the choice of prompts and the draw of completions, and not what another seed's world and training
     would give; `by_seed` shows that. `wald` and `wins` pool the prompts of all seeds likewise.
 
+    `held_out` is of all test pairs: log-ratios to pi_ref of winners and losers, nats, and the share of pairs that they
+    order as labelled; `less_dpo` of each, and of the advantage, is the difference from DPO pair by pair (prompt by
+    prompt). It is None where an earlier version made a record, which has no pairs.
+
     Args:
         records: of `lm.workflow.job`, in any order.
 
@@ -78,9 +82,10 @@ def summary(records: Sequence[Record]) -> dict[str, Any]:
         "sft": {str(seed): bases[seed,]["sft"] for seed in seeds},
         "base": {str(seed): _base(bases[seed,]) for seed in seeds},
         "advantages": {
-            rho_name(rho): {name: _advantage(values, config) for name, values in differences[rho].items()}
+            rho_name(rho): {name: _mean(values, config, "advantage") for name, values in differences[rho].items()}
             for rho in rhos
         },
+        "held_out": _held_out(cells, seeds, rhos, methods),
         "wald": {rho_name(rho): _wald(differences[rho]) for rho in rhos},
         "wins": {rho_name(rho): _wins(rewards[rho], reference) for rho in rhos},
         "reward_models": [
@@ -234,7 +239,9 @@ def _cell(record: Record) -> Record:
     return {**kept, "validation": tried, "probe": record["probe"], **{key: record[key] for key in more}}
 
 
-def _advantage(by_seed: Sequence[np.ndarray], config: Mapping[str, Any]) -> dict[str, Any]:
+def _mean(by_seed: Sequence[np.ndarray], config: Mapping[str, Any], name: str = "mean") -> dict[str, Any]:
+    """Over the values of all seeds, [N] a seed: the mean, by this name, its interval by a bootstrap within seeds, and
+    the means of the seeds."""
     pooled = np.concatenate(by_seed)
     if np.ptp(pooled) == 0:
         interval = [float(pooled[0])] * 2
@@ -251,11 +258,44 @@ def _advantage(by_seed: Sequence[np.ndarray], config: Mapping[str, Any]) -> dict
         ).confidence_interval
         interval = [float(low), float(high)]
     return {
-        "advantage": float(pooled.mean()),
+        name: float(pooled.mean()),
         "ci": interval,
         "by_seed": [float(values.mean()) for values in by_seed],
         "n": len(pooled),
     }
+
+
+def _held_out(
+    cells: Mapping[tuple[Any, ...], Record], seeds: Sequence[int], rhos: Sequence[float | None], methods: Sequence[str]
+) -> dict[str, Any] | None:
+    if any(record.get("pairs") is None for record in cells.values()):
+        return None
+
+    def values(rho: float | None, method: str) -> Differences:
+        records = [cells[seed, rho, method] for seed in seeds]
+        of_pairs = {
+            key: [np.array(record["pairs"][key]) for record in records]
+            for key in ("chosen_logratio", "rejected_logratio")
+        }
+        ordered = [(won > lost).astype(float) for won, lost in zip(*of_pairs.values(), strict=True)]
+        rewards = [np.subtract(record["rewards"][method], record["rewards"][SFT]) for record in records]
+        return {**of_pairs, "accuracy": ordered, "advantage": rewards}
+
+    def less(ours: Differences, theirs: Differences) -> Differences:
+        return {key: [np.subtract(*both) for both in zip(ours[key], theirs[key], strict=True)] for key in ours}
+
+    def means(of: Differences) -> dict[str, Any]:
+        return {key: _mean(by_seed, config) for key, by_seed in of.items()}
+
+    config, found = next(iter(cells.values()))["config"]["evaluation"], dict[str, Any]()
+    for rho in rhos:
+        all_of = {method: values(rho, method) for method in methods}
+        dpo = all_of.get("dpo")
+        found[rho_name(rho)] = {
+            method: means(own) | ({"less_dpo": means(less(own, dpo))} if dpo is not None and method != "dpo" else {})
+            for method, own in all_of.items()
+        }
+    return found
 
 
 def _wald(differences: Differences) -> dict[str, Any]:

@@ -396,6 +396,10 @@ def records(seeds: int = 3, prompts: int = 200) -> list[dict[str, Any]]:
                     "validation": [],
                     "probe": [],
                     "rewards": {method: rewards.tolist(), "sft": base.tolist()},
+                    "pairs": {
+                        "chosen_logratio": (seed - mean + rng.normal(size=7)).tolist(),
+                        "rejected_logratio": rng.normal(size=7).tolist(),
+                    },
                     **common,
                 }
                 made.append(cell)
@@ -404,6 +408,34 @@ def records(seeds: int = 3, prompts: int = 200) -> list[dict[str, Any]]:
                     constant["chosen"]["setting"]["kl"] = {"alpha_start": 0.1, "alpha_end": 0.1}
                     made.append(constant)
     return made
+
+
+def test_held_out_pairs_are_compared_with_dpo_pair_by_pair() -> None:
+    rows = records()
+    document = summary(rows)
+    cells = {(r["seed"], r["rho"], r["method"]): r for r in rows if r["job"] == "cell"}
+    for method in MEANS:
+        found = document["held_out"]["0.8"][method]
+        for key in ("chosen_logratio", "rejected_logratio"):
+            own, dpo = ([cells[seed, 0.8, name]["pairs"][key] for seed in range(3)] for name in (method, "dpo"))
+            assert found[key]["by_seed"] == pytest.approx(np.mean(own, axis=1).tolist(), rel=1e-5)
+            assert found[key]["mean"] == pytest.approx(np.mean(own), rel=1e-5)
+            assert found[key]["n"] == 21
+            if method != "dpo":
+                less = found["less_dpo"][key]
+                assert less["mean"] == pytest.approx(np.mean(np.subtract(own, dpo)), rel=1e-5)
+                low, high = less["ci"]
+                assert low < less["mean"] < high
+        pairs = [cells[seed, 0.8, method]["pairs"] for seed in range(3)]
+        ordered = [np.greater(own["chosen_logratio"], own["rejected_logratio"]) for own in pairs]
+        assert found["accuracy"]["mean"] == pytest.approx(np.mean(ordered), rel=1e-5)
+        if method != "dpo":
+            advantages = [document["advantages"]["0.8"][name]["advantage"] for name in (method, "dpo")]
+            assert found["less_dpo"]["advantage"]["mean"] == pytest.approx(np.subtract(*advantages), rel=1e-4)
+    assert "less_dpo" not in document["held_out"]["0.2"]["dpo"]
+    assert "pairs" not in document["cells"][0], "which stay in the records"
+    del cells[1, 0.2, "dpo"]["pairs"]
+    assert summary(rows)["held_out"] is None, "of an earlier version"
 
 
 def difference(rows: list[dict[str, Any]], rho: float, method: str) -> list[np.ndarray]:
@@ -731,6 +763,8 @@ def test_records_are_read_as_they_are_and_so_are_the_first_ones_without_a_versio
         (2, lambda row: row.update(rho="0.2"), 'has rho "0.2", where a number is needed'),
         (2, lambda row: row.update(method="rlhf"), "has method 'rlhf', where one of dpo, ipo, "),
         (2, lambda row: row["rewards"].pop("sft"), "lacks rewards.sft"),
+        (2, lambda row: row["pairs"]["chosen_logratio"].pop(), "has 6 pairs.chosen_logratio and 7 pairs.rejected_log"),
+        (2, lambda row: row["pairs"].pop("rejected_logratio"), "lacks pairs.rejected_logratio"),
         (2, lambda row: row["rewards"]["sft"].pop(), "has 200 rewards.dpo and 199 rewards.sft, where as many are"),
         (4, lambda row: row["chosen"]["setting"].pop("kl"), "lacks chosen.setting.kl.alpha_start, "),
         (4, lambda row: row["chosen"]["setting"].update(kl=1), "lacks chosen.setting.kl.alpha_start, "),
