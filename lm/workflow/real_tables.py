@@ -107,6 +107,36 @@ def last_probe(real: Real) -> str:
     return table(["study", "method", *PROBED], rows)
 
 
+MATCHED = {
+    "step": ("step", ".0f"),
+    "accuracy": ("accuracy", ".3f"),
+    "winners, held out": ("chosen_logratio", ".1f"),
+    "losers, held out": ("rejected_logratio", ".1f"),
+    "KL, samples of pi_ref": ("forward_kl_reference", ".1f"),
+    "KL, preferences": ("forward_kl_preferences", ".1f"),
+}
+"""Columns -> what a probe that is matched by accuracy has of them, and how it is written."""
+
+
+def matched(real: Real) -> str:
+    """Each method where it last orders the probe's held-out pairs at least as well as DPO does after its last step, or,
+    where it never does, the best. Studies without DPO are not there."""
+    rows = []
+    for name, study in real["studies"].items():
+        for rho, method, _ in _cells(study) if "dpo" in study["methods"] else ():
+            seeds = [one["methods"] for one in real["presets"][_named(name, rho)]["seeds"].values()]
+            probes = [_as_accurate(of[method]["probe"], of["dpo"]["probe"][-1]["accuracy"]) for of in seeds]
+            values = [_over((probe.get(key) for probe in probes), form) for key, form in MATCHED.values()]
+            rows.append([_named(name, rho), method, *values])
+    return table(["study", "method", *MATCHED], rows)
+
+
+def _as_accurate(probes: list[dict[str, Any]], accuracy: float) -> dict[str, Any]:
+    trained = probes[1:]
+    enough = min(accuracy, max(probe["accuracy"] for probe in trained))
+    return [probe for probe in trained if probe["accuracy"] >= enough][-1]
+
+
 COMPARED = {"chosen_logratio": "+.2f", "rejected_logratio": "+.2f", "accuracy": "+.3f", "advantage": "+.3f"}
 """What a method is compared with DPO in, and how it is written."""
 
@@ -153,6 +183,7 @@ TABLES: dict[str, Callable[[Real], str]] = {
     "real-evaluations": evaluations,
     "real-accuracy": accuracy,
     "real-probe": last_probe,
+    "real-matched": matched,
     "real-less-dpo": less_dpo,
     "real-spent": spent,
 }

@@ -11,7 +11,7 @@ import pytest
 from scipy import stats
 
 from lm.objectives import METHODS, DistilledDPO
-from lm.workflow.real_tables import _over
+from lm.workflow.real_tables import _as_accurate, _over, less_dpo
 from lm.workflow.tables import BLOCK, GRID, TABLES, Grid, differences, fill, main
 
 DOCS = Path(__file__).parents[2] / "docs"
@@ -147,6 +147,30 @@ def _tables(page: str) -> list[str]:
 
 def test_several_seeds_are_a_mean_and_its_ends() -> None:
     assert (_over([0.5]), _over([0.5, 0.7, None]), _over([None])) == ("0.50", "0.60 (0.50 to 0.70)", "-")
+
+
+def test_a_matched_probe_is_the_last_that_is_accurate_enough_or_the_best() -> None:
+    probes = [{"step": step, "accuracy": a} for step, a in enumerate((0.9, 0.5, 0.7, 0.6, 0.7, 0.4))]
+    steps = {bar: _as_accurate(probes, bar)["step"] for bar in (0.4, 0.6, 0.65, 0.7, 0.8)}
+    assert steps == {0.4: 5, 0.6: 4, 0.65: 4, 0.7: 4, 0.8: 4}, "never the untrained one"
+
+
+def test_differences_from_dpo_have_their_interval_and_every_seed() -> None:
+    def found(*by_seed: float) -> dict[str, object]:
+        return {"mean": 0.5, "ci": [-0.25, 1.25], "by_seed": list(by_seed), "n": 9}
+
+    of_method = {"less_dpo": dict.fromkeys(("chosen_logratio", "rejected_logratio", "accuracy"), found(0.4, 0.6))}
+    of_method["less_dpo"]["advantage"] = found(0.5)
+    held_out = {"0.2": {"dpo": {}, "ipo": of_method}}
+    rows = less_dpo({"studies": {"a": {"held_out": held_out}, "b": {"held_out": None}, "c": {}}}).splitlines()[2:]
+    assert [cell.strip() for cell in rows[0].strip("| ").split("|")] == [
+        "a, rho 0.2",
+        "ipo",
+        *["+0.50 [-0.25, +1.25] (+0.40, +0.60)"] * 2,
+        "+0.500 [-0.250, +1.250] (+0.400, +0.600)",
+        "+0.500 [-0.250, +1.250]",
+    ]
+    assert len(rows) == 1, "studies without pairs are not there"
 
 
 def test_prose_is_left_alone_and_an_unknown_table_is_named(grid: Grid) -> None:
