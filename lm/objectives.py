@@ -247,6 +247,8 @@ class Method:
     an ensemble."""
     scale_option: ClassVar[str] = "beta"
     """The option that is its scale, where it has one of this name."""
+    swept_option: ClassVar[str | None] = None
+    """The option that a sweep goes over, where that is another than the scale."""
     compared_with: ClassVar[str | None] = None
     """The method beside which tables show what this one brings, such as the one that it adds a term to."""
     without_reward_head: ClassVar[str | None] = None
@@ -650,6 +652,7 @@ class DRDO(Method):
     compared_with: ClassVar[str | None] = "e-dpo"
     without_reward_head: ClassVar[str | None] = 'reward_estimate="implicit", beta=...'
     needs: ClassVar[frozenset[Need]] = frozenset({"rewards"})
+    swept_option: ClassVar[str | None] = "alpha"  # a beta scales the implicit estimate alone
     alpha: float = 0.1
     gamma: float = 2.0
     reward_estimate: Literal["head", "implicit"] = "head"

@@ -17,19 +17,20 @@ MOST = 3
 """Values that a cell may add to its sweep. [set]"""
 
 
-def scale_option(method: str) -> str:
-    """What a method's sweep goes over: beta, tau, or DRDO's weight of preferences, whose beta changes nothing else."""
-    return "alpha" if method == "drdo" else METHODS[method].scale_option
+def swept_option(method: str) -> str:
+    """What a method's sweep goes over: its scale, as beta or tau, or another weight, as DRDO's of preferences."""
+    return METHODS[method].swept_option or METHODS[method].scale_option
 
 
 def at_edge(cell: Mapping[str, Any]) -> bool:
-    """Whether the chosen scale is the least or the greatest that was tried with its other options. The greatest beta or
+    """Whether what was chosen is the least or the greatest that was tried with its other options. The greatest beta or
     tau is no edge where the method gains less than the margin with it on validation prompts: beyond it lies pi_ref,
-    which gains 0. Nor is a scale of 0, below which there is none."""
-    tried, chosen = _tried(cell), cell["chosen"]["setting"].get(scale_option(cell["method"]))
+    which gains 0. Nor is a 0, below which there is none."""
+    method, tried = METHODS[cell["method"]], _tried(cell)
+    chosen = cell["chosen"]["setting"].get(swept_option(cell["method"]))
     if len(tried) < 2 or not chosen:
         return False
-    gains = cell["method"] == "drdo" or tried[chosen] >= MARGIN
+    gains = method.swept_option is not None or tried[chosen] >= MARGIN
     return bool(chosen == min(tried) or (chosen == max(tried) and gains))
 
 
@@ -46,7 +47,7 @@ def around_end(cell: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]
     Args:
         cell: record of a cell that is `at_edge`.
     """
-    option, setting, tried = scale_option(cell["method"]), dict(cell["chosen"]["setting"]), _tried(cell)
+    option, setting, tried = swept_option(cell["method"]), dict(cell["chosen"]["setting"]), _tried(cell)
     last, second, *more = sorted(tried, reverse=setting[option] == max(tried))
     ratio = second / more[0] if more else last / second
     return setting, {**setting, option: float(f"{last * ratio:.6g}")}
@@ -54,7 +55,7 @@ def around_end(cell: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]
 
 def _tried(cell: Mapping[str, Any]) -> dict[float, float]:
     """Scale above 0 -> best advantage on validation prompts, of the settings that are otherwise the chosen one."""
-    option, chosen = scale_option(cell["method"]), cell["chosen"]["setting"]
+    option, chosen = swept_option(cell["method"]), cell["chosen"]["setting"]
     best: dict[float, float] = {}
     for one in cell["validation"]:
         setting = one["setting"]

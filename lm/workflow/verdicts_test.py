@@ -15,6 +15,7 @@ from scipy import stats
 
 from lm.objectives import METHODS
 from lm.workflow import verdicts
+from lm.workflow.rules import swept_option
 from lm.workflow.verdicts import (
     HYPOTHESES,
     Contrast,
@@ -45,7 +46,7 @@ def study(advantage: Advantage, noise: float = 0.01) -> dict[str, Any]:
             for rho in rhos:
                 for method in methods:
                     value = advantage(corner, method, rho) + noise * rng.standard_normal()
-                    setting = {METHODS[method].scale_option if method != "drdo" else "alpha": 0.3}
+                    setting = {swept_option(method): 0.3}
                     tried = [{next(iter(setting)): scale} for scale in (0.1, 0.3, 1.0)]
                     shares = [0.2, 0.2, 0.2, 0.2, 0.2] if method == "e-dpo" else None
                     accuracy = {"all": {"accuracy": 0.7 + noise * rng.standard_normal(), "pairs": 100}}
