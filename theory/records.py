@@ -153,5 +153,10 @@ def table(header: Sequence[str], rows: Iterable[Sequence[object]], *, numbers: b
     return "\n".join([text(lines[0]), f"|{rule}|", *map(text, lines[1:])])
 
 
+def estimate(value: float, ends: Sequence[float] | None, form: str = "+.2f") -> str:
+    """A number and, where it has one, its interval, as they stand in a table."""
+    return format(value, form) + ("" if ends is None else f" [{', '.join(format(end, form) for end in ends)}]")
+
+
 def _cell(value: object) -> str:
     return str(value).replace("|", r"\|").replace("\n", r"\n")

@@ -53,13 +53,12 @@ def evaluations(real: Real) -> str:
         rows.append([name, "pi_ref", f"{len(study['seeds'])}", "0", *about, "0"])
         for rho, method, cells in _cells(study):
             advantage = study["advantages"][rho][method]
-            low, high = advantage["ci"]
             rows.append(
                 [
                     _named(name, rho),
                     method,
                     f"{len(cells)}",
-                    f"{advantage['advantage']:+.3f} [{low:+.3f}, {high:+.3f}]",
+                    records.estimate(advantage["advantage"], advantage["ci"], "+.3f"),
                     _over((cell["test"]["length"] for cell in cells), ".1f"),
                     _over(cell["test"]["finished"] for cell in cells),
                     _over((cell["test"]["kl"] for cell in cells), ".1f"),
@@ -156,10 +155,8 @@ def less_dpo(real: Real) -> str:
 
 def _estimate(found: dict[str, Any], form: str) -> str:
     """With its interval, and the seeds' own where there are several."""
-    low, high = found["ci"]
     seeds = ", ".join(format(value, form) for value in found["by_seed"])
-    whole = f"{format(found['mean'], form)} [{format(low, form)}, {format(high, form)}]"
-    return f"{whole} ({seeds})" if len(found["by_seed"]) > 1 else whole
+    return records.estimate(found["mean"], found["ci"], form) + (f" ({seeds})" if len(found["by_seed"]) > 1 else "")
 
 
 def spent(real: Real) -> str:

@@ -182,8 +182,8 @@ def table(path: Path) -> str:
     def cell(one: Regime | None) -> str:
         if one is None:
             return "–"
-        ends = "" if one.low is None else f" [{one.low:+.2f}, {one.high:+.2f}]"
-        return f"{one.estimate:+.2f}{ends} {one.says}"
+        ends = None if one.low is None or one.high is None else (one.low, one.high)
+        return f"{records.estimate(one.estimate, ends)} {one.says}"
 
     rows = [
         [f"`{corner}`", f"{rho:g}", *(cell(cells.get((corner, rho, name))) for name in EFFECTS)]

@@ -63,8 +63,7 @@ def fill(page: str, grid: Grid) -> str:
 def _mean(by_seed: Sequence[float], confidence: float) -> str:
     """A mean over seeds, each with prompts of its own, and Student's interval where there are two or more."""
     ends = interval(by_seed, confidence)
-    mean = f"{np.mean(by_seed):+.2f}"
-    return mean if ends is None else f"{mean} [{ends[0]:+.2f}, {ends[1]:+.2f}]"
+    return records.estimate(float(np.mean(by_seed)), None if ends is None else [float(end) for end in ends])
 
 
 def _rhos(grid: Grid) -> list[str]:
