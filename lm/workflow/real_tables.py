@@ -141,16 +141,17 @@ COMPARED = {"chosen_logratio": "+.2f", "rejected_logratio": "+.2f", "accuracy": 
 
 
 def less_dpo(real: Real) -> str:
-    """Each method less DPO on all test pairs and prompts, with its interval over those of all seeds, and the
-    difference of each seed. Studies without DPO, or whose records have no pairs, are not there."""
+    """Each method less DPO on all test pairs and prompts, with its interval over those of all seeds that have pairs in
+    their records, and the difference of each seed. Studies without DPO, or without such a seed, are not there."""
     rows = []
     for name, study in real["studies"].items():
-        for rho, of_methods in (study.get("held_out") or {}).items():
+        held_out = study.get("held_out") or {"rhos": {}}
+        for rho, of_methods in held_out["rhos"].items():
             for method, found in of_methods.items():
                 if differences := found.get("less_dpo"):
                     cells = [_estimate(differences[key], form) for key, form in COMPARED.items()]
-                    rows.append([_named(name, rho), method, *cells])
-    return table(["study", "method less DPO", "winners, nats", "losers, nats", "accuracy", "advantage"], rows)
+                    rows.append([_named(name, rho), ", ".join(map(str, held_out["seeds"])), method, *cells])
+    return table(["study", "seeds", "method less DPO", "winners, nats", "losers, nats", "accuracy", "advantage"], rows)
 
 
 def _estimate(found: dict[str, Any], form: str) -> str:

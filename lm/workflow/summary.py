@@ -21,6 +21,7 @@ from lm.base.command import argument_parser, as_command, path
 from lm.base.store import provenance
 from lm.config import SFT, Config
 from lm.judging.statistics import wald, win_rates
+from lm.models.gguf import is_kept
 from lm.objectives import MAIN, METHODS, looks, option_of
 from lm.workflow.record import ALPHAS, Record, read, rho_name
 from lm.workflow.rules import at_edge, still_learning
@@ -40,7 +41,8 @@ def summary(records: Sequence[Record]) -> dict[str, Any]:
 
     `held_out` is of all test pairs: log-ratios to pi_ref of winners and losers, nats, and the share of pairs that they
     order as labelled; `less_dpo` of each, and of the advantage, is the difference from DPO pair by pair (prompt by
-    prompt). It is None where an earlier version made a record, which has no pairs.
+    prompt). Its seeds are those whose cells all have pairs, which records of earlier versions lack; it is None where
+    there are none.
 
     Args:
         records: of `lm.workflow.job`, in any order.
@@ -101,7 +103,7 @@ def summary(records: Sequence[Record]) -> dict[str, Any]:
         "alpha": _alphas(_by(records, "alpha", "seed", "rho", "method", "alpha"), cells),
         "cells": [_cell(cells[s, r, m]) for s in seeds for r in rhos for m in methods],
         "stages": _spent(records),
-        "config": _shared(records[0]),
+        "config": _shared(records),
         "provenance": _provenance(records, seeds),
     }
     whole: dict[str, Any] = rounded(document)
@@ -139,11 +141,27 @@ def _check_complete(job: str, found: Mapping[Any, Record], needed: Iterable[tupl
             raise ValueError(f"the {job} record of {_named(key)} is missing; run the workflow to its end")
 
 
-def _shared(record: Record) -> dict[str, Any]:
-    """The options that all records of a grid have in common."""
+def _without_own(record: Record) -> dict[str, Any]:
+    """The options of a record but for those in which a grid's records may differ. Seeds may be run elsewhere: a model
+    that was read from a GGUF file, whose folder is named by its content, is named by that alone."""
     own = {"seed", "methods", "output_dir", "report_to"}
     options = {name: value for name, value in record["config"].items() if name not in own}
+    for name, value in options.items():
+        if isinstance(value, str) and is_kept(value, record["config"]["output_dir"]):
+            options[name] = Path(value).name
     return {**options, "bias": {name: value for name, value in options["bias"].items() if name != "rho"}}
+
+
+def _shared(records: Sequence[Record]) -> dict[str, Any]:
+    """The options of a grid: those that all its records have in common, and each method's own as in its cells."""
+    options = _without_own(records[0])
+    sweep = dict(options.get("sweep", {}))
+    for record in records:
+        if name := record.get("method"):
+            options |= {key: record["config"][key] for key in (option_of(name),) if key in record["config"]}
+            sweep.pop(name, None)
+            sweep |= {key: tried for key, tried in record["config"].get("sweep", {}).items() if key == name}
+    return {**options, "sweep": sweep}
 
 
 def with_defaults(options: Mapping[str, Any]) -> dict[str, Any]:
@@ -180,26 +198,37 @@ def _filled(kind: Any, options: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def check_options(records: Sequence[Record]) -> None:
-    """ValueError where there are no records, or one was made with other options than the first."""
+    """Of a method's own options, its sweep among them, only its cells are asked, as nothing else depends on them.
+
+    Raises:
+        ValueError: there are no records, or one was made with other options than the first that it is to agree with.
+    """
     if not records:
         raise ValueError("a summary needs the records of a grid, got none")
-    first = _options(records[0])
-    for record in records[1:]:
-        other = _options(record)
-        differing = [name for name in first if first[name] != other.get(name)]
-        if differing or first.keys() != other.keys():
-            what = ", ".join(differing) or "their names"
-            raise ValueError(
-                f"the {record['job']} record of seed {record['seed']} was made with other options ({what}) than the "
-                f"{records[0]['job']} record of seed {records[0]['seed']}; run the workflow again"
-            )
+    found: dict[str, tuple[Record, dict[str, Any]]] = {}
+    for record in records:
+        common, own = _options(record)
+        for of, options in (("all", common), (record.get("method", "none"), own)):
+            first, expected = found.setdefault(of, (record, options))
+            differing = [name for name in expected if expected[name] != options.get(name)]
+            if differing or expected.keys() != options.keys():
+                what = ", ".join(differing) or "their names"
+                raise ValueError(
+                    f"the {record['job']} record of seed {record['seed']} was made with other options ({what}) than "
+                    f"the {first['job']} record of seed {first['seed']}; run the workflow again"
+                )
 
 
-def _options(record: Record) -> dict[str, Any]:
+def _options(record: Record) -> tuple[dict[str, Any], dict[str, Any]]:
+    """What all records of a grid have in common, and what those of its method have, which is nothing without one."""
     try:
-        return with_defaults(_shared(record))
+        common = with_defaults(_without_own(record))
     except ValueError as error:
         raise ValueError(f"the {record['job']} record of seed {record['seed']}: {error}") from None
+    methods = {name: common.pop(option_of(name)) for name in METHODS}
+    sweep = common.pop("sweep")
+    name = record.get("method")
+    return common, {} if name is None else {option_of(name): methods[name], f"sweep.{name}": sweep.get(name)}
 
 
 def _check_paired(cells: Mapping[tuple[Any, ...], Record]) -> None:
@@ -268,7 +297,9 @@ def _mean(by_seed: Sequence[np.ndarray], config: Mapping[str, Any], name: str = 
 def _held_out(
     cells: Mapping[tuple[Any, ...], Record], seeds: Sequence[int], rhos: Sequence[float | None], methods: Sequence[str]
 ) -> dict[str, Any] | None:
-    if any(record.get("pairs") is None for record in cells.values()):
+    without = {seed for (seed, _, _), record in cells.items() if record.get("pairs") is None}
+    seeds = [seed for seed in seeds if seed not in without]
+    if not seeds:
         return None
 
     def values(rho: float | None, method: str) -> Differences:
@@ -287,15 +318,15 @@ def _held_out(
     def means(of: Differences) -> dict[str, Any]:
         return {key: _mean(by_seed, config) for key, by_seed in of.items()}
 
-    config, found = next(iter(cells.values()))["config"]["evaluation"], dict[str, Any]()
+    config, of_rhos = next(iter(cells.values()))["config"]["evaluation"], dict[str, Any]()
     for rho in rhos:
         all_of = {method: values(rho, method) for method in methods}
         dpo = all_of.get("dpo")
-        found[rho_name(rho)] = {
+        of_rhos[rho_name(rho)] = {
             method: means(own) | ({"less_dpo": means(less(own, dpo))} if dpo is not None and method != "dpo" else {})
             for method, own in all_of.items()
         }
-    return found
+    return {"seeds": seeds, "rhos": of_rhos}
 
 
 def _wald(differences: Differences) -> dict[str, Any]:

@@ -161,10 +161,11 @@ def test_differences_from_dpo_have_their_interval_and_every_seed() -> None:
 
     of_method = {"less_dpo": dict.fromkeys(("chosen_logratio", "rejected_logratio", "accuracy"), found(0.4, 0.6))}
     of_method["less_dpo"]["advantage"] = found(0.5)
-    held_out = {"0.2": {"dpo": {}, "ipo": of_method}}
+    held_out = {"seeds": [3, 5], "rhos": {"0.2": {"dpo": {}, "ipo": of_method}}}
     rows = less_dpo({"studies": {"a": {"held_out": held_out}, "b": {"held_out": None}, "c": {}}}).splitlines()[2:]
     assert [cell.strip() for cell in rows[0].strip("| ").split("|")] == [
         "a, rho 0.2",
+        "3, 5",
         "ipo",
         *["+0.50 [-0.25, +1.25] (+0.40, +0.60)"] * 2,
         "+0.500 [-0.250, +1.250] (+0.400, +0.600)",

@@ -415,7 +415,7 @@ def test_held_out_pairs_are_compared_with_dpo_pair_by_pair() -> None:
     document = summary(rows)
     cells = {(r["seed"], r["rho"], r["method"]): r for r in rows if r["job"] == "cell"}
     for method in MEANS:
-        found = document["held_out"]["0.8"][method]
+        found = document["held_out"]["rhos"]["0.8"][method]
         for key in ("chosen_logratio", "rejected_logratio"):
             own, dpo = ([cells[seed, 0.8, name]["pairs"][key] for seed in range(3)] for name in (method, "dpo"))
             assert found[key]["by_seed"] == pytest.approx(np.mean(own, axis=1).tolist(), rel=1e-5)
@@ -432,10 +432,16 @@ def test_held_out_pairs_are_compared_with_dpo_pair_by_pair() -> None:
         if method != "dpo":
             advantages = [document["advantages"]["0.8"][name]["advantage"] for name in (method, "dpo")]
             assert found["less_dpo"]["advantage"]["mean"] == pytest.approx(np.subtract(*advantages), rel=1e-4)
-    assert "less_dpo" not in document["held_out"]["0.2"]["dpo"]
+    assert "less_dpo" not in document["held_out"]["rhos"]["0.2"]["dpo"]
     assert "pairs" not in document["cells"][0], "which stay in the records"
+    assert document["held_out"]["seeds"] == [0, 1, 2]
     del cells[1, 0.2, "dpo"]["pairs"]
-    assert summary(rows)["held_out"] is None, "of an earlier version"
+    some, alone = summary(rows), summary([row for row in rows if row["seed"] != 1])
+    assert some["held_out"]["seeds"] == [0, 2], "whose cells all have pairs"
+    assert some["held_out"] == alone["held_out"]
+    for seed in (0, 2):
+        cells[seed, 0.8, "dpo"]["pairs"] = None
+    assert summary(rows)["held_out"] is None, "all of an earlier version"
 
 
 def difference(rows: list[dict[str, Any]], rho: float, method: str) -> list[np.ndarray]:
@@ -692,6 +698,49 @@ def test_options_that_came_later_are_at_their_defaults_before() -> None:
     gone = {**rows[-1], "config": {**rows[-1]["config"], "no_more": 1}}
     with pytest.raises(ValueError, match=r"was made with other options \(their names\)"):
         summary([*rows[:-1], gone])
+
+
+def with_options(row: dict[str, Any], **options: Any) -> dict[str, Any]:
+    return {**row, "config": {**row["config"], **options}}
+
+
+def test_only_its_own_cells_are_asked_for_the_options_of_a_method() -> None:
+    """IPO's tau and the sweep of p-DPO changed after the base, the scores and DPO's cells were made."""
+    rows, tried = records(seeds=2), [{"beta": 0.3}]
+    own = {"ipo": {"tau": 0.1, "length_normalised": False}, "sweep": {"p-dpo": tried}}
+    late = [with_options(row, **own) if row.get("method") in ("ipo", "p-dpo") else row for row in rows]
+    document, alone = summary(late), summary(rows)
+    for part in ("advantages", "wald", "wins", "cells", "held_out"):
+        assert document[part] == alone[part]
+    assert document["config"]["sweep"] == {**alone["config"].get("sweep", {}), "p-dpo": tried}
+    assert document["config"]["ipo"] == own["ipo"]
+    again = [with_options(row, sweep={"dpo": tried}) if row.get("method") == "dpo" else row for row in rows]
+    assert summary(again)["config"]["sweep"]["dpo"] == tried, "the settings that its cells had"
+    one = next(i for i, row in enumerate(rows) if row.get("method") == "dpo")
+    for options, name in (({"sweep": {"dpo": tried}}, "sweep.dpo"), ({"dpo": {"beta": 0.7}}, "dpo")):
+        mixed = [*rows[:one], with_options(rows[one], **options), *rows[one + 1 :]]
+        with pytest.raises(ValueError, match=rf"cell record .* with other options \({name}\) than the cell record"):
+            summary(mixed)
+
+
+def elsewhere(row: dict[str, Any], where: str, model: str, kept: str = "{}/models/{}") -> dict[str, Any]:
+    return with_options(row, output_dir=where, model=kept.format(where, model))
+
+
+def test_seeds_that_were_run_elsewhere_have_their_models_in_other_places() -> None:
+    rows, model = records(seeds=2), "Small.Q4_1-0123456789ab"
+    document = summary([elsewhere(row, ("/home/a/runs/store", "store")[row["seed"]], model) for row in rows])
+    assert document["config"]["model"] == model
+    cached = "/home/b/.cache/reward-distillation/models/{1}"
+    summary([elsewhere(row, "store", model, cached if row["seed"] else "{}/models/{}") for row in rows])
+    for change in (
+        {"model": "Small.Q4_1-ba9876543210"},  # another file
+        {"model": model, "kept": "{}/mine/{}"},  # a folder of the user's own, whose content its name does not tell
+    ):
+        ours = [elsewhere(row, "a", model) for row in rows if row["seed"] == 0]
+        theirs = [elsewhere(row, "b", **change) for row in rows if row["seed"] == 1]
+        with pytest.raises(ValueError, match=r"with other options \(model\)"):
+            summary([*ours, *theirs])
 
 
 def test_defaults_are_filled_in_at_every_level() -> None:
