@@ -182,6 +182,24 @@ class Accuracies:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Calibration:
+    """Of a reward model's probabilities on held-out pairs, as `lm.training.heads.calibration` has it."""
+
+    loss: float
+    """Mean Bradley-Terry loss, nats."""
+    calibration_error: float
+    """Expected: the mean distance between a probability and the share of pairs that are ordered right."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RewardModel(Accuracies):
+    """A reward model on held-out pairs."""
+
+    calibration: Calibration | None = None
+    """None of earlier records."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Judge:
     """Who judges and labels, see `lm.config.JudgeConfig`."""
 
@@ -323,10 +341,10 @@ class Results:
     """By method and opponent."""
     best_of_n: list[BestOf] | None = None
     """By n; None where pi_ref has one sample a prompt, or none on held-out prompts, and in earlier records."""
-    reward_models: dict[str, Accuracies]
+    reward_models: dict[str, RewardModel]
     """By the names of the rewards that some method distils: "rho" of all training pairs, the ensemble's members, and a
     method's for an oracle of its own."""
-    oracle: Accuracies | None
+    oracle: RewardModel | None
     """None of a given one, and of an exact one."""
     judge: Judge | None = None
     """None in earlier records."""

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from figures.paths import RESULTS
-from figures.record import VERSION, MethodResult, Probe, Results, Tried, of, read
+from figures.record import VERSION, Calibration, MethodResult, Probe, Results, Tried, of, read
 from lm.objectives import DPO, EnsembleDPO
 from tests.recorded import recorded
 
@@ -36,6 +36,8 @@ def test_what_is_written_is_what_is_read(tmp_path: Path) -> None:
     assert (dpo.probe[0].member_shares, ensemble.probe[0].member_shares) == (None, [0.75, 0.25])
     assert (found.wald["dpo - e-dpo"].p, found.wins["dpo"]["sft"].win) == (0.04321, 0.51)
     assert (found.sft.utility, found.reward_models["rho"].neither.accuracy) == (None, None)
+    how_sure = [found.reward_models[name].calibration for name in ("b0.2", "b0.8")]
+    assert how_sure == [Calibration(loss=0.6432, calibration_error=0.0717), None], "an earlier version made none"
     assert (found.members, found.looks["e-dpo"].title) == (["b0.2", "b0.8"], "e-DPO")
     again = found.as_json()
     assert of(Results, again) == found

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import math
 import random
 import re
 import statistics
@@ -47,7 +48,7 @@ from lm.score import parse
 from lm.stages.data import data, given_pairs, references, tokenizer
 from lm.stages.evaluations import evaluation
 from lm.stages.labels import labelled_pairs, labels
-from lm.stages.rewards import reward, reward_accuracy
+from lm.stages.rewards import reward, reward_held_out
 from lm.stages.run import Run
 from lm.stages.scores import scored_pairs
 from lm.stages.subsets import members, subset
@@ -162,13 +163,16 @@ def test_reward_accuracy_is_that_of_the_given_rewards(given_run: Config) -> None
     of_prompt = {row["prompt"]: row for row in rows()}
     valid = [of_prompt[prompt] for prompt in labelled_pairs(run, "valid")["prompt"]]
     right = [row["score_chosen"] > row["score_rejected"] for row in valid]
-    assert reward_accuracy(run, MAIN)["all"] == {
+    assert reward_held_out(run, MAIN)["all"] == {
         "accuracy": pytest.approx(sum(right) / len(right)),
         "pairs": len(valid),
     }
+    margins = [row["score_chosen"] - row["score_rejected"] for row in valid]
+    calibration = reward_held_out(run, MAIN)["calibration"]
+    assert calibration["loss"] == pytest.approx(statistics.fmean(math.log1p(math.exp(-m)) for m in margins))
     assert members(run) == ["given0", "given1", "given2"]
     right = [row["chosen_rewards"][1] > row["rejected_rewards"][1] for row in valid]
-    assert reward_accuracy(run, "given1")["all"]["accuracy"] == pytest.approx(sum(right) / len(right))
+    assert reward_held_out(run, "given1")["all"]["accuracy"] == pytest.approx(sum(right) / len(right))
 
 
 def test_a_card_says_where_labels_and_rewards_are_from(given_run: Config) -> None:

@@ -21,6 +21,7 @@ def recorded(methods: Mapping[str, Method], text: str = "plain words") -> dict[s
         kind: {"accuracy": 0.25 + len(kind) / 100, "pairs": 7} for kind in ("all", "longer", "shorter")
     }
     accuracy["neither"] = {"accuracy": None, "pairs": 0}
+    model = {**accuracy, "calibration": {"loss": 0.6432, "calibration_error": 0.0717}}
     rows: dict[str, Any] = {}
     for index, (name, method) in enumerate(methods.items(), 1):
         logps = ("chosen_logps", "rejected_logps", "chosen_logratio", "rejected_logratio")
@@ -61,8 +62,8 @@ def recorded(methods: Mapping[str, Method], text: str = "plain words") -> dict[s
             for i, (one, other) in enumerate(combinations(rows, 2))
         },
         "wins": {name: {"sft": {"win": 0.51, "tie": 0.2, "loss": 0.29, "n": 6}} for name in rows},
-        "reward_models": {"rho": accuracy, "b0.2": accuracy, "b0.8": accuracy},
-        "oracle": accuracy,
+        "reward_models": {"rho": model, "b0.2": model, "b0.8": accuracy},  # the last one of an earlier version
+        "oracle": model,
         "labels": {"agreement": 0.8181, "ties_dropped": 3, "longer_preferred": 0.5959},
         "bias": {"rho": bias, "b0.2": bias, "b0.8": bias},
         "data": {"preferences": kept, "references": {**kept, "dropped": {}}, "vocabulary": 300},

@@ -157,6 +157,8 @@ def test_the_numbers_are_those_of_the_results(run: Path, parsed: Parsed) -> None
     for name in ("agreement", "ties_dropped", "longer_preferred"):
         expected[repr(results["labels"][name])] += 1
     for classes in (results["oracle"], *results["reward_models"].values()):
+        how_sure = classes.pop("calibration", {})
+        expected.update(map(repr, how_sure.values()))
         expected.update(repr(kind["accuracy"]) for kind in classes.values() if kind["pairs"])
     assert not expected - shown
     assert expected["0.8181"] == 1, "there is something to miss"

@@ -22,8 +22,8 @@ from lm.objectives import looks
 from lm.reporting.cautions import cautions
 from lm.stages.data import data
 from lm.stages.evaluations import check_prompts, choose, evaluation, pair_logratios, probe_history
-from lm.stages.labels import check_judge, judge_described, labels, oracle_accuracy
-from lm.stages.rewards import asked, reward_accuracy
+from lm.stages.labels import check_judge, judge_described, labels, oracle_held_out
+from lm.stages.rewards import asked, reward_held_out
 from lm.stages.room import check_room
 from lm.stages.run import Run
 from lm.stages.subsets import bias
@@ -68,8 +68,8 @@ def results(run: Run) -> Results:
             "wald": {f"{a} - {b}": wald(rewards[a] - rewards[b]) for a, b in combinations(rewards, 2)},
             "wins": {name: {SFT: win_rates(own, base)} for name, own in rewards.items()},
             "best_of_n": best_of_n(run),
-            "reward_models": {name: reward_accuracy(run, name) for name in asked(run)},
-            "oracle": oracle_accuracy(run),
+            "reward_models": {name: reward_held_out(run, name) for name in asked(run)},
+            "oracle": oracle_held_out(run),
             "judge": judge_described(run),
             "labels": labels(run).metrics,
             "selection": sets.pop("selection", None),

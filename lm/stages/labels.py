@@ -27,7 +27,7 @@ from lm.stages.heads import bradley_terry_model, head_rewards
 from lm.stages.readings import Asked, check_fits, input_of, pair_rewards, sample_rewards, sized_for
 from lm.stages.run import Run, once
 from lm.stages.sampled import prompts_in, sampled_pairs, together
-from lm.stages.trainings import inputs_of, length_classes, precision, sft, start_input
+from lm.stages.trainings import as_reported, inputs_of, length_classes, precision, sft, start_input
 
 
 def check_judge(run: Run) -> None:
@@ -95,9 +95,9 @@ def oracle_input(run: Run) -> Any:
     return {"model": content, **read} if read else content
 
 
-def oracle_accuracy(run: Run) -> dict[str, Any] | None:
-    """How often a trained oracle orders validation pairs as they were given; None for a given or an exact one."""
-    return oracle(run).metrics["accuracy"] if run.config.trains_oracle else None
+def oracle_held_out(run: Run) -> dict[str, Any] | None:
+    """How a trained oracle does on validation pairs as given, by `figures.record.RewardModel`; None without one."""
+    return as_reported(oracle(run).metrics) if run.config.trains_oracle else None
 
 
 def is_exact(run: Run) -> bool:

@@ -17,7 +17,7 @@ from lm.stages.heads import bradley_terry_model
 from lm.stages.labels import labelled_pairs
 from lm.stages.run import Run, once
 from lm.stages.subsets import bias, members, subset
-from lm.stages.trainings import accuracy, inputs_of, joint_oracle, start_input
+from lm.stages.trainings import as_reported, held_out_metrics, inputs_of, joint_oracle, start_input
 
 
 def teachers(run: Run, method: Method) -> list[str]:
@@ -87,14 +87,14 @@ def reward_artifact(run: Run, name: str) -> Artifact:
     return own_oracle(run, name, with_one)
 
 
-def reward_accuracy(run: Run, name: str) -> dict[str, Any]:
-    """How often a reward model, or the reward distilled in its place, orders validation pairs as labelled."""
+def reward_held_out(run: Run, name: str) -> dict[str, Any]:
+    """How a reward model, or the reward distilled in its place, does on validation pairs, by
+    `figures.record.RewardModel`."""
     if name in run.config.methods or run.config.data.rewards == "models":
-        of_model: dict[str, Any] = reward_artifact(run, name).metrics["accuracy"]
-        return of_model
+        return as_reported(reward_artifact(run, name).metrics)
     pairs = labelled_pairs(run, "valid")
     chosen, rejected = (torch.from_numpy(side) for side in stored_rewards(run, pairs, name))
-    return accuracy(run, pairs, chosen, rejected)
+    return as_reported(held_out_metrics(run, pairs, chosen, rejected))
 
 
 def _noise(run: Run, pairs: Any, side: str) -> columns.Floats:

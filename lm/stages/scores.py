@@ -32,7 +32,7 @@ from lm.stages.rewards import own_oracle, planned, reward, reward_artifact, stor
 from lm.stages.run import Run, once
 from lm.stages.sampled import together
 from lm.stages.subsets import bias, members, subset
-from lm.stages.trainings import accuracy, length_coefficient, sft
+from lm.stages.trainings import as_reported, held_out_metrics, length_coefficient, sft
 from lm.stages.unlabelled import PAIRS as UNLABELLED
 from lm.stages.unlabelled import distils_unlabelled, rows_of, unlabelled
 
@@ -190,8 +190,8 @@ def model_scores(run: Run, name: str) -> Artifact:
 
 def on_test_pairs(run: Run, name: str) -> dict[str, Any]:
     """Of a reward model, or of what stands in its place, on the pairs that an evaluation has the policies' accuracy of:
-    `test_accuracy`, how often it orders them as they are labelled, as `lm.stages.trainings.accuracy` has it, and
-    `length_coefficient`, as `lm.data.lengths.slope_on_length` has it."""
+    `test_accuracy`, by `figures.record.RewardModel`, and `length_coefficient`, as `lm.data.lengths.slope_on_length`
+    has it."""
     pairs, what = labelled_pairs(run, "test"), f"{name} on test pairs"
     if name in run.config.methods:
         path, words, limits = reward_artifact(run, name).path, tokenizer_of(run, "reward"), sized_for(run, "reward")
@@ -205,7 +205,7 @@ def on_test_pairs(run: Run, name: str) -> dict[str, Any]:
         model = open_reward_model(reward(run, name).path, sized_for(run, "reward"))
         chosen, rejected, _ = pair_rewards(run, "reward", model, pairs, what)
     return {
-        "test_accuracy": accuracy(run, pairs, chosen, rejected),
+        "test_accuracy": as_reported(held_out_metrics(run, pairs, chosen, rejected)),
         "length_coefficient": length_coefficient(pairs, chosen, rejected),
     }
 

@@ -341,6 +341,12 @@ def joint_oracle(
     return run.store.get("reward", name, inputs, make)
 
 
+def as_reported(metrics: Mapping[str, Any]) -> dict[str, Any]:
+    """The `held_out_metrics` of a reward model as `figures.record.RewardModel` has them; an earlier version made no
+    calibration."""
+    return {**metrics["accuracy"], **{key: metrics[key] for key in ("calibration",) if key in metrics}}
+
+
 def held_out_metrics(run: Run, pairs: Dataset, chosen: torch.Tensor, rejected: torch.Tensor) -> dict[str, Any]:
     """How a reward model does on validation pairs: its accuracy, and how well its probabilities are calibrated."""
     labels = pairs[votes.PROBABILITY][:] if votes.PROBABILITY in pairs.column_names else None

@@ -48,9 +48,9 @@ from lm.stages.evaluations import (
     trained_policy,
     truth,
 )
-from lm.stages.labels import judge_input, labelled_pairs, labels, oracle_accuracy
+from lm.stages.labels import judge_input, labelled_pairs, labels, oracle_held_out
 from lm.stages.readings import Asked
-from lm.stages.rewards import asked, reward_accuracy
+from lm.stages.rewards import asked, reward_held_out
 from lm.stages.run import Run
 from lm.stages.scores import PAIRS, scores
 from lm.stages.subsets import bias
@@ -255,7 +255,7 @@ def study(run: Run) -> dict[str, Any]:
         "temperatures": config.evaluation.temperatures,
         "confidence": config.evaluation.confidence,
         "out_of_domain": None if other is None else {**asdict(config.evaluation.out_of_domain), **other.metrics},
-        "oracle": oracle_accuracy(run),
+        "oracle": oracle_held_out(run),
         "labels": config.data.labels,
         "data": data(run).metrics,
         "world": asdict(config.data.world) if config.data.kind == "world" else None,
@@ -271,7 +271,7 @@ def _split_report(run: Run) -> dict[str, Any]:
         "pairs": bias(run).metrics[MAIN],
         "selection": bias(run).metrics.get("selection"),
         "focal_weights": _focal_weights(run),
-        "reward_models": {name: reward_accuracy(run, name) for name in asked(run)},
+        "reward_models": {name: reward_held_out(run, name) for name in asked(run)},
         "chosen": {name: {"setting": asdict(c.method), "step": c.step, "tried": c.tried} for name, c in chosen.items()},
     }
 

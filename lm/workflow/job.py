@@ -26,7 +26,7 @@ def base(run: Run) -> Record:
     """What all cells of a seed share: data, pi_ref and its evaluations, the oracle, labels."""
     from lm.stages.data import data
     from lm.stages.evaluations import check_prompts, chooses, evaluation, validation
-    from lm.stages.labels import labels, oracle_accuracy
+    from lm.stages.labels import labels, oracle_held_out
     from lm.stages.predictors import shared_states
     from lm.stages.scores import unlabelled_scores
     from lm.stages.trainings import sft
@@ -44,7 +44,7 @@ def base(run: Run) -> Record:
     return {
         "seed": run.config.seed,
         "sft": evaluation(run, SFT).metrics,
-        "oracle": oracle_accuracy(run),
+        "oracle": oracle_held_out(run),
         "labels": labels(run).metrics,
         "data": data(run).metrics,
         **({"best_of_n": best_of_n(run)} if drawn else {}),
@@ -55,7 +55,7 @@ def scores(run: Run) -> Record:
     """What all cells of a seed and a rho share: D_rho, the reward models, scores; and of the predictors what needs no
     policy."""
     from lm.stages.predictors import described, teacher
-    from lm.stages.rewards import asked, reward_accuracy
+    from lm.stages.rewards import asked, reward_held_out
     from lm.stages.scores import everything, on_test_pairs
     from lm.stages.subsets import bias
 
@@ -66,7 +66,7 @@ def scores(run: Run) -> Record:
         "rho": run.config.bias.rho,
         "reward_models": {
             name: {
-                "accuracy": reward_accuracy(run, name),
+                "accuracy": reward_held_out(run, name),
                 **on_test_pairs(run, name),
                 **of_subsets[name],
             }

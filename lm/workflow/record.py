@@ -71,7 +71,7 @@ class Base(Job):
     """Of `lm.workflow.job.base`."""
 
     sft: Measured
-    oracle: Accuracies | None
+    oracle: record.RewardModel | None
     labels: Labels
     data: Data
     best_of_n: list[record.BestOf] | None = None
@@ -82,9 +82,9 @@ class Base(Job):
 class RewardModel(LengthBias):
     """A reward model and the pairs that it was trained on."""
 
-    accuracy: Accuracies
+    accuracy: record.RewardModel
     """On validation pairs."""
-    test_accuracy: Accuracies | None = None
+    test_accuracy: record.RewardModel | None = None
     """On test pairs; None in records that do not have it."""
     length_coefficient: float | None = None
     """Of its rewards of them, see `lm.data.lengths.slope_on_length`; likewise."""

@@ -4,8 +4,9 @@ in them is typed.
 
 A table stands between `<!-- table: NAME -->` and `<!-- end -->`; everything else in the page is prose and stays. With
 stages:PLACE for a name, a file or a folder from this repository's on, it is what the stages of the runs or records
-there took; with bench:PLACE or scale:PLACE, a file, what `lm.bench` or `lm.bench --scale` measured; with effects:PLACE
-what `lm.workflow.regimes` wrote there of each corner.
+there took; with rewards:PLACE, how good the reward models of the records there are; with bench:PLACE or scale:PLACE, a
+file, what `lm.bench` or `lm.bench --scale` measured; with effects:PLACE what `lm.workflow.regimes` wrote there of each
+corner.
 """
 
 from __future__ import annotations
@@ -35,6 +36,7 @@ ROOT = Path(__file__).parents[2]
 GRID = ROOT / "figures" / "results" / "grid.json"
 OF_PLACES: dict[str, Callable[[Path], str]] = {
     "stages": stage_tables.table,
+    "rewards": stage_tables.rewards,
     "bench": bench_tables.table,
     "scale": bench_tables.scale,
     "effects": regimes.table,

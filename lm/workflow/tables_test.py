@@ -92,6 +92,44 @@ def test_what_stages_took_is_what_runs_left(grid: Grid, tmp_path: Path, monkeypa
         fill("<!-- table: stages:none -->\n<!-- end -->", grid)
 
 
+def test_reward_models_are_told_by_how_they_were_trained(
+    grid: Grid, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def model(accuracy: float, error: float | None) -> dict[str, object]:
+        classes = {of: {"accuracy": accuracy, "pairs": 4} for of in ("all", "longer", "neither")}
+        none = {"shorter": {"accuracy": None, "pairs": 0}}
+        calibration = {} if error is None else {"calibration": {"loss": 0.5, "calibration_error": error}}
+        return {"test_accuracy": {**classes, **none, **calibration}}
+
+    def stage(name: str, of: str, minutes: float) -> dict[str, object]:
+        return {"stage": of, "name": name, "finished": name, "cpu_seconds": 60 * minutes, "peak_bytes": 1}
+
+    def record(train: str, stages: list[dict[str, object]], **models: object) -> dict[str, object]:
+        return {"job": "scores", "config": {"reward": {"train": train}}, "reward_models": models, "stages": stages}
+
+    states, body = stage("states", "features", 3.0), stage("rho", "reward", 9.0)
+    heads = [states, stage("rho", "reward", 0.25), stage("b0.2", "reward", 0.75)]
+    for name, made in {
+        "a": record("head", heads, **{"rho": model(0.5, 0.125), "b0.2": model(0.75, 0.25)}),
+        "b": record("head", heads, rho=model(0.7, 0.375)),
+        "c": record("all", [states, body], rho=model(0.9, 0.0625)),
+        "d": record("lora", [body], rho=model(0.9, None)),
+        "e": {"job": "base"},
+    }.items():
+        (tmp_path / f"{name}.json").write_text(json.dumps(made), encoding="utf-8")
+    monkeypatch.setattr("lm.workflow.tables.ROOT", tmp_path)
+    lines = fill("<!-- table: rewards:. -->\n<!-- end -->", grid).splitlines()
+    assert lines[3:-1] == [
+        "| `head` | rho | 0.600 | 0.600 | – | 0.500 | 0.250 | 0.25 | 3.0 |",
+        "| `head` | b0.2 | 0.750 | 0.750 | – | 0.500 | 0.250 | 0.75 | 3.0 |",
+        "| `all` | rho | 0.900 | 0.900 | – | 0.500 | 0.062 | 9.00 | – |",
+    ], "means over records; those of an earlier version, without a calibration, are left out"
+    with pytest.raises(
+        ValueError, match=r"no record of scores at or below .*d.json has its reward models' calibration"
+    ):
+        fill("<!-- table: rewards:d.json -->\n<!-- end -->", grid)
+
+
 def test_what_benchmarks_measured_is_what_they_left(
     grid: Grid, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -179,7 +217,9 @@ def test_prose_is_left_alone_and_an_unknown_table_is_named(grid: Grid) -> None:
     assert fill(page.split("between")[0], grid).startswith("before\n<!-- table: best -->\n| rho |")
     assert "old" not in fill(page, grid)
     assert "between | x |" in fill(page, grid)
-    with pytest.raises(ValueError, match=r"no table 'worst'; .*, stages:PLACE, bench:PLACE, scale:PLACE"):
+    with pytest.raises(
+        ValueError, match=r"no table 'worst'; .*, stages:PLACE, rewards:PLACE, bench:PLACE, scale:PLACE"
+    ):
         fill("<!-- table: worst -->\n<!-- end -->", grid)
 
 
