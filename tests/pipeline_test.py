@@ -53,6 +53,7 @@ from lm.stages.scores import PROBE, scored_pairs, scores
 from lm.stages.subsets import members, subset
 from lm.stages.trainings import sft
 from lm.stages.yardstick import best_of_n
+from lm.workflow import job
 from tests.tiny import causal_lm, reward_model
 
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning")
@@ -291,16 +292,33 @@ def test_labels_are_the_oracles(world_run: tuple[Config, dict[str, Any]]) -> Non
 def test_reward_models_are_listed_with_their_folder_and_accuracy(
     world_run: tuple[Config, dict[str, Any]], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    run, accuracy = Run(world_run[0]), world_run[1]["reward_models"]
+    run, reported = Run(world_run[0]), world_run[1]["reward_models"]
     reward_door.work(run)
-    _, heading, *lines = capsys.readouterr().out.splitlines()
-    assert heading.split() == ["all", "longer", "shorter", "neither"]
+    _, _, heading, *lines = capsys.readouterr().out.splitlines()
+    classes = ["all", "longer", "shorter", "neither"]
+    assert heading.split() == [*classes, "loss", "error"]
     for name, line in zip([MAIN, *members(run)], lines, strict=True):
-        folder, *shares = line.split()
+        folder, *values = line.split()
         assert Path(folder) == reward(run, name).path
-        expected = [accuracy[name][which]["accuracy"] for which in heading.split()]
-        assert shares == ["-" if share is None else f"{share:.3f}" for share in expected]
+        expected = [reported[name][which]["accuracy"] for which in classes]
+        expected += [reported[name]["calibration"][key] for key in ("loss", "calibration_error")]
+        assert values == ["-" if value is None else f"{value:.3f}" for value in expected]
     assert len({tuple(line.split()[1:]) for line in lines}) > 1, "not one model several times"
+
+
+def test_reward_models_can_be_compared_without_what_policies_need(
+    world_run: tuple[Config, dict[str, Any]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run, reported = Run(world_run[0]), world_run[1]["reward_models"]
+    monkeypatch.setattr("lm.stages.scores.scores", lambda run: pytest.fail("reference log-probs and samples"))
+    made = job.rewards(run)["reward_models"]
+    assert {name: model["accuracy"] for name, model in made.items()} == reported
+    pairs = labelled_pairs(run, "test")
+    for name, model in made.items():
+        found = model["test_accuracy"]
+        assert found["all"]["pairs"] == len(pairs), "on test pairs"
+        assert found["calibration"] != reported[name]["calibration"], "which are others than the validation pairs"
+        assert 0 < found["calibration"]["loss"] < 2
 
 
 def test_what_pi_ref_says_of_test_pairs_is_computed_once_and_every_evaluation_is_against_it(

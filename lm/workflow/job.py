@@ -51,15 +51,12 @@ def base(run: Run) -> Record:
     }
 
 
-def scores(run: Run) -> Record:
-    """What all cells of a seed and a rho share: D_rho, the reward models, scores; and of the predictors what needs no
-    policy."""
-    from lm.stages.predictors import described, teacher
+def rewards(run: Run) -> Record:
+    """The reward models alone, by which ways to train them are compared."""
     from lm.stages.rewards import asked, reward_held_out
-    from lm.stages.scores import everything, on_test_pairs
+    from lm.stages.scores import on_test_pairs
     from lm.stages.subsets import bias
 
-    everything(run)
     of_subsets = bias(run).metrics
     return {
         "seed": run.config.seed,
@@ -73,8 +70,18 @@ def scores(run: Run) -> Record:
             for name in asked(run)
             if name in of_subsets
         },
-        **({"set": described(run), "teacher": teacher(run)} if _is_studied(run) else {}),
     }
+
+
+def scores(run: Run) -> Record:
+    """What all cells of a seed and a rho share: D_rho, the reward models, scores; and of the predictors what needs no
+    policy."""
+    from lm.stages.predictors import described, teacher
+    from lm.stages.scores import everything
+
+    everything(run)
+    told = {"set": described(run), "teacher": teacher(run)} if _is_studied(run) else {}
+    return {**rewards(run), **told}
 
 
 def one_cell(run: Run) -> Record:
@@ -185,7 +192,7 @@ def _method(run: Run) -> str:
     return names[0]
 
 
-JOBS: dict[str, Callable[[Run], Record]] = {"base": base, "scores": scores, "cell": one_cell}
+JOBS: dict[str, Callable[[Run], Record]] = {"base": base, "rewards": rewards, "scores": scores, "cell": one_cell}
 COMMON = ("config", "stages", "provenance", "version", "job")
 """What every record has."""
 
@@ -195,7 +202,7 @@ def main(arguments: Sequence[str]) -> int:
     """The command."""
     parser = Parser(
         prog="python -m lm.workflow.job",
-        usage="%(prog)s {base,scores,cell,alpha} --out FILE [--settle] [--like FILE --constant ALPHA] "
+        usage="%(prog)s {base,rewards,scores,cell,alpha} --out FILE [--settle] [--like FILE --constant ALPHA] "
         "[OPTION OF lm.train ...]",
         description=__doc__,
         epilog="All options of `python -m lm.train` may follow; it explains them with --help.\n\n"

@@ -116,12 +116,18 @@ class Student(Rewarded):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Scores(Job):
-    """Of `lm.workflow.job.scores`."""
+class Rewards(Job):
+    """Of `lm.workflow.job.rewards`."""
 
     rho: float | None
     """None where no bias is drawn."""
     reward_models: dict[str, RewardModel]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scores(Rewards):
+    """Of `lm.workflow.job.scores`."""
+
     set: Set | None = None
     """None in earlier records."""
     teacher: Rewarded | None = None
@@ -217,7 +223,7 @@ class Alpha(Cell):
             raise ValueError(f"has method {self.method!r}, where one with a KL term is needed")
 
 
-JOBS: dict[str, type[Job]] = {"base": Base, "scores": Scores, "cell": Cell, "alpha": Alpha}
+JOBS: dict[str, type[Job]] = {"base": Base, "rewards": Rewards, "scores": Scores, "cell": Cell, "alpha": Alpha}
 
 
 def rho_name(rho: float | None) -> str:

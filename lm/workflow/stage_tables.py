@@ -49,8 +49,8 @@ def table(place: Path) -> str:
 
 
 def rewards(place: Path) -> str:
-    """Of the records of `lm.workflow.job scores` at or below a place: each reward model on test pairs, by how it was
-    trained, and what its training took. ValueError where there are none.
+    """Of the records of `lm.workflow.job rewards` or `scores` at or below a place: each reward model on test pairs, by
+    how it was trained, and what its training took. ValueError where there are none.
 
     Columns: what was trained (`reward.train`) and on which set; accuracy by which completion is preferred;
     Bradley-Terry loss, nats, and expected calibration error; CPU minutes of the training, and of the states of the
@@ -59,7 +59,7 @@ def rewards(place: Path) -> str:
     found: dict[tuple[str, str], list[dict[str, Any]]] = {}
     for path in [place] if place.is_file() else sorted(place.rglob("*.json")):
         record = json.loads(path.read_text(encoding="utf-8"))
-        if not isinstance(record, dict) or record.get("job") != "scores":
+        if not isinstance(record, dict) or record.get("job") not in ("rewards", "scores"):
             continue
         for name, model in record["reward_models"].items():
             if "calibration" in model.get("test_accuracy", {}):
@@ -67,10 +67,10 @@ def rewards(place: Path) -> str:
                 own["shared"] = _minutes(record, "features")
                 found.setdefault((record["config"]["reward"]["train"], name), []).append(own)
     if not found:
-        raise ValueError(f"no record of scores at or below {place} has its reward models' calibration")
+        raise ValueError(f"no record of rewards at or below {place} has its reward models' calibration")
 
     def mean(models: list[dict[str, Any]], form: str, *keys: str) -> str:
-        values = [reduce(lambda inner, key: inner[key], keys, model) for model in models]
+        values: list[Any] = [reduce(lambda inner, key: inner[key], keys, model) for model in models]
         known = [value for value in values if value is not None]
         return format(sum(known) / len(known), form) if known else "–"
 

@@ -104,16 +104,16 @@ def test_reward_models_are_told_by_how_they_were_trained(
     def stage(name: str, of: str, minutes: float) -> dict[str, object]:
         return {"stage": of, "name": name, "finished": name, "cpu_seconds": 60 * minutes, "peak_bytes": 1}
 
-    def record(train: str, stages: list[dict[str, object]], **models: object) -> dict[str, object]:
-        return {"job": "scores", "config": {"reward": {"train": train}}, "reward_models": models, "stages": stages}
+    def record(job: str, train: str, stages: list[dict[str, object]], **models: object) -> dict[str, object]:
+        return {"job": job, "config": {"reward": {"train": train}}, "reward_models": models, "stages": stages}
 
     states, body = stage("states", "features", 3.0), stage("rho", "reward", 9.0)
     heads = [states, stage("rho", "reward", 0.25), stage("b0.2", "reward", 0.75)]
     for name, made in {
-        "a": record("head", heads, **{"rho": model(0.5, 0.125), "b0.2": model(0.75, 0.25)}),
-        "b": record("head", heads, rho=model(0.7, 0.375)),
-        "c": record("all", [states, body], rho=model(0.9, 0.0625)),
-        "d": record("lora", [body], rho=model(0.9, None)),
+        "a": record("scores", "head", heads, **{"rho": model(0.5, 0.125), "b0.2": model(0.75, 0.25)}),
+        "b": record("rewards", "head", heads, rho=model(0.7, 0.375)),
+        "c": record("rewards", "all", [states, body], rho=model(0.9, 0.0625)),
+        "d": record("rewards", "lora", [body], rho=model(0.9, None)),
         "e": {"job": "base"},
     }.items():
         (tmp_path / f"{name}.json").write_text(json.dumps(made), encoding="utf-8")
@@ -125,7 +125,7 @@ def test_reward_models_are_told_by_how_they_were_trained(
         "| `all` | rho | 0.900 | 0.900 | – | 0.500 | 0.062 | 9.00 | – |",
     ], "means over records; those of an earlier version, without a calibration, are left out"
     with pytest.raises(
-        ValueError, match=r"no record of scores at or below .*d.json has its reward models' calibration"
+        ValueError, match=r"no record of rewards at or below .*d.json has its reward models' calibration"
     ):
         fill("<!-- table: rewards:d.json -->\n<!-- end -->", grid)
 

@@ -795,7 +795,8 @@ def test_a_mistake_is_one_message(tmp_path: Path, capsys: pytest.CaptureFixture[
 def test_records_are_read_as_they_are_and_so_are_the_first_ones_without_a_version(tmp_path: Path) -> None:
     path = tmp_path / "r.json"
     seen = set()
-    for row in records(seeds=1):
+    rows = records(seeds=1)
+    for row in (*rows, {**rows[1], "job": "rewards"}):
         for record in (row, {**row, "version": VERSION}):
             path.write_text(json.dumps(record))
             assert read(path) == record
@@ -822,7 +823,7 @@ def test_records_are_read_as_they_are_and_so_are_the_first_ones_without_a_versio
         (1, lambda row: row["reward_models"]["rho"].pop("pairs"), "lacks reward_models.rho.pairs"),
         (0, lambda row: row["provenance"].pop("date"), "lacks provenance.date"),
         (0, lambda row: row["config"]["evaluation"].pop("resamples"), "lacks config.evaluation.resamples"),
-        (0, lambda row: row.pop("job"), "has no job, where one of base, scores, cell, alpha is needed"),
+        (0, lambda row: row.pop("job"), "has no job, where one of base, rewards, scores, cell, alpha is needed"),
         (0, lambda row: row.update(job=["cell"]), "has job ['cell'], where one of base"),
         (0, lambda row: row.update(version=2), "is of version 2, and version 1 is read here; "),
     ],
@@ -839,7 +840,7 @@ def test_a_record_that_is_not_whole_is_refused_by_its_files_name_and_the_field(
     ("text", "message"),
     [
         ('{"job": "cell", "seed": 0}', "lacks config, provenance, rho, method and 5 more: it is not whole; "),
-        ("[]", "has no job, where one of base, scores, cell, alpha is needed: it is no record of a job; "),
+        ("[]", "has no job, where one of base, rewards, scores, cell, alpha is needed: it is no record of a job; "),
         ('{"version": 1, "methods": {}}', "has no job, where one of base"),  # as results.json begins
         ("seed: 0", "is not JSON (Expecting value"),
         ("", "is not JSON (Expecting value"),
