@@ -1,4 +1,8 @@
-"""Figure B.1 on real text: log-probs of winners and losers, both estimates of the KL, and accuracy, over training."""
+"""Figure B.1 on real text: log-ratios of winners and losers, both estimates of the KL, and accuracy, over training.
+
+Log-ratios to pi_ref, where Figure B.1 has log-probs: each seed has pairs of its own, whose log-probs lie further apart
+than training moves them.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +14,7 @@ from typing import Any
 from matplotlib.figure import Figure
 
 from figures.captions import plain
-from figures.seeds import curve, together
+from figures.seeds import together
 from figures.studies import RealText, RealTextPreset, Training, read_real_text
 from figures.style import Look, figure, handles_of, layered, legend
 
@@ -22,10 +26,10 @@ Panel = tuple[str, Callable[[Any], float]]
 policy and pi_ref are one, and the sign of their log-ratios is rounding."""
 PANELS: tuple[tuple[Panel, ...], ...] = (
     (
-        ("winners, training", lambda probe: probe.train_chosen_logps),
-        ("winners, held-out", lambda probe: probe.chosen_logps),
-        ("losers, training", lambda probe: probe.train_rejected_logps),
-        ("losers, held-out", lambda probe: probe.rejected_logps),
+        ("winners, training", lambda probe: probe.train_chosen_logratio),
+        ("winners, held-out", lambda probe: probe.chosen_logratio),
+        ("losers, training", lambda probe: probe.train_rejected_logratio),
+        ("losers, held-out", lambda probe: probe.rejected_logratio),
     ),
     (
         ("KL by samples", lambda probe: probe.forward_kl_reference),
@@ -37,7 +41,7 @@ PANELS: tuple[tuple[Panel, ...], ...] = (
 
 
 def draw(results: RealText) -> Figure:
-    """Two rows of panels a preset, a line a method: the mean over seeds, in its interval where there are two or more.
+    """Two rows of panels a preset, a line a method: the mean over seeds; these as thin ones where there are several.
 
     ValueError where seeds share no step.
     """
@@ -54,7 +58,7 @@ def draw(results: RealText) -> Figure:
         block = axes[len(PANELS) * number : len(PANELS) * (number + 1)]
         drawn = {method: line for method, line in lines.items() if method in _of(preset)}
         for axis, (title, quantity) in zip(block.flat, chain(*PANELS), strict=True):
-            _draw(axis, name, preset, drawn, quantity, results.confidence)
+            _draw(axis, name, preset, drawn, quantity)
             axis.set_title(title)
             if axis is not block[0, 0]:
                 axis.sharex(block[0, 0])
@@ -72,13 +76,13 @@ def caption(results: RealText) -> str:
     """What is shown."""
     counts = {plain(name): len(preset.seeds) for name, preset in results.presets.items()}
     seeds = ", ".join(f"{name} ({count} seed{'s' if count > 1 else ''})" for name, count in counts.items())
-    bands = f" bands: {results.confidence:.0%} intervals over seeds;" if max(counts.values()) > 1 else ""
+    each = " thin lines: each seed;" if max(counts.values()) > 1 else ""
     return (
-        r"$\log\pi$ of winners and losers, nats a completion, means over training pairs and over "
-        f"held-out pairs: {seeds}. Lines: means over seeds, as far as all of them trained;{bands} where lines cover "
+        r"$\log\pi/\pi_{\mathrm{ref}}$ of winners and losers, nats a completion, means over training pairs and over "
+        f"held-out pairs: {seeds}. Lines: means over seeds, as far as all of them trained;{each} where lines cover "
         r"each other the later method is the narrower one on top. KL is the mean of "
         r"$\log\pi_{\mathrm{ref}}-\log\pi$, over samples of $\pi_{\mathrm{ref}}$ or over both completions of held-out "
-        r"pairs; the latter is no divergence and may be negative. Margin: $\log\pi/\pi_{\mathrm{ref}}$ of winners less "
+        r"pairs; the latter is no divergence and may be negative. Margin: that of winners less "
         "that of losers; accuracy: share of pairs in which it is positive."
     )
 
@@ -93,7 +97,6 @@ def _draw(
     preset: RealTextPreset,
     lines: dict[str, dict[str, Any]],
     quantity: Callable[[Any], float],
-    confidence: float,
 ) -> None:
     for method, line in lines.items():
         logged = [seed.methods[method].probe for seed in preset.seeds.values()]
@@ -101,4 +104,6 @@ def _draw(
         steps, values = together(paths)
         if not steps:
             raise ValueError(f"presets.{name}: the seeds' probes of {method} share no step")
-        curve(axis, steps, values, line, confidence)
+        axis.plot(steps, values.mean(0), **line)
+        for seed in values if len(values) > 1 else ():
+            axis.plot(steps, seed, color=line["color"], linewidth=0.5, alpha=0.5)

@@ -168,9 +168,9 @@ class RealText(Study):
         for name, preset in self.presets.items():
             for seed, found in preset.seeds.items():
                 for method, one in found.methods.items():
-                    if any(probe.train_chosen_logps is None for probe in one.probe):
+                    if any(probe.train_chosen_logratio is None for probe in one.probe):
                         where = f"presets.{name}.seeds.{seed}.methods.{method}.probe"
-                        raise ValueError(f"lacks {where}.train_chosen_logps, of probe.train_pairs > 0")
+                        raise ValueError(f"lacks {where}.train_chosen_logratio, of probe.train_pairs > 0")
 
 
 # ---------------------------------------------------------------- readers

@@ -67,14 +67,13 @@ def real_text_values(
     def training(pull: float) -> dict[str, Any]:
         def at(step: int, gap: float) -> dict[str, Any]:
             fall = pull * 20 * math.log1p(step / 50) * rng.uniform(0.9, 1.1)
-            return {"step": step, "chosen_logps": -90 - fall, "rejected_logps": -95 - (2 + gap) * fall}
+            logps = {"chosen_logps": -90 - fall, "rejected_logps": -95 - (2 + gap) * fall}
+            return {"step": step, **logps, "chosen_logratio": -fall, "rejected_logratio": -(2 + gap) * fall}
 
         def probed(step: int) -> dict[str, Any]:
             line = at(step, 0)
             fall = -90 - line["chosen_logps"]
             more = {
-                "chosen_logratio": -fall,
-                "rejected_logratio": -2 * fall,
                 "accuracy": 0.5 + 0.2 * math.tanh(fall / 20) + 0.02 * rng.random(),
             }
             learnt = {f"train_{name}": value + 300 for name, value in at(step, 1).items() if name != "step"}
@@ -168,7 +167,9 @@ def test_one_seed_has_no_interval(tmp_path: Path) -> None:
         results = read(kind, values, tmp_path)
         assert not any(axis.collections for axis in module.draw(results).axes)
         assert "interval" not in module.caption(results)
-        assert "90% intervals over seeds" in module.caption(read(kind, BOTH[kind](), tmp_path))
+        several = {"frontier": "90% intervals over seeds", "real_text": "thin lines: each seed"}[kind]
+        assert several in module.caption(read(kind, BOTH[kind](), tmp_path))
+        assert several not in module.caption(results)
 
 
 # ---------------------------------------------------------------- real text
@@ -179,10 +180,10 @@ def test_real_text_draws_each_quantity_of_each_method(tmp_path: Path) -> None:
     results = read("real_text", values, tmp_path)
     panels = {axis.get_title(): axis for axis in real_text.draw(results).axes}
     known = {
-        "winners, training": "train_chosen_logps",
-        "winners, held-out": "chosen_logps",
-        "losers, training": "train_rejected_logps",
-        "losers, held-out": "rejected_logps",
+        "winners, training": "train_chosen_logratio",
+        "winners, held-out": "chosen_logratio",
+        "losers, training": "train_rejected_logratio",
+        "losers, held-out": "rejected_logratio",
         "KL by samples": "forward_kl_reference",
         "KL by pairs": "forward_kl_preferences",
         "accuracy, held-out": "accuracy",
@@ -198,8 +199,14 @@ def test_real_text_draws_each_quantity_of_each_method(tmp_path: Path) -> None:
         np.testing.assert_allclose(shown[skipped:], mean[skipped:])
         low, high = panels[title].get_ylim()
         assert low < np.nanmin(shown) <= np.nanmax(shown) < high, "held-out pairs may be longer than those of training"
-        told_apart(list(panels[title].lines))
-        assert len(panels[title].lines) == len(panels[title].collections) == len(METHODS)
+        lines = [one for one in panels[title].lines if not str(one.get_label()).startswith("_")]
+        told_apart(lines)
+        assert len(lines) == len(METHODS)
+        thin = [np.array(one.get_ydata(), dtype=float) for one in panels[title].lines if one not in lines]
+        assert len(thin) == len(METHODS) * len(logs)
+        for log in logs:
+            own = [entry[name] for entry in log["probe"]][skipped:]
+            assert any(np.allclose(own, seed[skipped:]) for seed in thin), "each seed"
 
 
 def test_presets_may_differ_in_methods_and_seeds(tmp_path: Path) -> None:
@@ -209,7 +216,7 @@ def test_presets_may_differ_in_methods_and_seeds(tmp_path: Path) -> None:
     del fewer["0"]["methods"]["dpo"]
     results = read("real_text", values, tmp_path)
     figure = real_text.draw(results)
-    assert [len(axis.lines) for axis in figure.axes] == [3] * 8 + [4] * 8
+    assert [len(axis.lines) for axis in figure.axes] == [3] * 8 + [4 * 3] * 8, "a mean, and two seeds"
     (legend,) = figure.legends
     assert sorted(text.get_text() for text in legend.get_texts()) == ["DPO", "d-DPO", "dp-DPO", "e-DPO"]
     assert "tldr-small (1 seed), helpfulness-small (2 seeds)" in real_text.caption(results)

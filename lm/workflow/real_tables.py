@@ -18,12 +18,12 @@ table = partial(records.table, padded=False)
 
 
 def _over(values: Iterable[float | None], form: str = ".2f") -> str:
-    """The mean over seeds, and below it the least and the greatest where there are several."""
+    """The mean over seeds, and after it the least and the greatest where these are written otherwise."""
     kept = [value for value in values if value is not None]
     if not kept:
         return "-"
-    mean = format(np.mean(kept), form)
-    return mean if len(kept) == 1 else f"{mean} ({format(min(kept), form)} to {format(max(kept), form)})"
+    mean, least, greatest = (format(of(kept), form) for of in (np.mean, min, max))
+    return mean if least == greatest else f"{mean} ({least} to {greatest})"
 
 
 def _accuracies(found: Iterable[dict[str, Any]]) -> list[str]:
