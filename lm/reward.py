@@ -1,4 +1,4 @@
-"""Trains the reward models that the methods distil, and prints how well each orders held-out pairs."""
+"""Trains the reward models that the methods distil; prints how well each orders held-out pairs, and is calibrated."""
 
 import sys
 

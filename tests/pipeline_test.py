@@ -44,7 +44,7 @@ from lm.reporting.cautions import cautions
 from lm.reporting.results import report
 from lm.reporting.results import results as record_of
 from lm.stages.data import data, given_pairs, opened, references, tokenizer
-from lm.stages.evaluations import choose, evaluation
+from lm.stages.evaluations import choose, evaluation, pair_logratios
 from lm.stages.labels import labelled_pairs, labels, open_oracle, oracle
 from lm.stages.policies import policy
 from lm.stages.rewards import reward
@@ -321,6 +321,11 @@ def test_reward_models_can_be_compared_without_what_policies_need(
         assert 0 < found["calibration"]["loss"] < 2
 
 
+def test_a_job_of_reward_models_needs_a_method_that_distils_one(world_run: tuple[Config, dict[str, Any]]) -> None:
+    with pytest.raises(ValueError, match="methods dpo distil no reward model; name one that does"):
+        job.rewards(Run(replace(world_run[0], methods=["dpo"])))
+
+
 def test_what_pi_ref_says_of_test_pairs_is_computed_once_and_every_evaluation_is_against_it(
     world_run: tuple[Config, dict[str, Any]],
 ) -> None:
@@ -337,9 +342,17 @@ def test_what_pi_ref_says_of_test_pairs_is_computed_once_and_every_evaluation_is
     zero = evaluation(run, SFT).metrics
     assert (zero["kl"], zero["chosen_logratio"], zero["rejected_logratio"]) == (0, 0, 0)
     found = report["methods"]["ipo"]
+    each = pair_logratios(run, "ipo")
+    assert each is not None
     for side, ratios in zip(sides, scored(Path(found["policy"])) - reference, strict=True):
         assert found[f"{side}_logratio"] == pytest.approx(float(ratios.mean()), abs=1e-9)
         assert found[f"{side}_logratio"] != 0
+        assert each[f"{side}_logratio"] == pytest.approx(ratios.tolist(), abs=6e-5), "of every pair"
+    assert np.mean(each["accuracy"]) == pytest.approx(found["accuracy"])
+    of_prompt: dict[str, int] = {}
+    assert each["prompt"] == [of_prompt.setdefault(prompt, len(of_prompt)) for prompt in pairs["prompt"]]
+    assert each["digest"] == (pair_logratios(run, "dpo") or {})["digest"]
+    assert pair_logratios(run, SFT) is None, "which no method is held against"
 
 
 def test_a_second_run_computes_nothing(

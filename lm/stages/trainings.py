@@ -357,10 +357,7 @@ def held_out_metrics(run: Run, pairs: Dataset, chosen: torch.Tensor, rejected: t
 def accuracy(run: Run, pairs: Dataset, chosen: torch.Tensor, rejected: torch.Tensor) -> dict[str, Any]:
     """Share of pairs ordered right, in all and by which completion is preferred; a pair counts once, whatever it
     weighs, and by a soft label as of `lm.training.batches.agreement`: a tie counts half."""
-    classes, labels = length_classes(run, pairs), None
-    if votes.PROBABILITY in pairs.column_names:
-        labels = torch.tensor(pairs[votes.PROBABILITY][:], dtype=torch.float64, device=chosen.device)
-    right = agreement(chosen, rejected, labels)
+    classes, right = length_classes(run, pairs), ordered_right(pairs, chosen, rejected)
     result: dict[str, Any] = {}
     for name in ("all", "longer", "shorter", "neither"):
         rows = torch.from_numpy((classes == name) | (name == "all"))
@@ -368,6 +365,14 @@ def accuracy(run: Run, pairs: Dataset, chosen: torch.Tensor, rejected: torch.Ten
         share = float(right[rows].float().mean()) if count else None
         result[name] = {"accuracy": share, "pairs": count}
     return result
+
+
+def ordered_right(pairs: Dataset, chosen: torch.Tensor, rejected: torch.Tensor) -> torch.Tensor:
+    """1 of each pair that is ordered as labelled, [N], by a soft label as of `lm.training.batches.agreement`."""
+    labels = None
+    if votes.PROBABILITY in pairs.column_names:
+        labels = torch.tensor(pairs[votes.PROBABILITY][:], dtype=torch.float64, device=chosen.device)
+    return agreement(chosen, rejected, labels)
 
 
 def length_coefficient(pairs: Dataset, chosen: torch.Tensor, rejected: torch.Tensor) -> float | None:

@@ -52,7 +52,18 @@ def base(run: Run) -> Record:
 
 
 def rewards(run: Run) -> Record:
-    """The reward models alone, by which ways to train them are compared."""
+    """The reward models alone, by which ways to train them are compared; of methods' own oracles nothing.
+
+    Raises:
+        ValueError: no method distils one.
+    """
+    made = _reward_models(run)
+    if not made["reward_models"]:
+        raise ValueError(f"methods {', '.join(run.config.methods)} distil no reward model; name one that does")
+    return made
+
+
+def _reward_models(run: Run) -> Record:
     from lm.stages.rewards import asked, reward_held_out
     from lm.stages.scores import on_test_pairs
     from lm.stages.subsets import bias
@@ -62,11 +73,7 @@ def rewards(run: Run) -> Record:
         "seed": run.config.seed,
         "rho": run.config.bias.rho,
         "reward_models": {
-            name: {
-                "accuracy": reward_held_out(run, name),
-                **on_test_pairs(run, name),
-                **of_subsets[name],
-            }
+            name: {"accuracy": reward_held_out(run, name), **on_test_pairs(run, name), **of_subsets[name]}
             for name in asked(run)
             if name in of_subsets
         },
@@ -81,7 +88,7 @@ def scores(run: Run) -> Record:
 
     everything(run)
     told = {"set": described(run), "teacher": teacher(run)} if _is_studied(run) else {}
-    return {**rewards(run), **told}
+    return {**_reward_models(run), **told}
 
 
 def one_cell(run: Run) -> Record:
@@ -209,7 +216,9 @@ def main(arguments: Sequence[str]) -> int:
         + epilog("lm.workflow.job", ("cell --out cell.json --seed 1 --bias.rho 0.2 --methods '[e-dpo]'",)),
         formatter_class=Help,
     )
-    parser.add_argument("job", choices=[*JOBS, "alpha"], help="which part of the grid")
+    parser.add_argument(
+        "job", choices=[*JOBS, "alpha"], help="which part of the grid; rewards: the reward models alone"
+    )
     parser.add_argument("--out", type=path, required=True, metavar="FILE", help="where the record goes")
     parser.add_argument(
         "--like",

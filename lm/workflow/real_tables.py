@@ -77,10 +77,11 @@ def accuracy(real: Real) -> str:
             for own in dict.fromkeys(model["name"] for model in of_rho):
                 tested = [m["test_accuracy"] for m in of_rho if m["name"] == own and m.get("test_accuracy")]
                 called = _named(name, "null" if rho is None else f"{rho:g}")
-                rows.append([called, f"reward model {own}", *(_accuracies(tested) if tested else "---")])
+                rows.append([called, f"{len(tested)}", f"reward model {own}", *_accuracies(tested)])
         for rho, method, cells in _cells(study):
-            rows.append([_named(name, rho), method, *_accuracies(cell["test"]["accuracies"] for cell in cells)])
-    return table(["study", "by", "all pairs", "longer preferred", "shorter preferred"], rows)
+            found = _accuracies(cell["test"]["accuracies"] for cell in cells)
+            rows.append([_named(name, rho), f"{len(cells)}", method, *found])
+    return table(["study", "seeds", "by", "all pairs", "longer preferred", "shorter preferred"], rows)
 
 
 PROBED = {
@@ -102,8 +103,8 @@ def last_probe(real: Real) -> str:
             seeds = real["presets"][_named(name, rho)]["seeds"]
             probes = [seeds[f"{cell['seed']}"]["methods"][method]["probe"][-1] for cell in cells]
             values = [_over((probe.get(key) for probe in probes), ".1f") for key in PROBED.values()]
-            rows.append([_named(name, rho), method, *values])
-    return table(["study", "method", *PROBED], rows)
+            rows.append([_named(name, rho), f"{len(cells)}", method, *values])
+    return table(["study", "seeds", "method", *PROBED], rows)
 
 
 MATCHED = {
@@ -118,22 +119,22 @@ MATCHED = {
 
 
 def matched(real: Real) -> str:
-    """Each method where it last orders the probe's held-out pairs at least as well as DPO does after its last step, or,
-    where it never does, the best. Studies without DPO are not there."""
+    """Each method where it last orders the probe's held-out pairs at least as well as DPO does after its last step, in
+    those seeds in which there is such a step. Studies without DPO are not there."""
     rows = []
     for name, study in real["studies"].items():
         for rho, method, _ in _cells(study) if "dpo" in study["methods"] else ():
             seeds = [one["methods"] for one in real["presets"][_named(name, rho)]["seeds"].values()]
-            probes = [_as_accurate(of[method]["probe"], of["dpo"]["probe"][-1]["accuracy"]) for of in seeds]
-            values = [_over((probe.get(key) for probe in probes), form) for key, form in MATCHED.values()]
-            rows.append([_named(name, rho), method, *values])
-    return table(["study", "method", *MATCHED], rows)
+            found = [_as_accurate(of[method]["probe"], of["dpo"]["probe"][-1]["accuracy"]) for of in seeds]
+            probes = [probe for probe in found if probe is not None]
+            values = [_over((probe[key] for probe in probes), form) for key, form in MATCHED.values()]
+            rows.append([_named(name, rho), f"{len(probes)} of {len(seeds)}", method, *values])
+    return table(["study", "seeds", "method", *MATCHED], rows)
 
 
-def _as_accurate(probes: list[dict[str, Any]], accuracy: float) -> dict[str, Any]:
-    trained = probes[1:]
-    enough = min(accuracy, max(probe["accuracy"] for probe in trained))
-    return [probe for probe in trained if probe["accuracy"] >= enough][-1]
+def _as_accurate(probes: list[dict[str, Any]], accuracy: float) -> dict[str, Any] | None:
+    """The last one that is, but for that before training; None where none is."""
+    return next((probe for probe in reversed(probes[1:]) if probe["accuracy"] >= accuracy), None)
 
 
 COMPARED = {"chosen_logratio": "+.2f", "rejected_logratio": "+.2f", "accuracy": "+.3f", "advantage": "+.3f"}
@@ -145,12 +146,11 @@ def less_dpo(real: Real) -> str:
     their records, and the difference of each seed. Studies without DPO, or without such a seed, are not there."""
     rows = []
     for name, study in real["studies"].items():
-        held_out = study.get("held_out") or {"rhos": {}}
-        for rho, of_methods in held_out["rhos"].items():
+        less = study.get("less_dpo") or {"seeds": [], "rhos": {}}
+        for rho, of_methods in less["rhos"].items():
             for method, found in of_methods.items():
-                if differences := found.get("less_dpo"):
-                    cells = [_estimate(differences[key], form) for key, form in COMPARED.items()]
-                    rows.append([_named(name, rho), ", ".join(map(str, held_out["seeds"])), method, *cells])
+                cells = [_estimate(found[key], form) for key, form in COMPARED.items()]
+                rows.append([_named(name, rho), ", ".join(map(str, less["seeds"])), method, *cells])
     return table(["study", "seeds", "method less DPO", "winners, nats", "losers, nats", "accuracy", "advantage"], rows)
 
 

@@ -161,18 +161,23 @@ class Settled:
 
 @dataclass(frozen=True, kw_only=True)
 class Pairs:
-    """log pi - log pi_ref of the completions of each test pair, nats."""
+    """A policy on each test pair, in one order."""
 
+    digest: str
+    """Of the pairs' ids in this order."""
+    prompt: list[int]
+    """Which prompt a pair is of, numbered from 0 as they come: pairs of one are not independent."""
     chosen_logratio: list[float]
+    """log pi - log pi_ref, nats."""
     rejected_logratio: list[float]
+    accuracy: list[float]
+    """1 where it is ordered as labelled; a tie is a half, and of a soft label the probability."""
 
     def __post_init__(self) -> None:
-        chosen, rejected = len(self.chosen_logratio), len(self.rejected_logratio)
-        if chosen != rejected or not chosen:
-            raise ValueError(
-                f"has {chosen} pairs.chosen_logratio and {rejected} pairs.rejected_logratio, where as many are needed, "
-                "at least one"
-            )
+        count = {of: len(getattr(self, of)) for of in ("prompt", "chosen_logratio", "rejected_logratio", "accuracy")}
+        if len(set(count.values())) > 1 or not self.prompt:
+            found = ", ".join(f"{many} pairs.{of}" for of, many in count.items())
+            raise ValueError(f"has {found}, where as many of each are needed, at least one")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -151,7 +151,7 @@ def test_a_record_is_gone_on_from(monkeypatch: pytest.MonkeyPatch, tmp_path: Pat
     with pytest.raises(ValueError, match="is settled already"):
         settle(monkeypatch, tmp_path, 3.0, like=first | record)
     other = options_of(tmp_path, "--policy.learning_rate", "0.5")
-    with pytest.raises(ValueError, match=r"made with other options \(policy\)"):
+    with pytest.raises(ValueError, match=r"made with other options \(policy.learning_rate .* and not 0.5\)"):
         settle(monkeypatch, tmp_path, 3.0, like=first | {"config": other})
 
 

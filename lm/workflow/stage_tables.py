@@ -1,11 +1,9 @@
-"""What each stage of runs took, and how good reward models are that were trained in several ways, as tables: from
-results.json of a run, or the records of a study's jobs."""
+"""What each stage of runs took, as a table: from results.json of a run, or the records of a study's jobs."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Iterable
-from functools import reduce
 from pathlib import Path
 from typing import Any
 
@@ -46,50 +44,3 @@ def table(place: Path) -> str:
 
     headings = ["stage", "artifacts", "CPU s", "share", "wall s", "peak MB"]
     return records.table(headings, [*(cells(*row) for row in rows.items()), cells("all", every)], padded=False)
-
-
-def rewards(place: Path) -> str:
-    """Of the records of `lm.workflow.job rewards` or `scores` at or below a place: each reward model on test pairs, by
-    how it was trained, and what its training took. ValueError where there are none.
-
-    Columns: what was trained (`reward.train`) and on which set; accuracy by which completion is preferred;
-    Bradley-Terry loss, nats, and expected calibration error; CPU minutes of the training, and of the states of the
-    frozen body that all heads of a record share.
-    """
-    found: dict[tuple[str, str], list[dict[str, Any]]] = {}
-    for path in [place] if place.is_file() else sorted(place.rglob("*.json")):
-        record = json.loads(path.read_text(encoding="utf-8"))
-        if not isinstance(record, dict) or record.get("job") not in ("rewards", "scores"):
-            continue
-        for name, model in record["reward_models"].items():
-            if "calibration" in model.get("test_accuracy", {}):
-                own = {**model["test_accuracy"], "minutes": _minutes(record, "reward", name)}
-                own["shared"] = _minutes(record, "features")
-                found.setdefault((record["config"]["reward"]["train"], name), []).append(own)
-    if not found:
-        raise ValueError(f"no record of rewards at or below {place} has its reward models' calibration")
-
-    def mean(models: list[dict[str, Any]], form: str, *keys: str) -> str:
-        values: list[Any] = [reduce(lambda inner, key: inner[key], keys, model) for model in models]
-        known = [value for value in values if value is not None]
-        return format(sum(known) / len(known), form) if known else "–"
-
-    rows = [
-        [
-            f"`{train}`",
-            name,
-            *(mean(models, ".3f", of, "accuracy") for of in ("all", "longer", "shorter")),
-            *(mean(models, ".3f", "calibration", of) for of in ("loss", "calibration_error")),
-            mean(models, ".2f", "minutes"),
-            mean(models, ".1f", "shared") if train == "head" else "–",
-        ]
-        for (train, name), models in found.items()
-    ]
-    headings = ["trained", "on", "accuracy", "longer preferred", "shorter preferred", "loss", "calibration error"]
-    return records.table([*headings, "CPU minutes", "shared by all"], rows, padded=False)
-
-
-def _minutes(record: dict[str, Any], stage: str, name: str | None = None) -> float | None:
-    """CPU minutes of a stage's artifacts, of this name alone where there is one; None where none was measured."""
-    every = [one for one in told([record]) if one["stage"] == stage and name in (None, one["name"])]
-    return sum(one["cpu_seconds"] for one in every) / 60 if every else None

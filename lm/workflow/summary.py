@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import sys
-from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import MISSING, asdict, fields, is_dataclass
@@ -28,6 +27,8 @@ from lm.workflow.rules import at_edge, still_learning
 from lm.workflow.stage_tables import told
 from theory.records import write_text
 
+MODELS = ("model", "oracle_model", "oracle_base", "reward_base")
+"""Options that name one."""
 Differences = dict[str, list[np.ndarray]]
 """Of each method, oracle rewards minus those of pi_ref: [N] of the test prompts, an array a seed."""
 
@@ -39,10 +40,10 @@ def summary(records: Sequence[Record]) -> dict[str, Any]:
     seeds: they cover the choice of prompts and the draw of completions, and not what another seed's world and training
     would give; `by_seed` shows that. `wald` and `wins` pool the prompts of all seeds likewise.
 
-    `held_out` is of all test pairs: log-ratios to pi_ref of winners and losers, nats, and the share of pairs that they
-    order as labelled; `less_dpo` of each, and of the advantage, is the difference from DPO pair by pair (prompt by
-    prompt). Its seeds are those whose cells all have pairs, which records of earlier versions lack; it is None where
-    there are none.
+    `less_dpo` is each method less DPO: log-ratios to pi_ref of the test pairs' winners and losers, nats, and accuracy,
+    pair by pair, and the advantage, prompt by prompt. The bootstrap draws prompts with all their pairs. Its seeds are
+    those whose cells all have pairs, which records of earlier versions lack; it is None where there are none. Seeds
+    split one set anew, so that a pair may be in several: by_seed shows what each gives.
 
     Args:
         records: of `lm.workflow.job`, in any order.
@@ -79,7 +80,11 @@ def summary(records: Sequence[Record]) -> dict[str, Any]:
         "rhos": rhos,
         "methods": methods,
         "looks": looks(methods),
-        "members": [name for name in scores[seeds[0], rhos[0]]["reward_models"] if name != MAIN],
+        "members": [
+            name
+            for name in scores[seeds[0], rhos[0]]["reward_models"]
+            if name != MAIN and all(name in record["reward_models"] for record in scores.values())
+        ],
         "confidence": config["confidence"],
         "sft": {str(seed): bases[seed,]["sft"] for seed in seeds},
         "base": {str(seed): _base(bases[seed,]) for seed in seeds},
@@ -87,7 +92,7 @@ def summary(records: Sequence[Record]) -> dict[str, Any]:
             rho_name(rho): {name: _mean(values, config, "advantage") for name, values in differences[rho].items()}
             for rho in rhos
         },
-        "held_out": _held_out(cells, seeds, rhos, methods),
+        "less_dpo": _less_dpo(cells, seeds, rhos, methods),
         "wald": {rho_name(rho): _wald(differences[rho]) for rho in rhos},
         "wins": {rho_name(rho): _wins(rewards[rho], reference) for rho in rhos},
         "reward_models": [
@@ -106,8 +111,26 @@ def summary(records: Sequence[Record]) -> dict[str, Any]:
         "config": _shared(records),
         "provenance": _provenance(records, seeds),
     }
-    whole: dict[str, Any] = rounded(document)
+    whole: dict[str, Any] = rounded(_without_places(document, records))
     return whole
+
+
+def _without_places(value: Any, records: Sequence[Record]) -> Any:
+    """With files and folders of the options, which are of no use elsewhere, by their last names."""
+    options = [record["config"] for record in records]
+    files = {one for each in options for one in (each.get("data") or {}).values()}
+    named = {*files, *(each.get(name) for each in options for name in MODELS)}
+    places = sorted({f"{Path(one).parent}/" for one in named if isinstance(one, str) and Path(one).is_absolute()})
+
+    def shortened(value: Any) -> Any:
+        if isinstance(value, str):
+            place = max((one for one in places if value.startswith(one)), key=len, default="")
+            return value.removeprefix(place)
+        if isinstance(value, Mapping):
+            return {key: shortened(item) for key, item in value.items()}
+        return [shortened(item) for item in value] if isinstance(value, list | tuple) else value
+
+    return shortened(value)
 
 
 def _base(record: Record) -> dict[str, Any]:
@@ -147,19 +170,19 @@ def _without_own(record: Record) -> dict[str, Any]:
     own = {"seed", "methods", "output_dir", "report_to"}
     options = {name: value for name, value in record["config"].items() if name not in own}
     for name, value in options.items():
-        if isinstance(value, str) and is_kept(value, record["config"]["output_dir"]):
+        if name in MODELS and value is not None and is_kept(value, record["config"]["output_dir"]):
             options[name] = Path(value).name
     return {**options, "bias": {name: value for name, value in options["bias"].items() if name != "rho"}}
 
 
 def _shared(records: Sequence[Record]) -> dict[str, Any]:
     """The options of a grid: those that all its records have in common, and each method's own as in its cells."""
-    options = _without_own(records[0])
-    sweep = dict(options.get("sweep", {}))
+    methods = {option_of(name) for name in METHODS}
+    options = {name: value for name, value in _without_own(records[0]).items() if name not in methods}
+    sweep: dict[str, Any] = {}
     for record in records:
         if name := record.get("method"):
             options |= {key: record["config"][key] for key in (option_of(name),) if key in record["config"]}
-            sweep.pop(name, None)
             sweep |= {key: tried for key, tried in record["config"].get("sweep", {}).items() if key == name}
     return {**options, "sweep": sweep}
 
@@ -198,25 +221,47 @@ def _filled(kind: Any, options: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def check_options(records: Sequence[Record]) -> None:
-    """Of a method's own options, its sweep among them, only its cells are asked, as nothing else depends on them.
+    """Of a method's own options, its sweep among them, only its cells are asked: no number of others depends on them.
 
     Raises:
         ValueError: there are no records, or one was made with other options than the first that it is to agree with.
     """
     if not records:
         raise ValueError("a summary needs the records of a grid, got none")
-    found: dict[str, tuple[Record, dict[str, Any]]] = {}
+    for record in records:
+        if record["job"] == "rewards":
+            raise ValueError(f"{_told(record)} is of reward models alone, which are no part of a grid; leave it out")
+    found: dict[str | None, tuple[Record, dict[str, Any]]] = {}
     for record in records:
         common, own = _options(record)
-        for of, options in (("all", common), (record.get("method", "none"), own)):
-            first, expected = found.setdefault(of, (record, options))
-            differing = [name for name in expected if expected[name] != options.get(name)]
-            if differing or expected.keys() != options.keys():
-                what = ", ".join(differing) or "their names"
+        of_kinds: list[tuple[str | None, dict[str, Any]]] = [(None, common)]
+        of_kinds += [(record["method"], own)] if own else []
+        for kind, options in of_kinds:
+            first, expected = found.setdefault(kind, (record, options))
+            if options != expected:
                 raise ValueError(
-                    f"the {record['job']} record of seed {record['seed']} was made with other options ({what}) than "
-                    f"the {first['job']} record of seed {first['seed']}; run the workflow again"
+                    f"{_told(record)} was made with other options ({_differences(expected, options)}) than "
+                    f"{_told(first)}; make one of them again, or leave it out"
                 )
+
+
+def _told(record: Record) -> str:
+    which = ", ".join(f"{key} {record[key]}" for key in ("seed", "rho", "method", "alpha") if key in record)
+    return f"the {record['job']} record of {which}"
+
+
+def _differences(expected: Mapping[str, Any], options: Mapping[str, Any], within: str = "") -> str:
+    """The options that differ, with both values."""
+    told = []
+    for name in dict.fromkeys((*expected, *options)):
+        first, here = (one.get(name, MISSING) for one in (expected, options))
+        if isinstance(first, Mapping) and isinstance(here, Mapping):
+            if first != here:
+                told.append(_differences(first, here, f"{within}{name}."))
+        elif first != here:
+            values = " and not ".join("nothing" if one is MISSING else f"{one!r}" for one in (here, first))
+            told.append(f"{within}{name} {values}")
+    return ", ".join(told)
 
 
 def _options(record: Record) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -232,11 +277,16 @@ def _options(record: Record) -> tuple[dict[str, Any], dict[str, Any]]:
 
 
 def _check_paired(cells: Mapping[tuple[Any, ...], Record]) -> None:
-    """The same samples of pi_ref mean the same prompts in the same order."""
-    first: dict[int, list[float]] = {}
+    """The same samples of pi_ref mean the same prompts in the same order; of pairs there is a digest."""
+    first: dict[tuple[str, int], Any] = {}
     for (seed, rho, method), record in cells.items():
-        if record["rewards"][SFT] != first.setdefault(seed, record["rewards"][SFT]):
-            raise ValueError(f"the cell of {_named((seed, rho, method))} has other test samples of pi_ref than others")
+        here = _named((seed, rho, method))
+        if record["rewards"][SFT] != first.setdefault((SFT, seed), record["rewards"][SFT]):
+            raise ValueError(f"the cell of {here} has other test samples of pi_ref than others")
+        pairs = record.get("pairs")
+        own = pairs and (pairs["digest"], pairs["prompt"])
+        if pairs and own != first.setdefault(("pairs", seed), own):
+            raise ValueError(f"the cell of {here} has other test pairs (pairs.digest, pairs.prompt) than others")
 
 
 def _check_settled(cells: Mapping[tuple[Any, ...], Record]) -> None:
@@ -268,16 +318,31 @@ def _cell(record: Record) -> Record:
     return {**kept, "validation": tried, "probe": record["probe"], **{key: record[key] for key in more}}
 
 
-def _mean(by_seed: Sequence[np.ndarray], config: Mapping[str, Any], name: str = "mean") -> dict[str, Any]:
+def _mean(
+    by_seed: Sequence[np.ndarray],
+    config: Mapping[str, Any],
+    name: str = "mean",
+    groups: Sequence[Sequence[int]] | None = None,
+) -> dict[str, Any]:
     """Over the values of all seeds, [N] a seed: the mean, by this name, its interval by a bootstrap within seeds, and
-    the means of the seeds."""
+    the means of the seeds. With groups, [N] a seed, numbered from 0, it draws these, each with all its values."""
     pooled = np.concatenate(by_seed)
     if np.ptp(pooled) == 0:
         interval = [float(pooled[0])] * 2
     else:
+        of = [np.asarray(own) for own in groups or [range(len(values)) for values in by_seed]]
+        sums = [np.bincount(own, values) for own, values in zip(of, by_seed, strict=True)]
+        counts = [np.bincount(own) for own in of]
+
+        def mean(*drawn: np.ndarray, axis: int) -> np.ndarray:
+            total, count = (
+                sum(values[own].sum(axis) for values, own in zip(each, drawn, strict=True)) for each in (sums, counts)
+            )
+            return np.asarray(total / count)
+
         low, high = stats.bootstrap(
-            by_seed,
-            lambda *samples, axis: np.concatenate(samples, axis=axis).mean(axis=axis),
+            [np.arange(len(values)) for values in sums],
+            mean,
             confidence_level=config["confidence"],
             n_resamples=config["resamples"],
             batch=1000,
@@ -294,39 +359,29 @@ def _mean(by_seed: Sequence[np.ndarray], config: Mapping[str, Any], name: str = 
     }
 
 
-def _held_out(
+OF_PAIRS = ("chosen_logratio", "rejected_logratio", "accuracy")
+"""What a cell's record has of each test pair."""
+
+
+def _less_dpo(
     cells: Mapping[tuple[Any, ...], Record], seeds: Sequence[int], rhos: Sequence[float | None], methods: Sequence[str]
 ) -> dict[str, Any] | None:
     without = {seed for (seed, _, _), record in cells.items() if record.get("pairs") is None}
     seeds = [seed for seed in seeds if seed not in without]
-    if not seeds:
+    if "dpo" not in methods or not seeds:
         return None
 
-    def values(rho: float | None, method: str) -> Differences:
-        records = [cells[seed, rho, method] for seed in seeds]
-        of_pairs = {
-            key: [np.array(record["pairs"][key]) for record in records]
-            for key in ("chosen_logratio", "rejected_logratio")
-        }
-        ordered = [(won > lost).astype(float) for won, lost in zip(*of_pairs.values(), strict=True)]
-        rewards = [np.subtract(record["rewards"][method], record["rewards"][SFT]) for record in records]
-        return {**of_pairs, "accuracy": ordered, "advantage": rewards}
+    def less(rho: float | None, method: str) -> dict[str, Any]:
+        records = [(cells[seed, rho, method], cells[seed, rho, "dpo"]) for seed in seeds]
+        prompts = [own["pairs"]["prompt"] for own, _ in records]
+        found = {key: [np.subtract(*(record["pairs"][key] for record in both)) for both in records] for key in OF_PAIRS}
+        rewards = [np.subtract(own["rewards"][method], dpo["rewards"]["dpo"]) for own, dpo in records]
+        of_pairs = {key: _mean(values, config, groups=prompts) for key, values in found.items()}
+        return {**of_pairs, "advantage": _mean(rewards, config)}
 
-    def less(ours: Differences, theirs: Differences) -> Differences:
-        return {key: [np.subtract(*both) for both in zip(ours[key], theirs[key], strict=True)] for key in ours}
-
-    def means(of: Differences) -> dict[str, Any]:
-        return {key: _mean(by_seed, config) for key, by_seed in of.items()}
-
-    config, of_rhos = next(iter(cells.values()))["config"]["evaluation"], dict[str, Any]()
-    for rho in rhos:
-        all_of = {method: values(rho, method) for method in methods}
-        dpo = all_of.get("dpo")
-        of_rhos[rho_name(rho)] = {
-            method: means(own) | ({"less_dpo": means(less(own, dpo))} if dpo is not None and method != "dpo" else {})
-            for method, own in all_of.items()
-        }
-    return {"seeds": seeds, "rhos": of_rhos}
+    config = next(iter(cells.values()))["config"]["evaluation"]
+    others = [method for method in methods if method != "dpo"]
+    return {"seeds": seeds, "rhos": {rho_name(rho): {method: less(rho, method) for method in others} for rho in rhos}}
 
 
 def _wald(differences: Differences) -> dict[str, Any]:
@@ -449,16 +504,19 @@ def as_text(document: Mapping[str, Any]) -> str:
 
 
 def whole_seeds(records: Sequence[Record]) -> list[Record]:
-    """Records of the seeds that have as many as the seed with most; says which are left out.
+    """Records of the seeds that have all that the seed with most has; says which are left out.
 
     A grid that goes on can be summed up so: a seed is whole, or it is not there.
     """
-    count = Counter(record["seed"] for record in records)
-    most = max(count.values(), default=0)
-    for seed, found in sorted(count.items()):
-        if found < most:
-            progress.say(f"seed {seed} is left out: it has {found} of {most} records so far")
-    return [record for record in records if count[record["seed"]] == most]
+    kinds = ("job", "rho", "method", "alpha")
+    of_seed: dict[int, set[tuple[Any, ...]]] = {}
+    for record in records:
+        of_seed.setdefault(record["seed"], set()).add(tuple(record.get(kind) for kind in kinds))
+    most = max(of_seed.values(), key=len, default=set())
+    for seed, found in sorted(of_seed.items()):
+        if lacking := len(most - found):
+            progress.say(f"seed {seed} is left out: it lacks {lacking} of {len(most)} records so far")
+    return [record for record in records if of_seed[record["seed"]] >= most]
 
 
 def with_study(path: Path, name: str, document: Mapping[str, Any]) -> dict[str, Any]:

@@ -24,7 +24,7 @@ import numpy as np
 from figures.seeds import interval
 from lm.base.command import argument_parser, as_command, path
 from lm.objectives import MAIN, METHODS
-from lm.workflow import bench_tables, real_tables, regimes, stage_tables
+from lm.workflow import bench_tables, real_tables, regimes, reward_tables, stage_tables
 from lm.workflow.record import rho_name
 from theory import records
 from theory.records import write_text
@@ -36,7 +36,7 @@ ROOT = Path(__file__).parents[2]
 GRID = ROOT / "figures" / "results" / "grid.json"
 OF_PLACES: dict[str, Callable[[Path], str]] = {
     "stages": stage_tables.table,
-    "rewards": stage_tables.rewards,
+    "rewards": reward_tables.table,
     "bench": bench_tables.table,
     "scale": bench_tables.scale,
     "effects": regimes.table,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -92,42 +93,65 @@ def test_what_stages_took_is_what_runs_left(grid: Grid, tmp_path: Path, monkeypa
         fill("<!-- table: stages:none -->\n<!-- end -->", grid)
 
 
-def test_reward_models_are_told_by_how_they_were_trained(
-    grid: Grid, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def model(accuracy: float, error: float | None) -> dict[str, object]:
+def reward_record(
+    job: str, seed: int, train: str, models: dict[str, tuple[float, float | None]], **options: Any
+) -> str:
+    """As `lm.workflow.job` writes it; of each model its accuracy and its calibration error."""
+    pairs = dict.fromkeys(("pairs", "longer_preferred", "shorter_preferred", "mean_chosen_length"), 2)
+
+    def model(accuracy: float, error: float | None) -> dict[str, Any]:
         classes = {of: {"accuracy": accuracy, "pairs": 4} for of in ("all", "longer", "neither")}
         none = {"shorter": {"accuracy": None, "pairs": 0}}
         calibration = {} if error is None else {"calibration": {"loss": 0.5, "calibration_error": error}}
-        return {"test_accuracy": {**classes, **none, **calibration}}
+        held_out = {**classes, **none, **calibration}
+        return {"accuracy": held_out, "test_accuracy": held_out, **pairs, "mean_rejected_length": 2}
 
-    def stage(name: str, of: str, minutes: float) -> dict[str, object]:
-        return {"stage": of, "name": name, "finished": name, "cpu_seconds": 60 * minutes, "peak_bytes": 1}
+    def stage(of: str, name: str, seconds: float) -> dict[str, Any]:
+        cost = dict.fromkeys(("wall_seconds", "peak_bytes"), 1)
+        return {"stage": of, "name": name, "finished": name, "cpu_seconds": seconds, **cost}
 
-    def record(job: str, train: str, stages: list[dict[str, object]], **models: object) -> dict[str, object]:
-        return {"job": job, "config": {"reward": {"train": train}}, "reward_models": models, "stages": stages}
+    stages = [stage("features", "states", 30.0), *(stage("reward", name, 2.0 + seed) for name in models)]
+    trained = {"reward": {"train": train, "epochs": seed}, "lora": {"rank": 8 if train == "lora" else None}}
+    evaluation = {"confidence": 0.9, "resamples": 100}
+    config = {"output_dir": "s", "bias": {"rho": 0.2}, "evaluation": evaluation, **trained, **options}
+    about = {"commit": "c", "date": "2026-01-02", "machine": {"processor": "P", "cores": 2}}
+    made = {name: model(*found) for name, found in models.items()}
+    own = {"job": job, "seed": seed, "rho": 0.2, "reward_models": made, "config": config, "stages": stages}
+    return json.dumps({**own, "provenance": about})
 
-    states, body = stage("states", "features", 3.0), stage("rho", "reward", 9.0)
-    heads = [states, stage("rho", "reward", 0.25), stage("b0.2", "reward", 0.75)]
-    for name, made in {
-        "a": record("scores", "head", heads, **{"rho": model(0.5, 0.125), "b0.2": model(0.75, 0.25)}),
-        "b": record("rewards", "head", heads, rho=model(0.7, 0.375)),
-        "c": record("rewards", "all", [states, body], rho=model(0.9, 0.0625)),
-        "d": record("rewards", "lora", [body], rho=model(0.9, None)),
-        "e": {"job": "base"},
-    }.items():
-        (tmp_path / f"{name}.json").write_text(json.dumps(made), encoding="utf-8")
+
+def test_reward_models_are_told_by_how_they_were_trained(
+    grid: Grid, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("lm.workflow.tables.ROOT", tmp_path)
-    lines = fill("<!-- table: rewards:. -->\n<!-- end -->", grid).splitlines()
-    assert lines[3:-1] == [
-        "| `head` | rho | 0.600 | 0.600 | – | 0.500 | 0.250 | 0.25 | 3.0 |",
-        "| `head` | b0.2 | 0.750 | 0.750 | – | 0.500 | 0.250 | 0.75 | 3.0 |",
-        "| `all` | rho | 0.900 | 0.900 | – | 0.500 | 0.062 | 9.00 | – |",
-    ], "means over records; those of an earlier version, without a calibration, are left out"
-    with pytest.raises(
-        ValueError, match=r"no record of rewards at or below .*d.json has its reward models' calibration"
-    ):
+    page = "<!-- table: rewards:. -->\n<!-- end -->"
+
+    def write(**files: str) -> None:
+        for name, text in files.items():
+            (tmp_path / f"{name}.json").write_text(text, encoding="utf-8")
+
+    write(
+        a=reward_record("scores", 0, "head", {"rho": (0.5, 0.125), "b0.2": (0.75, 0.25)}),
+        b=reward_record("rewards", 1, "head", {"rho": (0.7, 0.375)}),
+        c=reward_record("rewards", 0, "lora", {"rho": (0.9, 0.0625)}),
+        d=reward_record("rewards", 0, "all", {"rho": (0.9, None)}),
+    )
+    assert fill(page, grid).splitlines()[3:-1] == [
+        "| `head` | 2 | rho | 0.600 | 0.600 | – | 0.500 | 0.250 | 2.5 | 30.0 |",
+        "| `head` | 1 | b0.2 | 0.750 | 0.750 | – | 0.500 | 0.250 | 2.0 | 30.0 |",
+        "| `lora` | 1 | rho | 0.900 | 0.900 | – | 0.500 | 0.062 | 2.0 | – |",
+    ], "means over seeds; one of an earlier version, without a calibration, is left out"
+    with pytest.raises(ValueError, match=r"no record of rewards at or below .*d.json has its reward models"):
         fill("<!-- table: rewards:d.json -->\n<!-- end -->", grid)
+    write(d=reward_record("rewards", 0, "head", {"rho": (0.9, 0.1)}))
+    with pytest.raises(ValueError, match=r"there are two records of rho of seed 0, trained head, in"):
+        fill(page, grid)
+    write(d=reward_record("rewards", 2, "head", {"rho": (0.9, 0.1)}, data={"kind": "hh"}))
+    with pytest.raises(ValueError, match=r"of seed 2, rho 0.2 was made with other options \(data"):
+        fill(page, grid)
+    write(d="{")
+    with pytest.raises(ValueError, match=r"d.json is not JSON"):
+        fill(page, grid)
 
 
 def test_what_benchmarks_measured_is_what_they_left(
@@ -187,20 +211,22 @@ def test_several_seeds_are_a_mean_and_its_ends() -> None:
     assert (_over([0.5]), _over([0.5, 0.7, None]), _over([None])) == ("0.50", "0.60 (0.50 to 0.70)", "-")
 
 
-def test_a_matched_probe_is_the_last_that_is_accurate_enough_or_the_best() -> None:
+def test_a_matched_probe_is_the_last_that_is_accurate_enough() -> None:
     probes = [{"step": step, "accuracy": a} for step, a in enumerate((0.9, 0.5, 0.7, 0.6, 0.7, 0.4))]
-    steps = {bar: _as_accurate(probes, bar)["step"] for bar in (0.4, 0.6, 0.65, 0.7, 0.8)}
-    assert steps == {0.4: 5, 0.6: 4, 0.65: 4, 0.7: 4, 0.8: 4}, "never the untrained one"
+    found = {bar: _as_accurate(probes, bar) for bar in (0.4, 0.6, 0.65, 0.7, 0.8)}
+    steps = {bar: probe and probe["step"] for bar, probe in found.items()}
+    assert steps == {0.4: 5, 0.6: 4, 0.65: 4, 0.7: 4, 0.8: None}, "never the untrained one"
+    assert _as_accurate(probes[:1], 0.1) is None
 
 
 def test_differences_from_dpo_have_their_interval_and_every_seed() -> None:
     def found(*by_seed: float) -> dict[str, object]:
         return {"mean": 0.5, "ci": [-0.25, 1.25], "by_seed": list(by_seed), "n": 9}
 
-    of_method = {"less_dpo": dict.fromkeys(("chosen_logratio", "rejected_logratio", "accuracy"), found(0.4, 0.6))}
-    of_method["less_dpo"]["advantage"] = found(0.5)
-    held_out = {"seeds": [3, 5], "rhos": {"0.2": {"dpo": {}, "ipo": of_method}}}
-    rows = less_dpo({"studies": {"a": {"held_out": held_out}, "b": {"held_out": None}, "c": {}}}).splitlines()[2:]
+    of_method = dict.fromkeys(("chosen_logratio", "rejected_logratio", "accuracy"), found(0.4, 0.6))
+    of_method["advantage"] = found(0.5)
+    less = {"seeds": [3, 5], "rhos": {"0.2": {"ipo": of_method}}}
+    rows = less_dpo({"studies": {"a": {"less_dpo": less}, "b": {"less_dpo": None}, "c": {}}}).splitlines()[2:]
     assert [cell.strip() for cell in rows[0].strip("| ").split("|")] == [
         "a, rho 0.2",
         "3, 5",

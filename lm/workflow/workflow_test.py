@@ -26,7 +26,7 @@ from lm.objectives import DPO, METHODS, Pessimism, looks
 from lm.stages.run import Run
 from lm.workflow import job
 from lm.workflow.record import JOBS, VERSION, read
-from lm.workflow.summary import as_text, main, summary, whole_seeds, with_defaults, with_study
+from lm.workflow.summary import _mean, as_text, main, summary, whole_seeds, with_defaults, with_study
 
 WORKFLOW = Path(job.__file__).parent
 STEPS = {"max_steps": 2, "batch_size": 8, "learning_rate": 0.01}
@@ -397,8 +397,11 @@ def records(seeds: int = 3, prompts: int = 200) -> list[dict[str, Any]]:
                     "probe": [],
                     "rewards": {method: rewards.tolist(), "sft": base.tolist()},
                     "pairs": {
+                        "digest": f"of seed {seed}",
+                        "prompt": [0, 0, 0, 1, 2, 2, 3],
                         "chosen_logratio": (seed - mean + rng.normal(size=7)).tolist(),
                         "rejected_logratio": rng.normal(size=7).tolist(),
+                        "accuracy": rng.integers(2, size=7).tolist(),
                     },
                     **common,
                 }
@@ -410,38 +413,51 @@ def records(seeds: int = 3, prompts: int = 200) -> list[dict[str, Any]]:
     return made
 
 
-def test_held_out_pairs_are_compared_with_dpo_pair_by_pair() -> None:
+def test_methods_are_compared_with_dpo_pair_by_pair() -> None:
     rows = records()
     document = summary(rows)
     cells = {(r["seed"], r["rho"], r["method"]): r for r in rows if r["job"] == "cell"}
-    for method in MEANS:
-        found = document["held_out"]["rhos"]["0.8"][method]
-        for key in ("chosen_logratio", "rejected_logratio"):
+    assert document["less_dpo"]["seeds"] == [0, 1, 2]
+    assert set(document["less_dpo"]["rhos"]["0.8"]) == {"ipo", "p-dpo"}
+    for method in ("ipo", "p-dpo"):
+        found = document["less_dpo"]["rhos"]["0.8"][method]
+        for key in ("chosen_logratio", "rejected_logratio", "accuracy"):
             own, dpo = ([cells[seed, 0.8, name]["pairs"][key] for seed in range(3)] for name in (method, "dpo"))
-            assert found[key]["by_seed"] == pytest.approx(np.mean(own, axis=1).tolist(), rel=1e-5)
-            assert found[key]["mean"] == pytest.approx(np.mean(own), rel=1e-5)
+            less = np.subtract(own, dpo)
+            assert found[key]["by_seed"] == pytest.approx(less.mean(1).tolist(), rel=1e-5)
+            assert found[key]["mean"] == pytest.approx(less.mean(), rel=1e-5)
             assert found[key]["n"] == 21
-            if method != "dpo":
-                less = found["less_dpo"][key]
-                assert less["mean"] == pytest.approx(np.mean(np.subtract(own, dpo)), rel=1e-5)
-                low, high = less["ci"]
-                assert low < less["mean"] < high
-        pairs = [cells[seed, 0.8, method]["pairs"] for seed in range(3)]
-        ordered = [np.greater(own["chosen_logratio"], own["rejected_logratio"]) for own in pairs]
-        assert found["accuracy"]["mean"] == pytest.approx(np.mean(ordered), rel=1e-5)
-        if method != "dpo":
-            advantages = [document["advantages"]["0.8"][name]["advantage"] for name in (method, "dpo")]
-            assert found["less_dpo"]["advantage"]["mean"] == pytest.approx(np.subtract(*advantages), rel=1e-4)
-    assert "less_dpo" not in document["held_out"]["rhos"]["0.2"]["dpo"]
+            low, high = found[key]["ci"]
+            assert low < found[key]["mean"] < high
+        advantages = [document["advantages"]["0.8"][name]["advantage"] for name in (method, "dpo")]
+        assert found["advantage"]["mean"] == pytest.approx(np.subtract(*advantages), rel=1e-4)
     assert "pairs" not in document["cells"][0], "which stay in the records"
-    assert document["held_out"]["seeds"] == [0, 1, 2]
     del cells[1, 0.2, "dpo"]["pairs"]
     some, alone = summary(rows), summary([row for row in rows if row["seed"] != 1])
-    assert some["held_out"]["seeds"] == [0, 2], "whose cells all have pairs"
-    assert some["held_out"] == alone["held_out"]
+    assert some["less_dpo"]["seeds"] == [0, 2], "whose cells all have pairs"
+    assert some["less_dpo"] == alone["less_dpo"]
     for seed in (0, 2):
         cells[seed, 0.8, "dpo"]["pairs"] = None
-    assert summary(rows)["held_out"] is None, "all of an earlier version"
+    assert summary(rows)["less_dpo"] is None, "all of an earlier version"
+    assert summary([row for row in records() if row.get("method") != "dpo"])["less_dpo"] is None
+
+
+def test_pairs_of_one_prompt_are_drawn_together() -> None:
+    """Of four prompts with one value each, repeated: as wide as of four values, and not as of forty."""
+    rng = np.random.default_rng(0)
+    values, config = rng.normal(size=4), {"confidence": 0.9, "resamples": 2000}
+    groups = np.repeat(np.arange(4), 10)
+    alone, together, apart = (
+        _mean([values], config),
+        _mean([values[groups]], config, groups=[groups.tolist()]),
+        _mean([values[groups]], config),
+    )
+    assert together["mean"] == pytest.approx(values.mean())
+    assert together["ci"] == pytest.approx(alone["ci"])
+    assert np.ptp(apart["ci"]) < np.ptp(together["ci"]) / 2, "control"
+    uneven = _mean([np.array([1.0, 1.0, 1.0, 4.0])], config, groups=[[0, 0, 0, 1]])
+    assert uneven["mean"] == 1.75, "over pairs, not over prompts"
+    assert uneven["ci"] == [1.0, 4.0]
 
 
 def difference(rows: list[dict[str, Any]], rho: float, method: str) -> list[np.ndarray]:
@@ -624,8 +640,10 @@ def test_so_far_leaves_out_a_seed_that_lacks_records_and_says_so(capsys: pytest.
     assert whole_seeds(rows) == rows
     kept = whole_seeds(lacking)
     assert {row["seed"] for row in kept} == {0, 2}
-    assert "seed 1 is left out: it has 8 of 10 records so far" in capsys.readouterr().err
+    assert "seed 1 is left out: it lacks 2 of 10 records so far" in capsys.readouterr().err
     assert summary(kept)["seeds"] == [0, 2]
+    other = [{**row, "method": "d-dpo"} if row.get("method") == "ipo" and row["seed"] == 1 else row for row in rows]
+    assert {row["seed"] for row in whole_seeds(other)} == {0, 2}, "as many records, and not the same"
 
 
 def _drop(job_name: str) -> Any:
@@ -653,6 +671,11 @@ def _unsettled(rows: list[dict[str, Any]]) -> None:
     one |= {"chosen": {"setting": {"beta": 0.1}, "step": 2}, "validation": [], "probe": []}
 
 
+def _other_pairs(rows: list[dict[str, Any]]) -> None:
+    one = next(row for row in rows if (row["seed"], row.get("rho"), row.get("method")) == (1, 0.8, "ipo"))
+    one["pairs"] = {**one["pairs"], "digest": "of others"}
+
+
 def _stale_alpha(rows: list[dict[str, Any]]) -> None:
     alpha = next(row for row in rows if row["job"] == "alpha")
     alpha["chosen"] = {**alpha["chosen"], "setting": {**alpha["chosen"]["setting"], "beta": 77.0}}
@@ -668,7 +691,16 @@ def _stale_alpha(rows: list[dict[str, Any]]) -> None:
         (_drop("scores"), "the scores record of seed 1, rho 0.2 is missing"),
         (_drop("cell"), "the cell record of seed 1, rho 0.2, method dpo is missing"),
         (lambda rows: rows.append(rows[2]), "there are two cell records of seed 0, rho 0.2, method dpo; one is needed"),
-        (_other_option, r"the cell record of seed 2 was made with other options \(evaluation\) than the base record"),
+        (
+            _other_option,
+            r"the cell record of seed 2, rho 0.8, method p-dpo was made with other options \(evaluation.confidence 0.5 "
+            r"and not 0.9\) than the base record of seed 0; make one of them again, or leave it out",
+        ),
+        (_other_pairs, r"the cell of seed 1, rho 0.8, method ipo has other test pairs \(pairs.digest, pairs.prompt\)"),
+        (
+            lambda rows: rows.append({**rows[1], "job": "rewards"}),
+            "the rewards record of seed 0, rho 0.2 is of reward models alone, which are no part of a grid; leave it",
+        ),
         (_other_prompts, "the cell of seed 0, rho 0.8, method dpo has other test samples of pi_ref than others"),
     ],
 )
@@ -693,10 +725,12 @@ def test_options_that_came_later_are_at_their_defaults_before() -> None:
         document = summary(mixed)
         for part in ("advantages", "wald", "wins", "cells"):
             assert document[part] == alone[part]
-    with pytest.raises(ValueError, match=r"was made with other options \(lora\) than the base record of seed 0"):
+    with pytest.raises(
+        ValueError, match=r"with other options \(lora.rank 8 and not None\) than the base record of seed 0"
+    ):
         summary([*rows[:3], *(later(row, rank=8) for row in rows[3:])])
     gone = {**rows[-1], "config": {**rows[-1]["config"], "no_more": 1}}
-    with pytest.raises(ValueError, match=r"was made with other options \(their names\)"):
+    with pytest.raises(ValueError, match=r"was made with other options \(no_more 1 and not nothing\)"):
         summary([*rows[:-1], gone])
 
 
@@ -710,16 +744,18 @@ def test_only_its_own_cells_are_asked_for_the_options_of_a_method() -> None:
     own = {"ipo": {"tau": 0.1, "length_normalised": False}, "sweep": {"p-dpo": tried}}
     late = [with_options(row, **own) if row.get("method") in ("ipo", "p-dpo") else row for row in rows]
     document, alone = summary(late), summary(rows)
-    for part in ("advantages", "wald", "wins", "cells", "held_out"):
+    for part in ("advantages", "wald", "wins", "cells", "less_dpo"):
         assert document[part] == alone[part]
     assert document["config"]["sweep"] == {**alone["config"].get("sweep", {}), "p-dpo": tried}
     assert document["config"]["ipo"] == own["ipo"]
     again = [with_options(row, sweep={"dpo": tried}) if row.get("method") == "dpo" else row for row in rows]
     assert summary(again)["config"]["sweep"]["dpo"] == tried, "the settings that its cells had"
     one = next(i for i, row in enumerate(rows) if row.get("method") == "dpo")
-    for options, name in (({"sweep": {"dpo": tried}}, "sweep.dpo"), ({"dpo": {"beta": 0.7}}, "dpo")):
+    for options, differs in (({"sweep": {"dpo": tried}}, r"sweep\.dpo"), ({"dpo": {"beta": 0.7}}, r"dpo\.beta")):
         mixed = [*rows[:one], with_options(rows[one], **options), *rows[one + 1 :]]
-        with pytest.raises(ValueError, match=rf"cell record .* with other options \({name}\) than the cell record"):
+        with pytest.raises(
+            ValueError, match=rf"cell record .* with other options \({differs} .* and not .*\) than the cell"
+        ):
             summary(mixed)
 
 
@@ -735,12 +771,30 @@ def test_seeds_that_were_run_elsewhere_have_their_models_in_other_places() -> No
     summary([elsewhere(row, "store", model, cached if row["seed"] else "{}/models/{}") for row in rows])
     for change in (
         {"model": "Small.Q4_1-ba9876543210"},  # another file
-        {"model": model, "kept": "{}/mine/{}"},  # a folder of the user's own, whose content its name does not tell
+        {"model": model, "kept": "{}/mine/{}"},  # folders of the user's own, whose content their names do not tell
     ):
         ours = [elsewhere(row, "a", model) for row in rows if row["seed"] == 0]
         theirs = [elsewhere(row, "b", **change) for row in rows if row["seed"] == 1]
-        with pytest.raises(ValueError, match=r"with other options \(model\)"):
+        with pytest.raises(ValueError, match=r"with other options \(model '.*' and not '.*'\)"):
             summary([*ours, *theirs])
+    for kept in ("{}/models/{}", "{}/reward-distillation/models/{}"):
+        both = [elsewhere(row, "ab"[row["seed"]], "mine", kept) for row in rows]
+        with pytest.raises(ValueError, match=r"with other options \(model"):
+            summary(both)
+
+
+def test_a_summary_names_no_place_of_the_machine(tmp_path: Path) -> None:
+    rows = records(seeds=1)
+    config = {"model": f"{tmp_path}/mine", "data": {"path": f"{tmp_path}/sets/a.jsonl", "sft_path": None}}
+    rows = [with_options(row, **config) for row in rows]
+    dropped = {"too long": [f"{tmp_path}/sets/a.jsonl, line 3"]}
+    rows[0]["data"] = {**rows[0]["data"], "preferences": {**ROWS, "first": dropped}}
+    document = summary(rows)
+    assert document["config"]["model"] == "mine"
+    assert document["config"]["data"] == {"path": "a.jsonl", "sft_path": None}
+    assert document["base"]["0"]["data"]["preferences"]["first"] == {"too long": ["a.jsonl, line 3"]}
+    assert str(tmp_path) not in json.dumps(document)
+    assert str(tmp_path) in json.dumps(rows[0]), "control"
 
 
 def test_defaults_are_filled_in_at_every_level() -> None:
@@ -813,7 +867,11 @@ def test_records_are_read_as_they_are_and_so_are_the_first_ones_without_a_versio
         (2, lambda row: row.update(rho="0.2"), 'has rho "0.2", where a number is needed'),
         (2, lambda row: row.update(method="rlhf"), "has method 'rlhf', where one of dpo, ipo, "),
         (2, lambda row: row["rewards"].pop("sft"), "lacks rewards.sft"),
-        (2, lambda row: row["pairs"]["chosen_logratio"].pop(), "has 6 pairs.chosen_logratio and 7 pairs.rejected_log"),
+        (
+            2,
+            lambda row: row["pairs"]["chosen_logratio"].pop(),
+            "has 7 pairs.prompt, 6 pairs.chosen_logratio, 7 pairs",
+        ),
         (2, lambda row: row["pairs"].pop("rejected_logratio"), "lacks pairs.rejected_logratio"),
         (2, lambda row: row["rewards"]["sft"].pop(), "has 200 rewards.dpo and 199 rewards.sft, where as many are"),
         (4, lambda row: row["chosen"]["setting"].pop("kl"), "lacks chosen.setting.kl.alpha_start, "),
