@@ -118,9 +118,9 @@ def summary(records: Sequence[Record]) -> dict[str, Any]:
 def _without_places(value: Any, records: Sequence[Record]) -> Any:
     """With files and folders of the options, which are of no use elsewhere, by their last names."""
     options = [record["config"] for record in records]
-    files = {one for each in options for one in (each.get("data") or {}).values()}
-    named = {*files, *(each.get(name) for each in options for name in MODELS)}
-    places = sorted({f"{Path(one).parent}/" for one in named if isinstance(one, str) and Path(one).is_absolute()})
+    files = [one for each in options for one in (each.get("data") or {}).values()]
+    named = [*files, *(each.get(name) for each in options for name in MODELS)]
+    places = {f"{Path(one).parent}/" for one in named if isinstance(one, str) and Path(one).is_absolute()}
 
     def shortened(value: Any) -> Any:
         if isinstance(value, str):

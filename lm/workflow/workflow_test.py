@@ -785,13 +785,13 @@ def test_seeds_that_were_run_elsewhere_have_their_models_in_other_places() -> No
 
 def test_a_summary_names_no_place_of_the_machine(tmp_path: Path) -> None:
     rows = records(seeds=1)
-    config = {"model": f"{tmp_path}/mine", "data": {"path": f"{tmp_path}/sets/a.jsonl", "sft_path": None}}
+    config = {"model": f"{tmp_path}/mine", "data": {"path": f"{tmp_path}/sets/a.jsonl", "sft_path": None, "world": {}}}
     rows = [with_options(row, **config) for row in rows]
     dropped = {"too long": [f"{tmp_path}/sets/a.jsonl, line 3"]}
     rows[0]["data"] = {**rows[0]["data"], "preferences": {**ROWS, "first": dropped}}
     document = summary(rows)
     assert document["config"]["model"] == "mine"
-    assert document["config"]["data"] == {"path": "a.jsonl", "sft_path": None}
+    assert document["config"]["data"] == {"path": "a.jsonl", "sft_path": None, "world": {}}
     assert document["base"]["0"]["data"]["preferences"]["first"] == {"too long": ["a.jsonl, line 3"]}
     assert str(tmp_path) not in json.dumps(document)
     assert str(tmp_path) in json.dumps(rows[0]), "control"
