@@ -429,6 +429,8 @@ def test_methods_are_compared_with_dpo_pair_by_pair() -> None:
             assert found[key]["n"] == 21
             low, high = found[key]["ci"]
             assert low < found[key]["mean"] < high
+            drawn = _mean(list(less), rows[0]["config"]["evaluation"], groups=[[0, 0, 0, 1, 2, 2, 3]] * 3)
+            assert found[key]["ci"] == pytest.approx(drawn["ci"], rel=1e-5), "prompts, each with its pairs"
         advantages = [document["advantages"]["0.8"][name]["advantage"] for name in (method, "dpo")]
         assert found["advantage"]["mean"] == pytest.approx(np.subtract(*advantages), rel=1e-4)
     assert "pairs" not in document["cells"][0], "which stay in the records"
